@@ -1,0 +1,1 @@
+"""Runtime for quantized ONNX models on CPUs."""

@@ -1,0 +1,42 @@
+"""The one family of exceptions. *Invalid* and *unsupported* are different classes on purpose.
+
+Every message says where (file, node and operator), what was needed, what came and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class QRuntimeError(Exception):
+    """Root of every error that qruntime raises deliberately."""
+
+
+class InvalidModel(QRuntimeError):
+    """The bytes or the graph break the ONNX format; no runtime could run them."""
+
+
+class UnsupportedModel(QRuntimeError):
+    """A valid model that needs something qruntime does not have."""
+
+
+class UnsupportedOp(UnsupportedModel):
+    """Operators without any definition; the message lists all of them at once."""
+
+
+class InputError(QRuntimeError, ValueError):
+    """What was fed to a model (or named to a call) does not fit it."""
+
+
+class RunError(QRuntimeError, RuntimeError):
+    """A node failed while running; the message names it and its inputs."""
+
+
+class QuantizationError(QRuntimeError, ValueError):
+    """A quantization request that cannot be carried out as asked."""
+
+
+class SaveError(QRuntimeError):
+    """The model could not be written; what was on disk before is still there."""
+
+
+class KernelUnavailable(QRuntimeError):
+    """A forced instruction set that this CPU or build does not offer."""

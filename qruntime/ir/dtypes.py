@@ -1,0 +1,84 @@
+"""Element types: ONNX code ↔ name ↔ numpy dtype.
+
+Types that numpy lacks (bfloat16, float8, 4-bit …) come from `ml_dtypes`, which is imported only when
+a model uses one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from qruntime.errors import InvalidModel, UnsupportedModel
+
+# ONNX TensorProto.DataType → (name as ONNX spells it in lower case, bits per element)
+ONNX_TYPES: dict[int, tuple[str, int]] = {
+    1: ("float32", 32),
+    2: ("uint8", 8),
+    3: ("int8", 8),
+    4: ("uint16", 16),
+    5: ("int16", 16),
+    6: ("int32", 32),
+    7: ("int64", 64),
+    8: ("string", 0),
+    9: ("bool", 8),
+    10: ("float16", 16),
+    11: ("float64", 64),
+    12: ("uint32", 32),
+    13: ("uint64", 64),
+    14: ("complex64", 64),
+    15: ("complex128", 128),
+    16: ("bfloat16", 16),
+    17: ("float8_e4m3fn", 8),
+    18: ("float8_e4m3fnuz", 8),
+    19: ("float8_e5m2", 8),
+    20: ("float8_e5m2fnuz", 8),
+    21: ("uint4", 4),
+    22: ("int4", 4),
+    23: ("float4_e2m1fn", 4),
+    24: ("float8_e8m0fnu", 8),
+    25: ("uint2", 2),
+    26: ("int2", 2),
+}
+ONNX_CODES = {name: code for code, (name, _) in ONNX_TYPES.items()}
+
+_NUMPY_NATIVE = frozenset(
+    "float32 uint8 int8 uint16 int16 int32 int64 bool float16 float64 uint32 uint64 complex64 complex128".split()
+)
+
+
+@functools.lru_cache(maxsize=None)
+def numpy_dtype(code: int) -> np.dtype:
+    """numpy dtype of an ONNX element type code; strings are `object`."""
+    if code not in ONNX_TYPES:
+        raise InvalidModel(f"unknown tensor element type {code}; known codes are 1 to {max(ONNX_TYPES)}")
+    name = ONNX_TYPES[code][0]
+    if name == "string":
+        return np.dtype(object)
+    if name in _NUMPY_NATIVE:
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise UnsupportedModel(f"element type {name} needs the package ml_dtypes: pip install ml_dtypes") from error
+    return np.dtype(getattr(ml_dtypes, name))
+
+
+def onnx_code(dtype: np.dtype | type | str) -> int:
+    """ONNX element type code of a numpy (or ml_dtypes) dtype; any string-like dtype is `string`."""
+    dtype = np.dtype(dtype)
+    if dtype.kind in "OSUT":
+        return ONNX_CODES["string"]
+    code = ONNX_CODES.get(dtype.name)
+    if code is None:
+        raise UnsupportedModel(f"numpy dtype {dtype} has no ONNX element type")
+    return code
+
+
+def type_name(code: int) -> str:
+    return ONNX_TYPES[code][0] if code in ONNX_TYPES else f"unknown({code})"
+
+
+def bits(code: int) -> int:
+    return ONNX_TYPES[code][1]

@@ -1,0 +1,356 @@
+"""The graph: values, nodes and their use-def links.
+
+A `Value` is one edge of the graph. It has at most one producer and knows all its uses, also those in
+the subgraphs of `If`, `Loop` and `Scan`, which refer to outer values directly (no name look-up, no
+shadowing). Constants are values with `data` and no producer.
+
+Invariants, held by `Graph.check()`:
+
+- a node belongs to exactly one graph and every output names it as its producer;
+- `value.uses` holds precisely the (node, input position) pairs that read it;
+- nodes come after the producers of what they, or their subgraphs, read.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qruntime.errors import InvalidModel
+from qruntime.ir.dtypes import type_name
+
+Dim = int | str | None
+"""A known size, a symbolic name, or nothing known."""
+
+
+class AttributeType(enum.IntEnum):
+    """Codes of ONNX AttributeProto.AttributeType."""
+
+    FLOAT = 1
+    INT = 2
+    STRING = 3
+    TENSOR = 4
+    GRAPH = 5
+    FLOATS = 6
+    INTS = 7
+    STRINGS = 8
+    TENSORS = 9
+    GRAPHS = 10
+    SPARSE_TENSOR = 11
+    SPARSE_TENSORS = 12
+    TYPE_PROTO = 13
+    TYPE_PROTOS = 14
+
+
+class Attribute(NamedTuple):
+    """`value` is float, int, str, ndarray, Graph, TypeInfo or a tuple of one of them, as `type` says.
+
+    A STRING that is not UTF-8 stays bytes.
+    """
+
+    type: AttributeType
+    value: Any
+
+
+class TypeInfo(NamedTuple):
+    """Type of a value: `kind` is "tensor", "sparse_tensor", "sequence", "optional" or "map".
+
+    `dtype` is an ONNX element code (the key type for a map, 0 if unknown), `shape` is None when even
+    the rank is unknown, `elem` is the element type of sequences, optionals and maps.
+    """
+
+    kind: str
+    dtype: int = 0
+    shape: tuple[Dim, ...] | None = None
+    elem: TypeInfo | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "tensor":
+            dims = "" if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+            return f"{type_name(self.dtype)}[{'...' if self.shape is None else dims}]"
+        if self.kind == "map":
+            return f"map({type_name(self.dtype)}, {self.elem})"
+        return f"{self.kind}({self.elem or type_name(self.dtype)})"
+
+
+class Value:
+    """One edge: an input, a constant or what a node makes."""
+
+    __slots__ = ("data", "name", "producer", "type", "uses")
+
+    def __init__(self, name: str, type: TypeInfo | None = None, data: np.ndarray | None = None):
+        self.name = name
+        self.type = type
+        self.data = data
+        self.producer: Node | None = None
+        self.uses: dict[tuple[Node, int], None] = {}  # a dict for its order and quick removal
+
+    @property
+    def is_constant(self) -> bool:
+        return self.data is not None
+
+    def __repr__(self) -> str:
+        return f"Value({self.name!r}{', constant' if self.is_constant else ''})"
+
+
+class Node:
+    """One operator call. `inputs` may hold None for an optional input that is absent."""
+
+    __slots__ = ("_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "outputs", "overload", "version")
+
+    def __init__(
+        self,
+        op_type: str,
+        inputs: Sequence[Value | None],
+        outputs: Sequence[Value],
+        attributes: dict[str, Attribute] | None = None,
+        *,
+        domain: str = "",
+        version: int = 0,
+        name: str = "",
+        metadata: dict[str, str] | None = None,
+        doc: str = "",
+    ):
+        self.op_type = op_type
+        self.domain = domain
+        self.version = version  # opset version of `domain` that this node was written for
+        self.name = name
+        self.attributes = attributes or {}
+        self.metadata = metadata or {}
+        self.doc = doc
+        self.overload = ""
+        self.graph: Graph | None = None
+        self._inputs: list[Value | None] = []
+        for value in inputs:
+            self.append_input(value)
+        self.outputs = list(outputs)
+        for output in self.outputs:
+            if output.producer is not None or output.is_constant:
+                raise InvalidModel(f"value {output.name!r} is made twice: by {output.producer} and by {self}")
+            output.producer = self
+
+    @property
+    def inputs(self) -> tuple[Value | None, ...]:
+        return tuple(self._inputs)
+
+    def input(self, index: int) -> Value | None:
+        """Input at `index`, None when absent or beyond the list."""
+        return self._inputs[index] if index < len(self._inputs) else None
+
+    def append_input(self, value: Value | None) -> None:
+        if value is not None:
+            value.uses[self, len(self._inputs)] = None
+        self._inputs.append(value)
+
+    def set_input(self, index: int, value: Value | None) -> None:
+        old = self._inputs[index]
+        if old is not None:
+            del old.uses[self, index]
+        if value is not None:
+            value.uses[self, index] = None
+        self._inputs[index] = value
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """Plain value of an attribute, `default` when it is not set."""
+        attribute = self.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    @property
+    def subgraphs(self) -> list[Graph]:
+        found = []
+        for attribute in self.attributes.values():
+            if attribute.type is AttributeType.GRAPH:
+                found.append(attribute.value)
+            elif attribute.type is AttributeType.GRAPHS:
+                found.extend(attribute.value)
+        return found
+
+    def captured(self) -> list[Value]:
+        """Outer values that the subgraphs of this node read, in first-use order, constants included."""
+        seen: dict[Value, None] = {}
+        for graph in self.subgraphs:
+            seen.update(dict.fromkeys(graph.captured()))
+        return list(seen)
+
+    def is_op(self, *op_types: str, domain: str = "") -> bool:
+        return self.domain == domain and self.op_type in op_types
+
+    @property
+    def label(self) -> str:
+        """How messages call this node: operator, and name or first output."""
+        op = f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+        return f"{op} {self.name or (self.outputs[0].name if self.outputs else '')!r}"
+
+    def __repr__(self) -> str:
+        return f"Node({self.label})"
+
+
+class Graph:
+    """A list of nodes in an order in which they can run, with named inputs and outputs."""
+
+    def __init__(
+        self,
+        inputs: Iterable[Value] = (),
+        outputs: Iterable[Value] = (),
+        nodes: Iterable[Node] = (),
+        *,
+        name: str = "graph",
+        doc: str = "",
+    ):
+        self.name = name
+        self.doc = doc
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.output_names = [value.name for value in self.outputs]  # the public names: survive any rewrite
+        self.nodes: list[Node] = []
+        for node in nodes:
+            self.append(node)
+
+    def append(self, node: Node) -> None:
+        node.graph = self
+        self.nodes.append(node)
+
+    def insert_before(self, anchor: Node, *nodes: Node) -> None:
+        at = self.nodes.index(anchor)
+        for node in nodes:
+            node.graph = self
+        self.nodes[at:at] = nodes
+
+    def remove(self, *nodes: Node) -> None:
+        """Drop nodes whose outputs nobody reads any more."""
+        gone = set(nodes)
+        for node in nodes:
+            for index in range(len(node._inputs)):
+                node.set_input(index, None)
+            for graph in node.subgraphs:
+                graph.release()
+            node.graph = None
+        self.nodes = [node for node in self.nodes if node not in gone]
+
+    def release(self) -> None:
+        """Withdraw every use that this graph makes of outer values (it is being thrown away)."""
+        for node in self.nodes:
+            for index in range(len(node._inputs)):
+                node.set_input(index, None)
+            for graph in node.subgraphs:
+                graph.release()
+
+    def replace_uses(self, old: Value, new: Value) -> None:
+        """Make every reader of `old`, graph outputs of all nested graphs included, read `new`."""
+        for node, index in list(old.uses):
+            node.set_input(index, new)
+        for graph in self.walk_graphs():
+            graph.outputs = [new if value is old else value for value in graph.outputs]
+
+    def walk_graphs(self) -> Iterator[Graph]:
+        """This graph and all graphs nested in it."""
+        stack = [self]
+        while stack:
+            graph = stack.pop()
+            yield graph
+            for node in graph.nodes:
+                stack.extend(node.subgraphs)
+
+    def walk_nodes(self) -> Iterator[Node]:
+        for graph in self.walk_graphs():
+            yield from graph.nodes
+
+    def captured(self) -> list[Value]:
+        """Outer values this graph reads, in first-use order (constants included)."""
+        own: set[Value] = set(self.inputs)
+        seen: dict[Value, None] = {}
+        for node in self.nodes:
+            for value in (*node.inputs, *node.captured()):
+                if value is not None and value not in own:
+                    seen[value] = None
+            own.update(node.outputs)
+        for value in self.outputs:
+            if value not in own:
+                seen[value] = None
+        return list(seen)
+
+    def constants(self) -> list[Value]:
+        """Constants read in this graph or below, each once."""
+        seen: dict[Value, None] = {}
+        for graph in self.walk_graphs():
+            for node in graph.nodes:
+                seen.update((v, None) for v in node.inputs if v is not None and v.is_constant)
+            seen.update((v, None) for v in graph.outputs if v.is_constant)
+        return list(seen)
+
+    def is_output(self, value: Value) -> bool:
+        return any(value is output for output in self.outputs)
+
+    def sort(self) -> None:
+        """Order nodes after the producers of what they and their subgraphs read (stable).
+
+        Raises InvalidModel on a cycle, naming a node on it.
+        """
+        position = {node: i for i, node in enumerate(self.nodes)}
+        needs: dict[Node, set[Node]] = {}
+        readers: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            read = (*node.inputs, *node.captured()) if node.subgraphs else node.inputs
+            needs[node] = {v.producer for v in read if v is not None and v.producer in position}
+            for producer in needs[node]:
+                readers[producer].append(node)
+        if all(position[p] < position[n] for n, ps in needs.items() for p in ps):
+            return
+        import heapq
+
+        ready = [position[n] for n in self.nodes if not needs[n]]
+        heapq.heapify(ready)
+        originals, ordered = self.nodes, []
+        while ready:
+            node = originals[heapq.heappop(ready)]
+            ordered.append(node)
+            for reader in readers[node]:
+                needs[reader].discard(node)
+                if not needs[reader]:
+                    heapq.heappush(ready, position[reader])
+        if len(ordered) != len(originals):
+            stuck = next(n for n in originals if needs[n])
+            raise InvalidModel(f"graph {self.name!r} has a cycle through {stuck.label}")
+        self.nodes = ordered
+
+    def check(self) -> None:
+        """Raise InvalidModel, naming the place, when an invariant of this module is broken."""
+        self._check(set())
+
+    def _check(self, outer: set[Value]) -> None:
+        known = outer | set(self.inputs)
+        for node in self.nodes:
+            if node.graph is not self:
+                raise InvalidModel(f"{node.label} is listed in graph {self.name!r} but belongs to another")
+            for index, value in enumerate(node.inputs):
+                if value is None:
+                    continue
+                if (node, index) not in value.uses:
+                    raise InvalidModel(f"{node.label} reads {value.name!r} but is not among its uses")
+                if not value.is_constant and value not in known:
+                    raise InvalidModel(f"{node.label} reads {value.name!r} before anything makes it")
+            for graph in node.subgraphs:
+                graph._check(known)
+            for output in node.outputs:
+                if output.producer is not node:
+                    raise InvalidModel(f"output {output.name!r} of {node.label} names {output.producer} as its producer")
+                known.add(output)
+        for value in self.outputs:
+            if not value.is_constant and value not in known:
+                raise InvalidModel(f"output {value.name!r} of graph {self.name!r} is never made")
+
+
+class ModelInfo(NamedTuple):
+    """What a file says beside its graph; kept so that `save` writes it back."""
+
+    ir_version: int = 10
+    opset_imports: dict[str, int] = {}
+    producer_name: str = ""
+    producer_version: str = ""
+    domain: str = ""
+    model_version: int = 0
+    doc: str = ""
+    metadata: dict[str, str] = {}

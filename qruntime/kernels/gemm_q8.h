@@ -1,0 +1,80 @@
+/// int8 GEMM with dynamically quantized activations.
+///
+///     y[m, n] = activation( scale_a[m] · scale_w[n] · t[m, n] + bias[n] ) + residual[m, n]
+///     t[m, n] = Σ_k (qa[m, k] − zero_point_a[m]) · (qw[k, n] − zero_point_w[n])          (int32, exact)
+///
+/// Activations are uint8 (0 … 255), chosen per row from that row alone (or per tensor), weights int8.
+///
+/// Quantizing a row of `a` (the same single IEEE operations on every rung, so integers are identical):
+///
+///     lo = min(0, min a),  hi = max(0, max a)
+///     scale = float((double(hi) − double(lo)) / 255); 1 when that is 0; at least FLT_MIN
+///     zero_point = clamp(rint_even(−lo / scale), 0, 255)              (float division)
+///     q = clamp(rint_even(a · (1 / scale)) + zero_point, 0, 255)
+///
+/// A NaN in the row makes its scale NaN, hence the whole row of y and no other; an Inf likewise stays
+/// in its row. Sums are exact for any K: above QRT_Q8_MAX_K rows of weights are summed in chunks into
+/// int64.
+#ifndef QRT_GEMM_Q8_H
+#define QRT_GEMM_Q8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tensor.h"
+
+/// 255 · 255 · 32768 < 2^31: below this the int32 sum cannot overflow whatever the zero points.
+enum { QRT_Q8_MAX_K = 32768 };
+
+typedef enum {
+    QRT_ACT_NONE, QRT_ACT_RELU, QRT_ACT_GELU, QRT_ACT_GELU_TANH, QRT_ACT_SILU, QRT_ACT_SIGMOID, QRT_ACT_TANH
+} qrt_activation;
+
+typedef enum { QRT_PER_TOKEN, QRT_PER_TENSOR } qrt_range_mode;
+
+struct qrt_gemm_q8;
+
+/// Weights of one layer, packed for the rung that packed them. Immutable once made.
+typedef struct qrt_q8_weights {
+    const struct qrt_gemm_q8 *kernel;
+    int64_t k, n;
+    void *panels;            ///< layout private to `kernel`
+    int32_t *col_sums;       ///< Σ_k qw[k, n], padded to a multiple of nr
+    float *scales;           ///< padded to a multiple of nr (per tensor: the same value repeated)
+    int32_t *zero_points;    ///< padded; NULL when all are 0
+    float *bias;             ///< padded; NULL when there is none
+    qrt_buffer *buffer;      ///< owns all of the above
+} qrt_q8_weights;
+
+/// Pack weights with the kernels in force. `w` has `k` rows and `n` columns at the strides given (in
+/// elements), `scales`, `zero_points` have 1 or n entries (`num_params`); zero_points and bias may be
+/// NULL. Returns NULL when memory is short.
+qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
+                            int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias);
+void qrt_q8_free(qrt_q8_weights *w);
+
+typedef struct {
+    qrt_activation activation;
+    const float *residual;          ///< [m, n] added after the activation, or NULL
+    int64_t residual_stride_elems;
+} qrt_q8_epilogue;
+
+/// y = layer(a) for `m` rows, on at most run->num_threads threads, scratch from `run`.
+/// `a` has row stride lda_elems, `y` has row stride ldy_elems.
+qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
+
+/// The same on the calling thread with scratch of qrt_q8_scratch_bytes(w, m) bytes given by the caller:
+/// for recurrent steps, which call it many times.
+size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m);
+void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
+                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
+
+typedef struct qrt_gemm_q8 {
+    const char *name;
+    int mr, nr, kr;
+} qrt_gemm_q8;
+
+#endif

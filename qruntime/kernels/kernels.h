@@ -1,0 +1,49 @@
+/// The contract of all compute kernels: one table of function pointers, one ladder of rungs.
+///
+/// `portable/` fills every slot in plain C and is the definition. Each further rung overlays the slots
+/// it improves; what it leaves alone falls through to the rung below. A test compares every rung with
+/// portable: integers bit for bit, floats within the bound stated at the slot.
+///
+/// For every slot:
+/// - pointers do not overlap unless it says "in place";
+/// - counts are in elements; strides end in _elems or _bytes;
+/// - sizes of zero are allowed and do nothing;
+/// - no kernel allocates, prints, raises or aborts;
+/// - a result never depends on the number of threads, nor on how the caller splits rows.
+#ifndef QRT_KERNELS_H
+#define QRT_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gemm_f32.h"
+#include "gemm_q8.h"
+#include "pointwise.h"
+#include "rows.h"
+
+typedef struct qrt_kernel_table {
+    const char *isa;          ///< name of the rung
+    qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
+    qrt_gemm_f32 gemm_f32;    ///< float GEMM
+    qrt_pointwise pointwise;  ///< elementwise
+    qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis
+} qrt_kernel_table;
+
+/// Rungs, from worst to best for this machine's architecture.
+typedef struct {
+    const char *name;
+    bool (*is_supported)(void);
+    void (*overlay)(qrt_kernel_table *table);
+} qrt_rung;
+
+extern const qrt_rung qrt_ladder[];  ///< terminated by {NULL, NULL, NULL}
+
+/// The table in force: all supported rungs up to the cap. Set once, before any run.
+extern qrt_kernel_table qrt_kernels;
+
+/// Build the table of rung `name` (all supported rungs up to it); false when the name is unknown or
+/// this CPU lacks it. The tests use it to hold every rung against portable in one process.
+bool qrt_build_table(const char *name, qrt_kernel_table *table);
+
+#endif

@@ -1,0 +1,41 @@
+/// Node functions: what the executor calls. Each one checks its inputs, finds the output shapes,
+/// allocates the outputs and calls compute kernels of the table, in parallel where it pays.
+///
+/// A node function never raises, prints or aborts. Whatever it cannot do (element type, rank, a shape
+/// that does not fit, a constant that is out of range) it answers with QRT_DECLINE *before* it has
+/// allocated an output; the numpy definition then runs and is the one to report an error.
+#ifndef QRT_NODES_H
+#define QRT_NODES_H
+
+#include "kernels.h"
+#include "tensor.h"
+
+typedef struct qrt_node {
+    const int64_t *ints;     ///< parameters from the binder in qruntime/ops, in its order
+    const double *floats;
+    void *const *packed;     ///< prepacked weights, types agreed between binder and node function
+    int32_t num_ints, num_floats, num_packed;
+    int32_t num_inputs, num_outputs;
+    uint64_t dying;          ///< bit i: input i is read here for the last time
+} qrt_node;
+
+/// `in[i]` is NULL for an absent optional input. `out[i]` is empty when called; an output that nobody
+/// reads may be left empty.
+typedef qrt_status (*qrt_node_fn)(const qrt_node *node, qrt_run *run,
+                                  const qrt_tensor *const *in, qrt_tensor *out);
+
+typedef struct {
+    const char *name;
+    qrt_node_fn fn;
+} qrt_node_entry;
+
+/// Every file under nodes/ ends with its own list; nodes.c joins them. {NULL, NULL} terminates.
+extern const qrt_node_entry qrt_layout_nodes[];
+
+/// NULL when there is no node function of that name.
+qrt_node_fn qrt_find_node(const char *name);
+
+/// True when input i may be overwritten: it dies here, its buffer is ours and nobody else holds it.
+bool qrt_may_overwrite(const qrt_node *node, const qrt_tensor *const *in, int i);
+
+#endif

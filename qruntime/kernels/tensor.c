@@ -1,0 +1,130 @@
+#include "tensor.h"
+
+#include <stdlib.h>
+
+size_t qrt_itemsize(int32_t dtype) {
+    switch (dtype) {
+    case QRT_U8: case QRT_I8: case QRT_BOOL: return 1;
+    case QRT_U16: case QRT_I16: case QRT_F16: case QRT_BF16: return 2;
+    case QRT_F32: case QRT_I32: case QRT_U32: return 4;
+    case QRT_I64: case QRT_F64: case QRT_U64: return 8;
+    default: return 0;
+    }
+}
+
+bool qrt_num_elements(int32_t rank, const int64_t *dims, int64_t *size) {
+    int64_t n = 1;
+    bool has_zero = false;
+    for (int i = 0; i < rank; i++) {
+        if (dims[i] < 0) return false;
+        if (dims[i] == 0) { has_zero = true; continue; }
+        if (__builtin_mul_overflow(n, dims[i], &n)) return false;
+    }
+    *size = has_zero ? 0 : n;
+    return true;
+}
+
+qrt_buffer *qrt_buffer_new(size_t bytes) {
+    if (bytes > (size_t)1 << 47) return NULL;
+    // Room to spare makes a buffer fit again when shapes vary a little, and lets kernels read whole vectors.
+    size_t capacity = (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT + QRT_ALIGNMENT;
+    qrt_buffer *buffer = malloc(sizeof *buffer);
+    if (!buffer) return NULL;
+    if (posix_memalign(&buffer->data, QRT_ALIGNMENT, capacity)) {
+        free(buffer);
+        return NULL;
+    }
+    buffer->capacity = capacity;
+    buffer->refcount = 1;
+    buffer->owner = NULL;
+    buffer->next = NULL;
+    return buffer;
+}
+
+void qrt_buffer_retain(qrt_buffer *buffer) {
+    __atomic_add_fetch(&buffer->refcount, 1, __ATOMIC_RELAXED);
+}
+
+static bool drops_last(qrt_buffer *buffer) {
+    return __atomic_sub_fetch(&buffer->refcount, 1, __ATOMIC_ACQ_REL) == 0;
+}
+
+void qrt_buffer_drop(qrt_buffer *buffer) {
+    if (drops_last(buffer)) {
+        free(buffer->data);
+        free(buffer);
+    }
+}
+
+/// The smallest free buffer that fits without wasting more than half of itself.
+static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
+    qrt_buffer **best = NULL;
+    for (qrt_buffer **link = &run->free_buffers; *link; link = &(*link)->next) {
+        size_t capacity = (*link)->capacity;
+        if (capacity < bytes || capacity / 2 > bytes + 1024) continue;
+        if (!best || capacity < (*best)->capacity) best = link;
+    }
+    if (!best) return NULL;
+    qrt_buffer *buffer = *best;
+    *best = buffer->next;
+    buffer->next = NULL;
+    buffer->refcount = 1;
+    return buffer;
+}
+
+qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes) {
+    qrt_buffer *buffer = take_free(run, bytes);
+    return buffer ? buffer : qrt_buffer_new(bytes);
+}
+
+void qrt_scratch_free(qrt_run *run, qrt_buffer *buffer) {
+    buffer->next = run->free_buffers;
+    run->free_buffers = buffer;
+}
+
+qrt_status qrt_alloc(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank, const int64_t *dims) {
+    size_t item = qrt_itemsize(dtype), bytes;
+    int64_t size;
+    if (rank > QRT_MAX_RANK || item == 0 || !qrt_num_elements(rank, dims, &size)) return QRT_DECLINE;
+    if (__builtin_mul_overflow((size_t)size, item, &bytes)) return QRT_NO_MEMORY;
+    qrt_buffer *buffer = qrt_scratch(run, bytes);
+    if (!buffer) return QRT_NO_MEMORY;
+    out->buffer = buffer;
+    out->data = buffer->data;
+    out->size = size;
+    out->rank = rank;
+    out->dtype = dtype;
+    for (int i = 0; i < rank; i++) out->dims[i] = dims[i];
+    return QRT_OK;
+}
+
+void qrt_alias(qrt_tensor *out, const qrt_tensor *in, int32_t rank, const int64_t *dims) {
+    int64_t copy[QRT_MAX_RANK];
+    for (int i = 0; i < rank; i++) copy[i] = dims[i];
+    out->data = in->data;
+    out->buffer = in->buffer;
+    out->size = in->size;
+    out->dtype = in->dtype;
+    out->rank = rank;
+    for (int i = 0; i < rank; i++) out->dims[i] = copy[i];
+    if (out->buffer) qrt_buffer_retain(out->buffer);
+}
+
+void qrt_release(qrt_run *run, qrt_tensor *t) {
+    qrt_buffer *buffer = t->buffer;
+    t->buffer = NULL;
+    t->dtype = 0;
+    if (!buffer || !drops_last(buffer)) return;
+    qrt_buffer **list = buffer->owner ? &run->graveyard : &run->free_buffers;
+    buffer->next = *list;
+    *list = buffer;
+}
+
+void qrt_run_clear(qrt_run *run) {
+    while (run->free_buffers) {
+        qrt_buffer *buffer = run->free_buffers;
+        run->free_buffers = buffer->next;
+        free(buffer->data);
+        free(buffer);
+    }
+}

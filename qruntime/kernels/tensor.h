@@ -1,0 +1,82 @@
+/// Tensors, buffers and the state of one run.
+///
+/// A tensor is always dense and in C order. Its bytes belong to a reference-counted buffer, or, when
+/// `buffer` is NULL, to somebody who outlives the run (the caller's inputs, constants).
+///
+/// Buffers that die during a run go back to a free list of the same run state and are handed out
+/// again, so that a model in steady state allocates nothing. Nothing is shared between two runs that
+/// are under way at the same time.
+#ifndef QRT_TENSOR_H
+#define QRT_TENSOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { QRT_MAX_RANK = 8, QRT_ALIGNMENT = 64 };
+
+/// Same codes as ONNX TensorProto.DataType, so no table is needed at the border.
+typedef enum {
+    QRT_F32 = 1, QRT_U8 = 2, QRT_I8 = 3, QRT_U16 = 4, QRT_I16 = 5, QRT_I32 = 6, QRT_I64 = 7,
+    QRT_BOOL = 9, QRT_F16 = 10, QRT_F64 = 11, QRT_U32 = 12, QRT_U64 = 13, QRT_BF16 = 16
+} qrt_dtype;
+
+typedef enum {
+    QRT_OK = 0,
+    QRT_DECLINE = 1,   ///< not for this kernel: the numpy definition takes over (and reports errors)
+    QRT_NO_MEMORY = 2
+} qrt_status;
+
+typedef struct qrt_buffer {
+    void *data;             ///< aligned to QRT_ALIGNMENT unless `owner` is set
+    size_t capacity;        ///< bytes
+    int refcount;           ///< atomic
+    void *owner;            ///< PyObject that holds the bytes, or NULL when we allocated them
+    struct qrt_buffer *next; ///< free list
+} qrt_buffer;
+
+typedef struct {
+    void *data;
+    qrt_buffer *buffer;
+    int64_t size;           ///< number of elements, the product of dims
+    int64_t dims[QRT_MAX_RANK];
+    int32_t rank;
+    int32_t dtype;          ///< qrt_dtype; 0 = the slot is empty or holds a Python object
+} qrt_tensor;
+
+/// State of one run: free buffers and what the kernels may use. Owned by one thread at a time.
+typedef struct qrt_run {
+    qrt_buffer *free_buffers;
+    qrt_buffer *graveyard;  ///< dead buffers owned by Python objects, to be dropped with the GIL held
+    int num_threads;        ///< at most this many, the caller's included
+} qrt_run;
+
+/// Bytes of one element, 0 for a type that native code does not handle.
+size_t qrt_itemsize(int32_t dtype);
+
+/// Give `out` a dtype, a shape and uninitialised memory. Fails on overflow or when memory is short.
+qrt_status qrt_alloc(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank, const int64_t *dims);
+
+/// Make `out` a second view of `in` with another shape of the same size (no copy).
+void qrt_alias(qrt_tensor *out, const qrt_tensor *in, int32_t rank, const int64_t *dims);
+
+/// Let go of a tensor: its buffer returns to the run's free list when nobody else holds it.
+void qrt_release(qrt_run *run, qrt_tensor *t);
+
+/// Working memory within one node call: aligned, uninitialised; give it back with `qrt_scratch_free`.
+qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes);
+void qrt_scratch_free(qrt_run *run, qrt_buffer *buffer);
+
+/// A buffer that is not of any run (graph outputs, packed weights). NULL when memory is short.
+qrt_buffer *qrt_buffer_new(size_t bytes);
+void qrt_buffer_retain(qrt_buffer *buffer);
+/// Drop one reference; frees the bytes at the last one. Not for buffers with an owner.
+void qrt_buffer_drop(qrt_buffer *buffer);
+
+/// Free everything a run state holds on its free list.
+void qrt_run_clear(qrt_run *run);
+
+/// Overflow-checked product of dims; false when it overflows or a dim is negative.
+bool qrt_num_elements(int32_t rank, const int64_t *dims, int64_t *size);
+
+#endif

@@ -1,0 +1,122 @@
+"""One operator, one small place: a numpy function *is* the definition, its fast path stands beside it.
+
+    @operator("Softmax", since=13)
+    def softmax(x, *, axis=-1):
+        shifted = np.exp(x - x.max(axis=axis, keepdims=True))
+        return shifted / shifted.sum(axis=axis, keepdims=True)
+
+    @softmax.native
+    def _(node):
+        return NativeCall("softmax", ints=[node.attr("axis", -1)])
+
+The definition receives inputs by position (None for an absent optional one), attributes by keyword
+under their ONNX names (int, float, str, ndarray, tuples of them; a subgraph as a callable over its
+inputs), and returns an ndarray, or a tuple when there are several outputs. Values that are not tensors
+are plain Python: a sequence is a list, an absent optional is None, strings are object arrays of str.
+
+The native binder runs once, when a plan is made. It sees the node with its constants and returns a
+`NativeCall`, or None when the kernel can never serve this node. A kernel may still decline at run time
+(element type, rank, a shape that does not fit): then the definition runs, and it is the definition
+that raises for bad input.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qruntime.ir import Node
+
+Definition = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class NativeCall:
+    """How to call a C node function: its name in `kernels/nodes/` and its parameters.
+
+    `inputs` chooses which inputs of the node are passed, None for all of them: constants that were
+    packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
+    """
+
+    kernel: str
+    ints: Sequence[int] = ()
+    floats: Sequence[float] = ()
+    packed: Sequence[Any] = ()
+    inputs: Sequence[int] | None = None
+
+
+@dataclass
+class OpSpec:
+    """One version of one operator.
+
+    `shape_inputs` are the inputs whose *data* (not only shape) decides the shape of the outputs, such
+    as the second input of Reshape; None says that even those do not suffice (NonZero, Loop). Passes use
+    it to find what depends on input shapes only.
+    """
+
+    op_type: str
+    domain: str
+    since: int
+    definition: Definition
+    shape_inputs: tuple[int, ...] | None = ()
+    deterministic: bool = True
+    binder: Callable[[Node], NativeCall | None] | None = None
+    keywords: frozenset[str] = field(init=False)
+    """Attribute names the definition takes; `num_outputs` and `output_types` are filled by the plan."""
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.definition).parameters.values()
+        self.keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+    def __call__(self, *inputs: Any, **attributes: Any) -> Any:
+        return self.definition(*inputs, **attributes)
+
+    def native(self, binder: Callable[[Node], NativeCall | None]) -> Callable[[Node], NativeCall | None]:
+        """Register the fast path (a decorator)."""
+        self.binder = binder
+        return binder
+
+
+_REGISTRY: dict[tuple[str, str], list[OpSpec]] = {}
+
+
+def operator(
+    *op_types: str,
+    since: int = 1,
+    domain: str = "",
+    shape_inputs: tuple[int, ...] | None = (),
+    deterministic: bool = True,
+) -> Callable[[Definition], OpSpec]:
+    """Register a definition for the operators named, valid from opset `since` up to the next one.
+
+    Returns the `OpSpec` of the last name, so that `.native` can be attached; with several names they
+    share one definition and one binder is not possible.
+    """
+
+    def register(definition: Definition) -> OpSpec:
+        for op_type in op_types:
+            versions = _REGISTRY.setdefault((domain, op_type), [])
+            if any(spec.since == since for spec in versions):
+                raise ValueError(f"{domain or 'ai.onnx'}.{op_type} since {since} is registered twice")
+            spec = OpSpec(op_type, domain, since, definition, shape_inputs, deterministic)
+            versions.append(spec)
+            versions.sort(key=lambda s: s.since)
+        return spec
+
+    return register
+
+
+def find(domain: str, op_type: str, version: int) -> OpSpec | None:
+    """The newest definition not newer than the opset `version` of its domain."""
+    found = None
+    for spec in _REGISTRY.get((domain, op_type), ()):
+        if spec.since <= version:
+            found = spec
+    return found
+
+
+def registered() -> list[OpSpec]:
+    """Every definition, for tests and documentation."""
+    return [spec for versions in _REGISTRY.values() for spec in versions]

@@ -1,0 +1,827 @@
+"""The one border between Python and C: tensors, the executor loop, bindings. No arithmetic.
+
+An `Executable` is a flat list of bound nodes over numbered slots. A slot holds a native tensor or, for
+what native code does not handle (strings, sequences, exotic types), a Python object. The loop runs
+native nodes without the GIL and takes it only for nodes that are Python. Each run borrows a `Frame`
+(slots and free buffers), so that one executable serves many threads at once and, once warm, allocates
+nothing but its outputs.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+import numpy as np
+
+from qruntime.errors import InputError, KernelUnavailable, RunError
+from qruntime.ir.dtypes import numpy_dtype, onnx_code, type_name
+
+cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    bint PyArray_ISCARRAY_RO(cnp.ndarray)
+    object PyArray_NewFromDescr(type subtype, cnp.dtype descr, int nd, cnp.npy_intp *dims, cnp.npy_intp *strides, void *data, int flags, object obj)
+
+cdef extern from "tensor.h" nogil:
+    enum: QRT_MAX_RANK
+    ctypedef struct qrt_buffer:
+        void *data
+        size_t capacity
+        int refcount
+        void *owner
+        qrt_buffer *next
+    ctypedef struct qrt_tensor:
+        void *data
+        qrt_buffer *buffer
+        int64_t size
+        int64_t *dims
+        int32_t rank
+        int32_t dtype
+    ctypedef struct qrt_run:
+        qrt_buffer *free_buffers
+        qrt_buffer *graveyard
+        int num_threads
+    ctypedef enum qrt_status:
+        QRT_OK
+        QRT_DECLINE
+        QRT_NO_MEMORY
+    size_t qrt_itemsize(int32_t)
+    void qrt_release(qrt_run *, qrt_tensor *)
+    qrt_buffer *qrt_buffer_new(size_t)
+    void qrt_buffer_retain(qrt_buffer *)
+    void qrt_buffer_drop(qrt_buffer *)
+    void qrt_run_clear(qrt_run *)
+
+cdef extern from "nodes.h" nogil:
+    ctypedef struct qrt_node:
+        const int64_t *ints
+        const double *floats
+        void *const *packed
+        int32_t num_ints
+        int32_t num_floats
+        int32_t num_packed
+        int32_t num_inputs
+        int32_t num_outputs
+        uint64_t dying
+    ctypedef qrt_status (*qrt_node_fn)(const qrt_node *, qrt_run *, const qrt_tensor *const *, qrt_tensor *) noexcept nogil
+    qrt_node_fn qrt_find_node(const char *)
+
+cdef extern from "threads.h" nogil:
+    int qrt_default_threads()
+
+cdef extern from "gemm_q8.h" nogil:
+    ctypedef struct qrt_gemm_q8:
+        const char *name
+    ctypedef struct qrt_q8_weights:
+        int64_t k
+        int64_t n
+        qrt_buffer *buffer
+    qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
+                                const float *, const int32_t *, int64_t, const float *)
+    void qrt_q8_free(qrt_q8_weights *)
+
+cdef extern from "gemm_f32.h" nogil:
+    ctypedef struct qrt_gemm_f32:
+        const char *name
+    ctypedef struct qrt_f32_weights:
+        int64_t k
+        int64_t n
+        qrt_buffer *buffer
+    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *)
+    void qrt_f32_free(qrt_f32_weights *)
+
+cdef extern from "kernels.h" nogil:
+    ctypedef struct qrt_kernel_table:
+        const char *isa
+        qrt_gemm_q8 gemm_q8
+        qrt_gemm_f32 gemm_f32
+    ctypedef struct qrt_rung:
+        const char *name
+        bint (*is_supported)() noexcept nogil
+    const qrt_rung qrt_ladder[]
+    qrt_kernel_table qrt_kernels
+    bint qrt_build_table(const char *, qrt_kernel_table *)
+
+cdef extern from *:
+    """
+    #include <time.h>
+    static inline double qrt_seconds(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec + 1e-9 * t.tv_nsec;
+    }
+    """
+    double qrt_seconds() nogil
+
+
+# ---------------------------------------------------------------------------------------- rungs
+
+def isa() -> str:
+    """Name of the instruction-set rung in force."""
+    return qrt_kernels.isa.decode()
+
+
+def available_isas() -> list:
+    """Rungs this CPU and build offer, worst first."""
+    names = []
+    cdef const qrt_rung *rung = qrt_ladder
+    while rung.name != NULL:
+        if rung.is_supported():
+            names.append(rung.name.decode())
+        rung += 1
+    return names
+
+
+def set_isa(str name) -> None:
+    """Build the kernel table of rung `name` and put it in force.
+
+    For start-up and for tests: plans made before keep the packed weights of the rung they were made for.
+    """
+    if not qrt_build_table(name.encode(), &qrt_kernels):
+        offered = ", ".join(available_isas())
+        raise KernelUnavailable(f"QRUNTIME_ISA={name!r}, but this CPU offers: {offered}. Unset it or choose one of these.")
+
+
+def _start(str wanted) -> None:
+    set_isa(wanted or available_isas().pop())
+
+
+def default_threads() -> int:
+    """Threads a run uses unless told otherwise."""
+    return qrt_default_threads()
+
+
+def has_node(str name) -> bool:
+    return qrt_find_node(name.encode()) != NULL
+
+
+# ------------------------------------------------------------------------------- packed weights
+
+cdef class Packed:
+    """Weights in the layout of one rung, ready for a kernel. Immutable."""
+
+    cdef void *handle
+
+    @property
+    def nbytes(self):
+        return 0
+
+
+cdef object _address(Packed packed):
+    return 0 if packed is None else <uintptr_t>packed.handle
+
+
+cdef class PackedQ8(Packed):
+    """int8 weights [K, N] with scales, zero points and an optional float bias.
+
+    Parameters: `weight` int8 [K, N] of any strides; `scale` float32 [] or [N]; `zero_point` int8/int32
+    of the same size or None; `bias` float32 [N] or None.
+    """
+
+    def __cinit__(self, weight, scale, zero_point=None, bias=None):
+        cdef cnp.ndarray w = np.asarray(weight)
+        if w.dtype != np.int8 or w.ndim != 2:
+            raise ValueError(f"weight must be int8 [K, N], got {shape_text(w)}")
+        cdef cnp.ndarray s = np.ascontiguousarray(np.asarray(scale, dtype=np.float32).reshape(-1))
+        cdef int64_t k = w.shape[0], n = w.shape[1], count = s.size
+        if count != 1 and count != n:
+            raise ValueError(f"scale must have 1 or {n} entries, got {count}")
+        cdef cnp.ndarray z = None, b = None
+        if zero_point is not None:
+            z = np.ascontiguousarray(np.asarray(zero_point).astype(np.int32).reshape(-1))
+            if z.size != count:
+                raise ValueError(f"zero_point must have {count} entries like scale, got {z.size}")
+            if z.size and (z.min() < -128 or z.max() > 127):
+                raise ValueError("zero_point of int8 weights must lie in -128..127")
+            if not z.any():
+                z = None
+        if bias is not None:
+            b = np.ascontiguousarray(np.asarray(bias, dtype=np.float32).reshape(-1))
+            if b.size != n:
+                raise ValueError(f"bias must have {n} entries, got {b.size}")
+        cdef qrt_q8_weights *packed
+        cdef const int32_t *zp = NULL if z is None else <const int32_t *>cnp.PyArray_DATA(z)
+        cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
+        cdef const signed char *wp = <const signed char *>cnp.PyArray_DATA(w)
+        cdef const float *sp = <const float *>cnp.PyArray_DATA(s)
+        cdef int64_t row = w.strides[0], column = w.strides[1]
+        with nogil:
+            packed = qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp)
+        if packed == NULL:
+            raise MemoryError(f"no memory to pack int8 weights [{k}, {n}]")
+        self.handle = packed
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            qrt_q8_free(<qrt_q8_weights *>self.handle)
+
+    @property
+    def nbytes(self):
+        return (<qrt_q8_weights *>self.handle).buffer.capacity
+
+
+cdef class PackedF32(Packed):
+    """float32 weights [K, N] of any strides with an optional bias [N]."""
+
+    def __cinit__(self, weight, bias=None):
+        cdef cnp.ndarray w = np.asarray(weight)
+        if w.dtype != np.float32 or w.ndim != 2:
+            raise ValueError(f"weight must be float32 [K, N], got {shape_text(w)}")
+        if w.strides[0] % 4 or w.strides[1] % 4:
+            w = np.ascontiguousarray(w)
+        cdef int64_t k = w.shape[0], n = w.shape[1]
+        cdef cnp.ndarray b = None
+        if bias is not None:
+            b = np.ascontiguousarray(np.asarray(bias, dtype=np.float32).reshape(-1))
+            if b.size != n:
+                raise ValueError(f"bias must have {n} entries, got {b.size}")
+        cdef qrt_f32_weights *packed
+        cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
+        cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
+        cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4
+        with nogil:
+            packed = qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp)
+        if packed == NULL:
+            raise MemoryError(f"no memory to pack float weights [{k}, {n}]")
+        self.handle = packed
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            qrt_f32_free(<qrt_f32_weights *>self.handle)
+
+    @property
+    def nbytes(self):
+        return (<qrt_f32_weights *>self.handle).buffer.capacity
+
+
+# ------------------------------------------------------------------------------------- tensors
+
+cdef int _TYPENUM[17]      # ONNX code -> numpy type number, -1 when native code does not know it
+cdef object _CODE_OF = {}  # numpy dtype -> ONNX code (also of types numpy lacks)
+
+cdef _fill_type_table():
+    for code in range(17):
+        _TYPENUM[code] = -1
+    for code, name in {1: "f4", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8", 9: "?", 10: "f2", 11: "f8", 12: "u4", 13: "u8"}.items():
+        dtype = np.dtype(name)
+        _TYPENUM[code] = dtype.num
+        _CODE_OF[dtype] = code
+
+_fill_type_table()
+
+
+cdef class _BufferOwner:
+    """Base object of arrays that view one of our buffers."""
+
+    cdef qrt_buffer *buffer
+
+    def __dealloc__(self):
+        if self.buffer != NULL:
+            qrt_buffer_drop(self.buffer)
+
+
+cdef int _native_code(cnp.ndarray array) except -1:
+    """ONNX code when native code handles this element type, else 0."""
+    code = _CODE_OF.get(array.dtype)
+    if code is None:
+        code = 0
+        if array.dtype.isnative and array.dtype.name == "bfloat16":
+            code = 16
+        if array.dtype.isnative and array.dtype.fields is None and array.dtype.num in (np.dtype("longlong").num, np.dtype("ulonglong").num):
+            code = 7 if array.dtype.kind == "i" else 13
+        _CODE_OF[array.dtype] = code
+    return code
+
+
+cdef inline void _describe(qrt_tensor *t, cnp.ndarray array, int code) noexcept:
+    """View a C-contiguous array; its bytes must outlive the tensor."""
+    cdef int i, rank = cnp.PyArray_NDIM(array)
+    t.data = cnp.PyArray_DATA(array)
+    t.buffer = NULL
+    t.size = cnp.PyArray_SIZE(array)
+    t.rank = rank
+    t.dtype = code
+    for i in range(rank):
+        t.dims[i] = cnp.PyArray_DIM(array, i)
+
+
+cdef cnp.dtype _dtype_of(int code):
+    return numpy_dtype(code)
+
+
+cdef object _view(qrt_tensor *t):
+    """numpy view of a tensor; keeps the buffer alive. The bytes of borrowed tensors must outlive it."""
+    cdef cnp.npy_intp dims[8]
+    cdef int i
+    cdef _BufferOwner owner
+    for i in range(t.rank):
+        dims[i] = t.dims[i]
+    cdef int num = _TYPENUM[t.dtype] if t.dtype < 17 else -1
+    cdef cnp.dtype descr = cnp.PyArray_DescrFromType(num) if num >= 0 else _dtype_of(t.dtype)
+    Py_INCREF(descr)  # the next call steals a reference
+    cdef cnp.ndarray array = PyArray_NewFromDescr(cnp.ndarray, descr, t.rank, dims, NULL, t.data, cnp.NPY_ARRAY_CARRAY, None)
+    if t.buffer != NULL:
+        if t.buffer.owner != NULL:
+            cnp.set_array_base(array, <object>t.buffer.owner)
+        else:
+            owner = _BufferOwner.__new__(_BufferOwner)
+            owner.buffer = t.buffer
+            qrt_buffer_retain(t.buffer)
+            cnp.set_array_base(array, owner)
+    return array
+
+
+cdef int _store(qrt_tensor *t, object value) except -1:
+    """Put a Python result into a slot. Returns 1 when it stays a Python object."""
+    cdef cnp.ndarray array
+    cdef qrt_buffer *buffer
+    cdef int code
+    if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.generic) or value.dtype.kind == "U":
+            return 1
+        value = np.asarray(value)
+    array = value
+    code = _native_code(array)
+    if code == 0 or array.ndim > QRT_MAX_RANK:
+        return 1
+    if not PyArray_ISCARRAY_RO(array):
+        array = np.array(array, order="C", copy=True)
+    buffer = <qrt_buffer *>malloc(sizeof(qrt_buffer))
+    if buffer == NULL:
+        raise MemoryError
+    _describe(t, array, code)
+    buffer.data = t.data
+    buffer.capacity = 0
+    buffer.refcount = 1
+    buffer.next = NULL
+    buffer.owner = <void *>array
+    Py_INCREF(array)
+    t.buffer = buffer
+    return 0
+
+
+cdef void _bury(qrt_run *run) noexcept:
+    """Drop what died while the GIL was not held."""
+    cdef qrt_buffer *buffer
+    while run.graveyard != NULL:
+        buffer = run.graveyard
+        run.graveyard = buffer.next
+        Py_DECREF(<object>buffer.owner)
+        free(buffer)
+
+
+def shape_text(value) -> str:
+    """How messages show a value: float32[1, 128, 768]."""
+    if isinstance(value, np.ndarray):
+        name = "string" if value.dtype.kind in "OSU" else value.dtype.name
+        return f"{name}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (list, tuple)):
+        return f"sequence of {len(value)}"
+    return "absent" if value is None else type(value).__name__
+
+
+# ------------------------------------------------------------------------------------ executor
+
+cdef struct Step:
+    qrt_node node
+    qrt_node_fn fn
+    int first_input      # into the frame's array of input pointers
+    int first_output     # slot; the outputs of a node are adjacent
+    int first_release    # into the executable's array of slots to release
+    int num_releases
+    bint has_fallback    # a Python definition stands by
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Frame:
+    """Slots and free buffers of one run at a time."""
+
+    cdef qrt_tensor *slots
+    cdef const qrt_tensor **inputs
+    cdef int num_slots
+    cdef qrt_run run
+    cdef list objects
+
+    def __cinit__(self, Executable plan):
+        cdef int i, slot
+        self.num_slots = plan.num_slots
+        self.slots = <qrt_tensor *>calloc(max(1, plan.num_slots), sizeof(qrt_tensor))
+        self.inputs = <const qrt_tensor **>calloc(max(1, plan.num_input_refs), sizeof(qrt_tensor *))
+        if self.slots == NULL or self.inputs == NULL:
+            raise MemoryError
+        memset(&self.run, 0, sizeof(qrt_run))
+        self.objects = [None] * plan.num_slots
+        for slot, array in plan.native_constants:
+            _describe(&self.slots[slot], array, _native_code(array))
+        for slot, value in plan.python_constants:
+            self.objects[slot] = value
+        for i in range(plan.num_input_refs):
+            if plan.input_refs[i] >= 0:
+                self.inputs[i] = &self.slots[plan.input_refs[i]]
+
+    def __dealloc__(self):
+        cdef int i
+        if self.slots != NULL:
+            for i in range(self.num_slots):
+                qrt_release(&self.run, &self.slots[i])
+            _bury(&self.run)
+            qrt_run_clear(&self.run)
+        free(self.slots)
+        free(self.inputs)
+
+
+@cython.final
+cdef class Executable:
+    """A plan bound to slots, ready to run.
+
+    `steps` are tuples (kernel name or None, ints, floats, packed, input slots of the kernel (-1 =
+    absent), input slots of the definition, first output slot, number of outputs, dying inputs bit set,
+    slots to release, definition or None, label). `memoised` are the step numbers whose results depend on
+    the input shapes only, `boundary` the slots they fill for the others.
+    """
+
+    cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
+    cdef Step *steps
+    cdef int *input_refs
+    cdef int *releases
+    cdef int *order_all
+    cdef int *order_rest
+    cdef int num_rest
+    cdef int *output_slots
+    cdef int *input_slots
+    cdef readonly list native_constants, python_constants
+    cdef list labels, definitions, definition_inputs, keepalive
+    cdef list boundary
+    cdef dict memory
+    cdef size_t memory_bytes
+    cdef list frames
+    cdef public int num_threads
+    cdef readonly list declined
+
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads):
+        cdef int i, j, at_input = 0, at_release = 0
+        cdef Step *step
+        self.num_slots = num_slots
+        self.num_steps = len(steps)
+        self.num_threads = num_threads
+        self.num_inputs = len(input_slots)
+        self.num_outputs = len(output_slots)
+        self.native_constants, self.python_constants = [], []
+        for slot, value in constants:
+            if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
+                array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
+                self.native_constants.append((slot, array))
+            else:
+                self.python_constants.append((slot, value))
+        self.num_input_refs = sum(len(s[4]) for s in steps)
+        self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
+        self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))
+        self.releases = <int *>calloc(max(1, sum(len(s[9]) for s in steps)), sizeof(int))
+        self.order_all = <int *>calloc(max(1, self.num_steps), sizeof(int))
+        self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
+        self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
+        self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        if (self.steps == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
+                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL):
+            raise MemoryError
+        self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
+        self.declined = [0] * self.num_steps
+        self.frames = []
+        self.memory = {}
+        self.memory_bytes = 0
+        self.boundary = list(boundary)
+        for i, slot in enumerate(input_slots):
+            self.input_slots[i] = slot
+        for i, slot in enumerate(output_slots):
+            self.output_slots[i] = slot
+        for i, (kernel, ints, floats, packed, inputs, definition_inputs, first_output, num_outputs, dying, release, definition, label) in enumerate(steps):
+            step = &self.steps[i]
+            self.labels.append(label)
+            self.definitions.append(definition)
+            self.definition_inputs.append(definition_inputs)
+            step.has_fallback = definition is not None
+            if kernel is not None:
+                step.fn = qrt_find_node(kernel.encode())
+                if step.fn == NULL:
+                    raise RuntimeError(f"no kernel is called {kernel!r}")
+            ints_array = np.array(ints, dtype=np.int64).reshape(-1)
+            floats_array = np.array(floats, dtype=np.float64).reshape(-1)
+            packed_array = np.array([_address(p) for p in packed], dtype=np.uintp)
+            self.keepalive.append((ints_array, floats_array, packed_array, tuple(packed)))
+            step.node.ints = <const int64_t *>cnp.PyArray_DATA(ints_array)
+            step.node.floats = <const double *>cnp.PyArray_DATA(floats_array)
+            step.node.packed = <void *const *>cnp.PyArray_DATA(packed_array)
+            step.node.num_ints = len(ints)
+            step.node.num_floats = len(floats)
+            step.node.num_packed = len(packed)
+            step.node.num_inputs = len(inputs)
+            step.node.num_outputs = num_outputs
+            step.node.dying = dying
+            step.first_input = at_input
+            step.first_output = first_output
+            step.first_release = at_release
+            step.num_releases = len(release)
+            for slot in inputs:
+                self.input_refs[at_input] = slot
+                at_input += 1
+            for slot in release:
+                self.releases[at_release] = slot
+                at_release += 1
+            self.order_all[i] = i
+            if i not in memoised:
+                self.order_rest[self.num_rest] = i
+                self.num_rest += 1
+
+    def __dealloc__(self):
+        free(self.steps)
+        free(self.input_refs)
+        free(self.releases)
+        free(self.order_all)
+        free(self.order_rest)
+        free(self.output_slots)
+        free(self.input_slots)
+
+    def __call__(self, *values):
+        """Run on values that fit already (a subgraph, a test); returns the outputs as a tuple."""
+        return tuple(self.run(values))
+
+    cpdef list run(self, values):
+        """Outputs for `values`, one per input, each an ndarray of the declared type (or a Python value)."""
+        cdef Frame frame
+        cdef int i
+        try:
+            frame = self.frames.pop()
+        except IndexError:
+            frame = Frame(self)
+        frame.run.num_threads = self.num_threads
+        try:
+            kept = self._feed(frame, values)
+            self._execute(frame)
+            return self._collect(frame)
+        finally:
+            for i in range(self.num_inputs):
+                frame.slots[self.input_slots[i]].dtype = 0
+                frame.slots[self.input_slots[i]].buffer = NULL
+            if frame.run.graveyard != NULL:
+                _bury(&frame.run)
+            self.frames.append(frame)
+
+    cdef object _feed(self, Frame frame, values):
+        cdef int i, code, slot
+        cdef cnp.ndarray array
+        kept = []
+        for i in range(self.num_inputs):
+            value = values[i]
+            slot = self.input_slots[i]
+            if isinstance(value, np.ndarray):
+                array = value
+                code = _native_code(array)
+                if code != 0 and cnp.PyArray_NDIM(array) <= QRT_MAX_RANK:
+                    if not PyArray_ISCARRAY_RO(array):
+                        array = np.array(array, order="C", copy=True)
+                        kept.append(array)
+                    _describe(&frame.slots[slot], array, code)
+                    continue
+            frame.objects[slot] = value
+        return kept
+
+    cdef int _execute(self, Frame frame) except -1:
+        cdef const int *order = self.order_all
+        cdef int count = self.num_steps
+        cdef bint remember = False
+        key = None
+        if self.boundary:
+            key = self._signature(frame)
+            entry = self.memory.get(key)
+            if entry is not None:
+                for slot, array in entry:
+                    _describe(&frame.slots[slot], array, _native_code(array))
+                order, count = self.order_rest, self.num_rest
+            else:
+                remember = key is not None
+        try:
+            self._loop(frame, order, count, remember, key)
+        except BaseException:
+            self._abandon(frame)
+            raise
+        return 0
+
+    cdef object _signature(self, Frame frame):
+        """Shapes of the inputs as bytes; None when an input is no tensor."""
+        cdef int64_t sizes[256]
+        cdef int i, j, at = 0
+        cdef qrt_tensor *t
+        for i in range(self.num_inputs):
+            t = &frame.slots[self.input_slots[i]]
+            if t.dtype == 0 or at + t.rank + 1 > 256:
+                return None
+            sizes[at] = t.rank
+            at += 1
+            for j in range(t.rank):
+                sizes[at] = t.dims[j]
+                at += 1
+        return PyBytes_FromStringAndSize(<char *>sizes, at * sizeof(int64_t))
+
+    cdef int _loop(self, Frame frame, const int *order, int count, bint remember, object key) except -1:
+        cdef int at = 0, i = 0, j, ran, position
+        cdef qrt_status status = QRT_OK
+        cdef Step *step
+        cdef double checked = qrt_seconds()
+        cdef set kept = set(self.boundary) if remember else None
+        while at < count:
+            # Native nodes, up to the next one that needs Python.
+            if remember:
+                status = QRT_OK
+                while at < count:
+                    step = &self.steps[order[at]]
+                    if step.fn == NULL:
+                        break
+                    status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                    if status != QRT_OK:
+                        break
+                    self._release(frame, step, kept)
+                    at += 1
+            else:
+                with nogil:
+                    status = QRT_OK
+                    while at < count:
+                        step = &self.steps[order[at]]
+                        if step.fn == NULL:
+                            break
+                        status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                        if status != QRT_OK:
+                            break
+                        for j in range(step.num_releases):
+                            qrt_release(&frame.run, &frame.slots[self.releases[step.first_release + j]])
+                        at += 1
+                        if at & 15 == 0 and qrt_seconds() - checked > 0.05:
+                            checked = qrt_seconds()
+                            with gil:
+                                PyErr_CheckSignals()
+            if at >= count:
+                break
+            i = order[at]
+            step = &self.steps[i]
+            if status == QRT_NO_MEMORY:
+                raise MemoryError(f"{self.labels[i]}: no memory for its outputs; inputs are {self._inputs_text(frame, i)}")
+            if step.fn != NULL:
+                self.declined[i] += 1
+            self._run_definition(frame, i)
+            if remember:
+                self._release(frame, step, kept)
+            else:
+                for j in range(step.num_releases):
+                    self._release_one(frame, self.releases[step.first_release + j])
+            at += 1
+        if remember:
+            self._remember(frame, key)
+        return 0
+
+    cdef void _release_one(self, Frame frame, int slot):
+        qrt_release(&frame.run, &frame.slots[slot])
+        if frame.objects[slot] is not None:
+            frame.objects[slot] = None
+
+    cdef int _release(self, Frame frame, Step *step, set kept) except -1:
+        cdef int j, slot
+        for j in range(step.num_releases):
+            slot = self.releases[step.first_release + j]
+            if slot not in kept:
+                self._release_one(frame, slot)
+        return 0
+
+    cdef int _remember(self, Frame frame, object key) except -1:
+        """Keep what depends on the input shapes only, for the next run with the same shapes."""
+        cdef size_t total = 0
+        cdef set outputs = {self.output_slots[i] for i in range(self.num_outputs)}
+        entry = []
+        for slot in self.boundary:
+            if frame.slots[<int>slot].dtype == 0:
+                return self._forget_rest(frame, outputs)
+            array = np.array(_view(&frame.slots[<int>slot]))
+            total += array.nbytes
+            entry.append((slot, array))
+        if total <= (16 << 20):
+            # Few shapes recur in practice; a decoder whose past grows would otherwise fill the memory.
+            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (64 << 20)):
+                oldest = next(iter(self.memory))
+                self.memory_bytes -= sum(a.nbytes for _, a in self.memory.pop(oldest))
+            self.memory[key] = entry
+            self.memory_bytes += total
+        return self._forget_rest(frame, outputs)
+
+    cdef int _forget_rest(self, Frame frame, set outputs) except -1:
+        for slot in self.boundary:
+            if slot not in outputs:
+                self._release_one(frame, slot)
+        return 0
+
+    cdef int _run_definition(self, Frame frame, int i) except -1:
+        cdef Step *step = &self.steps[i]
+        cdef int j, slot, num_outputs = step.node.num_outputs
+        definition = self.definitions[i]
+        for j in range(num_outputs):
+            qrt_release(&frame.run, &frame.slots[step.first_output + j])
+        if frame.run.graveyard != NULL:
+            _bury(&frame.run)
+        arguments = [self._python_value(frame, slot) for slot in self.definition_inputs[i]]
+        if definition is None:
+            raise RunError(f"{self.labels[i]} cannot run on inputs {', '.join(map(shape_text, arguments))}")
+        try:
+            result = definition(*arguments)
+        except (MemoryError, KeyboardInterrupt, RunError, RecursionError):
+            raise
+        except Exception as error:
+            shown = ", ".join(map(shape_text, arguments))
+            raise RunError(f"{self.labels[i]}: {error} (inputs: {shown})") from error
+        if not isinstance(result, tuple):
+            result = (result,)
+        if len(result) < num_outputs:
+            raise RunError(f"{self.labels[i]}: made {len(result)} outputs, {num_outputs} are declared")
+        for j in range(num_outputs):
+            slot = step.first_output + j
+            frame.objects[slot] = result[j] if _store(&frame.slots[slot], result[j]) else None
+        return 0
+
+    cdef object _python_value(self, Frame frame, int slot):
+        if slot < 0:
+            return None
+        if frame.slots[slot].dtype != 0:
+            return _view(&frame.slots[slot])
+        return frame.objects[slot]
+
+    def _inputs_text(self, Frame frame, int i):
+        return ", ".join(shape_text(self._python_value(frame, slot)) for slot in self.definition_inputs[i])
+
+    cdef list _collect(self, Frame frame):
+        cdef int i, slot
+        cdef qrt_tensor *t
+        cdef list results = []
+        cdef cnp.ndarray array
+        for i in range(self.num_outputs):
+            slot = self.output_slots[i]
+            t = &frame.slots[slot]
+            if t.dtype == 0:
+                results.append(frame.objects[slot])
+                frame.objects[slot] = None
+                continue
+            if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
+                results.append(_view(t))
+                qrt_release(&frame.run, t)
+            elif t.buffer != NULL and t.buffer.owner != NULL and t.buffer.refcount == 1 and self._is_own(<object>t.buffer.owner, t):
+                array = <object>t.buffer.owner
+                results.append(array)
+                qrt_release(&frame.run, t)
+            else:
+                results.append(np.array(_view(t)))
+                qrt_release(&frame.run, t)
+        return results
+
+    cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
+        """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""
+        cdef int i
+        if (<object>array).base is not None or not array.flags.writeable or array.ndim != t.rank:
+            return False
+        for i in range(t.rank):
+            if cnp.PyArray_DIM(array, i) != t.dims[i]:
+                return False
+        return True
+
+    cdef int _abandon(self, Frame frame) except -1:
+        """Empty every slot that is not a constant, after a failure."""
+        cdef int i, j
+        for i in range(self.num_steps):
+            for j in range(self.steps[i].node.num_outputs):
+                self._release_one(frame, self.steps[i].first_output + j)
+        return 0
+
+
+def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs=1, int num_threads=1):
+    """Run one node function on arrays: list of outputs (None where left empty), or None when it declines.
+
+    For tests and benchmarks of kernels.
+    """
+    cdef list arrays = [None if x is None else np.ascontiguousarray(x) if np.ndim(x) else np.asarray(x) for x in inputs]
+    constants, slots = [], []
+    for i, array in enumerate(arrays):
+        slots.append(-1 if array is None else i)
+        if array is not None:
+            constants.append((i, array))
+
+    declined = []
+
+    def note(*_):
+        declined.append(True)
+        return (None,) * num_outputs
+
+    n = len(arrays)
+    step = (kernel, list(ints), list(floats), list(packed), slots, slots, n, num_outputs, 0, [], note, kernel)
+    plan = Executable(n + num_outputs, constants, [], list(range(n, n + num_outputs)), [step], set(), [], num_threads)
+    results = plan.run(())
+    return None if declined else results

@@ -1,0 +1,54 @@
+#include "kernels.h"
+
+#include <string.h>
+
+#include "rungs.h"
+
+static bool always(void) { return true; }
+
+#if defined(__x86_64__)
+static bool has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#endif
+
+static void overlay_portable(qrt_kernel_table *t) {
+    (void)t;
+}
+
+#if defined(__x86_64__)
+static void overlay_avx2(qrt_kernel_table *t) { (void)t; }
+static void overlay_avx512(qrt_kernel_table *t) { (void)t; }
+static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
+#endif
+
+const qrt_rung qrt_ladder[] = {
+    {"portable", always, overlay_portable},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, overlay_avx2},
+    {"avx512", has_avx512, overlay_avx512},
+    {"avx512vnni", has_avx512vnni, overlay_avx512vnni},
+#endif
+    {NULL, NULL, NULL},
+};
+
+qrt_kernel_table qrt_kernels;
+
+bool qrt_build_table(const char *name, qrt_kernel_table *table) {
+    const qrt_rung *cap = NULL;
+    for (const qrt_rung *rung = qrt_ladder; rung->name; rung++)
+        if (!strcmp(rung->name, name) && rung->is_supported()) cap = rung;
+    if (!cap) return false;
+    memset(table, 0, sizeof *table);
+    for (const qrt_rung *rung = qrt_ladder; rung <= cap; rung++)
+        if (rung->is_supported()) {
+            rung->overlay(table);
+            table->isa = rung->name;
+        }
+    return true;
+}

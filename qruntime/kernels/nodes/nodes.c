@@ -1,0 +1,18 @@
+#include "../nodes.h"
+
+#include <string.h>
+
+static const qrt_node_entry *const families[] = {qrt_layout_nodes};
+
+qrt_node_fn qrt_find_node(const char *name) {
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        for (const qrt_node_entry *entry = families[i]; entry->name; entry++)
+            if (!strcmp(entry->name, name)) return entry->fn;
+    return NULL;
+}
+
+bool qrt_may_overwrite(const qrt_node *node, const qrt_tensor *const *in, int i) {
+    const qrt_tensor *t = in[i];
+    return i < 64 && (node->dying >> i & 1) && t->buffer && !t->buffer->owner &&
+           __atomic_load_n(&t->buffer->refcount, __ATOMIC_ACQUIRE) == 1;
+}

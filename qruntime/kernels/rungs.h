@@ -1,0 +1,7 @@
+/// Overlays of each rung, one function per family: `qrt_<rung>_<family>` fills its part of the table.
+#ifndef QRT_RUNGS_H
+#define QRT_RUNGS_H
+
+#include "kernels.h"
+
+#endif

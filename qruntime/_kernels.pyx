@@ -16,6 +16,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
+import os
+
 import numpy as np
 
 from qruntime.errors import InputError, KernelUnavailable, RunError
@@ -145,10 +147,6 @@ def set_isa(str name) -> None:
     if not qrt_build_table(name.encode(), &qrt_kernels):
         offered = ", ".join(available_isas())
         raise KernelUnavailable(f"QRUNTIME_ISA={name!r}, but this CPU offers: {offered}. Unset it or choose one of these.")
-
-
-def _start(str wanted) -> None:
-    set_isa(wanted or available_isas().pop())
 
 
 def default_threads() -> int:
@@ -463,6 +461,10 @@ cdef class Executable:
     cdef list frames
     cdef public int num_threads
     cdef readonly list declined
+    cdef tuple input_names, output_names
+    cdef int *input_codes
+    cdef list input_shapes
+    cdef object convert
 
     def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads):
         cdef int i, j, at_input = 0, at_release = 0
@@ -546,6 +548,71 @@ cdef class Executable:
         free(self.order_rest)
         free(self.output_slots)
         free(self.input_slots)
+        free(self.input_codes)
+
+    def name_inputs(self, tuple input_names, list codes, list shapes, tuple output_names, convert):
+        """Prepare `run_named`.
+
+        `codes` are ONNX element codes (0: not a tensor that native code knows), `shapes` tuples of int
+        (-1: any size) or None, `convert(i, value)` makes an array of input i from anything that is not
+        one already, or raises InputError.
+        """
+        cdef int i
+        self.input_names, self.output_names = input_names, output_names
+        self.input_codes = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        if self.input_codes == NULL:
+            raise MemoryError
+        for i in range(self.num_inputs):
+            self.input_codes[i] = codes[i]
+        self.input_shapes = [None if s is None else np.array(s, dtype=np.int64) for s in shapes]
+        self.convert = convert
+
+    cdef bint _fits(self, int i, object value):
+        """True when `value` is an array that can be used as it is."""
+        cdef cnp.ndarray array, shape
+        cdef const int64_t *wanted
+        cdef int j
+        if type(value) is not np.ndarray:
+            return False
+        array = value
+        if self.input_codes[i] == 0 or cnp.PyArray_TYPE(array) != _TYPENUM[self.input_codes[i]] or not PyArray_ISCARRAY_RO(array):
+            return False
+        expected = self.input_shapes[i]
+        if expected is None:
+            return True
+        shape = expected
+        if cnp.PyArray_NDIM(array) != cnp.PyArray_DIM(shape, 0):
+            return False
+        wanted = <const int64_t *>cnp.PyArray_DATA(shape)
+        for j in range(cnp.PyArray_NDIM(array)):
+            if wanted[j] >= 0 and cnp.PyArray_DIM(array, j) != wanted[j]:
+                return False
+        return True
+
+    cpdef list run_values(self, list values):
+        """Outputs in order for values of any kind that `convert` understands."""
+        cdef int i
+        for i in range(self.num_inputs):
+            if not self._fits(i, values[i]):
+                values[i] = self.convert(i, values[i])
+        return self.run(values)
+
+    cpdef dict run_named(self, dict feed):
+        """{output name: value} for {input name: value}; None when the names of `feed` do not match."""
+        cdef int i
+        cdef list values = [], results
+        cdef dict named = {}
+        if len(feed) != self.num_inputs:
+            return None
+        for i in range(self.num_inputs):
+            name = self.input_names[i]
+            if name not in feed:
+                return None
+            values.append(feed[name])
+        results = self.run_values(values)
+        for i in range(self.num_outputs):
+            named[self.output_names[i]] = results[i]
+        return named
 
     def __call__(self, *values):
         """Run on values that fit already (a subgraph, a test); returns the outputs as a tuple."""
@@ -825,3 +892,6 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
     plan = Executable(n + num_outputs, constants, [], list(range(n, n + num_outputs)), [step], set(), [], num_threads)
     results = plan.run(())
     return None if declined else results
+
+
+set_isa(os.environ.get("QRUNTIME_ISA") or available_isas().pop())

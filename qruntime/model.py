@@ -1,0 +1,241 @@
+"""A loaded model: run it, look at it, quantize it, save it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from qruntime import _kernels
+from qruntime.errors import InputError
+from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
+from qruntime.ir.dtypes import numpy_dtype, type_name
+from qruntime.onnx_io import exporter, importer
+from qruntime.passes import pipeline
+from qruntime.runtime.plan import Plan, check_supported, make_plan
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+
+
+class TensorInfo(NamedTuple):
+    """Name, element type and shape of an input or output; symbolic dimensions are strings, unknown ones None."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        dims = "..." if self.shape is None else ", ".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype}[{dims}]"
+
+
+def load(source: Source, *, threads: int | None = None) -> Model:
+    """Load an ONNX model from a path, bytes or a binary file.
+
+    Weights stay memory-mapped. `threads` is the most threads that one run uses, the caller's included
+    (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use).
+
+    Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
+    missing, OSError when the file cannot be read.
+    """
+    graph, info = importer.load_graph(source)
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    return Model(graph, info, path=path, threads=threads)
+
+
+class Model:
+    """An ONNX graph that can run. Make one with `qruntime.load`."""
+
+    def __init__(self, graph: Graph, info: ModelInfo, *, path: str | None = None, threads: int | None = None):
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        self.graph = pipeline.canonical(graph)
+        self.info = info
+        self.path = path
+        self.threads = threads or _kernels.default_threads()
+        check_supported(self.graph)
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._planning = threading.Lock()
+        self._run_named = None
+        self.inputs = tuple(_describe(v, v.name) for v in self.graph.inputs)
+        self.outputs = tuple(_describe(v, name) for v, name in zip(self.graph.outputs, self.graph.output_names))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's own key-value metadata."""
+        return dict(self.info.metadata)
+
+    def run(
+        self,
+        feed: Mapping[str, Any],
+        outputs: Sequence[str] | None = None,
+        *,
+        out: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, Any]:
+        """Run the model: {input name: array-like} → {output name: ndarray}, in the order of the outputs.
+
+        Inputs may be anything numpy can view: arrays, lists, scalars, objects with DLPack. `outputs`
+        limits the work to the outputs named. `out` gives arrays to write outputs into; they are what is
+        returned under their names.
+
+        Raises InputError when a name, an element type or a shape does not fit, RunError when a node fails.
+        """
+        if outputs is None and out is None and self._run_named is not None and type(feed) is dict:
+            results = self._run_named(feed)
+            if results is not None:
+                return results
+        return self._run(feed, outputs, out)
+
+    def __call__(self, *values: Any) -> Any:
+        """Run on values in the order of the inputs; one output comes bare, several as a tuple."""
+        names = [info.name for info in self.inputs]
+        if len(values) > len(names):
+            raise InputError(f"the model has {len(names)} inputs ({', '.join(names)}), got {len(values)} values")
+        results = tuple(self.run(dict(zip(names, values))).values())
+        return results[0] if len(results) == 1 else results
+
+    def _run(self, feed: Mapping[str, Any], outputs: Sequence[str] | None, out: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
+        names = tuple(self.graph.output_names if outputs is None else outputs)
+        plan = self._plan(names)
+        known = [v.name for v in self.graph.inputs]
+        unknown = [name for name in feed if name not in known]
+        if unknown:
+            raise InputError(f"unknown input {unknown[0]!r}; the model's inputs are: {_listing(self.inputs)}")
+        defaults = self.graph.input_defaults
+        missing = [v.name for v in self.graph.inputs if v.name not in feed and v not in defaults and not _is_optional(v)]
+        if missing:
+            raise InputError(f"missing input {missing[0]!r}; the model's inputs are: {_listing(self.inputs)}")
+        values = [feed[v.name] if v.name in feed else defaults.get(v) for v in self.graph.inputs]
+        results = dict(zip(names, plan.executable.run_values(values)))
+        if out is not None:
+            for name, buffer in out.items():
+                results[name] = _copy_into(name, results, buffer)
+        if outputs is None:
+            self._run_named = plan.executable.run_named
+        return results
+
+    def _plan(self, names: tuple[str, ...]) -> Plan:
+        plan = self._plans.get(names)
+        if plan is not None:
+            return plan
+        with self._planning:
+            if names not in self._plans:
+                self._plans[names] = self._make_plan(names)
+            return self._plans[names]
+
+    def _make_plan(self, names: tuple[str, ...]) -> Plan:
+        for name in names:
+            if name not in self.graph.output_names:
+                raise InputError(f"unknown output {name!r}; the model's outputs are: {_listing(self.outputs)}")
+        lowered = pipeline.lowered(clone(self.graph))
+        by_name = dict(zip(lowered.output_names, lowered.outputs))
+        plan = make_plan(lowered, [by_name[name] for name in names], num_threads=self.threads)
+        inputs = self.graph.inputs
+        plan.executable.name_inputs(
+            tuple(v.name for v in inputs),
+            [v.type.dtype if v.type and v.type.kind == "tensor" else 0 for v in inputs],
+            [_fixed_shape(v) for v in inputs],
+            names,
+            self._convert,
+        )
+        return plan
+
+    def _convert(self, index: int, value: Any) -> Any:
+        """An array that fits input `index`, made from `value`; InputError when there is none."""
+        return _convert_input(self.graph.inputs[index], value)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as one ONNX file (weights beside it in `<path>.data` when they exceed 2 GB).
+
+        The file appears whole or not at all. Raises SaveError.
+        """
+        exporter.save_graph(self.graph, self.info, path)
+
+
+def _describe(value: Value, name: str) -> TensorInfo:
+    if value.type is None:
+        return TensorInfo(name, "unknown", None)
+    if value.type.kind != "tensor":
+        return TensorInfo(name, str(value.type), None)
+    return TensorInfo(name, type_name(value.type.dtype), value.type.shape)
+
+
+def _listing(infos: Sequence[TensorInfo]) -> str:
+    return "; ".join(map(str, infos)) or "none"
+
+
+def _is_optional(value: Value) -> bool:
+    return value.type is not None and value.type.kind == "optional"
+
+
+def _fixed_shape(value: Value) -> tuple[int, ...] | None:
+    if value.type is None or value.type.shape is None or value.type.kind != "tensor":
+        return None
+    return tuple(d if isinstance(d, int) and d >= 0 else -1 for d in value.type.shape)
+
+
+def _convert_input(declared: Value, value: Any) -> Any:
+    name, typ = declared.name, declared.type
+    if typ is not None and typ.kind == "optional" and typ.elem is not None:
+        typ = typ.elem if value is not None else None
+    if typ is None or typ.kind != "tensor" or typ.dtype == 0:
+        if typ is None or typ.kind == "tensor":
+            return value if value is None or isinstance(value, (list, np.ndarray)) else np.asarray(value)
+        if typ.kind == "sequence":
+            if not isinstance(value, (list, tuple)):
+                raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(value)}; pass a list")
+            return [v if isinstance(v, (list, tuple)) else np.asarray(v) for v in value]
+        return value
+    wanted = numpy_dtype(typ.dtype)
+    array = _as_array(name, value, wanted)
+    if wanted == object:
+        if array.dtype.kind not in "OSUT":
+            raise InputError(f"input {name!r}: needs strings, got {array.dtype}")
+        array = array.astype(object)
+    elif array.dtype != wanted:
+        raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}; convert it with .astype(np.{wanted.name})")
+    if typ.shape is not None:
+        fits = array.ndim == len(typ.shape) and all(
+            not isinstance(d, int) or d < 0 or d == n for d, n in zip(typ.shape, array.shape)
+        )
+        if not fits:
+            raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}")
+    return array
+
+
+def _as_array(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
+    """A view of `value` where numpy can make one; Python numbers and lists take the wanted element type."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.asarray(value)
+        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if value is None:
+        raise InputError(f"input {name!r}: got None, needs an array")
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array_interface__"):
+            with contextlib.suppress(TypeError, ValueError, RuntimeError, BufferError):
+                return np.from_dlpack(value)
+        array = np.asarray(value)
+        is_plain = isinstance(value, (bool, int, float, complex, str, list, tuple))
+        if is_plain and wanted != object and array.dtype != wanted:
+            if array.size and not np.can_cast(array.dtype, wanted, "same_kind") and not (array.dtype.kind in "iu" and wanted.kind in "iufV"):
+                return array
+            return np.asarray(value, dtype=wanted)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"input {name!r}: cannot be viewed as an array of {wanted}: {error}") from error
+    return array
+
+
+def _copy_into(name: str, results: dict[str, Any], buffer: np.ndarray) -> np.ndarray:
+    result = results.get(name)
+    if not isinstance(result, np.ndarray):
+        raise InputError(f"out: {name!r} is not among the tensors this run makes: {', '.join(results)}")
+    if not isinstance(buffer, np.ndarray) or buffer.shape != result.shape or buffer.dtype != result.dtype:
+        raise InputError(f"out: {name!r} needs {_kernels.shape_text(result)}, got {_kernels.shape_text(buffer)}")
+    if not buffer.flags.writeable:
+        raise InputError(f"out: the array for {name!r} is read-only")
+    np.copyto(buffer, result)
+    return buffer

@@ -1,0 +1,189 @@
+"""Passes that remove what does nothing: constants computed at run time, dead and duplicate nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qruntime.ir import AttributeType, Graph, Node, TypeInfo, Value
+from qruntime.ir.dtypes import onnx_code
+from qruntime.ops import registry
+from qruntime.passes.rewriting import trace
+
+FOLDING_CAP = 1 << 20
+"""Bytes a folded constant may have beyond what its inputs have: a few bytes of model must not become gigabytes."""
+
+
+def fold_constants(graph: Graph) -> None:
+    """Compute nodes whose inputs are all constants.
+
+    Dequantization stays: it is how weights are stored.
+    """
+    for nested in graph.walk_graphs():
+        folded = [node for node in nested.nodes if _fold(node)]
+        for node in folded:
+            for output in node.outputs:
+                output.producer = None
+        nested.remove(*folded)
+
+
+def _fold(node: Node) -> bool:
+    read = [v for v in node.inputs if v is not None]
+    if not read or not all(v.is_constant for v in read) or node.subgraphs or _is_dequantization(node):
+        return False
+    spec = registry.find(node.domain, node.op_type, node.version)
+    if spec is None or not spec.deterministic or "num_outputs" in spec.keywords:
+        return False
+    budget = sum(_nbytes(v.data) for v in read) + FOLDING_CAP
+    if _could_exceed(node, read, budget):
+        trace(f"fold_constants declines at {node.label}: the result could exceed {budget} bytes")
+        return False
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if not spec.keywords.issuperset(attributes):
+        return False
+    try:
+        with np.errstate(all="ignore"):
+            result = spec.definition(*(None if v is None else v.data for v in node.inputs), **attributes)
+    except Exception as error:  # the run will report it, with the node's name
+        trace(f"fold_constants declines at {node.label}: {error}")
+        return False
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) < len(node.outputs) or not all(isinstance(r, (np.ndarray, np.generic)) for r in results):
+        return False
+    if sum(_nbytes(r) for r in results) > budget:
+        return False
+    for output, array in zip(node.outputs, results):
+        array = np.asarray(array)
+        output.data = array
+        output.type = TypeInfo("tensor", onnx_code(array.dtype), array.shape)
+    return True
+
+
+def _is_dequantization(node: Node) -> bool:
+    if node.is_op("DequantizeLinear"):
+        return True
+    source = node.input(0)
+    return node.is_op("Cast") and source is not None and source.data is not None and source.data.dtype.itemsize == 1 and source.data.size > 1024
+
+
+_GROWING = {"Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Pad": 1, "Resize": 3, "OneHot": 1, "Range": 1, "EyeLike": 0}
+
+
+def _could_exceed(node: Node, read: list[Value], budget: int) -> bool:
+    """For operators whose output size is in the data of an input: would it exceed the budget?"""
+    if node.op_type not in _GROWING or node.domain:
+        return False
+    try:
+        numbers = [np.asarray(v.data, dtype=np.float64) for v in read if v.data is not None and v.data.dtype.kind in "iuf" and v.data.size <= 64]
+        if node.op_type == "Range":
+            start, limit, delta = (float(v.data.reshape(-1)[0]) for v in read)
+            return delta == 0 or (limit - start) / delta * 8 > budget
+        if node.op_type == "Tile":
+            return float(np.prod(numbers[-1])) * _nbytes(read[0].data) > budget
+        if node.op_type in ("Expand", "ConstantOfShape", "OneHot"):
+            size = float(np.prod(np.maximum(np.abs(numbers[-1 if node.op_type != "OneHot" else 0]), 1)))
+            return size * 16 * max(1, read[0].data.size if node.op_type == "OneHot" else 1) > budget * 2
+        return any(float(np.abs(n).sum()) > 1e6 for n in numbers)
+    except (ValueError, IndexError, TypeError):
+        return True
+
+
+def _nbytes(array: Any) -> int:
+    array = np.asarray(array)
+    return array.nbytes if array.dtype != object else 64 * array.size
+
+
+def remove_identities(graph: Graph) -> None:
+    """Drop nodes that hand their input on: Identity, inference Dropout, one-input Concat or Sum."""
+    for nested in graph.walk_graphs():
+        gone = []
+        for node in nested.nodes:
+            source = node.input(0)
+            if source is None or not _hands_on(node) or any(output.uses for output in node.outputs[1:]):
+                continue
+            if any(nested.is_output(output) for output in node.outputs[1:]):
+                continue
+            if nested.is_output(node.outputs[0]) and (source.producer is None or source.producer.graph is not nested):
+                continue  # an output must be made in its own graph
+            nested.replace_uses(node.outputs[0], source)
+            gone.append(node)
+        nested.remove(*gone)
+
+
+def _hands_on(node: Node) -> bool:
+    if node.is_op("Identity"):
+        return True
+    if node.is_op("Dropout"):
+        training = node.input(2)
+        return node.version >= 7 and (training is None or (training.is_constant and not bool(np.any(training.data))))
+    return node.is_op("Concat", "Sum", "Max", "Min", "Mean") and len(node.inputs) == 1
+
+
+def remove_dead_nodes(graph: Graph) -> None:
+    """Drop nodes that no output needs."""
+    for nested in reversed(list(graph.walk_graphs())):  # innermost first: it may be the last reader outside
+        dead: list[Node] = []
+        gone: set[Node] = set()
+        outputs = set(nested.outputs)
+        for node in reversed(nested.nodes):
+            if all(o not in outputs and all(user in gone for user, _ in o.uses) for o in node.outputs):
+                dead.append(node)
+                gone.add(node)
+        if dead:
+            nested.remove(*dead)
+
+
+def merge_duplicates(graph: Graph) -> None:
+    """Let nodes that compute the same share one result (random and control-flow nodes excepted)."""
+    _merge_constants(graph)
+    for nested in graph.walk_graphs():
+        seen: dict[Any, Node] = {}
+        gone = []
+        for node in nested.nodes:
+            spec = registry.find(node.domain, node.op_type, node.version)
+            if node.subgraphs or spec is None or not spec.deterministic or not node.inputs:
+                continue
+            key = _identity_of(node)
+            twin = seen.setdefault(key, node)
+            if twin is node or len(twin.outputs) != len(node.outputs):
+                continue
+            if any(nested.is_output(o) for o in node.outputs):
+                continue
+            for old, new in zip(node.outputs, twin.outputs):
+                nested.replace_uses(old, new)
+            gone.append(node)
+        if gone:
+            nested.remove(*gone)
+
+
+def _identity_of(node: Node) -> Any:
+    attributes = []
+    for name, attribute in sorted(node.attributes.items()):
+        value = attribute.value
+        if attribute.type is AttributeType.TENSOR:
+            value = (value.dtype.str, value.shape, value.tobytes()) if value.dtype != object else id(value)
+        elif attribute.type > AttributeType.STRINGS:
+            value = id(value)
+        attributes.append((name, attribute.type, repr(value) if isinstance(value, float) else value))
+    metadata = tuple(sorted(node.metadata.items()))
+    return (node.op_type, node.domain, node.version, tuple(id(v) for v in node.inputs), tuple(attributes), len(node.outputs), metadata)
+
+
+_SMALL = 4096
+
+
+def _merge_constants(graph: Graph) -> None:
+    """Constants with the same bytes become one, so that nodes that read them can be recognised as equal."""
+    seen: dict[Any, Value] = {}
+    for value in graph.constants():
+        data = value.data
+        if data is None or data.dtype == object:
+            continue
+        if data.nbytes <= _SMALL:
+            key: Any = (data.dtype.str, data.dtype.name, data.shape, data.tobytes())
+        else:
+            key = (data.dtype.str, data.dtype.name, data.shape, data.strides, data.__array_interface__["data"][0])
+        twin = seen.setdefault(key, value)
+        if twin is not value:
+            graph.replace_uses(value, twin)

@@ -1,0 +1,68 @@
+"""The passes, in order. Two lists, two normal forms.
+
+*Canonical* graphs are portable: standard ONNX operators only, fit to be saved, inspected, quantized.
+*Lowered* graphs belong to this machine: they use operators of our own domain that name what the kernels
+do. They are never saved.
+
+QRUNTIME_TRACE=passes says on stderr what each rewrite did or why it declined; QRUNTIME_CHECK=1 checks
+the graph's invariants after every pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from qruntime.errors import InvalidModel
+from qruntime.ir import Graph
+from qruntime.passes.attention import fuse_attention
+from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
+from qruntime.passes.gelu import fuse_gelu
+from qruntime.passes.layer_norm import fuse_layer_norm
+from qruntime.passes.linear import fuse_epilogues, lower_linear
+from qruntime.passes.recurrent import lower_recurrent
+from qruntime.passes.rewriting import trace
+
+Pass = Callable[[Graph], None]
+
+CANONICAL: list[Pass] = [
+    remove_identities,   # first: a constant behind an Identity is a constant
+    fold_constants,      # transposed and reshaped weights become weights
+    merge_duplicates,    # exporters repeat shape arithmetic for every layer
+    remove_dead_nodes,
+]  # fmt: skip
+
+LOWERED: list[Pass] = [
+    # What exporters decompose, recognised while it is still made of standard operators.
+    fuse_layer_norm,
+    fuse_gelu,
+    fuse_attention,
+    # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
+    lower_linear,
+    lower_recurrent,
+    fuse_epilogues,
+    remove_dead_nodes,
+]
+
+
+def canonical(graph: Graph) -> Graph:
+    """Bring `graph` into its portable normal form, in place."""
+    return _run(CANONICAL, graph)
+
+
+def lowered(graph: Graph) -> Graph:
+    """Turn a canonical `graph` into what the kernels run, in place."""
+    return _run(LOWERED, graph)
+
+
+def _run(passes: Sequence[Pass], graph: Graph) -> Graph:
+    check = os.environ.get("QRUNTIME_CHECK") == "1"
+    for one in passes:
+        trace(f"pass {one.__name__}")
+        one(graph)
+        if check:
+            try:
+                graph.check()
+            except InvalidModel as error:
+                raise InvalidModel(f"after pass {one.__name__}: {error}") from error
+    return graph

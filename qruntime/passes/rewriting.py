@@ -1,0 +1,260 @@
+"""Rewrites: a pattern written as ordinary calls, a check that says why it declines, a replacement.
+
+    class FuseSilu(Rewrite):
+        '''x · Sigmoid(x)  →  Silu(x)'''
+
+        def pattern(self, op, x):
+            return op.Mul(x, op.Sigmoid(x))
+
+        def replace(self, op, x):
+            return op.Silu(x, domain=QRUNTIME)
+
+Parameters of `pattern` are variables: the same name binds the same value. `op.X(...)` matches a node
+whose operator is X (`op.any_of("Mul", "Div")(...)` one of several), keywords match attributes, floats
+match constants of one element. Add and Mul match in either order. What lies inside a match must have
+no reader outside it; a variable may.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
+
+QRUNTIME = "qruntime"
+"""Domain of operators that exist in lowered graphs only."""
+
+_COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or"})
+_MAX_SWEEPS = 20
+
+
+class Skip(str):
+    """Why a rewrite that matched declines."""
+
+
+class _Variable:
+    def __init__(self, name: str):
+        self.name = name
+
+
+class _Call:
+    def __init__(self, op_types: tuple[str, ...], inputs: Sequence[Any], domain: str, attributes: dict[str, Any], name: str | None):
+        self.op_types, self.inputs, self.domain, self.attributes, self.name = op_types, inputs, domain, attributes, name
+
+
+class _PatternBuilder:
+    def __getattr__(self, op_type: str) -> Callable[..., _Call]:
+        return self.any_of(op_type)
+
+    def any_of(self, *op_types: str) -> Callable[..., _Call]:
+        def call(*inputs: Any, domain: str = "", name: str | None = None, **attributes: Any) -> _Call:
+            return _Call(op_types, inputs, domain, attributes, name)
+
+        return call
+
+
+class Builder:
+    """Makes the nodes of a replacement: `op.Gelu(x, approximate="none")` returns the new value."""
+
+    def __init__(self, root: Node):
+        self._root = root
+        self.nodes: list[Node] = []
+
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
+        def call(*inputs: Value | None, domain: str = QRUNTIME, **attributes: Any) -> Value:
+            root = self._root
+            output = Value(f"{root.outputs[0].name}/{op_type}" if self.nodes else f"{root.outputs[0].name}/fused")
+            node = Node(
+                op_type, inputs, [output], {k: as_attribute(v) for k, v in attributes.items()},
+                domain=domain, version=1 if domain == QRUNTIME else root.version, name=root.name, metadata=dict(root.metadata),
+            )  # fmt: skip
+            self.nodes.append(node)
+            return output
+
+        return call
+
+
+def as_attribute(value: Any) -> Attribute:
+    """Attribute of a plain Python value."""
+    if isinstance(value, Attribute):
+        return value
+    if isinstance(value, (bool, int, np.integer)):
+        return Attribute(AttributeType.INT, int(value))
+    if isinstance(value, float):
+        return Attribute(AttributeType.FLOAT, value)
+    if isinstance(value, str):
+        return Attribute(AttributeType.STRING, value)
+    if isinstance(value, np.ndarray):
+        return Attribute(AttributeType.TENSOR, value)
+    if isinstance(value, (tuple, list)):
+        kind = AttributeType.FLOATS if value and isinstance(value[0], float) else AttributeType.INTS
+        return Attribute(kind, tuple(value))
+    raise TypeError(f"no attribute type for {value!r}")
+
+
+class Rewrite:
+    """Base of all rewrites; subclasses define `pattern`, `replace` and perhaps `check`."""
+
+    def pattern(self, op: Any, *variables: Any) -> Any:
+        raise NotImplementedError
+
+    def check(self, **bound: Value) -> Skip | None:
+        """None to go on, or why not. Receives variables and named nodes by keyword, as `replace` does."""
+        return None
+
+    def replace(self, op: Any, **bound: Any) -> Value:
+        raise NotImplementedError
+
+    def patterns(self) -> list[_Call]:
+        """The pattern, or several when `pattern` returns a tuple of alternatives."""
+        names = list(inspect.signature(self.pattern).parameters)[1:]
+        made = self.pattern(_PatternBuilder(), *(_Variable(n) for n in names))
+        return list(made) if isinstance(made, tuple) else [made]
+
+
+def scalar(value: Value | None) -> float | None:
+    """The number in a constant of one element, else None."""
+    if value is None or value.data is None or value.data.size != 1 or value.data.dtype.kind not in "fiu":
+        return None
+    return float(value.data.reshape(-1)[0])
+
+
+def _match(value: Value | None, pattern: Any, bound: dict[str, Any], inner: tuple[Node, ...], is_root: bool) -> Iterator[tuple[dict[str, Any], tuple[Node, ...]]]:
+    if isinstance(pattern, _Variable):
+        if value is None:
+            return
+        known = bound.get(pattern.name)
+        if known is None:
+            yield {**bound, pattern.name: value}, inner
+        elif known is value:
+            yield bound, inner
+        return
+    if isinstance(pattern, (int, float)):
+        number = scalar(value)
+        if number is not None and math.isclose(number, pattern, rel_tol=1e-4, abs_tol=1e-12):
+            yield bound, inner
+        return
+    if pattern is None:
+        if value is None:
+            yield bound, inner
+        return
+    node = None if value is None else value.producer
+    if node is None or node.domain != pattern.domain or node.op_type not in pattern.op_types or value is not node.outputs[0]:
+        return
+    if not is_root and node.graph is None:
+        return
+    for name, wanted in pattern.attributes.items():
+        found = node.attr(name)
+        if found != wanted and not (isinstance(wanted, (tuple, list)) and found is not None and tuple(found) == tuple(wanted)):
+            return
+    given = list(node.inputs)
+    while given and given[-1] is None:
+        given.pop()
+    if len(given) != len(pattern.inputs):
+        return
+    orders = [pattern.inputs]
+    if node.op_type in _COMMUTATIVE and len(given) == 2:
+        orders.append(pattern.inputs[::-1])
+    if pattern.name is not None:
+        bound = {**bound, pattern.name: node}
+    for order in orders:
+        yield from _match_inputs(given, order, bound, (*inner, node))
+
+
+def _match_inputs(given: Sequence[Value | None], patterns: Sequence[Any], bound: dict[str, Any], inner: tuple[Node, ...]) -> Iterator[tuple[dict[str, Any], tuple[Node, ...]]]:
+    if not given:
+        yield bound, inner
+        return
+    for bound_here, inner_here in _match(given[0], patterns[0], bound, inner, False):
+        yield from _match_inputs(given[1:], patterns[1:], bound_here, inner_here)
+
+
+def _is_closed(graph: Graph, root: Node, inner: Sequence[Node]) -> bool:
+    """True when nothing inside the match is read outside it (the root's output excepted)."""
+    members = set(inner)
+    for node in members:
+        if node is root:
+            continue
+        for output in node.outputs:
+            if any(user not in members for user, _ in output.uses) or graph.is_output(output):
+                return False
+    return True
+
+
+def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite]) -> int:
+    """Apply rewrites to `graph` and the graphs nested in it until none applies; returns how many did."""
+    compiled = [(rewrite, pattern) for rewrite in rewrites for pattern in rewrite.patterns()]
+    by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]] = {}
+    for rewrite, pattern in compiled:
+        for op_type in pattern.op_types:
+            by_root.setdefault((pattern.domain, op_type), []).append((rewrite, pattern))
+    total = 0
+    for nested in list(graph.walk_graphs()):
+        for _ in range(_MAX_SWEEPS):
+            count = _sweep(nested, by_root)
+            total += count
+            if not count:
+                break
+    return total
+
+
+def _sweep(graph: Graph, by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]]) -> int:
+    inserted: dict[Node, list[Node]] = {}
+    removed: set[Node] = set()
+    for root in graph.nodes:
+        if root in removed:
+            continue
+        for rewrite, pattern in by_root.get((root.domain, root.op_type), ()):
+            made = _try(graph, root, rewrite, pattern, removed)
+            if made is None:
+                continue
+            new_nodes, dropped = made
+            inserted[root] = new_nodes
+            for node in new_nodes:
+                node.graph = graph
+            for node in dropped:
+                removed.add(node)
+                for index in range(len(node.inputs)):
+                    node.set_input(index, None)
+                node.graph = None
+            break
+    if inserted:
+        nodes: list[Node] = []
+        for node in graph.nodes:
+            nodes.extend(inserted.get(node, ()))
+            if node not in removed:
+                nodes.append(node)
+        graph.nodes = nodes
+    return len(inserted)
+
+
+def _try(graph: Graph, root: Node, rewrite: Rewrite, pattern: _Call, removed: set[Node]) -> tuple[list[Node], list[Node]] | None:
+    for bound, inner in _match(root.outputs[0], pattern, {}, (), True):
+        if not removed.isdisjoint(inner) or not _is_closed(graph, root, inner):
+            continue
+        reason = rewrite.check(**bound)
+        if reason is not None:
+            trace(f"{type(rewrite).__name__} declines at {root.label}: {reason}")
+            continue
+        builder = Builder(root)
+        new = rewrite.replace(builder, **bound)
+        graph.replace_uses(root.outputs[0], new)
+        trace(f"{type(rewrite).__name__} at {root.label}")
+        return builder.nodes, list(dict.fromkeys(inner))
+    return None
+
+
+def tracing() -> bool:
+    return "passes" in os.environ.get("QRUNTIME_TRACE", "").split(",")
+
+
+def trace(message: str) -> None:
+    if tracing():
+        print(f"qruntime: {message}", file=sys.stderr)

@@ -64,7 +64,7 @@ def _is_dequantization(node: Node) -> bool:
     if node.is_op("DequantizeLinear"):
         return True
     source = node.input(0)
-    return node.is_op("Cast") and source is not None and source.data is not None and source.data.dtype.itemsize == 1 and source.data.size > 1024
+    return node.is_op("Cast") and source is not None and source.data is not None and source.data.dtype == np.int8 and source.data.ndim >= 2
 
 
 _GROWING = {"Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Pad": 1, "Resize": 3, "OneHot": 1, "Range": 1, "EyeLike": 0}

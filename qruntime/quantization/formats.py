@@ -1,0 +1,105 @@
+"""What is stored: int8 codes with scale and zero point, and the arithmetic that makes them.
+
+    real = scale · (q − zero_point)
+
+Weights are rounded half to even. Affine ranges include 0, symmetric ones are −127 … 127 around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+QMIN, QMAX = -128, 127
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a weight becomes int8.
+
+    `axis` None: one scale for the tensor (shape []); an index: one per slice along it (shape [n]).
+    `symmetric`: zero point 0 and codes −127 … 127.
+    """
+
+    axis: int | None = None
+    symmetric: bool = True
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes int8 of the weight's shape; scale float32 and zero_point int8, [] or [n] along `axis`."""
+
+    q: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int | None
+    snr_db: float
+    """Power of the weight over the power of its rounding error, in decibels; inf when nothing was lost."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes + self.scale.nbytes + self.zero_point.nbytes
+
+
+def quantize(weight: np.ndarray, form: Int8) -> QuantizedTensor:
+    """Round `weight` (float32, finite, any rank) to the nearest codes of `form`.
+
+    Raises ValueError when the weight holds NaN or infinity: no scale could represent it.
+    """
+    if form.axis is None:
+        low, high = (float(weight.min()), float(weight.max())) if weight.size else (0.0, 0.0)
+        lows, highs = np.array(low), np.array(high)
+    else:
+        others = tuple(i for i in range(weight.ndim) if i != form.axis)
+        lows, highs = weight.min(axis=others, initial=0.0), weight.max(axis=others, initial=0.0)
+    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
+        raise ValueError("the weight holds NaN or infinity")
+    scale, zero_point = _parameters(np.minimum(lows, 0), np.maximum(highs, 0), form.symmetric)
+    q, snr_db = _round(weight, scale, zero_point, form)
+    return QuantizedTensor(q, scale, zero_point, form.axis, snr_db)
+
+
+def _parameters(low: np.ndarray, high: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    span = np.maximum(-low, high) / 127.0 if symmetric else (high - low) / 255.0
+    # A weight of zeros takes any scale; a scale below the smallest normal number would have no reciprocal.
+    scale = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny)).astype(np.float32)
+    if symmetric:
+        return scale, np.zeros(scale.shape, np.int8)
+    zero_point = np.clip(np.rint(QMIN - low / scale), QMIN, QMAX).astype(np.int8)
+    return scale, zero_point
+
+
+_BLOCK = 1 << 18
+
+
+def _round(weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: Int8) -> tuple[np.ndarray, float]:
+    """Codes and signal-to-noise ratio, block by block so that temporaries stay in cache."""
+    lowest = -127 if form.symmetric else QMIN
+    q = np.empty(weight.shape, np.int8)
+    signal = noise = 0.0
+    shape = [1] * weight.ndim
+    if form.axis is not None:
+        shape[form.axis] = -1
+    scale, zero_point = scale.reshape(shape if weight.ndim else ()), zero_point.astype(np.float32).reshape(shape if weight.ndim else ())
+    inverse = (1.0 / scale.astype(np.float64)).astype(np.float32)
+    rows = weight.shape[0] if weight.ndim else 1
+    step = max(1, _BLOCK // max(1, weight.size // max(1, rows)))
+    for start in range(0, rows, step):
+        part = (slice(start, start + step),) if weight.ndim else ()
+        along = part if form.axis == 0 else ()
+        s, z, inv = scale[along], zero_point[along], inverse[along]
+        block = weight[part]
+        codes = np.rint(block * inv)
+        codes += z
+        np.clip(codes, lowest, QMAX, out=codes)
+        q[part] = codes
+        codes -= z
+        codes *= s
+        signal += float(np.vdot(block, block))
+        codes -= block
+        noise += float(np.vdot(codes, codes))
+    if noise == 0:
+        return q, float("inf")
+    return q, 10 * float(np.log10(max(signal, 1e-300) / noise))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qruntime.errors import InvalidModel, UnsupportedModel
-from qruntime.ir import AttributeType, TypeInfo
-from qruntime.onnx_io.messages import OPSET_RANGE, AttributeProto, OperatorSetIdProto, TypeProto
+from qruntime.ir import AttributeType, Dim, TypeInfo
+from qruntime.onnx_io.messages import LAST_OPSET, AttributeProto, DimensionProto, OperatorSetIdProto, TypeProto
 
 _ATTRIBUTE_FIELDS = {
     "f": AttributeType.FLOAT,
@@ -55,11 +55,7 @@ def type_info(proto: TypeProto | None, where: str) -> TypeInfo | None:
         if tensor is not None:
             if tensor.shape is None:
                 return TypeInfo(kind, tensor.elem_type)
-            dims = [
-                d.dim_param or None if "dim_param" in vars(d) else vars(d).get("dim_value") for d in tensor.shape.dim
-            ]
-            # Negative sizes are an old way to say unknown.
-            return TypeInfo(kind, tensor.elem_type, tuple(None if isinstance(d, int) and d < 0 else d for d in dims))
+            return TypeInfo(kind, tensor.elem_type, tuple(_dim(dim) for dim in tensor.shape.dim))
     if proto.sequence_type is not None:
         return TypeInfo("sequence", elem=type_info(proto.sequence_type.elem_type, where))
     if proto.optional_type is not None:
@@ -71,17 +67,21 @@ def type_info(proto: TypeProto | None, where: str) -> TypeInfo | None:
     return None
 
 
+def _dim(proto: DimensionProto) -> Dim:
+    if "dim_value" in vars(proto):
+        return proto.dim_value if proto.dim_value >= 0 else None  # negative is an old way to say unknown
+    return proto.dim_param or None
+
+
 def opset_imports(protos: Iterable[OperatorSetIdProto], where: str) -> dict[str, int]:
     versions: dict[str, int] = {}
     for proto in protos:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         version = proto.version
-        first, last = OPSET_RANGE.get(domain, (1, 1 << 31))
+        last = LAST_OPSET.get(domain, 1 << 31)
         named = f"{where}: opset {version} of domain {domain or 'ai.onnx'!r}"
         if version < 1:
             raise InvalidModel(f"{named} does not exist; versions start at 1")
-        if version < first:
-            raise UnsupportedModel(f"{named} is older than {first}; raise it with onnx.version_converter")
         if version > last:
             raise UnsupportedModel(f"{named} is newer than {last}, the last one known; export with opset {last}")
         if versions.setdefault(domain, version) != version:

@@ -165,7 +165,7 @@ class GraphBuilder:
             version = opsets.get(domain)
             if version is None:
                 raise InvalidModel(
-                    f"{label(proto)} needs domain {domain or 'ai.onnx'!r}, which the model does not import"
+                    f"{label(proto)} needs domain {domain or 'ai.onnx'!r}, which is not among the opset imports"
                 )
             attributes = {}
             for item in proto.attribute:

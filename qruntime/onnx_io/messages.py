@@ -23,8 +23,8 @@ from qruntime.onnx_io.wire import (
 )
 
 MAX_IR_VERSION = 14
-OPSET_RANGE = {"": (6, 28), "ai.onnx.ml": (1, 5)}
-"""First and last opset that the importer accepts, for the domains whose history it knows."""
+LAST_OPSET = {"": 28, "ai.onnx.ml": 5}
+"""Newest opsets of the domains that ONNX itself defines."""
 
 
 class StringStringEntryProto(Message):

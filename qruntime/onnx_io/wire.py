@@ -29,19 +29,7 @@ M = TypeVar("M", bound="Message")
 
 # Kinds of fields. FLOATS, DOUBLES, INTS, UINTS are repeated numbers that become arrays, not lists.
 STRING, BYTES, MESSAGE, INT, UINT, FLOAT, DOUBLE, INTS, UINTS, FLOATS, DOUBLES = range(11)
-_WIRE_TYPE = {
-    STRING: 2,
-    BYTES: 2,
-    MESSAGE: 2,
-    INT: 0,
-    UINT: 0,
-    FLOAT: 5,
-    DOUBLE: 1,
-    INTS: 0,
-    UINTS: 0,
-    FLOATS: 5,
-    DOUBLES: 1,
-}
+_WIRE_TYPE = dict(zip(range(11), (2, 2, 2, 0, 0, 5, 1, 0, 0, 5, 1), strict=True))
 _DEFAULT: dict[int, Any] = {STRING: "", BYTES: b"", MESSAGE: None, INT: 0, UINT: 0, FLOAT: 0.0, DOUBLE: 0.0}
 _ARRAY_DTYPE = {INTS: np.dtype("<i8"), UINTS: np.dtype("<u8"), FLOATS: np.dtype("<f4"), DOUBLES: np.dtype("<f8")}
 _SCALAR_KIND = {INTS: INT, UINTS: UINT, FLOATS: FLOAT, DOUBLES: DOUBLE}
@@ -242,7 +230,7 @@ def _skip(cls: type[Message], buf: Buffer, tag: int, pos: int, end: int) -> int:
 
 
 def _packed(data: Buffer, kind: int) -> Any:
-    if kind == FLOAT or kind == DOUBLE:
+    if kind in (FLOAT, DOUBLE):
         dtype = _ARRAY_DTYPE[FLOATS if kind == FLOAT else DOUBLES]
         if len(data) % dtype.itemsize:
             raise ValueError(f"{len(data)} packed bytes are no multiple of {dtype.itemsize}")

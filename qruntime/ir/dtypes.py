@@ -40,6 +40,8 @@ ONNX_TYPES: dict[int, tuple[str, int]] = {
     24: ("float8_e8m0fnu", 8),
     25: ("uint2", 2),
     26: ("int2", 2),
+    27: ("float6_e2m3fn", 6),
+    28: ("float6_e3m2fn", 6),
 }
 ONNX_CODES = {name: code for code, (name, _) in ONNX_TYPES.items()}
 

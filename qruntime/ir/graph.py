@@ -205,6 +205,8 @@ class Graph:
         self.inputs = list(inputs)
         self.outputs = list(outputs)
         self.output_names = [value.name for value in self.outputs]  # the public names: survive any rewrite
+        self.output_types = [value.type for value in self.outputs]  # as declared; likewise
+        self.input_defaults: dict[Value, np.ndarray] = {}  # inputs that need not be fed
         self.nodes: list[Node] = []
         for node in nodes:
             self.append(node)

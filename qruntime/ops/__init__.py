@@ -1,5 +1,9 @@
 """Operators by family; importing this package registers them all."""
 
+from qruntime.ops import attention as attention
+from qruntime.ops import control_flow as control_flow
 from qruntime.ops import convolution as convolution
+from qruntime.ops import normalization as normalization
 from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
+from qruntime.ops import recurrent as recurrent

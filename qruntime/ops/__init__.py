@@ -3,7 +3,11 @@
 from qruntime.ops import attention as attention
 from qruntime.ops import control_flow as control_flow
 from qruntime.ops import convolution as convolution
+from qruntime.ops import detection as detection
+from qruntime.ops import image as image
+from qruntime.ops import loss as loss
 from qruntime.ops import normalization as normalization
+from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import recurrent as recurrent

@@ -21,14 +21,13 @@ def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def masked_softmax(scores: np.ndarray) -> np.ndarray:
     """Softmax over the last axis in which a row of -inf becomes zeros."""
-    wide = scores.astype(working_dtype(scores.dtype), copy=False)
-    if not wide.shape[-1]:
+    if not scores.shape[-1]:
         return scores
-    peak = wide.max(axis=-1, keepdims=True)
+    peak = scores.max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        powers = np.exp(wide - np.where(np.isneginf(peak), 0, peak))
+        powers = np.exp(scores - np.where(np.isneginf(peak), peak.dtype.type(0), peak))
     total = powers.sum(axis=-1, keepdims=True)
-    return (powers / np.where(total == 0, 1, total)).astype(scores.dtype, copy=False)
+    return powers / np.where(total == 0, total.dtype.type(1), total)
 
 
 def split_heads(op: str, name: str, x: np.ndarray, heads: int | None) -> np.ndarray:
@@ -179,10 +178,9 @@ def attention(
         weights = np.where(blocked, weights.dtype.type(0), weights)
     weights = weights.astype(q.dtype, copy=False)
     stages.append(weights)
-    y = _matmul(weights, all_v.astype(q.dtype, copy=False)).astype(v.dtype if packed is None else q.dtype, copy=False)
+    y = _matmul(weights, all_v.astype(q.dtype, copy=False))
     if packed:
         y = y.transpose(0, 2, 1, 3).reshape(batch, queries, heads * v.shape[3])
-    # Version 23 has mode 1 after the bias and 2 after softcap; `attention_23` maps them.
     return y, k, v, stages[qk_matmul_output_mode].astype(q.dtype, copy=False)
 
 

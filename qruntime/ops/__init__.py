@@ -1,10 +1,22 @@
 """Operators by family; importing this package registers them all."""
 
 from qruntime.ops import activations as activations
+from qruntime.ops import attention as attention
 from qruntime.ops import binary as binary
 from qruntime.ops import casting as casting
+from qruntime.ops import control_flow as control_flow
+from qruntime.ops import convolution as convolution
+from qruntime.ops import detection as detection
+from qruntime.ops import image as image
 from qruntime.ops import indexing as indexing
 from qruntime.ops import layout as layout
+from qruntime.ops import linear as linear
+from qruntime.ops import loss as loss
+from qruntime.ops import normalization as normalization
+from qruntime.ops import optimizers as optimizers
+from qruntime.ops import pooling as pooling
+from qruntime.ops import quantize_linear as quantize_linear
+from qruntime.ops import recurrent as recurrent
 from qruntime.ops import reduction as reduction
 from qruntime.ops import shape as shape
 from qruntime.ops import unary as unary

@@ -15,6 +15,9 @@
 /// A NaN in the row makes its scale NaN, hence the whole row of y and no other; an Inf likewise stays
 /// in its row. Sums are exact for any K: above QRT_Q8_MAX_K rows of weights are summed in chunks into
 /// int64.
+///
+/// The float part is `float(t) · (scale_a · scale_w) + bias`, each operation rounded, no fused
+/// multiply-add: without activation, or with ReLU, y is the same bits on every rung.
 #ifndef QRT_GEMM_Q8_H
 #define QRT_GEMM_Q8_H
 
@@ -37,8 +40,10 @@ struct qrt_gemm_q8;
 
 /// Weights of one layer, packed for the rung that packed them. Immutable once made.
 typedef struct qrt_q8_weights {
-    const struct qrt_gemm_q8 *kernel;
+    const struct qrt_gemm_q8 *kernel;  ///< a copy of what packed them
     int64_t k, n;
+    int64_t k_padded;        ///< k rounded up to the step of the kernel; the rest is zeros
+    int64_t panel_bytes;     ///< from one panel of nr columns to the next
     void *panels;            ///< layout private to `kernel`
     int32_t *col_sums;       ///< Σ_k qw[k, n], padded to a multiple of nr
     float *scales;           ///< padded to a multiple of nr (per tensor: the same value repeated)
@@ -67,14 +72,56 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
 
 /// The same on the calling thread with scratch of qrt_q8_scratch_bytes(w, m) bytes given by the caller:
-/// for recurrent steps, which call it many times.
+/// for recurrent steps, which call it many times. `scratch` is aligned to QRT_ALIGNMENT.
 size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m);
 void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
                           qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
 
+/// What the sum over k leaves behind of a quantized row.
+typedef struct {
+    float scale;
+    int32_t zero_point;
+    int64_t sum;          ///< Σ_k (q − zero_point); only when the weights have zero points
+} qrt_q8_row;
+
+/// Quantized rows against all or some panels of weights.
+typedef struct {
+    const void *a;              ///< packed rows, 0 … 255, followed by zeros up to k_padded
+    int64_t a_stride_bytes;
+    const qrt_q8_row *rows;
+    int num_rows;
+    qrt_q8_epilogue epilogue;   ///< residual at the first row of the block
+    float *y;
+    int64_t ldy_elems;
+} qrt_q8_block;
+
+/// What a rung provides. Packed activations are row after row of `item_bytes` each.
 typedef struct qrt_gemm_q8 {
     const char *name;
-    int mr, nr, kr;
+    int mr, nr, kr;     ///< tile; k is padded to a multiple of kr
+    int item_bytes;
+
+    /// Widen [*lo, *hi] by k values; both become NaN when one of them is.
+    void (*range)(const float *a, int64_t k, float *lo, float *hi);
+
+    /// Quantize k values and pad with zeros to k_padded. Stores Σ q when `sum` is not NULL.
+    void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                     void *packed, int64_t *sum);
+
+    /// Pack n ≤ nr columns of weights; the panel has been filled with zeros.
+    void (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+                       void *panel);
+
+    /// The block against panels first … last-1, k ≤ QRT_Q8_MAX_K, and its epilogue.
+    void (*multiply)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last);
+
+    /// acc[r, j] = Σ_k q[r, k] · qw[k, j] over k_first … k_first + k_count - 1 (multiples of kr, or the end) of
+    /// one panel; acc has nr columns.
+    void (*dot)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
+                int32_t *acc);
+
+    /// The epilogue alone for row r of the block: t has nr columns and already is free of zero points.
+    void (*finish)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t);
 } qrt_gemm_q8;
 
 #endif

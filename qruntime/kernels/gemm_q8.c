@@ -1,0 +1,323 @@
+#include "gemm_q8.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+/// A block of quantized rows shares the L2 cache with one panel of weights.
+enum { BLOCK_ROWS = 48, BLOCK_BYTES = 192 * 1024 };
+
+/// Fewer multiply-adds than this a thread are done sooner than another thread is woken.
+enum { MACS_PER_THREAD = 1 << 17 };
+
+/// Beyond it the sums of a column do not fit int32.
+static const int64_t MAX_K = (int64_t)1 << 24;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// ------------------------------------------------------------------------------------------ weights
+
+/// Parts of one allocation, in order, each aligned.
+typedef struct {
+    size_t size;
+    bool overflow;
+} layout;
+
+static size_t add_part(layout *l, int64_t count, size_t item) {
+    size_t at = l->size, bytes;
+    l->overflow |= __builtin_mul_overflow((size_t)count, item, &bytes);
+    l->overflow |= __builtin_add_overflow(bytes, (size_t)QRT_ALIGNMENT - 1, &bytes);
+    l->overflow |= __builtin_add_overflow(at, bytes / QRT_ALIGNMENT * QRT_ALIGNMENT, &l->size);
+    return at;
+}
+
+static void fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
+    int nr = w->kernel->nr;
+    int64_t panels = ceil_div(w->n, nr);
+    memset(w->panels, 0, (size_t)(panels * w->panel_bytes));
+    memset(w->col_sums, 0, sizeof *w->col_sums * (size_t)(panels * nr));
+    for (int64_t panel = 0; panel < panels; panel++) {
+        int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
+        const int8_t *from = source + first * col_stride_elems;
+        w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns,
+                              (char *)w->panels + panel * w->panel_bytes);
+        int32_t *sums = w->col_sums + first;
+        if (col_stride_elems == 1) {
+            for (int64_t i = 0; i < w->k; i++)
+                for (int64_t j = 0; j < columns; j++) sums[j] += from[i * row_stride_elems + j];
+        } else {
+            for (int64_t j = 0; j < columns; j++)
+                for (int64_t i = 0; i < w->k; i++) sums[j] += from[i * row_stride_elems + j * col_stride_elems];
+        }
+    }
+}
+
+qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
+                            int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias) {
+    if (k < 0 || n < 0 || k > MAX_K || n > INT64_MAX / 2) return NULL;
+    int64_t k_padded = round_up(k, kernel->kr), columns = round_up(n, kernel->nr);
+    int64_t panel_bytes = round_up(k_padded * kernel->nr, QRT_ALIGNMENT);
+    layout parts = {0, false};
+    size_t at_kernel = add_part(&parts, 1, sizeof *kernel);
+    size_t at_panels = add_part(&parts, columns / kernel->nr, (size_t)panel_bytes);
+    size_t at_sums = add_part(&parts, columns, sizeof(int32_t));
+    size_t at_scales = add_part(&parts, columns, sizeof(float));
+    size_t at_zeros = add_part(&parts, zero_points ? columns : 0, sizeof(int32_t));
+    size_t at_bias = add_part(&parts, bias ? columns : 0, sizeof(float));
+    if (parts.overflow) return NULL;
+    qrt_q8_weights *made = malloc(sizeof *made);
+    qrt_buffer *buffer = qrt_buffer_new(parts.size);
+    if (!made || !buffer) {
+        free(made);
+        if (buffer) qrt_buffer_drop(buffer);
+        return NULL;
+    }
+    char *base = buffer->data;
+    *made = (qrt_q8_weights){
+        .kernel = memcpy(base + at_kernel, kernel, sizeof *kernel),
+        .k = k, .n = n, .k_padded = k_padded, .panel_bytes = panel_bytes,
+        .panels = base + at_panels,
+        .col_sums = (int32_t *)(base + at_sums),
+        .scales = (float *)(base + at_scales),
+        .zero_points = zero_points ? (int32_t *)(base + at_zeros) : NULL,
+        .bias = bias ? (float *)(base + at_bias) : NULL,
+        .buffer = buffer,
+    };
+    fill_columns(made, w, row_stride_elems, col_stride_elems);
+    for (int64_t j = 0; j < columns; j++) {
+        int64_t from = num_params == 1 ? 0 : j;
+        made->scales[j] = j < n ? scales[from] : 0.0f;
+        if (zero_points) made->zero_points[j] = j < n ? zero_points[from] : 0;
+        if (bias) made->bias[j] = j < n ? bias[j] : 0.0f;
+    }
+    return made;
+}
+
+void qrt_q8_free(qrt_q8_weights *w) {
+    if (!w) return;
+    qrt_buffer_drop(w->buffer);
+    free(w);
+}
+
+// -------------------------------------------------------------------------------------- activations
+
+static qrt_q8_row choose_parameters(float lo, float hi) {
+    qrt_q8_row row = {.sum = 0};
+    row.scale = (float)(((double)hi - (double)lo) / 255.0);
+    if (row.scale == 0.0f) row.scale = 1.0f;
+    if (row.scale < FLT_MIN) row.scale = FLT_MIN;
+    float zero_point = nearbyintf(-lo / row.scale);
+    zero_point = zero_point > 0.0f ? zero_point : 0.0f;  // also NaN
+    row.zero_point = (int32_t)(zero_point < 255.0f ? zero_point : 255.0f);
+    return row;
+}
+
+/// Bytes from one packed row to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
+static int64_t row_bytes(const qrt_q8_weights *w) {
+    int64_t bytes = round_up(w->k_padded * w->kernel->item_bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
+    return bytes / QRT_ALIGNMENT % 2 ? bytes : bytes + QRT_ALIGNMENT;
+}
+
+static int64_t block_rows(const qrt_q8_weights *w) {
+    int64_t fitting = BLOCK_BYTES / row_bytes(w) / w->kernel->mr * w->kernel->mr;
+    return fitting < w->kernel->mr ? w->kernel->mr : min_i64(fitting, BLOCK_ROWS);
+}
+
+static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m, float *lo, float *hi) {
+    *lo = *hi = 0.0f;
+    for (int64_t i = 0; i < m && *lo == *lo; i++) w->kernel->range(a + i * lda_elems, w->k, lo, hi);
+}
+
+/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL.
+static void quantize_rows(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
+                          const qrt_q8_row *shared, qrt_q8_row *rows, char *packed, int64_t stride_bytes) {
+    const qrt_gemm_q8 *kernel = w->kernel;
+    for (int64_t i = 0; i < m; i++, a += lda_elems, packed += stride_bytes) {
+        if (shared) {
+            rows[i] = *shared;
+        } else {
+            float lo = 0.0f, hi = 0.0f;
+            kernel->range(a, w->k, &lo, &hi);
+            rows[i] = choose_parameters(lo, hi);
+        }
+        kernel->quantize(a, w->k, w->k_padded, 1.0f / rows[i].scale, rows[i].zero_point, packed,
+                         w->zero_points ? &rows[i].sum : NULL);
+        if (w->zero_points) rows[i].sum -= w->k * rows[i].zero_point;
+    }
+}
+
+// ------------------------------------------------------------------------------------------- blocks
+
+enum { MAX_NR = 64 };
+
+/// K too long for int32: chunks, summed in int64.
+static void multiply_long(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    const qrt_gemm_q8 *kernel = w->kernel;
+    int nr = kernel->nr;
+    int64_t chunk = QRT_Q8_MAX_K / kernel->kr * kernel->kr;
+    for (int64_t panel = first; panel < last; panel++)
+        for (int r = 0; r < block->num_rows; r++) {
+            qrt_q8_block row = *block;
+            row.a = (const char *)block->a + r * block->a_stride_bytes;
+            row.num_rows = 1;
+            int32_t acc[MAX_NR];
+            int64_t total[MAX_NR] = {0};
+            float t[MAX_NR];
+            for (int64_t k = 0; k < w->k_padded; k += chunk) {
+                kernel->dot(w, &row, panel, k, min_i64(chunk, w->k_padded - k), acc);
+                for (int j = 0; j < nr; j++) total[j] += acc[j];
+            }
+            for (int j = 0; j < nr; j++) {
+                int64_t column = panel * nr + j;
+                total[j] -= (int64_t)block->rows[r].zero_point * w->col_sums[column];
+                if (w->zero_points) total[j] -= w->zero_points[column] * block->rows[r].sum;
+                t[j] = (float)total[j];
+            }
+            kernel->finish(w, block, panel, r, t);
+        }
+}
+
+static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    if (w->k_padded > QRT_Q8_MAX_K) multiply_long(w, block, first, last);
+    else w->kernel->multiply(w, block, first, last);
+}
+
+/// One call of qrt_q8_linear.
+typedef struct {
+    const qrt_q8_weights *w;
+    const float *a;
+    int64_t lda_elems, m;
+    const qrt_q8_row *shared;   ///< parameters of the whole tensor, or NULL
+    qrt_q8_epilogue epilogue;
+    float *y;
+    int64_t ldy_elems;
+    int64_t stride_bytes;       ///< of packed rows
+    int64_t rows_per_block, panels_per_task, num_panels;
+    qrt_q8_row *rows;
+    char *packed;
+    int64_t next_block;         ///< atomic
+} job;
+
+static qrt_q8_block block_at(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows, const char *packed) {
+    qrt_q8_block block = {
+        .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
+        .epilogue = j->epilogue, .y = j->y + first_row * j->ldy_elems, .ldy_elems = j->ldy_elems,
+    };
+    if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
+    return block;
+}
+
+/// Rows [first, first + count) from float to float.
+static void run_rows(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
+    quantize_rows(j->w, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, rows, packed, j->stride_bytes);
+    qrt_q8_block block = block_at(j, first, count, rows, packed);
+    multiply(j->w, &block, 0, j->num_panels);
+}
+
+static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
+    return (size_t)round_up((int64_t)sizeof(qrt_q8_row) * m, QRT_ALIGNMENT) + (size_t)(m * row_bytes(w));
+}
+
+size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, block_rows(w))); }
+
+void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
+                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+    int64_t rows_per_block = min_i64(m, block_rows(w));
+    job j = {
+        .w = w, .a = a, .lda_elems = lda_elems, .m = m, .epilogue = *epilogue, .y = y, .ldy_elems = ldy_elems,
+        .stride_bytes = row_bytes(w), .num_panels = ceil_div(w->n, w->kernel->nr),
+    };
+    qrt_q8_row shared;
+    if (mode == QRT_PER_TENSOR) {
+        float lo, hi;
+        tensor_range(w, a, lda_elems, m, &lo, &hi);
+        shared = choose_parameters(lo, hi);
+        j.shared = &shared;
+    }
+    char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * rows_per_block, QRT_ALIGNMENT);
+    for (int64_t i = 0; i < m; i += rows_per_block)
+        run_rows(&j, i, min_i64(rows_per_block, m - i), scratch, packed);
+}
+
+// ------------------------------------------------------------------------------------------ threads
+
+/// Each task takes blocks of rows until none is left; it owns one block of scratch.
+static void take_blocks(void *context, int64_t task) {
+    job *j = context;
+    for (;;) {
+        int64_t first = __atomic_fetch_add(&j->next_block, 1, __ATOMIC_RELAXED) * j->rows_per_block;
+        if (first >= j->m) return;
+        run_rows(j, first, min_i64(j->rows_per_block, j->m - first), j->rows + task * j->rows_per_block,
+                 j->packed + task * j->rows_per_block * j->stride_bytes);
+    }
+}
+
+static void quantize_block(void *context, int64_t task) {
+    job *j = context;
+    int64_t first = task * j->rows_per_block, count = min_i64(j->rows_per_block, j->m - first);
+    quantize_rows(j->w, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, j->rows + first,
+                  j->packed + first * j->stride_bytes, j->stride_bytes);
+}
+
+/// All rows of a short batch against some panels.
+static void take_panels(void *context, int64_t task) {
+    job *j = context;
+    int64_t first = task * j->panels_per_task, last = min_i64(first + j->panels_per_task, j->num_panels);
+    for (int64_t i = 0; i < j->m; i += j->rows_per_block) {
+        qrt_q8_block block = block_at(j, i, min_i64(j->rows_per_block, j->m - i), j->rows + i, j->packed + i * j->stride_bytes);
+        multiply(j->w, &block, first, last);
+    }
+}
+
+qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+    if (m <= 0 || w->n == 0) return QRT_OK;
+    double macs = (double)m * (double)w->k * (double)w->n;
+    int64_t threads = run->num_threads;
+    if (macs < (double)threads * MACS_PER_THREAD) threads = (int64_t)(macs / MACS_PER_THREAD);
+    if (threads <= 1) {
+        qrt_buffer *scratch = qrt_scratch(run, qrt_q8_scratch_bytes(w, m));
+        if (!scratch) return QRT_NO_MEMORY;
+        qrt_q8_linear_serial(w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch->data);
+        qrt_scratch_free(run, scratch);
+        return QRT_OK;
+    }
+    job j = {
+        .w = w, .a = a, .lda_elems = lda_elems, .m = m, .epilogue = *epilogue, .y = y, .ldy_elems = ldy_elems,
+        .stride_bytes = row_bytes(w), .num_panels = ceil_div(w->n, w->kernel->nr), .rows_per_block = block_rows(w),
+    };
+    // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.
+    bool by_rows = m >= threads * 4 * w->kernel->mr;
+    if (by_rows) {
+        int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
+        j.rows_per_block = min_i64(j.rows_per_block, round_up(ceil_div(share, ceil_div(share, j.rows_per_block)), w->kernel->mr));
+    } else {
+        j.panels_per_task = ceil_div(j.num_panels, threads * 2);
+    }
+    int64_t held = by_rows ? threads * j.rows_per_block : m;
+    qrt_buffer *scratch = qrt_scratch(run, rows_scratch(w, held));
+    if (!scratch) return QRT_NO_MEMORY;
+    j.rows = scratch->data;
+    j.packed = (char *)scratch->data + round_up((int64_t)sizeof(qrt_q8_row) * held, QRT_ALIGNMENT);
+    qrt_q8_row shared;
+    if (mode == QRT_PER_TENSOR) {
+        float lo, hi;
+        tensor_range(w, a, lda_elems, m, &lo, &hi);
+        shared = choose_parameters(lo, hi);
+        j.shared = &shared;
+    }
+    if (by_rows) {
+        qrt_parallel_for((int)threads, threads, take_blocks, &j);
+    } else {
+        for (int64_t i = 0; i * j.rows_per_block < m; i++) quantize_block(&j, i);
+        qrt_parallel_for((int)threads, ceil_div(j.num_panels, j.panels_per_task), take_panels, &j);
+    }
+    qrt_scratch_free(run, scratch);
+    return QRT_OK;
+}

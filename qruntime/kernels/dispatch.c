@@ -18,7 +18,7 @@ static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports
 #endif
 
 static void overlay_portable(qrt_kernel_table *t) {
-    (void)t;
+    qrt_portable_gemm_f32(t);
 }
 
 #if defined(__x86_64__)

@@ -4,4 +4,6 @@
 
 #include "kernels.h"
 
+void qrt_portable_gemm_f32(qrt_kernel_table *t);
+
 #endif

@@ -37,7 +37,7 @@ static qrt_f32_epilogue epilogue_at(const qrt_f32_epilogue *e, int64_t i, int64_
 
 /// `strip_stride` floats lie between two strips of b, `ldb` between two rows of one.
 static void blocked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                    const float *b, int64_t ldb, int64_t strip_stride, bool wide,
+                    const float *b, int64_t ldb, int64_t strip_stride,
                     const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
     int64_t nr = kernel->nr, kc = k_block(k);
     int64_t mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
@@ -51,7 +51,7 @@ static void blocked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k,
                 int64_t columns = min64(nr, n - j);
                 float *tile = c + i * ldc + j;
                 kernel->strip(rows, columns, depth, a + i * lda + k0, lda, b + j / nr * strip_stride + k0 * ldb, ldb,
-                              wide, tile, ldc, k0 > 0);
+                              tile, ldc, k0 > 0);
                 if (last && finish) {
                     qrt_f32_epilogue at = epilogue_at(epilogue, i, j);
                     kernel->finish(rows, columns, tile, ldc, &at);
@@ -70,13 +70,13 @@ void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, c
         if (has_effect(epilogue)) kernel->finish(m, n, c, ldc, epilogue);
         return;
     }
-    blocked(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, true, epilogue, c, ldc);
+    blocked(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
 }
 
 void qrt_f32_gemm_unpacked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                            const float *b, int64_t ldb, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
     if (m <= 0 || n <= 0) return;
-    blocked(kernel, m, n, k, a, lda, b, ldb, kernel->nr, false, epilogue, c, ldc);
+    blocked(kernel, m, n, k, a, lda, b, ldb, kernel->nr, epilogue, c, ldc);
 }
 
 typedef struct {

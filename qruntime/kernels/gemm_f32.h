@@ -27,16 +27,15 @@ typedef struct {
     int64_t residual_stride_elems;
 } qrt_f32_epilogue;
 
-/// The kernels of one rung. `b` is a strip of at most nr columns: row k starts at b + k · ldb; a packed
-/// panel is such a strip with ldb = nr, padded with zeros, that may be read to its full width.
+/// The kernels of one rung. `b` is a strip of at most nr columns: row k starts at b + k · ldb. A packed
+/// panel is such a strip with ldb = nr, padded with zeros.
 typedef struct qrt_gemm_f32 {
     const char *name;
     int mr, nr;
 
-    /// c[m, n] = (accumulate ? c : 0) + a[m, k] · b[k, n] for any m and n ≤ nr. `wide`: b may be read
-    /// up to nr columns although n is less.
+    /// c[m, n] = (accumulate ? c : 0) + a[m, k] · b[k, n] for any m and n ≤ nr.
     void (*strip)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                  bool wide, float *c, int64_t ldc, bool accumulate);
+                  float *c, int64_t ldc, bool accumulate);
 
     /// c[m, n] = a[m, k] · panels for 1 ≤ m ≤ 4 and any n: reads ⌈n / nr⌉ packed panels of k rows each once.
     void (*stream)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,

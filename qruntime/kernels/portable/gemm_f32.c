@@ -7,8 +7,7 @@
 enum { NR = 8 };
 
 static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                  bool wide, float *c, int64_t ldc, bool accumulate) {
-    (void)wide;
+                  float *c, int64_t ldc, bool accumulate) {
     for (int64_t i = 0; i < m; i++, a += lda, c += ldc) {
         float sums[NR] = {0};
         if (accumulate) memcpy(sums, c, (size_t)n * sizeof *c);
@@ -25,7 +24,7 @@ static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, 
 static void stream(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
                    float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += NR)
-        strip(m, n - j < NR ? n - j : NR, k, a, lda, panels + j * k, NR, true, c + j, ldc, false);
+        strip(m, n - j < NR ? n - j : NR, k, a, lda, panels + j * k, NR, c + j, ldc, false);
 }
 
 static float activate(qrt_activation activation, float x) {

@@ -230,8 +230,8 @@ cdef class PackedF32(Packed):
         cdef cnp.ndarray w = np.asarray(weight)
         if w.dtype != np.float32 or w.ndim != 2:
             raise ValueError(f"weight must be float32 [K, N], got {shape_text(w)}")
-        if w.strides[0] % 4 or w.strides[1] % 4:
-            w = np.ascontiguousarray(w)
+        if not cnp.PyArray_ISALIGNED(w) or w.strides[0] % 4 or w.strides[1] % 4:
+            w = np.array(w, order="K")
         cdef int64_t k = w.shape[0], n = w.shape[1]
         cdef cnp.ndarray b = None
         if bias is not None:

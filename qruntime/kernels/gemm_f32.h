@@ -1,8 +1,11 @@
 /// Float GEMM.
 ///
-/// Every output element is one chain of fused (portable: separate) multiply-adds over ascending k,
-/// whichever tile computes it. Hence a row never depends on how many rows come with it, and zero-padded
-/// k adds exactly nothing.
+/// Every output element is one chain of fused (portable: separate) multiply-adds over ascending k that
+/// starts at zero, whichever tile computes it. Hence a row never depends on how many rows come with it,
+/// and zero-padded k adds exactly nothing. The epilogue follows as separate operations, so a fused layer
+/// gives the same bits as a product, an addition and an activation one after the other.
+///
+/// Error bound of every rung, before the activation: |y − exact| ≤ K · ε · Σ_k |a·w| + ε · |bias|.
 #ifndef QRT_GEMM_F32_H
 #define QRT_GEMM_F32_H
 
@@ -13,9 +16,41 @@
 #include "gemm_q8.h"
 #include "tensor.h"
 
-struct qrt_gemm_f32;
+/// What follows the sums: y = activation(alpha · sum + row_bias[m] + column_bias[n]) + residual[m, n].
+/// A NULL pointer, alpha 1 and QRT_ACT_NONE leave their step out.
+typedef struct {
+    float alpha;
+    const float *row_bias;     ///< [m]
+    const float *column_bias;  ///< [n]
+    qrt_activation activation;
+    const float *residual;     ///< [m, n]
+    int64_t residual_stride_elems;
+} qrt_f32_epilogue;
 
-/// Right-hand side [k, n], packed for one rung, with an optional bias. Immutable once made.
+/// The kernels of one rung. `b` is a strip of at most nr columns: row k starts at b + k · ldb. A packed
+/// panel is such a strip with ldb = nr, padded with zeros.
+typedef struct qrt_gemm_f32 {
+    const char *name;
+    int mr, nr;
+
+    /// c[m, n] = (accumulate ? c : 0) + a[m, k] · b[k, n] for any m and n ≤ nr.
+    void (*strip)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                  float *c, int64_t ldc, bool accumulate);
+
+    /// c[m, n] = a[m, k] · panels for 1 ≤ m ≤ 4 and any n: reads ⌈n / nr⌉ packed panels of k rows each once.
+    void (*stream)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
+                   float *c, int64_t ldc);
+
+    /// The epilogue on c[m, n], in place.
+    void (*finish)(int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue);
+
+    /// Write b[k, n] at strides (row, column) as panels. Columns beyond n become zero.
+    void (*pack)(int64_t k, int64_t n, const float *b, int64_t row_stride_elems, int64_t col_stride_elems,
+                 float *panels);
+} qrt_gemm_f32;
+
+/// Right-hand side [k, n], packed for one rung, with an optional bias. Immutable once made. It keeps the
+/// kernels it was packed for, whatever rung is put in force later.
 typedef struct qrt_f32_weights {
     const struct qrt_gemm_f32 *kernel;
     int64_t k, n;
@@ -24,19 +59,23 @@ typedef struct qrt_f32_weights {
     qrt_buffer *buffer;
 } qrt_f32_weights;
 
+/// NULL when memory is short.
 qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
                               int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n, const float *bias);
 void qrt_f32_free(qrt_f32_weights *w);
 
-/// y = activation(a · w + bias) + residual, as qrt_q8_linear.
+/// y = activation(a · w + bias) + residual, as qrt_q8_linear. `epilogue` may be NULL.
 qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
                           const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
 void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda_elems, int64_t m,
                            const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
 
-typedef struct qrt_gemm_f32 {
-    const char *name;
-    int mr, nr;
-} qrt_gemm_f32;
+/// c[m, n] = epilogue(a · panels) on the calling thread, `panels` as `kernel->pack` writes them.
+void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                  const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
+
+/// The same with b[k, n] as it lies in memory, row stride ldb: for products too small to repay packing.
+void qrt_f32_gemm_unpacked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                           const float *b, int64_t ldb, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
 
 #endif

@@ -2,7 +2,11 @@
 
 #include <string.h>
 
-static const qrt_node_entry *const families[] = {qrt_layout_nodes, qrt_linear_q8_nodes};
+static const qrt_node_entry *const families[] = {
+    qrt_layout_nodes,
+    qrt_linear_f32_nodes,
+    qrt_linear_q8_nodes,
+};
 
 qrt_node_fn qrt_find_node(const char *name) {
     for (size_t i = 0; i < sizeof families / sizeof *families; i++)

@@ -1,0 +1,172 @@
+/// Blocking, packing and threads of the float GEMM; the arithmetic is the rung's.
+#include "gemm_f32.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+/// A strip of b (kc · nr floats) stays in the first-level cache while the rows of a pass by; a block of
+/// a (mc · kc floats) stays in the second.
+enum { KC = 384, BLOCK_FLOATS = 64 * 1024 };
+
+/// Fewer multiply-adds than this are not worth waking a thread for.
+enum { MIN_PARALLEL_WORK = 1 << 18 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+/// Equal blocks of k, none longer than KC.
+static int64_t k_block(int64_t k) {
+    int64_t blocks = ceil_div(k, KC);
+    return blocks <= 1 ? k : ceil_div(ceil_div(k, blocks), 8) * 8;
+}
+
+static bool has_effect(const qrt_f32_epilogue *e) {
+    return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual);
+}
+
+/// The epilogue as seen from row i, column j.
+static qrt_f32_epilogue epilogue_at(const qrt_f32_epilogue *e, int64_t i, int64_t j) {
+    qrt_f32_epilogue at = *e;
+    if (at.row_bias) at.row_bias += i;
+    if (at.column_bias) at.column_bias += j;
+    if (at.residual) at.residual += i * at.residual_stride_elems + j;
+    return at;
+}
+
+/// `strip_stride` floats lie between two strips of b, `ldb` between two rows of one.
+static void blocked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                    const float *b, int64_t ldb, int64_t strip_stride,
+                    const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
+    int64_t nr = kernel->nr, kc = k_block(k);
+    int64_t mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
+    bool finish = has_effect(epilogue);
+    for (int64_t i = 0; i < m; i += mc) {
+        int64_t rows = min64(mc, m - i), k0 = 0;
+        do {
+            int64_t depth = min64(kc, k - k0);
+            bool last = k0 + depth == k;
+            for (int64_t j = 0; j < n; j += nr) {
+                int64_t columns = min64(nr, n - j);
+                float *tile = c + i * ldc + j;
+                kernel->strip(rows, columns, depth, a + i * lda + k0, lda, b + j / nr * strip_stride + k0 * ldb, ldb,
+                              tile, ldc, k0 > 0);
+                if (last && finish) {
+                    qrt_f32_epilogue at = epilogue_at(epilogue, i, j);
+                    kernel->finish(rows, columns, tile, ldc, &at);
+                }
+            }
+            k0 += depth;
+        } while (k0 < k);
+    }
+}
+
+void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                  const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
+    if (m <= 0 || n <= 0) return;
+    if (m <= 4) {
+        kernel->stream(m, n, k, a, lda, panels, c, ldc);
+        if (has_effect(epilogue)) kernel->finish(m, n, c, ldc, epilogue);
+        return;
+    }
+    blocked(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
+}
+
+void qrt_f32_gemm_unpacked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                           const float *b, int64_t ldb, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
+    if (m <= 0 || n <= 0) return;
+    blocked(kernel, m, n, k, a, lda, b, ldb, kernel->nr, epilogue, c, ldc);
+}
+
+typedef struct {
+    qrt_f32_weights weights;
+    qrt_gemm_f32 kernel;
+} owned_weights;
+
+qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
+                              int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n, const float *bias) {
+    size_t padded, floats, bytes;
+    if (k < 0 || n < 0 || __builtin_add_overflow((size_t)n, (size_t)kernel->nr - 1, &padded)) return NULL;
+    padded = padded / (size_t)kernel->nr * (size_t)kernel->nr;
+    if (__builtin_mul_overflow((size_t)k, padded, &floats) || __builtin_add_overflow(floats, bias ? padded : 0, &floats) ||
+        __builtin_mul_overflow(floats, sizeof(float), &bytes))
+        return NULL;
+    owned_weights *owned = malloc(sizeof *owned);
+    qrt_buffer *buffer = owned ? qrt_buffer_new(bytes) : NULL;
+    if (!buffer) {
+        free(owned);
+        return NULL;
+    }
+    owned->kernel = *kernel;
+    qrt_f32_weights *packed = &owned->weights;
+    packed->kernel = &owned->kernel;
+    packed->k = k;
+    packed->n = n;
+    packed->buffer = buffer;
+    packed->panels = buffer->data;
+    packed->bias = bias ? packed->panels + (size_t)k * padded : NULL;
+    kernel->pack(k, n, w, row_stride_elems, col_stride_elems, packed->panels);
+    if (bias) {
+        memcpy(packed->bias, bias, (size_t)n * sizeof(float));
+        memset(packed->bias + n, 0, (padded - (size_t)n) * sizeof(float));
+    }
+    return packed;
+}
+
+void qrt_f32_free(qrt_f32_weights *w) {
+    if (!w) return;
+    qrt_buffer_drop(w->buffer);
+    free((owned_weights *)w);
+}
+
+static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_q8_epilogue *epilogue) {
+    qrt_f32_epilogue e = {.alpha = 1.0f, .column_bias = w->bias};
+    if (epilogue) {
+        e.activation = epilogue->activation;
+        e.residual = epilogue->residual;
+        e.residual_stride_elems = epilogue->residual_stride_elems;
+    }
+    return e;
+}
+
+void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda_elems, int64_t m,
+                           const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+    qrt_f32_epilogue e = layer_epilogue(w, epilogue);
+    qrt_f32_gemm(w->kernel, m, w->n, w->k, a, lda_elems, w->panels, &e, y, ldy_elems);
+}
+
+typedef struct {
+    const qrt_f32_weights *w;
+    const qrt_f32_epilogue *epilogue;
+    const float *a;
+    float *y;
+    int64_t lda, ldy, m, rows, columns, column_blocks;
+} linear_job;
+
+static void linear_task(void *context, int64_t task) {
+    const linear_job *job = context;
+    const qrt_f32_weights *w = job->w;
+    int64_t i = task / job->column_blocks * job->rows, j = task % job->column_blocks * job->columns;
+    qrt_f32_epilogue e = epilogue_at(job->epilogue, i, j);
+    qrt_f32_gemm(w->kernel, min64(job->rows, job->m - i), min64(job->columns, w->n - j), w->k, job->a + i * job->lda,
+                 job->lda, w->panels + j * w->k, &e, job->y + i * job->ldy + j, job->ldy);
+}
+
+qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                          const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+    if (m <= 0 || w->n == 0) return QRT_OK;
+    qrt_f32_epilogue e = layer_epilogue(w, epilogue);
+    int64_t nr = w->kernel->nr, panels = ceil_div(w->n, nr);
+    linear_job job = {w, &e, a, y, lda_elems, ldy_elems, m, m, panels * nr, 1};
+    double work = (double)m * (double)w->n * (double)w->k;
+    if (run->num_threads > 1 && work >= MIN_PARALLEL_WORK) {
+        int64_t wanted = 4 * (int64_t)run->num_threads;
+        job.rows = min64(m, 128);
+        int64_t row_blocks = ceil_div(m, job.rows);
+        job.columns = ceil_div(panels, min64(panels, ceil_div(wanted, row_blocks))) * nr;
+        job.column_blocks = ceil_div(w->n, job.columns);
+    }
+    qrt_parallel_for(run->num_threads, ceil_div(m, job.rows) * job.column_blocks, linear_task, &job);
+    return QRT_OK;
+}

@@ -1,0 +1,63 @@
+/// The definition of the float GEMM.
+#include <math.h>
+#include <string.h>
+
+#include "../rungs.h"
+
+enum { NR = 8 };
+
+static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                  float *c, int64_t ldc, bool accumulate) {
+    for (int64_t i = 0; i < m; i++, a += lda, c += ldc) {
+        float sums[NR] = {0};
+        if (accumulate) memcpy(sums, c, (size_t)n * sizeof *c);
+        if (n == NR)
+            for (int64_t p = 0; p < k; p++)
+                for (int j = 0; j < NR; j++) sums[j] += a[p] * b[p * ldb + j];
+        else
+            for (int64_t p = 0; p < k; p++)
+                for (int64_t j = 0; j < n; j++) sums[j] += a[p] * b[p * ldb + j];
+        memcpy(c, sums, (size_t)n * sizeof *c);
+    }
+}
+
+static void stream(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
+                   float *c, int64_t ldc) {
+    for (int64_t j = 0; j < n; j += NR)
+        strip(m, n - j < NR ? n - j : NR, k, a, lda, panels + j * k, NR, c + j, ldc, false);
+}
+
+static float activate(qrt_activation activation, float x) {
+    switch (activation) {
+    case QRT_ACT_RELU: return x < 0.0f ? 0.0f : x;
+    case QRT_ACT_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    case QRT_ACT_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case QRT_ACT_SILU: return x / (1.0f + expf(-x));
+    case QRT_ACT_SIGMOID: return 1.0f / (1.0f + expf(-x));
+    case QRT_ACT_TANH: return tanhf(x);
+    default: return x;
+    }
+}
+
+static void finish(int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *e) {
+    for (int64_t i = 0; i < m; i++, c += ldc)
+        for (int64_t j = 0; j < n; j++) {
+            float y = c[j] * e->alpha;
+            if (e->row_bias) y += e->row_bias[i];
+            if (e->column_bias) y += e->column_bias[j];
+            y = activate(e->activation, y);
+            if (e->residual) y += e->residual[i * e->residual_stride_elems + j];
+            c[j] = y;
+        }
+}
+
+static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64_t col_stride, float *panels) {
+    for (int64_t j = 0; j < n; j += NR)
+        for (int64_t p = 0; p < k; p++, panels += NR)
+            for (int64_t q = 0; q < NR; q++)
+                panels[q] = j + q < n ? b[p * row_stride + (j + q) * col_stride] : 0.0f;
+}
+
+void qrt_portable_gemm_f32(qrt_kernel_table *t) {
+    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, stream, finish, pack};
+}

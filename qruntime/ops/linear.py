@@ -1,0 +1,95 @@
+"""Linear layers of lowered graphs (domain qruntime): x · W + bias, activation, residual, in that order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from qruntime import _kernels
+from qruntime.ir import Node, Value
+from qruntime.ops.registry import NativeCall, find, operator
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+"""In the order of qrt_activation in kernels/gemm_q8.h."""
+
+RANGES = ("per_token", "per_tensor")
+"""In the order of qrt_range_mode."""
+
+
+def _activate(y: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "none":
+        return y
+    if activation == "silu":
+        return y * find("", "Sigmoid", 13)(y)
+    if activation in ("gelu", "gelu_tanh"):
+        return find("", "Gelu", 20)(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return find("", activation.capitalize(), 14)(y)
+
+
+def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str) -> np.ndarray:
+    if bias is not None:
+        y = y + bias
+    y = _activate(y, activation)
+    return y if residual is None else y + residual
+
+
+@operator("Linear", domain="qruntime")
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none") -> np.ndarray:
+    """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
+    return _finish(np.matmul(x, weight), bias, residual, activation)
+
+
+@linear.native
+def _linear_f32(node: Node) -> NativeCall | None:
+    packed = _kernels.PackedF32(_data(node.input(1)), _data(node.input(2)))
+    inputs = [0] if node.input(3) is None else [0, 3]
+    return NativeCall("linear_f32", ints=[ACTIVATIONS.index(node.attr("activation", "none"))], packed=[packed], inputs=inputs)
+
+
+def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes uint8 [M, K], scale float32 [M, 1] and zero point [M, 1] of `x` float32 [M, K], as kernels/gemm_q8.h says."""
+    low = np.minimum(x.min(axis=1, keepdims=True, initial=0), 0)
+    high = np.maximum(x.max(axis=1, keepdims=True, initial=0), 0)
+    scale = ((high.astype(np.float64) - low.astype(np.float64)) / 255).astype(np.float32)
+    scale = np.where(scale == 0, np.float32(1), np.maximum(scale, np.finfo(np.float32).tiny))
+    with np.errstate(invalid="ignore"):
+        zero_point = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 255))
+        codes = np.rint(x * (np.float32(1) / scale)) + zero_point
+    return np.nan_to_num(np.clip(codes, 0, 255)).astype(np.uint8), scale, zero_point.astype(np.int32)
+
+
+@operator("DynamicQuantizedLinear", domain="qruntime")
+def dynamic_quantized_linear(
+    x: np.ndarray,
+    weight: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    bias: np.ndarray | None,
+    residual: np.ndarray | None = None,
+    *,
+    activation: str = "none",
+    range: str = "per_token",
+) -> np.ndarray:
+    """x [..., K] float32, weight int8 [K, N] with scale and zero point [1] or [N] → [..., N] float32.
+
+    Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
+    centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
+    total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))
+    y = total.astype(np.float32) * (row_scale * scale)
+    return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation)
+
+
+@dynamic_quantized_linear.native
+def _linear_q8(node: Node) -> NativeCall | None:
+    packed = _kernels.PackedQ8(*(_data(node.input(i)) for i in (1, 2, 3, 4)))
+    inputs = [0] if node.input(5) is None else [0, 5]
+    ints = [ACTIVATIONS.index(node.attr("activation", "none")), RANGES.index(node.attr("range", "per_token"))]
+    return NativeCall("linear_q8", ints=ints, packed=[packed], inputs=inputs)
+
+
+def _data(value: Value | None) -> Any:
+    return None if value is None else value.data

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError
+from qruntime.errors import InputError, QuantizationError
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import numpy_dtype, type_name
 from qruntime.onnx_io import exporter, importer
 from qruntime.passes import pipeline
+from qruntime.quantization import dynamic, printing
+from qruntime.quantization.report import Report
 from qruntime.runtime.plan import Plan, check_supported, make_plan
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
@@ -50,11 +52,20 @@ def load(source: Source, *, threads: int | None = None) -> Model:
 class Model:
     """An ONNX graph that can run. Make one with `qruntime.load`."""
 
-    def __init__(self, graph: Graph, info: ModelInfo, *, path: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        graph: Graph,
+        info: ModelInfo,
+        *,
+        path: str | None = None,
+        threads: int | None = None,
+        report: Report | None = None,
+    ):
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         self.graph = pipeline.canonical(graph)
         self.info = info
+        self.report = report or dynamic.describe_existing(self.graph)
         self.path = path
         self.threads = threads or _kernels.default_threads()
         check_supported(self.graph)
@@ -148,12 +159,81 @@ class Model:
         """An array that fits input `index`, made from `value`; InputError when there is none."""
         return _convert_input(self.graph.inputs[index], value)
 
+    def quantize_dynamic(
+        self,
+        qconfig_spec: Iterable[object] | Mapping[object, object] | None = None,
+        dtype: object = "qint8",
+        inplace: bool = False,
+        *,
+        per_channel: bool = False,
+        activation: str = "per_token",
+        only: Iterable[object] | None = None,
+        exclude: Iterable[object] = (),
+        strict: bool = False,
+    ) -> Model:
+        """A model with int8 weights whose activations are quantized at every run.
+
+        MatMul, Gemm, LSTM, GRU and RNN with constant float32 weights are quantized, in subgraphs too:
+        weights to int8 per tensor, or per output channel; activations to uint8 per row (token), so that
+        a result does not depend on what shares its batch, or per tensor. Biases stay float, embeddings
+        are left alone.
+
+        `qconfig_spec` is torch's first argument: kinds of layers ("Linear", "LSTM", torch classes) or
+        names to quantize; a mapping with None as value excludes. `only` and `exclude` take node names,
+        module paths, globs and operator types. With `inplace` this model changes and is returned. What
+        was left alone and why is in `report` and in `summary()`; `strict` makes it an error.
+
+        Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
+        """
+        _check_dtype(dtype)
+        kinds, excluded = _read_spec(qconfig_spec)
+        target = self if inplace else Model(clone(self.graph), self.info, path=self.path, threads=self.threads)
+        target.report = dynamic.quantize_graph(
+            target.graph,
+            kinds=kinds,
+            per_channel=per_channel,
+            activation=activation,
+            only=only,
+            exclude=[*([exclude] if isinstance(exclude, (str, type)) else exclude), *excluded],
+            strict=strict,
+        )
+        target._plans = {}
+        target._run_named = None
+        return target
+
+    def summary(self) -> str:
+        """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
+        and how the nodes run on this machine."""
+        return printing.summary(self.graph, self.report, self._plan(tuple(self.graph.output_names)).nodes)
+
+    def __str__(self) -> str:
+        return printing.tree(self.graph, self.report)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one ONNX file (weights beside it in `<path>.data` when they exceed 2 GB).
 
         The file appears whole or not at all. Raises SaveError.
         """
         exporter.save_graph(self.graph, self.info, path)
+
+
+def _check_dtype(dtype: object) -> None:
+    name = dtype if isinstance(dtype, str) else str(dtype).rpartition(".")[2]
+    if name not in ("qint8", "int8"):
+        raise QuantizationError(f"dtype must be 'qint8', got {dtype!r}")
+
+
+def _read_spec(spec: Iterable[object] | Mapping[object, object] | None) -> tuple[list[object] | None, list[object]]:
+    """(what to quantize or None for everything, what to exclude)."""
+    if spec is None:
+        return None, []
+    if isinstance(spec, str):
+        raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
+    if isinstance(spec, Mapping):
+        excluded = [key for key, value in spec.items() if value is None]
+        chosen = [key for key, value in spec.items() if value is not None and key != ""]
+        return (chosen or None), excluded
+    return list(spec), []
 
 
 def _describe(value: Value, name: str) -> TensorInfo:

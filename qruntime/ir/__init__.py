@@ -1,5 +1,5 @@
 """The intermediate representation: element types, values, nodes and graphs."""
 
-from qruntime.ir.graph import Attribute, AttributeType, Dim, Graph, ModelInfo, Node, TypeInfo, Value
+from qruntime.ir.graph import Attribute, AttributeType, Dim, Graph, ModelInfo, Node, TypeInfo, UnusedValue, Value
 
-__all__ = ["Attribute", "AttributeType", "Dim", "Graph", "ModelInfo", "Node", "TypeInfo", "Value"]
+__all__ = ["Attribute", "AttributeType", "Dim", "Graph", "ModelInfo", "Node", "TypeInfo", "UnusedValue", "Value"]

@@ -96,6 +96,12 @@ class Value:
         return f"Value({self.name!r}{', constant' if self.is_constant else ''})"
 
 
+class UnusedValue(Value):
+    """A place among the outputs of a node that the model leaves empty: nobody reads it."""
+
+    __slots__ = ()
+
+
 class Node:
     """One operator call. `inputs` may hold None for an optional input that is absent."""
 

@@ -24,7 +24,7 @@ _ATTRIBUTE_FIELDS = {
     "tp": AttributeType.TYPE_PROTO,
     "type_protos": AttributeType.TYPE_PROTOS,
 }
-_FIELD_OF_TYPE: dict[int, tuple[AttributeType, str]] = {t.value: (t, name) for name, t in _ATTRIBUTE_FIELDS.items()}
+FIELD_OF_TYPE: dict[int, tuple[AttributeType, str]] = {t.value: (t, name) for name, t in _ATTRIBUTE_FIELDS.items()}
 _NOT_A_VALUE = frozenset({"name", "type", "ref_attr_name"})
 
 
@@ -34,7 +34,7 @@ def attribute_type(proto: AttributeProto, where: str) -> tuple[AttributeType, st
     present = [name for name in vars(proto) if name not in _NOT_A_VALUE]
     if code == 0 and len(present) == 1:
         return _ATTRIBUTE_FIELDS[present[0]], present[0]
-    known = _FIELD_OF_TYPE.get(code)
+    known = FIELD_OF_TYPE.get(code)
     if known is None:
         raise InvalidModel(f"{where}: attribute {proto.name!r} has type {code} and values in {present or 'no field'}")
     kind, field_name = known

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import InvalidModel
-from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
+from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io import functions, tensors
 from qruntime.onnx_io.declarations import attribute_type, opset_imports, type_info
@@ -190,7 +190,7 @@ class GraphBuilder:
                     value = Value(prefix + name)
                     names[name] = value
                 else:
-                    value = Value(self.fresh(f"{prefix}{proto.name or op_type}/unused"))
+                    value = UnusedValue(self.fresh(f"{prefix}{proto.name or op_type}/unused"))
                 outputs.append(value)
             node = Node(op_type, inputs, outputs, attributes, domain=domain, version=version, doc=proto.doc_string)
             node.name = prefix + proto.name if proto.name else ""

@@ -17,7 +17,7 @@ from qruntime.onnx_io.messages import SparseTensorProto, TensorProto
 
 MAX_RANK = 32
 _STRING, _BOOL = dtypes.ONNX_CODES["string"], dtypes.ONNX_CODES["bool"]
-_EXTERNAL = 1
+EXTERNAL = 1
 
 # Which typed field holds the elements of a type, after onnx.proto.
 _TYPED_FIELDS = {
@@ -64,7 +64,7 @@ def decode(tensor: TensorProto, external: ExternalData, what: str = "") -> np.nd
     raw: Any = tensor.raw_data
     values = vars(tensor)
     typed = [name for name in _ALL_FIELDS if name in values and len(values[name])]
-    if tensor.data_location == _EXTERNAL:
+    if tensor.data_location == EXTERNAL:
         if len(raw) or typed:
             raise InvalidModel(f"{what} has external data and data in the model; only one may be given")
         if code == _STRING:

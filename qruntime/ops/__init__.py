@@ -17,6 +17,11 @@ from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import recurrent as recurrent
+from qruntime.ops import linear_algebra as linear_algebra
+from qruntime.ops import random as random
 from qruntime.ops import reduction as reduction
+from qruntime.ops import sequence as sequence
 from qruntime.ops import shape as shape
+from qruntime.ops import signal as signal
+from qruntime.ops import text as text
 from qruntime.ops import unary as unary

@@ -29,13 +29,10 @@ def _align_legacy(a: np.ndarray, b: np.ndarray, axis: int | None, broadcast: int
     return b.reshape(b.shape + (1,) * trailing)
 
 
-def _register(name: str, since: int, function: Function, legacy: bool) -> None:
-    @operator(name, since=since)
-    @functools.wraps(function)
-    def definition(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return function(a, b)
-
-    if legacy:
+def _register(name: str, since: int, function: Function) -> None:
+    """Operators that are older than numpy's broadcasting get their first form too."""
+    operator(name, since=since)(function)
+    if since == 7:
 
         @operator(name, since=1)
         def legacy_definition(
@@ -64,10 +61,6 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return quotient + inexact_negative
 
 
-for _name, _function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", _divide)):
-    _register(_name, 7, _arithmetic(_function), legacy=True)
-
-
 def _predicate(function: Callable[..., np.ndarray]) -> Function:
     def compute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         same_dtype(a, b)
@@ -75,25 +68,6 @@ def _predicate(function: Callable[..., np.ndarray]) -> Function:
             return np.asarray(function(a, b)).astype(bool, copy=False)
 
     return compute
-
-
-for _name, _since, _function in (
-    ("Equal", 7, np.equal),
-    ("Greater", 7, np.greater),
-    ("Less", 7, np.less),
-    ("And", 7, np.logical_and),
-    ("Or", 7, np.logical_or),
-    ("Xor", 7, np.logical_xor),
-):
-    _register(_name, _since, _predicate(_function), legacy=True)
-for _name, _since, _function in (("GreaterOrEqual", 12, np.greater_equal), ("LessOrEqual", 12, np.less_equal)):
-    _register(_name, _since, _predicate(_function), legacy=False)
-for _name, _function in (
-    ("BitwiseAnd", np.bitwise_and),
-    ("BitwiseOr", np.bitwise_or),
-    ("BitwiseXor", np.bitwise_xor),
-):
-    _register(_name, 18, _arithmetic(_function), legacy=False)
 
 
 def _power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -107,7 +81,28 @@ def _power(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return narrow(np.power(x.astype(np.float64), y.astype(np.float64)), x.dtype)
 
 
-_register("Pow", 7, _power, legacy=True)
+# name → (opset from which shapes broadcast as in numpy, function)
+_FUNCTIONS: dict[str, tuple[int, Function]] = {
+    "Add": (7, _arithmetic(np.add)),
+    "And": (7, _predicate(np.logical_and)),
+    "BitwiseAnd": (18, _arithmetic(np.bitwise_and)),
+    "BitwiseOr": (18, _arithmetic(np.bitwise_or)),
+    "BitwiseXor": (18, _arithmetic(np.bitwise_xor)),
+    "Div": (7, _arithmetic(_divide)),
+    "Equal": (7, _predicate(np.equal)),
+    "Greater": (7, _predicate(np.greater)),
+    "GreaterOrEqual": (12, _predicate(np.greater_equal)),
+    "Less": (7, _predicate(np.less)),
+    "LessOrEqual": (12, _predicate(np.less_equal)),
+    "Mul": (7, _arithmetic(np.multiply)),
+    "Or": (7, _predicate(np.logical_or)),
+    "Pow": (7, _power),
+    "Sub": (7, _arithmetic(np.subtract)),
+    "Xor": (7, _predicate(np.logical_xor)),
+}
+
+for _name, (_since, _function) in _FUNCTIONS.items():
+    _register(_name, _since, _function)
 
 
 @operator("Mod", since=10)

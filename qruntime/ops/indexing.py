@@ -49,9 +49,7 @@ def _scatter(x: np.ndarray, where: tuple[np.ndarray, ...], updates: np.ndarray, 
     return y
 
 
-def _scatter_elements(
-    x: np.ndarray, indices: np.ndarray, updates: np.ndarray, axis: int, reduction: str
-) -> np.ndarray:
+def _scatter_elements(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, axis: int, reduction: str) -> np.ndarray:
     if indices.shape != updates.shape:
         raise ValueError(f"indices and updates must have one shape, got {indices.shape} and {updates.shape}")
     return _scatter(x, _along_axis(x, indices, axis), updates, reduction)
@@ -79,9 +77,7 @@ def _leading(x: np.ndarray, indices: np.ndarray, batch_dims: int) -> tuple[np.nd
         )
     batch = np.ogrid[tuple(slice(d) for d in x.shape[:batch_dims])] if batch_dims else []
     rest = (1,) * (indices.ndim - 1 - batch_dims)
-    coordinates = [
-        wrap_indices(indices[..., i], x.shape[batch_dims + i]) for i in range(indices.shape[-1])
-    ]
+    coordinates = [wrap_indices(indices[..., i], x.shape[batch_dims + i]) for i in range(indices.shape[-1])]
     return (*(b.reshape(b.shape + rest) for b in batch), *coordinates)
 
 
@@ -119,8 +115,11 @@ def tensor_scatter(
     if axis == 0 or mode not in ("linear", "circular"):
         raise ValueError(f"axis must not be 0 and mode must be linear or circular, got {axis} and {mode!r}")
     size, length = cache.shape[axis], update.shape[axis] if update.ndim == cache.ndim else -1
-    if update.ndim != cache.ndim or cache.shape[:axis] != update.shape[:axis] or length > size or (
-        cache.shape[axis + 1 :] != update.shape[axis + 1 :]
+    if (
+        update.ndim != cache.ndim
+        or cache.shape[:axis] != update.shape[:axis]
+        or length > size
+        or (cache.shape[axis + 1 :] != update.shape[axis + 1 :])
     ):
         raise ValueError(f"update of shape {update.shape} does not fit a cache of shape {cache.shape} at axis {axis}")
     batch = cache.shape[0]

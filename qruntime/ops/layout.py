@@ -141,8 +141,9 @@ def concatenate(inputs: Sequence[np.ndarray], axis: int) -> np.ndarray:
     same_dtype(*inputs)
     first = inputs[0]
     axis = normalize_axis(axis, first.ndim)
+    others = first.shape[:axis] + first.shape[axis + 1 :]
     for x in inputs:
-        if x.ndim != first.ndim or any(a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != axis):
+        if x.ndim != first.ndim or x.shape[:axis] + x.shape[axis + 1 :] != others:
             raise ValueError(f"shapes must agree except at axis {axis}, got {[x.shape for x in inputs]}")
     return np.concatenate(inputs, axis)
 
@@ -180,9 +181,7 @@ def _split(
 
 
 @operator("Split", since=18, shape_inputs=(1,))
-def split(
-    x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int
-) -> tuple[np.ndarray, ...]:
+def split(x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int) -> tuple[np.ndarray, ...]:
     """Pieces of the given sizes, or `num_outputs` equal ones of which the last may be smaller."""
     return _split(x, sizes, axis, num_outputs, uneven=True)
 
@@ -352,7 +351,7 @@ def _image_blocks(x: np.ndarray, blocksize: int, mode: str) -> tuple[int, int, i
         raise ValueError(f"a tensor [N, C, H, W] is needed, got shape {x.shape}")
     if blocksize < 1 or mode not in ("DCR", "CRD"):
         raise ValueError(f"blocksize must be positive and mode DCR or CRD, got {blocksize} and {mode!r}")
-    return x.shape  # type: ignore[return-value]
+    return x.shape
 
 
 @operator("DepthToSpace", since=1)

@@ -130,11 +130,9 @@ def _arg(
     if x.shape[axis] == 0:
         raise ValueError(f"axis {axis} must not be empty, got shape {x.shape}")
     x = widen(x)
+    found = np.asarray(function(np.flip(x, axis) if select_last_index else x, axis=axis), np.int64)
     if select_last_index:
-        found = x.shape[axis] - 1 - function(np.flip(x, axis), axis=axis)
-    else:
-        found = function(x, axis=axis)
-    found = np.asarray(found, np.int64)
+        found = x.shape[axis] - 1 - found
     return np.expand_dims(found, axis) if keepdims else found
 
 

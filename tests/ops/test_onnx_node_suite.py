@@ -51,16 +51,12 @@ def test_operator(op_type: str) -> None:
     assert not failures, "\n".join(f"{name}: {text}" for name, text in failures.items())
 
 
-@pytest.mark.parametrize("case", [c for c in node_cases() if c.name in KNOWN_FAILURES], ids=lambda c: c.name)
-@pytest.mark.xfail(strict=True)
-def test_known_failure(case: NodeCase) -> None:
-    assert _failure(case) is None, KNOWN_FAILURES[case.name]
-
-
-def test_known_failures_exist() -> None:
-    assert KNOWN_FAILURES.keys() <= {case.name for case in node_cases()}
+def test_known_failures_still_fail() -> None:
+    cases = [case for case in node_cases() if case.name in KNOWN_FAILURES]
+    assert len(cases) == len(KNOWN_FAILURES)
+    assert [case.name for case in cases if _failure(case) is None] == []
 
 
 def test_suite_is_there() -> None:
     assert len(node_cases()) > 1200
-    assert sum(map(len, FAMILIES.values())) > 600
+    assert sum(map(len, FAMILIES.values())) > 950

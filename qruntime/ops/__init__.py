@@ -12,6 +12,7 @@ from qruntime.ops import indexing as indexing
 from qruntime.ops import layout as layout
 from qruntime.ops import linear as linear
 from qruntime.ops import loss as loss
+from qruntime.ops import ml as ml
 from qruntime.ops import normalization as normalization
 from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
@@ -20,3 +21,4 @@ from qruntime.ops import recurrent as recurrent
 from qruntime.ops import reduction as reduction
 from qruntime.ops import shape as shape
 from qruntime.ops import unary as unary
+from qruntime.ops import tree_ensemble as tree_ensemble

@@ -12,6 +12,7 @@ from qruntime.ops import indexing as indexing
 from qruntime.ops import layout as layout
 from qruntime.ops import linear as linear
 from qruntime.ops import loss as loss
+from qruntime.ops import ml as ml
 from qruntime.ops import normalization as normalization
 from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
@@ -25,3 +26,4 @@ from qruntime.ops import shape as shape
 from qruntime.ops import signal as signal
 from qruntime.ops import text as text
 from qruntime.ops import unary as unary
+from qruntime.ops import tree_ensemble as tree_ensemble

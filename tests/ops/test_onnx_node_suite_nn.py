@@ -31,6 +31,7 @@ FAMILIES = (
     "pooling",
     "quantize_linear",
     "recurrent",
+    "tree_ensemble",
 )
 OPERATORS = {
     (spec.domain, spec.op_type)
@@ -66,7 +67,10 @@ def _subgraph(graph: onnx.GraphProto, opsets: Any) -> Callable[..., tuple[Any, .
     session = ReferenceEvaluator(graph, opsets={entry.domain: entry.version for entry in opsets})
 
     def call(*inputs: Any) -> tuple[Any, ...]:
-        return tuple(session.run(None, dict(zip(session.input_names, inputs, strict=True))))
+        results = session.run(None, dict(zip(session.input_names, inputs, strict=True)))
+        # ONNX's reference wraps the value of an optional in a list of one.
+        optional = [info.type.HasField("optional_type") for info in graph.output]
+        return tuple(r[0] if o and r else None if o else r for r, o in zip(results, optional, strict=True))
 
     return call
 

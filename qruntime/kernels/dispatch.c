@@ -22,7 +22,9 @@ static void overlay_portable(qrt_kernel_table *t) {
 }
 
 #if defined(__x86_64__)
-static void overlay_avx2(qrt_kernel_table *t) { (void)t; }
+static void overlay_avx2(qrt_kernel_table *t) {
+    qrt_avx2_gemm_q8(t);
+}
 static void overlay_avx512(qrt_kernel_table *t) { (void)t; }
 static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
 #endif

@@ -5,5 +5,6 @@
 #include "kernels.h"
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t);
+void qrt_avx2_gemm_q8(qrt_kernel_table *t);
 
 #endif

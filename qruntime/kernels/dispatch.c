@@ -29,6 +29,9 @@ static void overlay_avx2(qrt_kernel_table *t) {
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
 }
+    qrt_avx2_gemm_q8(t);
+}
+static void overlay_avx512(qrt_kernel_table *t) { (void)t; }
 static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
 #endif
 

@@ -8,5 +8,6 @@ void qrt_portable_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
 void qrt_avx2_gemm_f32(qrt_kernel_table *t);
 void qrt_avx512_gemm_f32(qrt_kernel_table *t);
+void qrt_avx2_gemm_q8(qrt_kernel_table *t);
 
 #endif

@@ -116,10 +116,6 @@ static inline vf vf_ldexp(vf s, vi n) {
     return vf_mul(vf_mul(s, scale), vi_as_vf(vi_sll(vi_add(rest, vi_set(127)), 23)));
 }
 
-/// NaN in either.
-static inline vm vf_unordered(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
-static inline vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
-
 /// Bytes 0 or 1.
 static inline void vm_store_bytes(uint8_t *p, vm m) {
     __m256i words = _mm256_srli_epi32(_mm256_castps_si256(m), 31);

@@ -1,0 +1,101 @@
+/// Row kernels in plain C: the definition. Sums are kept in double.
+#include <math.h>
+#include <string.h>
+
+#include "../rungs.h"
+
+#define X(enumerator, name) #name,
+const char *const qrt_reduce_names[] = {QRT_REDUCE_OPS(X) NULL};
+#undef X
+
+static float max_of(const float *x, int64_t n) {
+    float top = -INFINITY;
+    for (int64_t i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+static void softmax(const float *x, float *y, int64_t n) {
+    float top = max_of(x, n);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = expf(x[i] - top);
+        sum += y[i];
+    }
+    for (int64_t i = 0; i < n; i++) y[i] = (float)(y[i] / sum);
+}
+
+static void log_softmax(const float *x, float *y, int64_t n) {
+    float top = max_of(x, n);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += expf(x[i] - top);
+    double log_sum = log(sum);
+    for (int64_t i = 0; i < n; i++) y[i] = (float)((double)(x[i] - top) - log_sum);
+}
+
+static const float *add_residual(const float *x, const float *residual, float *sum, float *y, int64_t n) {
+    float *s = sum ? sum : y;
+    if (!residual) {
+        if (sum && sum != x) memcpy(sum, x, (size_t)n * sizeof *x);
+        return x;
+    }
+    for (int64_t i = 0; i < n; i++) s[i] = x[i] + residual[i];
+    return s;
+}
+
+static void normalize(const float *s, float *y, int64_t n, double mean, double variance, const qrt_norm_params *params) {
+    double factor = 1 / sqrt(variance + (double)params->epsilon);
+    for (int64_t i = 0; i < n; i++) {
+        double v = (s[i] - mean) * factor;
+        y[i] = (float)(v * (params->scale ? params->scale[i] : 1) + (params->bias ? params->bias[i] : 0));
+    }
+}
+
+static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+    const float *s = add_residual(x, residual, sum, y, n);
+    double total = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) total += s[i];
+    double mean = total / (double)n;
+    for (int64_t i = 0; i < n; i++) squares += (s[i] - mean) * (s[i] - mean);
+    normalize(s, y, n, mean, squares / (double)n, params);
+}
+
+static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+    const float *s = add_residual(x, residual, sum, y, n);
+    double squares = 0;
+    for (int64_t i = 0; i < n; i++) squares += (double)s[i] * s[i];
+    normalize(s, y, n, 0, squares / (double)n, params);
+}
+
+#define REDUCE(name, start, step)                                                                            \
+    static double strided_##name(const float *px, int64_t stride, int64_t n) {                               \
+        double acc = start;                                                                                  \
+        for (int64_t i = 0; i < n; i++) {                                                                    \
+            double x = px[i * stride];                                                                       \
+            acc = step;                                                                                      \
+        }                                                                                                    \
+        return acc;                                                                                          \
+    }                                                                                                        \
+    static float reduce_##name(const float *x, int64_t n) { return (float)strided_##name(x, 1, n); }         \
+    static void columns_##name(const float *x, int64_t stride, int64_t rows, int64_t columns, float *y) {    \
+        for (int64_t c = 0; c < columns; c++) y[c] = (float)strided_##name(x + c, stride, rows);             \
+    }
+
+REDUCE(sum, 0, acc + x)
+REDUCE(max, -INFINITY, isnan(acc) || acc > x ? acc : x)
+REDUCE(min, INFINITY, isnan(acc) || acc < x ? acc : x)
+REDUCE(prod, 1, acc * x)
+REDUCE(l1, 0, acc + fabs(x))
+REDUCE(sum_square, 0, acc + x * x)
+
+void qrt_portable_rows(qrt_kernel_table *t) {
+    qrt_rows *table = &t->rows;
+    table->softmax = softmax;
+    table->log_softmax = log_softmax;
+    table->layer_norm = layer_norm;
+    table->rms_norm = rms_norm;
+#define SET(enumerator, name)                                       \
+    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;         \
+    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;
+    SET(SUM, sum) SET(MAX, max) SET(MIN, min) SET(PROD, prod) SET(L1, l1) SET(SUM_SQUARE, sum_square)
+#undef SET
+}

@@ -1,0 +1,200 @@
+/// Row kernels, written once: include after simd_*.h and math.inc.h, with RUNG defined.
+///
+/// Element j of a row always goes to lane j mod (4·VL): four accumulators hide the latency of an add.
+#include "../kernels.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum { STEP = 4 * VL, BLOCK = 2048, BLOCK_ROWS = 64 };
+
+typedef vf (*value_step)(vf x, vf p);
+typedef vf (*combine_step)(vf a, vf b);
+
+typedef struct { vf v[4]; } lanes;
+
+ALWAYS_INLINE lanes lanes_set(float x) { return (lanes){{vf_set(x), vf_set(x), vf_set(x), vf_set(x)}}; }
+ALWAYS_INLINE lanes lanes_combine(combine_step f, lanes a, lanes b) {
+    return (lanes){{f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])}};
+}
+ALWAYS_INLINE vf lanes_fold(combine_step f, lanes a) { return f(f(a.v[0], a.v[1]), f(a.v[2], a.v[3])); }
+
+/// acc = combine(acc, value(x[j], p)) over a row; what lies behind its end counts as `fill`. The values
+/// are stored in y unless it is NULL.
+ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc, const float *x, float *y, int64_t n,
+                               vf p, vf fill) {
+    int64_t i = 0;
+    for (; i + STEP <= n; i += STEP) {
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; u++) {
+            vf v = value(vf_load(x + i + u * VL), p);
+            acc.v[u] = combine(acc.v[u], v);
+            if (y) vf_store(y + i + u * VL, v);
+        }
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; u++) {
+        int64_t left = n - i - u * VL;
+        if (left <= 0) break;
+        vf v = value(left >= VL ? vf_load(x + i + u * VL)
+                                : vf_blend(vm_first(left), vf_load_n(x + i + u * VL, left), fill), p);
+        acc.v[u] = combine(acc.v[u], v);
+        if (y && left >= VL) vf_store(y + i + u * VL, v);
+        else if (y) vf_store_n(y + i + u * VL, v, left);
+    }
+    return acc;
+}
+
+/// The sum of value(x[j], p): each block into fresh lanes, which are then added up.
+ALWAYS_INLINE float sum_of(value_step value, const float *x, float *y, int64_t n, float p, float fill) {
+    lanes total = lanes_set(0);
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t count = n - i < BLOCK ? n - i : BLOCK;
+        lanes block = accumulate(vf_add, value, lanes_set(0), x + i, y ? y + i : NULL, count, vf_set(p), vf_set(fill));
+        total = lanes_combine(vf_add, total, block);
+    }
+    return vf_sum(lanes_fold(vf_add, total));
+}
+
+static inline vf value_itself(vf x, vf p) { (void)p; return x; }
+static inline vf value_abs(vf x, vf p) { (void)p; return vf_abs(x); }
+static inline vf value_square(vf x, vf p) { (void)p; return vf_mul(x, x); }
+static inline vf value_centred_square(vf x, vf p) { vf d = vf_sub(x, p); return vf_mul(d, d); }
+static inline vf value_exp_below(vf x, vf p) { return vf_exp_nonpositive(vf_sub(x, p)); }
+
+/// A NaN may or may not come out: it shows up in the sum of exponentials anyway.
+static inline float max_of_numbers(const float *x, int64_t n) {
+    lanes top = accumulate(vf_max, value_itself, lanes_set(-INFINITY), x, NULL, n, vf_zero(), vf_set(-INFINITY));
+    return vf_hmax(lanes_fold(vf_max, top));
+}
+
+static void softmax(const float *x, float *y, int64_t n) {
+    float top = max_of_numbers(x, n);
+    vf factor = vf_set(1.0f / sum_of(value_exp_below, x, y, n, top, -INFINITY));
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_load(y + i), factor));
+    if (i < n) vf_store_n(y + i, vf_mul(vf_load_n(y + i, n - i), factor), n - i);
+}
+
+static void log_softmax(const float *x, float *y, int64_t n) {
+    float top = max_of_numbers(x, n);
+    vf vtop = vf_set(top), log_sum = vf_log(vf_set(sum_of(value_exp_below, x, NULL, n, top, -INFINITY)));
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) vf_store(y + i, vf_sub(vf_sub(vf_load(x + i), vtop), log_sum));
+    if (i < n) vf_store_n(y + i, vf_sub(vf_sub(vf_load_n(x + i, n - i), vtop), log_sum), n - i);
+}
+
+/// Where the normalisation reads from: x, or x + residual, which is put into `sum` (else y).
+static inline const float *add_residual(const float *x, const float *residual, float *sum, float *y, int64_t n) {
+    float *s = sum ? sum : y;
+    if (!residual) {
+        if (sum && sum != x) memcpy(sum, x, (size_t)n * sizeof *x);
+        return x;
+    }
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) vf_store(s + i, vf_add(vf_load(x + i), vf_load(residual + i)));
+    if (i < n) vf_store_n(s + i, vf_add(vf_load_n(x + i, n - i), vf_load_n(residual + i, n - i)), n - i);
+    return s;
+}
+
+static inline void normalize(const float *s, float *y, int64_t n, float mean, float variance, const qrt_norm_params *params) {
+    const float *scale = params->scale, *bias = params->bias;
+    vf centre = vf_set(mean), factor = vf_set(1.0f / sqrtf(variance + params->epsilon)), one = vf_set(1.0f);
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        vf v = vf_mul(vf_sub(vf_load(s + i), centre), factor);
+        vf_store(y + i, vf_fma(v, scale ? vf_load(scale + i) : one, bias ? vf_load(bias + i) : vf_zero()));
+    }
+    if (i == n) return;
+    vf v = vf_mul(vf_sub(vf_load_n(s + i, n - i), centre), factor);
+    v = vf_fma(v, scale ? vf_load_n(scale + i, n - i) : one, bias ? vf_load_n(bias + i, n - i) : vf_zero());
+    vf_store_n(y + i, v, n - i);
+}
+
+static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+    const float *s = add_residual(x, residual, sum, y, n);
+    float mean = sum_of(value_itself, s, NULL, n, 0, 0) / (float)n;
+    normalize(s, y, n, mean, sum_of(value_centred_square, s, NULL, n, mean, mean) / (float)n, params);
+}
+
+static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+    const float *s = add_residual(x, residual, sum, y, n);
+    normalize(s, y, n, 0, sum_of(value_square, s, NULL, n, 0, 0) / (float)n, params);
+}
+
+static float reduce_sum(const float *x, int64_t n) { return sum_of(value_itself, x, NULL, n, 0, 0); }
+static float reduce_l1(const float *x, int64_t n) { return sum_of(value_abs, x, NULL, n, 0, 0); }
+static float reduce_sum_square(const float *x, int64_t n) { return sum_of(value_square, x, NULL, n, 0, 0); }
+
+static float reduce_max(const float *x, int64_t n) {
+    lanes acc = accumulate(vf_max_nan, value_itself, lanes_set(-INFINITY), x, NULL, n, vf_zero(), vf_set(-INFINITY));
+    vf v = lanes_fold(vf_max_nan, acc);
+    return vm_bits(vf_is_nan(v)) ? NAN : vf_hmax(v);
+}
+static float reduce_min(const float *x, int64_t n) {
+    lanes acc = accumulate(vf_min_nan, value_itself, lanes_set(INFINITY), x, NULL, n, vf_zero(), vf_set(INFINITY));
+    vf v = lanes_fold(vf_min_nan, acc);
+    return vm_bits(vf_is_nan(v)) ? NAN : vf_hmin(v);
+}
+static float reduce_prod(const float *x, int64_t n) {
+    float values[VL], product = 1;
+    lanes acc = accumulate(vf_mul, value_itself, lanes_set(1), x, NULL, n, vf_zero(), vf_set(1));
+    vf_store(values, lanes_fold(vf_mul, acc));
+    for (int i = 0; i < VL; i++) product *= values[i];
+    return product;
+}
+
+/// All rows of `vectors` whole vectors of columns, or of the first `partial` lanes of one.
+ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float start, const float *x, int64_t stride,
+                                int64_t rows, int vectors, int64_t partial, float *y) {
+    lanes total = lanes_set(start);
+    for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
+        int64_t end = rows - r < BLOCK_ROWS ? rows : r + BLOCK_ROWS;
+        lanes block = lanes_set(start);
+        for (int64_t k = r; k < end; k++) {
+            const float *row = x + k * stride;
+#pragma GCC unroll 4
+            for (int u = 0; u < vectors; u++)
+                block.v[u] = combine(block.v[u], value(partial ? vf_load_n(row, partial) : vf_load(row + u * VL), vf_zero()));
+        }
+        total = lanes_combine(combine, total, block);
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < vectors; u++) {
+        if (partial) vf_store_n(y, total.v[u], partial);
+        else vf_store(y + u * VL, total.v[u]);
+    }
+}
+
+ALWAYS_INLINE void reduce_all_columns(combine_step combine, value_step value, float start, const float *x, int64_t stride,
+                                      int64_t rows, int64_t columns, float *y) {
+    int64_t c = 0;
+    for (; c + 4 * VL <= columns; c += 4 * VL) reduce_panel(combine, value, start, x + c, stride, rows, 4, 0, y + c);
+    for (; c + VL <= columns; c += VL) reduce_panel(combine, value, start, x + c, stride, rows, 1, 0, y + c);
+    if (c < columns) reduce_panel(combine, value, start, x + c, stride, rows, 1, columns - c, y + c);
+}
+
+#define COLUMNS(name, combine, value, start)                                                                      \
+    static void columns_##name(const float *x, int64_t stride, int64_t rows, int64_t columns, float *y) {         \
+        reduce_all_columns(combine, value, start, x, stride, rows, columns, y);                                   \
+    }
+COLUMNS(sum, vf_add, value_itself, 0)
+COLUMNS(max, vf_max_nan, value_itself, -INFINITY)
+COLUMNS(min, vf_min_nan, value_itself, INFINITY)
+COLUMNS(prod, vf_mul, value_itself, 1)
+COLUMNS(l1, vf_add, value_abs, 0)
+COLUMNS(sum_square, vf_add, value_square, 0)
+
+void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
+    qrt_rows *table = &t->rows;
+    table->softmax = softmax;
+    table->log_softmax = log_softmax;
+    table->layer_norm = layer_norm;
+    table->rms_norm = rms_norm;
+#define SET(enumerator, name)                                       \
+    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;         \
+    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;
+    SET(SUM, sum) SET(MAX, max) SET(MIN, min) SET(PROD, prod) SET(L1, l1) SET(SUM_SQUARE, sum_square)
+#undef SET
+}

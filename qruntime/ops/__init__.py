@@ -18,6 +18,7 @@ from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import recurrent as recurrent
+from qruntime.ops import recurrent_kernels as recurrent_kernels
 from qruntime.ops import linear_algebra as linear_algebra
 from qruntime.ops import random as random
 from qruntime.ops import reduction as reduction

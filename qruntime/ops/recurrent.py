@@ -79,6 +79,14 @@ def _bind(
     return lambda x: function(x, alpha, beta)
 
 
+Rounding = Callable[[np.ndarray], np.ndarray]
+"""What activations (rows, features) go through before they meet a weight matrix."""
+
+
+def exact(x: np.ndarray) -> np.ndarray:
+    return x
+
+
 class Layer(NamedTuple):
     """Checked inputs of a recurrent layer, time first, in the working dtype, absent ones filled with zeros."""
 
@@ -93,6 +101,7 @@ class Layer(NamedTuple):
     hidden: int
     dtype: np.dtype
     batch_first: bool
+    rounding: Rounding
 
 
 def prepare(
@@ -107,6 +116,7 @@ def prepare(
     direction: str,
     hidden_size: int | None,
     layout: int,
+    rounding: Rounding,
 ) -> Layer:
     """Check the shapes of a recurrent layer; ValueError says which one does not fit."""
     if direction not in DIRECTIONS:
@@ -143,7 +153,7 @@ def prepare(
     wb, rb = biases[:, : gates * hidden], biases[:, gates * hidden :]
     return Layer(
         x.astype(wide, copy=False), w.astype(wide, copy=False), r.astype(wide, copy=False),
-        wb, rb, lengths, h0, reverse, hidden, dtype, bool(layout),
+        wb, rb, lengths, h0, reverse, hidden, dtype, bool(layout), rounding,
     )  # fmt: skip
 
 
@@ -158,7 +168,7 @@ def scan_direction(layer: Layer, d: int, bias: np.ndarray, state: State, step: S
     next state; its first array is the hidden one.
     """
     steps, batch, features = layer.x.shape
-    projected = np.matmul(layer.x.reshape(steps * batch, features), layer.w[d].T)
+    projected = np.matmul(layer.rounding(layer.x.reshape(steps * batch, features)), layer.w[d].T)
     projected = projected.reshape(steps, batch, layer.w.shape[1]) + bias
     y = np.zeros((steps, batch, layer.hidden), layer.x.dtype)
     everyone = np.arange(batch)
@@ -204,12 +214,13 @@ def rnn(
     hidden_size: int | None = None,
     layout: int = 0,
     output_sequence: int = 0,
+    rounding: Rounding = exact,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, H, I), R (D, H, H), B (D, 2H) → Y (T, D, N, H), Y_h (D, N, H).
 
     With layout 1 the batch comes first: X (N, T, I), Y (N, T, D, H), Y_h and initial_h (N, D, H).
     """
-    layer = prepare("RNN", 1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout)
+    layer = prepare("RNN", 1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
     functions = activation_functions(
         "RNN", activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip
     )
@@ -217,7 +228,7 @@ def rnn(
     for d, (f,) in enumerate(functions):
 
         def step(gates: np.ndarray, state: State, d: int = d, f: Activation = f) -> State:
-            return (f(gates + state[0] @ layer.r[d].T),)
+            return (f(gates + rounding(state[0]) @ layer.r[d].T),)
 
         y, state = scan_direction(layer, d, layer.wb[d] + layer.rb[d], (layer.h0[d],), step)
         ys.append(y)
@@ -243,12 +254,13 @@ def gru(
     layout: int = 0,
     linear_before_reset: int = 0,
     output_sequence: int = 0,
+    rounding: Rounding = exact,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, 3H, I), R (D, 3H, H), B (D, 6H), gates z, r, h → Y (T, D, N, H), Y_h (D, N, H).
 
     With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("GRU", 3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout)
+    layer = prepare("GRU", 3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
     functions = activation_functions(
         "GRU", activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
     )
@@ -269,12 +281,13 @@ def gru(
             candidate_bias: np.ndarray = candidate_bias,
         ) -> State:
             (h,) = state
-            both = f(gates[:, : 2 * n] + h @ recurrent[:, : 2 * n])
+            rounded = rounding(h)
+            both = f(gates[:, : 2 * n] + rounded @ recurrent[:, : 2 * n])
             update, reset = both[:, :n], both[:, n:]
             if linear_before_reset:
-                candidate = g(gates[:, 2 * n :] + reset * (h @ recurrent[:, 2 * n :] + candidate_bias))
+                candidate = g(gates[:, 2 * n :] + reset * (rounded @ recurrent[:, 2 * n :] + candidate_bias))
             else:
-                candidate = g(gates[:, 2 * n :] + (reset * h) @ recurrent[:, 2 * n :] + candidate_bias)
+                candidate = g(gates[:, 2 * n :] + rounding(reset * h) @ recurrent[:, 2 * n :] + candidate_bias)
             return ((1 - update) * candidate + update * h,)
 
         y, state = scan_direction(layer, d, bias, (layer.h0[d],), step)
@@ -303,12 +316,13 @@ def lstm(
     input_forget: int = 0,
     layout: int = 0,
     output_sequence: int = 0,
+    rounding: Rounding = exact,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, 4H, I), R (D, 4H, H), B (D, 8H), gates i, o, f, c; peepholes P (D, 3H) of i, o, f.
 
     Returns Y (T, D, N, H), Y_h (D, N, H), Y_c (D, N, H). With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout)
+    layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
     functions = activation_functions(
         "LSTM", activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
     )
@@ -335,7 +349,7 @@ def lstm(
             peephole: np.ndarray = peephole,
         ) -> State:
             hidden, cell = state
-            gates = gates + hidden @ recurrent
+            gates = gates + rounding(hidden) @ recurrent
             i = f(gates[:, :n] + peephole[:n] * cell)
             forget = 1 - i if input_forget else f(gates[:, 2 * n : 3 * n] + peephole[2 * n :] * cell)
             cell = forget * cell + i * g(gates[:, 3 * n :])

@@ -33,10 +33,10 @@ def lower_linear(graph: Graph) -> None:
             builder, output = made
             nested.replace_uses(node.outputs[0], output)
             lowered[node] = builder.nodes
-        _splice(nested, lowered)
+        splice(nested, lowered)
 
 
-def _splice(graph: Graph, replaced: dict[Node, list[Node]]) -> None:
+def splice(graph: Graph, replaced: dict[Node, list[Node]]) -> None:
     """Put the new nodes where the old ones stood."""
     if not replaced:
         return

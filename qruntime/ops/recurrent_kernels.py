@@ -1,0 +1,183 @@
+"""Fast paths of LSTM, GRU and RNN, and their dynamically quantized forms (domain qruntime)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from qruntime import _kernels
+from qruntime.ir import Node, Value
+from qruntime.ops import recurrent
+from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.registry import NativeCall, OpSpec, operator
+
+_DIRECTIONS = ("forward", "reverse", "bidirectional")
+_DEFAULT_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
+_FLOAT_WEIGHTS = -1
+
+Pack = Callable[[int, slice, np.ndarray | None], Any]
+"""(direction, rows of the weight, bias) → packed weights."""
+
+
+def _call(node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, mode: int, inputs: list[int]) -> NativeCall | None:
+    """The kernel call of one layer, None when it has activations that the kernels lack. See kernels/nodes/rnn.c."""
+    direction = node.attr("direction", "forward")
+    count = 2 if direction == "bidirectional" else 1
+    names = [name.lower() for name in node.attr("activations", ()) or _DEFAULT_ACTIVATIONS[op] * count]
+    if op == "RNN":
+        if len(names) != count or not set(names) <= {"tanh", "relu"}:
+            return None
+        variant = sum(1 << d for d, name in enumerate(names) if name == "relu")
+    elif names != _DEFAULT_ACTIVATIONS[op] * count:
+        return None
+    else:
+        variant = node.attr("input_forget" if op == "LSTM" else "linear_before_reset", 0)
+    packed: list[Any] = []
+    for d in range(count):
+        gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
+        wb, rb = (None, None) if bias is None else (bias[d, :gates], bias[d, gates:])
+        packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
+    wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.uses or _is_graph_output(node, output))
+    clip = node.attr("clip") or math.inf
+    ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant]
+    return NativeCall(op.lower(), ints=ints, floats=[clip], packed=packed, inputs=inputs)
+
+
+def _pack_direction(
+    op: str, d: int, hidden: int, gates: int, wb: np.ndarray | None, rb: np.ndarray | None, variant: bool, pack_w: Pack, pack_r: Pack
+) -> list[Any]:
+    everything = slice(0, gates)
+    if op == "GRU" and variant:
+        # The candidate's recurrent bias is scaled by the reset gate together with the recurrent product.
+        both, inner = wb, None
+        if wb is not None and rb is not None:
+            both = np.concatenate([wb[: 2 * hidden] + rb[: 2 * hidden], wb[2 * hidden :]])
+            inner = np.concatenate([np.zeros(2 * hidden, np.float32), rb[2 * hidden :]])
+        return [pack_w(d, everything, both), pack_r(d, everything, inner)]
+    both = None if wb is None or rb is None else wb + rb
+    if op == "GRU":
+        return [pack_w(d, everything, both), pack_r(d, slice(0, 2 * hidden), None), pack_r(d, slice(2 * hidden, gates), None)]
+    return [pack_w(d, everything, both), pack_r(d, everything, None)]
+
+
+def _is_graph_output(node: Node, value: Value) -> bool:
+    return node.graph is not None and node.graph.is_output(value)
+
+
+def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | None]:
+    def bind(node: Node) -> NativeCall | None:
+        w, r, b = (None if v is None else v.data for v in (node.input(1), node.input(2), node.input(3)))
+        if w is None or r is None or (b is None and node.input(3) is not None) or w.dtype != np.float32 or r.dtype != np.float32:
+            return None
+        hidden = _checked_hidden(node, op, w, r, b)
+        if hidden is None:
+            return None
+
+        def pack(weight: np.ndarray) -> Pack:
+            return lambda d, rows, bias: _kernels.PackedF32(weight[d, rows].T, bias)
+
+        return _call(node, op, hidden, b, pack(w), pack(r), _FLOAT_WEIGHTS, inputs)
+
+    return bind
+
+
+def _checked_hidden(node: Node, op: str, w: np.ndarray, r: np.ndarray, b: np.ndarray | None) -> int | None:
+    """Hidden size when all shapes agree; the definition reports what does not."""
+    direction = node.attr("direction", "forward")
+    if direction not in _DIRECTIONS or w.ndim != 3 or r.ndim != 3 or node.attr("layout", 0) not in (0, 1):
+        return None
+    count = 2 if direction == "bidirectional" else 1
+    hidden = r.shape[2]
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
+    fits = w.shape[:2] == (count, gates) and r.shape == (count, gates, hidden) and (b is None or b.shape == (count, 2 * gates))
+    if not fits or node.attr("hidden_size", hidden) != hidden or hidden == 0 or (b is not None and b.dtype != np.float32):
+        return None
+    clip = node.attr("clip")
+    return None if clip is not None and clip < 0 else hidden
+
+
+# Inputs that the kernels take, as positions of the ONNX operator: X, sequence_lens, initial_h, initial_c, P.
+recurrent.lstm.native(_bind_float("LSTM", [0, 4, 5, 6, 7]))
+recurrent.gru.native(_bind_float("GRU", [0, 4, 5]))
+recurrent.rnn.native(_bind_float("RNN", [0, 4, 5]))
+
+
+def _dequantize(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    """Weight [D, rows, columns] of codes with scale and zero point [D, 1] or [D, rows]."""
+    return (q.astype(np.float32) - zero_point[..., None].astype(np.float32)) * scale[..., None]
+
+
+def _fake_quantize(range_: str) -> recurrent.Rounding:
+    """Rows as the kernels see them: rounded to uint8 and back."""
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(x, np.float32).reshape((1, -1) if range_ == "per_tensor" else x.shape)
+        codes, scale, zero_point = quantize_rows(rows)
+        return ((codes.astype(np.float32) - zero_point) * scale).astype(np.float32).reshape(x.shape)
+
+    return rounded
+
+
+def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -> None:
+    @operator(f"DynamicQuantized{op}", domain="qruntime")
+    def quantized(
+        x: np.ndarray,
+        w: np.ndarray,
+        w_scale: np.ndarray,
+        w_zero_point: np.ndarray,
+        r: np.ndarray,
+        r_scale: np.ndarray,
+        r_zero_point: np.ndarray,
+        b: np.ndarray | None = None,
+        *rest: np.ndarray | None,
+        activations: tuple[str, ...] | None = None,
+        activation_alpha: tuple[float, ...] | None = None,
+        activation_beta: tuple[float, ...] | None = None,
+        clip: float | None = None,
+        direction: str = "forward",
+        hidden_size: int | None = None,
+        input_forget: int = 0,
+        linear_before_reset: int = 0,
+        layout: int = 0,
+        output_sequence: int = 0,
+        range: str = "per_token",
+    ) -> Any:
+        """The layer over int8 W and R [D, G·H, …] with scales [D, 1] or [D, G·H]; X and h are rounded to uint8."""
+        keywords: dict[str, Any] = {
+            "activations": activations, "activation_alpha": activation_alpha, "activation_beta": activation_beta,
+            "clip": clip, "direction": direction, "hidden_size": hidden_size, "layout": layout,
+            "rounding": _fake_quantize(range),
+        }  # fmt: skip
+        if op == "LSTM":
+            keywords["input_forget"] = input_forget
+        if op == "GRU":
+            keywords["linear_before_reset"] = linear_before_reset
+        return definition(x, _dequantize(w, w_scale, w_zero_point), _dequantize(r, r_scale, r_zero_point), b, *rest, **keywords)
+
+    @quantized.native
+    def _(node: Node) -> NativeCall | None:
+        w, w_scale, w_zero, r, r_scale, r_zero, b = (None if v is None else v.data for v in (node.input(i) for i in range(1, 8)))
+        if w is None or r is None or (b is None and node.input(7) is not None):
+            return None
+        hidden = _checked_hidden(node, op, w, r, b)
+        if hidden is None:
+            return None
+
+        def pack(q: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Pack:
+            def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
+                part = rows if scale.shape[1] != 1 else slice(None)
+                return _kernels.PackedQ8(q[d, rows].T, scale[d, part], zero[d, part], bias)
+
+            return one
+
+        mode = RANGES.index(node.attr("range", "per_token"))
+        assert w_scale is not None and w_zero is not None and r_scale is not None and r_zero is not None
+        return _call(node, op, hidden, b, pack(w, w_scale, w_zero), pack(r, r_scale, r_zero), mode, kernel_inputs)
+
+
+_register_quantized("LSTM", recurrent.lstm, [0, 8, 9, 10, 11])
+_register_quantized("GRU", recurrent.gru, [0, 8, 9])
+_register_quantized("RNN", recurrent.rnn, [0, 8, 9])

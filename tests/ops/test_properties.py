@@ -168,9 +168,7 @@ def test_cum_sum(shape: tuple[int, ...], exclusive: bool, reverse: bool, data: s
     for position in np.ndindex(*shape):
         window = list(position)
         p = position[axis]
-        window[axis] = (
-            slice(p + exclusive, None) if reverse else slice(None, p + 1 - exclusive)  # type: ignore[call-overload]
-        )
+        window[axis] = slice(p + exclusive, None) if reverse else slice(None, p + 1 - exclusive)
         expected[position] = x[tuple(window)].sum()
     actual = call("CumSum", x, np.array(axis), exclusive=int(exclusive), reverse=int(reverse))
     assert actual.dtype == np.int32

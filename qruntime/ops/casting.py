@@ -39,7 +39,7 @@ def _to_string(x: np.ndarray) -> np.ndarray:
     return np.array(flat, object).reshape(x.shape)
 
 
-def _parse(text: object, dtype: np.dtype) -> object:
+def _parse(text: object, dtype: np.dtype) -> int | float:
     text = str(text).strip()
     try:
         if dtype.kind in "iu":
@@ -56,10 +56,11 @@ def _from_string(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     parsed = [_parse(v, dtype) for v in x.reshape(-1)]
     if dtype.kind not in "iu":
         return np.array(parsed, np.float64).reshape(x.shape).astype(dtype)
-    try:
-        return np.array(parsed, dtype).reshape(x.shape)
-    except OverflowError:
-        raise ValueError(f"a string holds an integer that {dtype} cannot: {parsed}") from None
+    limits = np.iinfo(dtype)
+    for value, text in zip(parsed, x.reshape(-1), strict=True):
+        if not limits.min <= value <= limits.max:
+            raise ValueError(f"the string {text!r} does not fit {dtype}")
+    return np.array(parsed, dtype).reshape(x.shape)
 
 
 def _to_small_integers(x: np.ndarray, code: int) -> np.ndarray:

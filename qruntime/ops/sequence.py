@@ -115,7 +115,7 @@ def optional(value: Any = None, *, type: Any = None) -> Any:
     return value
 
 
-@operator("OptionalHasElement", since=15, shape_inputs=None)
+@operator("OptionalHasElement", since=15)
 def optional_has_element(value: Any = None) -> np.ndarray:
     return np.array(value is not None)
 

@@ -895,3 +895,26 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
 
 
 set_isa(os.environ.get("QRUNTIME_ISA") or available_isas().pop())
+
+
+# ------------------------------------------------------------------------------------- opcodes
+
+cdef extern from "kernels.h" nogil:
+    const char *const qrt_unary_names[]
+    const char *const qrt_binary_names[]
+    const char *const qrt_reduce_names[]
+
+
+cdef dict _opcodes(const char *const *names):
+    opcodes = {}
+    while names[len(opcodes)] != NULL:
+        opcodes[names[len(opcodes)].decode()] = len(opcodes)
+    return opcodes
+
+
+UNARY = _opcodes(qrt_unary_names)
+"""Opcode by name: the first integer of node "unary"."""
+BINARY = _opcodes(qrt_binary_names)
+"""Opcode by name: the first integer of node "binary"."""
+REDUCE = _opcodes(qrt_reduce_names)
+"""Opcode by name: the first integer of node "reduce"."""

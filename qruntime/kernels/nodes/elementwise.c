@@ -1,0 +1,298 @@
+/// Elementwise nodes with broadcasting.
+#include <math.h>
+#include <string.h>
+
+#include "../nodes.h"
+#include "../threads.h"
+
+/// Elements of one task. Below two of these a second thread costs more than it brings.
+enum { GRAIN = 16384 };
+
+/// Broadcasting reduced to what differs: dimensions of 1 dropped, neighbours merged where every operand
+/// walks them alike. Strides are in elements, 0 where an operand is repeated; the last ones are 0 or 1.
+typedef struct {
+    int rank;
+    int64_t dims[QRT_MAX_RANK];
+    int64_t strides[3][QRT_MAX_RANK];
+} iteration;
+
+/// Shape of the result by numpy's rules; false when the operands do not fit together.
+static bool broadcast_shape(const qrt_tensor *const *in, int num, int32_t *rank, int64_t *dims) {
+    *rank = 0;
+    for (int k = 0; k < num; k++)
+        if (in[k]->rank > *rank) *rank = in[k]->rank;
+    for (int i = 0; i < *rank; i++) dims[i] = 1;
+    for (int k = 0; k < num; k++)
+        for (int i = 0; i < in[k]->rank; i++) {
+            int64_t d = in[k]->dims[i], *to = &dims[*rank - in[k]->rank + i];
+            if (d == 1) continue;
+            if (*to != 1 && *to != d) return false;
+            *to = d;
+        }
+    return true;
+}
+
+static iteration plan_iteration(const qrt_tensor *const *in, int num, int32_t rank, const int64_t *dims) {
+    iteration it;
+    memset(&it, 0, sizeof it);
+    int64_t next[3] = {1, 1, 1};
+    // From the last dimension to the first; `it` is reversed at the end.
+    for (int i = rank - 1; i >= 0; i--) {
+        if (dims[i] == 1) continue;
+        int64_t stride[3];
+        bool merge = it.rank > 0;
+        for (int k = 0; k < num; k++) {
+            int at = i - (rank - in[k]->rank);
+            bool repeated = at < 0 || in[k]->dims[at] == 1;
+            stride[k] = repeated ? 0 : next[k];
+            if (!repeated) next[k] *= in[k]->dims[at];
+            if (merge) merge = stride[k] == it.strides[k][it.rank - 1] * it.dims[it.rank - 1];
+        }
+        if (merge) {
+            it.dims[it.rank - 1] *= dims[i];
+            continue;
+        }
+        it.dims[it.rank] = dims[i];
+        for (int k = 0; k < num; k++) it.strides[k][it.rank] = stride[k];
+        it.rank++;
+    }
+    if (it.rank == 0) {
+        it.dims[it.rank++] = 1;
+        for (int k = 0; k < num; k++) it.strides[k][0] = 1;
+    }
+    for (int i = 0; i < it.rank / 2; i++) {
+        int j = it.rank - 1 - i;
+        int64_t d = it.dims[i];
+        it.dims[i] = it.dims[j];
+        it.dims[j] = d;
+        for (int k = 0; k < num; k++) {
+            int64_t s = it.strides[k][i];
+            it.strides[k][i] = it.strides[k][j];
+            it.strides[k][j] = s;
+        }
+    }
+    return it;
+}
+
+typedef struct elementwise_call elementwise_call;
+
+/// One contiguous run of the output, operands at element offsets `at`.
+typedef void (*run_fn)(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps);
+
+struct elementwise_call {
+    iteration it;
+    int num;
+    run_fn run;
+    int64_t runs;        ///< runs in all: products of the outer dims times pieces of the inner one
+    int64_t pieces;      ///< pieces of one inner dimension
+    int64_t piece;       ///< elements of a piece
+    int64_t runs_per_task;
+    const void *in[3];
+    void *out;
+    const void *kernel;
+    size_t itemsize, out_itemsize;
+};
+
+static void run_task(void *context, int64_t task) {
+    const elementwise_call *call = context;
+    const iteration *it = &call->it;
+    int inner = it->rank - 1;
+    int64_t first = task * call->runs_per_task, last = first + call->runs_per_task;
+    if (last > call->runs) last = call->runs;
+    int64_t row = first / call->pieces, piece = first % call->pieces;
+    int64_t index[QRT_MAX_RANK], base[3] = {0, 0, 0};
+    for (int64_t rest = row, i = inner - 1; i >= 0; i--) {
+        index[i] = rest % it->dims[i];
+        rest /= it->dims[i];
+        for (int k = 0; k < call->num; k++) base[k] += index[i] * it->strides[k][i];
+    }
+    int steps[3];
+    for (int k = 0; k < call->num; k++) steps[k] = (int)it->strides[k][inner];
+    for (int64_t r = first; r < last; r++) {
+        int64_t start = piece * call->piece, left = it->dims[inner] - start, at[3];
+        for (int k = 0; k < call->num; k++) at[k] = base[k] + start * steps[k];
+        call->run(call, at, row * it->dims[inner] + start, left < call->piece ? left : call->piece, steps);
+        if (++piece < call->pieces) continue;
+        piece = 0;
+        row++;
+        for (int i = inner - 1; i >= 0; i--) {
+            for (int k = 0; k < call->num; k++) base[k] += it->strides[k][i];
+            if (++index[i] < it->dims[i]) break;
+            for (int k = 0; k < call->num; k++) base[k] -= it->strides[k][i] * it->dims[i];
+            index[i] = 0;
+        }
+    }
+}
+
+static void run_all(elementwise_call *call, qrt_run *run, int64_t size) {
+    if (size == 0) return;
+    int64_t inner = call->it.dims[call->it.rank - 1];
+    call->piece = inner < GRAIN ? inner : GRAIN;
+    call->pieces = (inner + call->piece - 1) / call->piece;
+    call->runs = size / inner * call->pieces;
+    call->runs_per_task = (GRAIN + call->piece - 1) / call->piece;
+    int64_t tasks = (call->runs + call->runs_per_task - 1) / call->runs_per_task;
+    qrt_parallel_for(run->num_threads, tasks, run_task, call);
+}
+
+/// Allocate the output, over operand i of the same shape and item size when that one may be overwritten.
+static qrt_status allocate_over(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, int first, int last,
+                                int32_t dtype, int32_t rank, const int64_t *dims, qrt_tensor *out) {
+    for (int i = first; i <= last; i++) {
+        bool same = in[i]->rank == rank && qrt_itemsize(in[i]->dtype) == qrt_itemsize(dtype);
+        for (int d = 0; same && d < rank; d++) same = in[i]->dims[d] == dims[d];
+        if (same && qrt_may_overwrite(node, in, i)) {
+            qrt_alias(out, in[i], rank, dims);
+            out->dtype = dtype;
+            return QRT_OK;
+        }
+    }
+    return qrt_alloc(run, out, dtype, rank, dims);
+}
+
+typedef struct {
+    qrt_unary_fn fn;
+    const float *x;
+    float *y;
+    int64_t size;
+    float p, q;
+} unary_call;
+
+static void unary_task(void *context, int64_t task) {
+    const unary_call *call = context;
+    int64_t start = task * GRAIN, left = call->size - start;
+    call->fn(call->x + start, call->y + start, left < GRAIN ? left : GRAIN, call->p, call->q);
+}
+
+/// ints: opcode. floats: p, q (where the operation has them; clip defaults to no bounds, the rest to 0).
+/// Clip may have its bounds as further inputs, float32 scalars.
+static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs < 1 || node->num_ints < 1 || !in[0] || in[0]->dtype != QRT_F32) return QRT_DECLINE;
+    int64_t op = node->ints[0];
+    if (op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
+    unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size};
+    float parameters[2] = {op == QRT_CLIP ? -INFINITY : 0, op == QRT_CLIP ? INFINITY : 0};
+    for (int i = 0; i < 2; i++) {
+        if (i < node->num_floats) parameters[i] = (float)node->floats[i];
+        const qrt_tensor *bound = i + 1 < node->num_inputs ? in[i + 1] : NULL;
+        if (!bound) continue;
+        if (op != QRT_CLIP || bound->dtype != QRT_F32 || bound->size != 1) return QRT_DECLINE;
+        parameters[i] = *(const float *)bound->data;
+    }
+    call.p = parameters[0];
+    call.q = parameters[1];
+    qrt_status status = allocate_over(node, run, in, 0, 0, QRT_F32, in[0]->rank, in[0]->dims, &out[0]);
+    if (status != QRT_OK) return status;
+    call.y = out[0].data;
+    qrt_parallel_for(run->num_threads, (call.size + GRAIN - 1) / GRAIN, unary_task, &call);
+    return QRT_OK;
+}
+
+/// bool → bool.
+static qrt_status logical_not(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs < 1 || !in[0] || in[0]->dtype != QRT_BOOL) return QRT_DECLINE;
+    const uint8_t *x = in[0]->data;
+    qrt_status status = allocate_over(node, run, in, 0, 0, QRT_BOOL, in[0]->rank, in[0]->dims, &out[0]);
+    if (status != QRT_OK) return status;
+    uint8_t *y = out[0].data;
+    for (int64_t i = 0; i < out[0].size; i++) y[i] = !x[i];
+    return QRT_OK;
+}
+
+static void binary_run(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
+    qrt_binary_fn fn = (qrt_binary_fn)(uintptr_t)call->kernel;
+    fn((const char *)call->in[0] + (size_t)at[0] * call->itemsize, (const char *)call->in[1] + (size_t)at[1] * call->itemsize,
+       (char *)call->out + (size_t)out * call->out_itemsize, n, steps[0], steps[1]);
+}
+
+/// True when a / b has an answer for every pair: no zero, and no −1 beside the most negative number.
+static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
+    bool has_minus_one = false;
+    for (int64_t i = 0; i < b->size; i++) {
+        int64_t d = b->dtype == QRT_I64 ? ((const int64_t *)b->data)[i] : ((const int32_t *)b->data)[i];
+        if (d == 0) return false;
+        has_minus_one |= d == -1;
+    }
+    for (int64_t i = 0; has_minus_one && i < a->size; i++)
+        if (a->dtype == QRT_I64 ? ((const int64_t *)a->data)[i] == INT64_MIN : ((const int32_t *)a->data)[i] == INT32_MIN)
+            return false;
+    return true;
+}
+
+/// ints: opcode. Inputs of one type: float32, int64, int32, or bool for the logical ones.
+static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1] || in[0]->dtype != in[1]->dtype) return QRT_DECLINE;
+    int64_t op = node->ints[0];
+    if (op < 0 || op >= QRT_NUM_BINARY) return QRT_DECLINE;
+    const qrt_pointwise *kernels = &qrt_kernels.pointwise;
+    int32_t dtype = in[0]->dtype;
+    qrt_binary_fn fn = dtype == QRT_F32    ? kernels->binary_f32[op]
+                       : dtype == QRT_I64  ? kernels->binary_i64[op]
+                       : dtype == QRT_I32  ? kernels->binary_i32[op]
+                       : dtype == QRT_BOOL ? kernels->binary_bool[op]
+                                           : NULL;
+    if (!fn) return QRT_DECLINE;
+    bool divides = op == QRT_DIV || op == QRT_MOD || op == QRT_FMOD;
+    if (divides && dtype != QRT_F32 && !division_is_defined(in[0], in[1])) return QRT_DECLINE;
+    int32_t rank, result = op >= QRT_EQUAL ? QRT_BOOL : dtype;
+    int64_t dims[QRT_MAX_RANK];
+    if (!broadcast_shape(in, 2, &rank, dims)) return QRT_DECLINE;
+    elementwise_call call = {.it = plan_iteration(in, 2, rank, dims), .num = 2, .run = binary_run,
+                             .in = {in[0]->data, in[1]->data}, .kernel = (const void *)(uintptr_t)fn,
+                             .itemsize = qrt_itemsize(dtype), .out_itemsize = qrt_itemsize(result)};
+    qrt_status status = allocate_over(node, run, in, 0, 1, result, rank, dims, &out[0]);
+    if (status != QRT_OK) return status;
+    call.out = out[0].data;
+    run_all(&call, run, out[0].size);
+    return QRT_OK;
+}
+
+#define SELECT(name, type)                                                                                              \
+    static void name(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {       \
+        const uint8_t *c = (const uint8_t *)call->in[0] + at[0];                                                        \
+        const type *x = (const type *)call->in[1] + at[1], *y = (const type *)call->in[2] + at[2];                      \
+        type *to = (type *)call->out + out;                                                                             \
+        if (!steps[0] && steps[*c ? 1 : 2]) {                                                                           \
+            memmove(to, *c ? x : y, (size_t)n * sizeof *to);                                                            \
+        } else if (steps[0] && steps[1] && steps[2]) {                                                                  \
+            for (int64_t i = 0; i < n; i++) { type a = x[i], b = y[i]; to[i] = c[i] ? a : b; }                          \
+        } else if (steps[0] && steps[2]) {                                                                              \
+            type a = *x;                                                                                                \
+            for (int64_t i = 0; i < n; i++) { type b = y[i]; to[i] = c[i] ? a : b; }                                    \
+        } else if (steps[0] && steps[1]) {                                                                              \
+            type b = *y;                                                                                                \
+            for (int64_t i = 0; i < n; i++) { type a = x[i]; to[i] = c[i] ? a : b; }                                    \
+        } else {                                                                                                        \
+            for (int64_t i = 0; i < n; i++) to[i] = c[i * steps[0]] ? x[i * steps[1]] : y[i * steps[2]];                \
+        }                                                                                                               \
+    }
+SELECT(select_8, uint8_t)
+SELECT(select_16, uint16_t)
+SELECT(select_32, uint32_t)
+SELECT(select_64, uint64_t)
+
+/// Inputs: condition (bool), x, y of one type.
+static qrt_status where(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs != 3 || !in[0] || !in[1] || !in[2]) return QRT_DECLINE;
+    size_t itemsize = qrt_itemsize(in[1]->dtype);
+    if (in[0]->dtype != QRT_BOOL || in[1]->dtype != in[2]->dtype || itemsize == 0) return QRT_DECLINE;
+    int32_t rank;
+    int64_t dims[QRT_MAX_RANK];
+    if (!broadcast_shape(in, 3, &rank, dims)) return QRT_DECLINE;
+    run_fn select = itemsize == 1 ? select_8 : itemsize == 2 ? select_16 : itemsize == 4 ? select_32 : select_64;
+    elementwise_call call = {.it = plan_iteration(in, 3, rank, dims), .num = 3, .run = select,
+                             .in = {in[0]->data, in[1]->data, in[2]->data}};
+    qrt_status status = allocate_over(node, run, in, 1, 2, in[1]->dtype, rank, dims, &out[0]);
+    if (status != QRT_OK) return status;
+    call.out = out[0].data;
+    run_all(&call, run, out[0].size);
+    return QRT_OK;
+}
+
+const qrt_node_entry qrt_elementwise_nodes[] = {
+    {"unary", unary},
+    {"not", logical_not},
+    {"binary", binary},
+    {"where", where},
+    {NULL, NULL},
+};

@@ -1,0 +1,301 @@
+/// Reductions over any set of axes, argmax, cumulative sum.
+#include <math.h>
+#include <string.h>
+
+#include "../nodes.h"
+#include "../threads.h"
+
+/// Elements of one task.
+enum { GRAIN = 16384 };
+
+/// Input seen as [outer, n, inner], reduced over n.
+typedef struct {
+    const float *x;
+    float *y;
+    int64_t outer, n, inner;
+    int64_t rows_per_task;     ///< inner = 1: rows of a task
+    int64_t columns_per_task;  ///< inner > 1: columns of a task, of one outer index
+    qrt_reduce_op op;
+} reduce_call;
+
+static void reduce_rows_task(void *context, int64_t task) {
+    const reduce_call *call = context;
+    int64_t first = task * call->rows_per_task, last = first + call->rows_per_task;
+    if (last > call->outer) last = call->outer;
+    for (int64_t row = first; row < last; row++) call->y[row] = qrt_kernels.rows.reduce[call->op](call->x + row * call->n, call->n);
+}
+
+static void reduce_columns_task(void *context, int64_t task) {
+    const reduce_call *call = context;
+    int64_t pieces = (call->inner + call->columns_per_task - 1) / call->columns_per_task;
+    int64_t outer = task / pieces, first = task % pieces * call->columns_per_task;
+    int64_t count = call->inner - first < call->columns_per_task ? call->inner - first : call->columns_per_task;
+    qrt_kernels.rows.reduce_columns[call->op](call->x + outer * call->n * call->inner + first, call->inner, call->n, count,
+                                              call->y + outer * call->inner + first);
+}
+
+static void reduce_stage(reduce_call *call, qrt_run *run) {
+    if (call->inner == 1) {
+        call->rows_per_task = (GRAIN + call->n) / (call->n + 1);
+        qrt_parallel_for(run->num_threads, (call->outer + call->rows_per_task - 1) / call->rows_per_task, reduce_rows_task, call);
+        return;
+    }
+    int64_t columns = (GRAIN + call->n) / (call->n + 1);
+    columns = (columns + 63) / 64 * 64;
+    call->columns_per_task = columns < call->inner ? columns : call->inner;
+    int64_t pieces = (call->inner + call->columns_per_task - 1) / call->columns_per_task;
+    qrt_parallel_for(run->num_threads, call->outer * pieces, reduce_columns_task, call);
+}
+
+/// Sums, extremes and products of int64, one output element at a time.
+static int64_t reduce_i64(qrt_reduce_op op, const int64_t *x, int64_t n, int64_t stride) {
+    int64_t acc = op == QRT_REDUCE_PROD ? 1 : op == QRT_REDUCE_MAX ? INT64_MIN : op == QRT_REDUCE_MIN ? INT64_MAX : 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t v = x[i * stride];
+        if (op == QRT_REDUCE_SUM) acc = (int64_t)((uint64_t)acc + (uint64_t)v);
+        else if (op == QRT_REDUCE_PROD) acc = (int64_t)((uint64_t)acc * (uint64_t)v);
+        else if (op == QRT_REDUCE_MAX) acc = v > acc ? v : acc;
+        else acc = v < acc ? v : acc;
+    }
+    return acc;
+}
+
+/// Which axes are reduced. From input 1 when it is there, else from ints behind the first three.
+static bool read_axes(const qrt_node *node, const qrt_tensor *const *in, int rank, bool *reduced) {
+    const int64_t *axes = node->ints + 3;
+    int64_t count = node->num_ints - 3;
+    if (node->num_inputs == 2 && in[1]) {
+        if (in[1]->dtype != QRT_I64 || in[1]->rank != 1) return false;
+        axes = in[1]->data;
+        count = in[1]->size;
+    }
+    bool all = count == 0 && !node->ints[2];
+    for (int i = 0; i < rank; i++) reduced[i] = all;
+    for (int64_t i = 0; i < count; i++) {
+        if (axes[i] < -rank || axes[i] >= rank) return false;
+        bool *axis = &reduced[axes[i] < 0 ? axes[i] + rank : axes[i]];
+        if (*axis) return false;
+        *axis = true;
+    }
+    return true;
+}
+
+/// ints: opcode (qrt_reduce_op), keepdims, noop_with_empty_axes, axes … ; or the axes as input 1 (int64).
+/// float32, and int64 for sum, max, min, prod. No axes: all of them.
+static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs < 1 || node->num_inputs > 2 || node->num_ints < 3 || !in[0]) return QRT_DECLINE;
+    const qrt_tensor *x = in[0];
+    int64_t opcode = node->ints[0];
+    if (opcode < 0 || opcode >= QRT_NUM_REDUCE) return QRT_DECLINE;
+    qrt_reduce_op op = (qrt_reduce_op)opcode;
+    if (x->dtype != QRT_F32 && !(x->dtype == QRT_I64 && op <= QRT_REDUCE_PROD)) return QRT_DECLINE;
+    bool reduced[QRT_MAX_RANK];
+    if (!read_axes(node, in, x->rank, reduced)) return QRT_DECLINE;
+
+    // Runs of kept and reduced axes, merged; dims of 1 belong to whatever stands beside them.
+    int64_t dims[QRT_MAX_RANK], group[QRT_MAX_RANK];
+    bool group_reduced[QRT_MAX_RANK];
+    int32_t rank = 0;
+    int groups = 0;
+    double count = 1;
+    for (int i = 0; i < x->rank; i++) {
+        if (!reduced[i]) dims[rank++] = x->dims[i];
+        else if (node->ints[1]) dims[rank++] = 1;
+        if (reduced[i]) count *= (double)x->dims[i];
+        if (x->dims[i] == 1) continue;
+        if (groups && group_reduced[groups - 1] == reduced[i]) {
+            group[groups - 1] *= x->dims[i];
+        } else {
+            group[groups] = x->dims[i];
+            group_reduced[groups++] = reduced[i];
+        }
+    }
+    if (x->size == 0) {
+        // An extreme or mean of nothing is for the definition to judge.
+        if (op != QRT_REDUCE_SUM && op != QRT_REDUCE_PROD) return QRT_DECLINE;
+        qrt_status status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
+        if (status != QRT_OK) return status;
+        bool one = op == QRT_REDUCE_PROD;
+        for (int64_t i = 0; i < out[0].size; i++) {
+            if (x->dtype == QRT_I64) ((int64_t *)out[0].data)[i] = one;
+            else ((float *)out[0].data)[i] = one;
+        }
+        return QRT_OK;
+    }
+    qrt_reduce_op stage_op = op == QRT_REDUCE_MEAN ? QRT_REDUCE_SUM : op == QRT_REDUCE_L2 ? QRT_REDUCE_SUM_SQUARE : op;
+    if (stage_op == QRT_REDUCE_L1 || stage_op == QRT_REDUCE_SUM_SQUARE) {
+        // The value function must run once even when every reduced dim is 1.
+        bool any = false;
+        for (int i = 0; i < groups; i++) any |= group_reduced[i];
+        if (!any) {
+            if (groups == QRT_MAX_RANK) return QRT_DECLINE;
+            group[groups] = 1;
+            group_reduced[groups++] = true;
+        }
+    }
+    int stages = 0;
+    for (int i = 0; i < groups; i++) stages += group_reduced[i];
+    if (x->dtype == QRT_I64 && stages > 1) return QRT_DECLINE;
+
+    // From the innermost reduced group outwards; what lies between goes to scratch.
+    qrt_buffer *scratch[2] = {NULL, NULL};
+    int64_t size = x->size;
+    qrt_status status = QRT_OK;
+    const void *from = x->data;
+    for (int g = groups - 1, stage = 0; g >= 0; g--) {
+        if (!group_reduced[g]) continue;
+        reduce_call call = {.x = from, .outer = 1, .n = group[g], .inner = 1, .op = stage_op};
+        for (int i = 0; i < g; i++) call.outer *= group[i];
+        for (int i = g + 1; i < groups; i++) call.inner *= group_reduced[i] ? 1 : group[i];
+        size /= group[g];
+        void *to;
+        if (++stage == stages) {
+            status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
+            to = out[0].data;
+        } else {
+            scratch[stage % 2] = scratch[stage % 2] ? scratch[stage % 2] : qrt_scratch(run, (size_t)size * sizeof(float));
+            if (!scratch[stage % 2]) status = QRT_NO_MEMORY;
+            to = scratch[stage % 2] ? scratch[stage % 2]->data : NULL;
+        }
+        if (status != QRT_OK) break;
+        if (x->dtype == QRT_I64) {
+            for (int64_t o = 0; o < call.outer; o++)
+                for (int64_t i = 0; i < call.inner; i++)
+                    ((int64_t *)to)[o * call.inner + i] =
+                        reduce_i64(op, (const int64_t *)from + o * call.n * call.inner + i, call.n, call.inner);
+        } else {
+            call.y = to;
+            reduce_stage(&call, run);
+        }
+        from = to;
+        // Absolute values and squares are taken once.
+        if (stage_op == QRT_REDUCE_L1 || stage_op == QRT_REDUCE_SUM_SQUARE) stage_op = QRT_REDUCE_SUM;
+    }
+    for (int i = 0; i < 2; i++)
+        if (scratch[i]) qrt_scratch_free(run, scratch[i]);
+    if (status != QRT_OK) return status;
+    if (stages == 0) {
+        qrt_alias(&out[0], x, rank, dims);
+        return QRT_OK;
+    }
+    float *y = out[0].data;
+    if (op == QRT_REDUCE_MEAN)
+        for (int64_t i = 0; i < out[0].size; i++) y[i] = (float)(y[i] / count);
+    if (op == QRT_REDUCE_L2)
+        for (int64_t i = 0; i < out[0].size; i++) y[i] = sqrtf(y[i]);
+    return QRT_OK;
+}
+
+typedef struct {
+    const float *x;
+    int64_t *y;
+    int64_t n, inner, rows, rows_per_task;
+    bool smallest, last;
+} arg_call;
+
+/// Index of the best element at `stride`; a NaN beats everything, the first of equals wins unless `last`.
+static int64_t best_index(const float *x, int64_t n, int64_t stride, bool smallest, bool last) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++) {
+        float v = x[i * stride], top = x[best * stride];
+        bool better = smallest ? v < top : v > top;
+        bool equal = v == top || (isnan(v) && isnan(top));
+        if (better || (isnan(v) && !isnan(top)) || (last && equal)) best = i;
+    }
+    return best;
+}
+
+static void arg_task(void *context, int64_t task) {
+    const arg_call *call = context;
+    int64_t first = task * call->rows_per_task, end = first + call->rows_per_task;
+    if (end > call->rows) end = call->rows;
+    for (int64_t row = first; row < end; row++) {
+        const float *x = call->x + row / call->inner * call->n * call->inner + row % call->inner;
+        if (call->inner == 1 && !call->last) {
+            // The extreme first, in vectors, then a search that stops at it.
+            float top = qrt_kernels.rows.reduce[call->smallest ? QRT_REDUCE_MIN : QRT_REDUCE_MAX](x, call->n);
+            int64_t i = 0;
+            if (isnan(top)) while (!isnan(x[i])) i++;
+            else while (x[i] != top) i++;
+            call->y[row] = i;
+        } else {
+            call->y[row] = best_index(x, call->n, call->inner, call->smallest, call->last);
+        }
+    }
+}
+
+/// ints: axis, keepdims, select_last_index. float32 → int64.
+static qrt_status arg_extreme(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool smallest) {
+    const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
+    if (!x || node->num_ints < 3 || x->dtype != QRT_F32 || x->size == 0) return QRT_DECLINE;
+    int64_t axis = node->ints[0];
+    if (axis < -x->rank || axis >= x->rank) return QRT_DECLINE;
+    if (axis < 0) axis += x->rank;
+    arg_call call = {.x = x->data, .n = x->dims[axis], .inner = 1, .smallest = smallest, .last = node->ints[2] != 0};
+    int64_t dims[QRT_MAX_RANK];
+    int32_t rank = 0;
+    for (int i = 0; i < x->rank; i++) {
+        if (i > axis) call.inner *= x->dims[i];
+        if (i != axis) dims[rank++] = x->dims[i];
+        else if (node->ints[1]) dims[rank++] = 1;
+    }
+    call.rows = x->size / call.n;
+    qrt_status status = qrt_alloc(run, &out[0], QRT_I64, rank, dims);
+    if (status != QRT_OK) return status;
+    call.y = out[0].data;
+    call.rows_per_task = (GRAIN + call.n - 1) / call.n;
+    qrt_parallel_for(run->num_threads, (call.rows + call.rows_per_task - 1) / call.rows_per_task, arg_task, &call);
+    return QRT_OK;
+}
+
+static qrt_status arg_max(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return arg_extreme(node, run, in, out, false);
+}
+
+static qrt_status arg_min(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return arg_extreme(node, run, in, out, true);
+}
+
+#define CUMULATE(name, type, add)                                                                             \
+    static void name(const type *x, type *y, int64_t n, int64_t stride, bool exclusive, bool reverse) {       \
+        type acc = 0;                                                                                         \
+        for (int64_t k = 0; k < n; k++) {                                                                     \
+            int64_t i = (reverse ? n - 1 - k : k) * stride;                                                   \
+            type v = x[i], next = add;                                                                        \
+            y[i] = exclusive ? acc : next;                                                                    \
+            acc = next;                                                                                       \
+        }                                                                                                     \
+    }
+CUMULATE(cumulate_f32, float, acc + v)
+CUMULATE(cumulate_i64, int64_t, (int64_t)((uint64_t)acc + (uint64_t)v))
+
+/// Inputs: x (float32 or int64), axis (int64 or int32 scalar). ints: exclusive, reverse.
+static qrt_status cumsum(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs != 2 || node->num_ints < 2 || !in[0] || !in[1] || in[1]->size != 1) return QRT_DECLINE;
+    const qrt_tensor *x = in[0];
+    if ((x->dtype != QRT_F32 && x->dtype != QRT_I64) || (in[1]->dtype != QRT_I64 && in[1]->dtype != QRT_I32)) return QRT_DECLINE;
+    int64_t axis = in[1]->dtype == QRT_I64 ? *(const int64_t *)in[1]->data : *(const int32_t *)in[1]->data;
+    if (axis < -x->rank || axis >= x->rank) return QRT_DECLINE;
+    if (axis < 0) axis += x->rank;
+    qrt_status status = qrt_alloc(run, &out[0], x->dtype, x->rank, x->dims);
+    if (status != QRT_OK || x->size == 0) return status;
+    int64_t n = x->dims[axis], inner = 1;
+    for (int i = (int)axis + 1; i < x->rank; i++) inner *= x->dims[i];
+    bool exclusive = node->ints[0] != 0, reverse = node->ints[1] != 0;
+    for (int64_t row = 0; row < x->size / n; row++) {
+        int64_t at = row / inner * n * inner + row % inner;
+        if (x->dtype == QRT_F32)
+            cumulate_f32((const float *)x->data + at, (float *)out[0].data + at, n, inner, exclusive, reverse);
+        else
+            cumulate_i64((const int64_t *)x->data + at, (int64_t *)out[0].data + at, n, inner, exclusive, reverse);
+    }
+    return QRT_OK;
+}
+
+const qrt_node_entry qrt_reduction_nodes[] = {
+    {"reduce", reduce},
+    {"argmax", arg_max},
+    {"argmin", arg_min},
+    {"cumsum", cumsum},
+    {NULL, NULL},
+};

@@ -1,0 +1,181 @@
+/// Softmax and normalisation.
+#include <string.h>
+
+#include "../nodes.h"
+#include "../threads.h"
+
+/// Elements of one task: whole rows, at least this much together.
+enum { GRAIN = 8192 };
+
+/// A row function over [outer, n] or, for softmax along another axis, over [outer, n, inner].
+typedef struct rows_call {
+    void (*row)(const struct rows_call *call, int64_t row);
+    void (*softmax)(const float *x, float *y, int64_t n);
+    void (*norm)(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params);
+    const float *x, *residual;
+    float *y, *sum, *scratch;
+    qrt_norm_params params;
+    int64_t rows, n, inner, rows_per_task;
+} rows_call;
+
+static void rows_task(void *context, int64_t task) {
+    const rows_call *call = context;
+    int64_t first = task * call->rows_per_task, last = first + call->rows_per_task;
+    if (last > call->rows) last = call->rows;
+    for (int64_t row = first; row < last; row++) call->row(call, row);
+}
+
+static void run_rows(rows_call *call, qrt_run *run) {
+    if (call->rows == 0 || call->n == 0) return;
+    call->rows_per_task = (GRAIN + call->n - 1) / call->n;
+    qrt_parallel_for(run->num_threads, (call->rows + call->rows_per_task - 1) / call->rows_per_task, rows_task, call);
+}
+
+static void softmax_row(const rows_call *call, int64_t row) {
+    call->softmax(call->x + row * call->n, call->y + row * call->n, call->n);
+}
+
+/// Gather a column, do it as a row, scatter it.
+static void softmax_column(const rows_call *call, int64_t row) {
+    float *line = call->scratch + row * call->n;
+    int64_t start = row / call->inner * call->n * call->inner + row % call->inner;
+    for (int64_t j = 0; j < call->n; j++) line[j] = call->x[start + j * call->inner];
+    call->softmax(line, line, call->n);
+    for (int64_t j = 0; j < call->n; j++) call->y[start + j * call->inner] = line[j];
+}
+
+static int64_t product(const int64_t *dims, int from, int to) {
+    int64_t n = 1;
+    for (int i = from; i < to; i++) n *= dims[i];
+    return n;
+}
+
+/// Axis counted from the end when negative; −1 when there is no such axis.
+static int normal_axis(int64_t axis, int rank) {
+    if (axis < -rank || axis >= rank) return -1;
+    return (int)(axis < 0 ? axis + rank : axis);
+}
+
+static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (qrt_may_overwrite(node, in, 0)) {
+        qrt_alias(out, in[0], in[0]->rank, in[0]->dims);
+        return QRT_OK;
+    }
+    return qrt_alloc(run, out, QRT_F32, in[0]->rank, in[0]->dims);
+}
+
+/// ints: axis.
+static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
+                               void (*kernel)(const float *, float *, int64_t)) {
+    const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
+    if (!x || node->num_ints < 1 || x->dtype != QRT_F32) return QRT_DECLINE;
+    int axis = normal_axis(node->ints[0], x->rank);
+    if (axis < 0) return QRT_DECLINE;
+    rows_call call = {.row = softmax_row, .softmax = kernel, .x = x->data, .n = x->dims[axis]};
+    if (x->size) {
+        call.rows = x->size / call.n;
+        call.inner = product(x->dims, axis + 1, x->rank);
+    }
+    qrt_buffer *scratch = NULL;
+    if (call.inner > 1) {
+        scratch = qrt_scratch(run, (size_t)x->size * sizeof(float));
+        if (!scratch) return QRT_NO_MEMORY;
+        call.row = softmax_column;
+        call.scratch = scratch->data;
+    }
+    qrt_status status = allocate_over_first(node, run, in, &out[0]);
+    if (status == QRT_OK) {
+        call.y = out[0].data;
+        run_rows(&call, run);
+    }
+    if (scratch) qrt_scratch_free(run, scratch);
+    return status;
+}
+
+static qrt_status softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return softmax_with(node, run, in, out, qrt_kernels.rows.softmax);
+}
+
+static qrt_status log_softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return softmax_with(node, run, in, out, qrt_kernels.rows.log_softmax);
+}
+
+static void norm_row(const rows_call *call, int64_t row) {
+    int64_t at = row * call->n;
+    call->norm(call->x + at, call->residual ? call->residual + at : NULL, call->sum ? call->sum + at : NULL, call->y + at,
+               call->n, &call->params);
+}
+
+static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
+    return a->rank == b->rank && !memcmp(a->dims, b->dims, (size_t)a->rank * sizeof *a->dims);
+}
+
+/// A vector over the normalised axes, leading ones allowed.
+static bool is_vector_of(const qrt_tensor *t, const qrt_tensor *x, int axis) {
+    if (t->dtype != QRT_F32) return false;
+    for (int i = t->rank - 1, j = x->rank - 1; i >= 0 || j >= axis; i--, j--) {
+        int64_t d = i >= 0 ? t->dims[i] : 1;
+        if (d != (j >= axis ? x->dims[j] : 1)) return false;
+    }
+    return true;
+}
+
+/// Inputs: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
+/// ints: axis, the first that is normalised. floats: epsilon.
+static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
+                                void (*kernel)(const float *, const float *, float *, float *, int64_t, const qrt_norm_params *)) {
+    if (node->num_inputs < 1 || node->num_inputs > 4 || node->num_ints < 1 || node->num_floats < 1) return QRT_DECLINE;
+    const qrt_tensor *x = in[0], *vectors[2] = {NULL, NULL}, *residual = NULL;
+    for (int i = 1; i < node->num_inputs && i < 3; i++) vectors[i - 1] = in[i];
+    if (node->num_inputs > 3) residual = in[3];
+    if (!x || x->dtype != QRT_F32 || node->num_outputs > 2) return QRT_DECLINE;
+    int axis = normal_axis(node->ints[0], x->rank);
+    if (axis < 0) return QRT_DECLINE;
+    for (int i = 0; i < 2; i++)
+        if (vectors[i] && !is_vector_of(vectors[i], x, axis)) return QRT_DECLINE;
+    if (residual && (residual->dtype != QRT_F32 || !same_shape(residual, x))) return QRT_DECLINE;
+
+    rows_call call = {.row = norm_row, .norm = kernel, .x = x->data, .residual = residual ? residual->data : NULL};
+    call.params = (qrt_norm_params){vectors[0] ? vectors[0]->data : NULL, vectors[1] ? vectors[1]->data : NULL,
+                                    (float)node->floats[0]};
+    if (x->size) {
+        call.n = product(x->dims, axis, x->rank);
+        call.rows = x->size / call.n;
+    }
+    qrt_tensor sum = {0};
+    if (node->num_outputs == 2) {
+        if (residual) {
+            qrt_status status = qrt_alloc(run, &sum, QRT_F32, x->rank, x->dims);
+            if (status != QRT_OK) return status;
+            call.sum = sum.data;
+        } else {
+            qrt_alias(&sum, x, x->rank, x->dims);
+        }
+    }
+    // With an alias of x among the outputs, x is no longer ours alone and will not be overwritten.
+    qrt_status status = allocate_over_first(node, run, in, &out[0]);
+    if (status != QRT_OK) {
+        qrt_release(run, &sum);
+        return status;
+    }
+    if (node->num_outputs == 2) out[1] = sum;
+    call.y = out[0].data;
+    run_rows(&call, run);
+    return QRT_OK;
+}
+
+static qrt_status layer_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return normalization(node, run, in, out, qrt_kernels.rows.layer_norm);
+}
+
+static qrt_status rms_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return normalization(node, run, in, out, qrt_kernels.rows.rms_norm);
+}
+
+const qrt_node_entry qrt_rows_nodes[] = {
+    {"softmax", softmax},
+    {"log_softmax", log_softmax},
+    {"layer_norm", layer_norm},
+    {"rms_norm", rms_norm},
+    {NULL, NULL},
+};

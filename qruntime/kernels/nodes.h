@@ -33,6 +33,7 @@ typedef struct {
 extern const qrt_node_entry qrt_layout_nodes[];
 extern const qrt_node_entry qrt_linear_q8_nodes[];
 extern const qrt_node_entry qrt_linear_f32_nodes[];
+extern const qrt_node_entry qrt_rnn_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

@@ -6,6 +6,7 @@ static const qrt_node_entry *const families[] = {
     qrt_layout_nodes,
     qrt_linear_f32_nodes,
     qrt_linear_q8_nodes,
+    qrt_rnn_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

@@ -22,6 +22,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_q8(t);
     qrt_portable_pointwise(t);
     qrt_portable_rows(t);
+    qrt_portable_rnn(t);
 }
 
 #if defined(__x86_64__)
@@ -30,11 +31,13 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_q8(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_rows(t);
+    qrt_avx2_rnn(t);
 }
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_rows(t);
+    qrt_avx512_rnn(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
 #endif

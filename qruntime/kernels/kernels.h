@@ -20,6 +20,7 @@
 #include "gemm_f32.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
+#include "rnn.h"
 #include "rows.h"
 
 typedef struct qrt_kernel_table {
@@ -27,6 +28,7 @@ typedef struct qrt_kernel_table {
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_pointwise pointwise;  ///< elementwise
+    qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis
 } qrt_kernel_table;
 

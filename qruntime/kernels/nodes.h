@@ -37,6 +37,7 @@ extern const qrt_node_entry qrt_elementwise_nodes[];
 extern const qrt_node_entry qrt_cast_nodes[];
 extern const qrt_node_entry qrt_rows_nodes[];
 extern const qrt_node_entry qrt_reduction_nodes[];
+extern const qrt_node_entry qrt_rnn_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

@@ -16,5 +16,8 @@ void qrt_avx512_pointwise(qrt_kernel_table *table);
 void qrt_portable_rows(qrt_kernel_table *table);
 void qrt_avx2_rows(qrt_kernel_table *table);
 void qrt_avx512_rows(qrt_kernel_table *table);
+void qrt_portable_rnn(qrt_kernel_table *t);
+void qrt_avx2_rnn(qrt_kernel_table *t);
+void qrt_avx512_rnn(qrt_kernel_table *t);
 
 #endif

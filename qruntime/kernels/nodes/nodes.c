@@ -10,6 +10,7 @@ static const qrt_node_entry *const families[] = {
     qrt_cast_nodes,
     qrt_rows_nodes,
     qrt_reduction_nodes,
+    qrt_rnn_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

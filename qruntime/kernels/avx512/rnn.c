@@ -1,0 +1,9 @@
+#include <math.h>
+
+#include "../kernels.h"
+#include "../rungs.h"
+#include "../vector/simd_avx512.h"
+#define RUNG avx512
+#include "../vector/math.inc.h"
+#include "../vector/rnn.inc.h"
+#include "../vector/simd_end.h"

@@ -1,0 +1,376 @@
+/// Recurrent layers: "lstm", "gru", "rnn", with the semantics of ONNX 7 … 22.
+///
+/// inputs: X, sequence_lens, initial_h, and for LSTM initial_c, P (ONNX order without W, R, B; all but X optional)
+/// ints:
+///   0 hidden     size H of the hidden state
+///   1 direction  0 forward, 1 reverse, 2 bidirectional
+///   2 layout     0: X [T, B, I], Y [T, D, B, H], states [D, B, H];  1: X [B, T, I], Y [B, T, D, H], states [B, D, H]
+///   3 x mode     −1: the weights W are PackedF32; else PackedQ8 and this qrt_range_mode quantizes X
+///   4 h mode     the same for R and the hidden state
+///   5 wanted     bit i: output i (Y, Y_h, Y_c) is read; the others stay empty
+///   6 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset;
+///                RNN: bit d set: direction d uses Relu, else Tanh
+/// floats: clip, inf when there is none
+/// packed, for each direction (columns gate after gate in ONNX order; packed from the transposed ONNX weights):
+///   LSTM                       W [I, 4H] i o f c, R [H, 4H]
+///   GRU, linear_before_reset   W [I, 3H] z r h, R [H, 3H]
+///   GRU, otherwise             W [I, 3H] z r h, Rzr [H, 2H], Rh [H, H]
+///   RNN                        W [I, H], R [H, H]
+/// Biases belong to the packed weights: Wb + Rb to W, except that the h gate of GRU with linear_before_reset keeps
+/// its Rb with R.
+///
+/// Quantization per token looks at one row of X, of h, or of r ⊙ h at a time. Quantization per tensor takes one
+/// range over all of X and, at every step, over the rows of h from the first to the last running sequence.
+///
+/// A row whose sequence has ended keeps its state, and its Y is 0. A sequence of length 0 ends with its initial state.
+#include <math.h>
+#include <string.h>
+
+#include "../nodes.h"
+#include "../threads.h"
+
+enum { HIDDEN, DIRECTION, LAYOUT, X_MODE, H_MODE, WANTED, VARIANT, NUM_INTS };
+enum { REVERSE = 1, BIDIRECTIONAL = 2 };
+enum { Y, Y_H, Y_C };
+
+/// The input product of long sequences is made in blocks of steps, which stay in cache until they are used.
+enum { BLOCK_FLOATS = 1 << 18, BLOCK_MIN_ROWS = 64 };
+
+/// Fewer multiply-adds than this are not worth waking a thread.
+enum { MIN_PARALLEL_WORK = 1 << 18 };
+
+typedef enum { LSTM, GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN } cell_kind;
+
+typedef struct {
+    const void *weights;
+    int64_t mode;  ///< −1: float weights
+} linear;
+
+typedef struct {
+    cell_kind kind;
+    int64_t time, batch, input, hidden, gates;  ///< `gates`: columns of all gates together
+    int num_directions, first_direction;
+    bool batch_first;
+    linear w[2], r[2], r_candidate[2];
+    const float *x, *peepholes;
+    const int32_t *lengths;
+    float clip;
+    int64_t variant;
+
+    float *y, *h, *c;
+    int64_t state_row_stride, state_direction_stride;
+
+    int64_t block_begin, block_steps;  ///< in steps: a reverse direction takes its first step at the last time
+    float *projected[2];               ///< input product of the block
+    int64_t projected_time_stride, projected_row_stride;
+    float *products;                   ///< [direction, batch, gates]
+    float *reset_h;                    ///< [direction, batch, hidden]
+    char *scratch;
+    size_t task_scratch_bytes;
+    int64_t num_groups, group_rows;    ///< rows are independent: each group runs through the block on its own
+} layer;
+
+static bool fits(linear l, int64_t k, int64_t n) {
+    if (l.mode < 0) {
+        const qrt_f32_weights *w = l.weights;
+        return w->k == k && w->n == n;
+    }
+    const qrt_q8_weights *w = l.weights;
+    return w->k == k && w->n == n;
+}
+
+static size_t linear_scratch_bytes(linear l, int64_t m) {
+    return l.mode < 0 || !l.weights ? 0 : qrt_q8_scratch_bytes(l.weights, m);
+}
+
+static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m, float *y, int64_t ldy) {
+    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, NULL, 0};
+    if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
+    return qrt_q8_linear(l.weights, run, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy);
+}
+
+static void linear_serial(linear l, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,
+                          float *y, int64_t ldy, void *scratch) {
+    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, residual, ldr};
+    if (l.mode < 0)
+        qrt_f32_linear_serial(l.weights, a, lda, m, &epilogue, y, ldy);
+    else
+        qrt_q8_linear_serial(l.weights, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy, scratch);
+}
+
+static bool is_reverse(const layer *l, int direction) { return l->first_direction + direction == 1; }
+
+static bool is_running(const layer *l, int64_t row, int64_t t) { return !l->lengths || t < l->lengths[row]; }
+
+static float *y_row(const layer *l, int direction, int64_t t, int64_t row) {
+    if (!l->y) return NULL;
+    int64_t d = l->num_directions;
+    int64_t at = l->batch_first ? (row * l->time + t) * d + direction : (t * d + direction) * l->batch + row;
+    return l->y + at * l->hidden;
+}
+
+/// Input product of the block for one direction.
+static qrt_status project(const layer *l, qrt_run *run, int direction) {
+    int64_t steps = l->block_steps, first = l->block_begin;
+    if (is_reverse(l, direction)) first = l->time - first - steps;
+    linear w = l->w[direction];
+    float *out = l->projected[direction];
+    if (!l->batch_first || steps == l->time) {
+        const float *x = l->batch_first ? l->x : l->x + first * l->batch * l->input;
+        return linear_parallel(w, run, x, l->input, steps * l->batch, out, l->gates);
+    }
+    const float *x = l->x + first * l->input;
+    int64_t sequence = l->time * l->input;
+    qrt_status status = QRT_OK;
+    if (steps >= l->batch)
+        for (int64_t b = 0; b < l->batch && status == QRT_OK; b++)
+            status = linear_parallel(w, run, x + b * sequence, l->input, steps, out + b * l->projected_row_stride, l->gates);
+    else
+        for (int64_t s = 0; s < steps && status == QRT_OK; s++)
+            status = linear_parallel(w, run, x + s * l->input, sequence, l->batch, out + s * l->gates,
+                                     l->projected_row_stride);
+    return status;
+}
+
+/// One step of rows begin … end−1, whose input products start at `projected`.
+static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_t end, const float *projected, void *scratch) {
+    const qrt_rnn *cells = &qrt_kernels.rnn;
+    int64_t hidden = l->hidden, gates = l->gates, stride = l->projected_row_stride, rows = end - begin;
+    int64_t state = direction * l->state_direction_stride, at = direction * l->batch;
+    float *h = l->h + state, *c = l->kind == LSTM ? l->c + state : NULL;
+    float *products = l->products + at * gates, *reset_h = l->reset_h + at * hidden;
+    const float *h_begin = h + begin * l->state_row_stride;
+    const qrt_lstm_options options = {l->peepholes ? l->peepholes + direction * 3 * hidden : NULL, l->clip, l->variant & 1};
+
+    linear_serial(l->r[direction], h_begin, l->state_row_stride, rows,
+                  l->kind == GRU_RESET_AFTER ? NULL : projected + begin * stride, stride, products + begin * gates, gates, scratch);
+
+    if (l->kind == GRU_RESET_BEFORE) {
+        for (int64_t b = begin; b < end; b++)
+            cells->gru_reset(products + b * gates, hidden, l->clip, h + b * l->state_row_stride, reset_h + b * hidden);
+        linear_serial(l->r_candidate[direction], reset_h + begin * hidden, hidden, rows, projected + begin * stride + 2 * hidden,
+                      stride, products + begin * gates + 2 * hidden, gates, scratch);
+    }
+
+    for (int64_t b = begin; b < end; b++) {
+        if (!is_running(l, b, t)) continue;
+        float *product = products + b * gates, *h_row = h + b * l->state_row_stride, *y = y_row(l, direction, t, b);
+        switch (l->kind) {
+        case LSTM: cells->lstm(product, hidden, &options, c + b * l->state_row_stride, h_row, y); break;
+        case GRU_RESET_AFTER: cells->gru_reset_after(projected + b * stride, product, hidden, l->clip, h_row, y); break;
+        case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h_row, y); break;
+        case RNN: (l->variant >> direction & 1 ? cells->rnn_relu : cells->rnn_tanh)(product, hidden, l->clip, h_row, y); break;
+        }
+    }
+}
+
+/// Task of one direction and one group of rows: all steps of the block.
+static void run_group(void *context, int64_t task) {
+    const layer *l = context;
+    int direction = (int)(task / l->num_groups);
+    bool reverse = is_reverse(l, direction);
+    int64_t group_begin = task % l->num_groups * l->group_rows, group_end = group_begin + l->group_rows;
+    if (group_end > l->batch) group_end = l->batch;
+    void *scratch = l->scratch + (size_t)task * l->task_scratch_bytes;
+    for (int64_t s = 0; s < l->block_steps; s++) {
+        int64_t t = l->block_begin + s, local = s;
+        if (reverse) {
+            t = l->time - 1 - t;
+            local = l->block_steps - 1 - s;
+        }
+        int64_t begin = group_begin, end = group_end;
+        while (begin < end && !is_running(l, begin, t)) begin++;
+        while (begin < end && !is_running(l, end - 1, t)) end--;
+        if (l->lengths && l->y)
+            for (int64_t b = group_begin; b < group_end; b++)
+                if (!is_running(l, b, t)) memset(y_row(l, direction, t, b), 0, (size_t)l->hidden * sizeof(float));
+        if (begin < end)
+            step(l, direction, t, begin, end, l->projected[direction] + local * l->projected_time_stride, scratch);
+    }
+}
+
+static bool has_shape(const qrt_tensor *t, int32_t dtype, int32_t rank, const int64_t *dims) {
+    if (t->dtype != dtype || t->rank != rank) return false;
+    for (int i = 0; i < rank; i++)
+        if (t->dims[i] != dims[i]) return false;
+    return true;
+}
+
+static const qrt_tensor *input(const qrt_node *node, const qrt_tensor *const *in, int i) {
+    return i < node->num_inputs ? in[i] : NULL;
+}
+
+/// Fill in what follows from the parameters, the packed weights and the inputs; false when anything does not fit.
+static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in) {
+    if (node->num_ints != NUM_INTS || node->num_floats != 1 || node->num_inputs < 1) return false;
+    const int64_t *ints = node->ints;
+    if (ints[DIRECTION] < 0 || ints[DIRECTION] > BIDIRECTIONAL || ints[LAYOUT] < 0 || ints[LAYOUT] > 1) return false;
+    for (int i = X_MODE; i <= H_MODE; i++)
+        if (ints[i] < -1 || ints[i] > QRT_PER_TENSOR) return false;
+    const qrt_tensor *x = in[0];
+    if (!x || x->dtype != QRT_F32 || x->rank != 3) return false;
+    l->batch_first = ints[LAYOUT];
+    l->time = x->dims[l->batch_first];
+    l->batch = x->dims[!l->batch_first];
+    l->input = x->dims[2];
+    l->hidden = ints[HIDDEN];
+    l->num_directions = ints[DIRECTION] == BIDIRECTIONAL ? 2 : 1;
+    l->first_direction = ints[DIRECTION] == REVERSE;
+    l->variant = ints[VARIANT];
+    l->clip = (float)node->floats[0];
+    if (!(l->clip >= 0.0f)) return false;
+    if (l->hidden < 1 || l->hidden > 1 << 20 || l->batch > INT32_MAX || l->time > INT32_MAX) return false;
+    int num_gates = l->kind == LSTM ? 4 : l->kind == RNN ? 1 : 3;
+    l->gates = num_gates * l->hidden;
+    int64_t total;
+    if (!qrt_num_elements(4, (int64_t[]){l->time, l->batch, l->num_directions, 4 * l->hidden}, &total) || total >> 56) return false;
+
+    bool splits_r = l->kind == GRU_RESET_BEFORE;
+    int per_direction = splits_r ? 3 : 2;
+    if (node->num_packed != l->num_directions * per_direction) return false;
+    for (int d = 0; d < l->num_directions; d++) {
+        void *const *packed = node->packed + d * per_direction;
+        l->w[d] = (linear){packed[0], ints[X_MODE]};
+        l->r[d] = (linear){packed[1], ints[H_MODE]};
+        if (!fits(l->w[d], l->input, l->gates) || !fits(l->r[d], l->hidden, splits_r ? 2 * l->hidden : l->gates)) return false;
+        if (!splits_r) continue;
+        l->r_candidate[d] = (linear){packed[2], ints[H_MODE]};
+        if (!fits(l->r_candidate[d], l->hidden, l->hidden)) return false;
+    }
+
+    int64_t d = l->num_directions;
+    int64_t state[3] = {l->batch_first ? l->batch : d, l->batch_first ? d : l->batch, l->hidden};
+    const qrt_tensor *lengths = input(node, in, 1), *h = input(node, in, 2), *c = input(node, in, 3), *p = input(node, in, 4);
+    if (lengths && !has_shape(lengths, QRT_I32, 1, &l->batch)) return false;
+    if (h && !has_shape(h, QRT_F32, 3, state)) return false;
+    if (l->kind != LSTM && (c || p)) return false;
+    if (c && !has_shape(c, QRT_F32, 3, state)) return false;
+    if (p && !has_shape(p, QRT_F32, 2, (int64_t[]){d, 3 * l->hidden})) return false;
+    l->x = x->data;
+    l->peepholes = p ? p->data : NULL;
+    l->lengths = lengths ? lengths->data : NULL;
+    for (int64_t b = 0; lengths && b < l->batch; b++)
+        if (l->lengths[b] < 0 || l->lengths[b] > l->time) return false;
+    l->state_row_stride = l->batch_first ? d * l->hidden : l->hidden;
+    l->state_direction_stride = l->batch_first ? l->hidden : l->batch * l->hidden;
+    return true;
+}
+
+/// Steps per block and groups of rows.
+static void divide(layer *l, int num_threads) {
+    bool x_per_tensor = l->w[0].mode == QRT_PER_TENSOR, h_per_tensor = l->r[0].mode == QRT_PER_TENSOR;
+    int64_t rows = BLOCK_FLOATS / l->gates;
+    if (rows < BLOCK_MIN_ROWS) rows = BLOCK_MIN_ROWS;
+    int64_t steps = l->batch ? rows / l->batch : 1;
+    if (steps < 1) steps = 1;
+    if (steps > l->time || x_per_tensor) steps = l->time;
+    l->block_steps = steps;
+
+    int64_t groups = num_threads / l->num_directions;
+    if (groups > l->batch / 4) groups = l->batch / 4;
+    double work = (double)steps * (double)l->batch * (double)l->hidden * (double)l->gates;
+    if (groups < 1 || h_per_tensor || work < MIN_PARALLEL_WORK) groups = 1;
+    l->group_rows = (l->batch + groups - 1) / groups;
+    l->num_groups = l->group_rows ? (l->batch + l->group_rows - 1) / l->group_rows : 1;
+
+    l->task_scratch_bytes = 0;
+    for (int d = 0; d < l->num_directions; d++) {
+        const linear products[] = {l->r[d], l->r_candidate[d]};
+        for (int i = 0; i < 2; i++) {
+            size_t bytes = linear_scratch_bytes(products[i], l->group_rows);
+            if (bytes > l->task_scratch_bytes) l->task_scratch_bytes = bytes;
+        }
+    }
+    l->task_scratch_bytes = (l->task_scratch_bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
+}
+
+static qrt_status run_blocks(layer *l, qrt_run *run) {
+    int64_t max_steps = l->block_steps;
+    double work = (double)max_steps * (double)l->batch * (double)l->hidden * (double)l->gates * l->num_directions;
+    int num_threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
+    for (l->block_begin = 0; l->block_begin < l->time; l->block_begin += max_steps) {
+        l->block_steps = l->time - l->block_begin < max_steps ? l->time - l->block_begin : max_steps;
+        l->projected_time_stride = l->batch_first ? l->gates : l->batch * l->gates;
+        l->projected_row_stride = l->batch_first ? l->block_steps * l->gates : l->gates;
+        for (int d = 0; d < l->num_directions; d++) {
+            qrt_status status = project(l, run, d);
+            if (status != QRT_OK) return status;
+        }
+        qrt_parallel_for(num_threads, l->num_directions * l->num_groups, run_group, l);
+    }
+    return QRT_OK;
+}
+
+static float *take(float **memory, int64_t count) {
+    float *taken = *memory;
+    *memory += (count + 15) / 16 * 16;
+    return taken;
+}
+
+static void start_state(float *state, const qrt_tensor *initial, int64_t size) {
+    if (initial)
+        memcpy(state, initial->data, (size_t)size * sizeof(float));
+    else
+        memset(state, 0, (size_t)size * sizeof(float));
+}
+
+static qrt_status recurrent(layer *l, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (!describe(l, node, in)) return QRT_DECLINE;
+    divide(l, run->num_threads);
+
+    int64_t d = l->num_directions, states = d * l->batch * l->hidden;
+    int64_t y_dims[4] = {l->time, d, l->batch, l->hidden}, state_dims[3] = {d, l->batch, l->hidden};
+    if (l->batch_first) {
+        memcpy(y_dims, (int64_t[]){l->batch, l->time, d, l->hidden}, sizeof y_dims);
+        memcpy(state_dims, (int64_t[]){l->batch, d, l->hidden}, sizeof state_dims);
+    }
+    int num_outputs = l->kind == LSTM ? 3 : 2;
+    for (int i = 0; i < num_outputs && i < node->num_outputs; i++) {
+        if (!(node->ints[WANTED] >> i & 1)) continue;
+        qrt_status status = qrt_alloc(run, &out[i], QRT_F32, i == Y ? 4 : 3, i == Y ? y_dims : state_dims);
+        if (status != QRT_OK) return status;
+        *(i == Y ? &l->y : i == Y_H ? &l->h : &l->c) = out[i].data;
+    }
+
+    int64_t block = l->block_steps * l->batch * l->gates;
+    int64_t floats = d * block + d * l->batch * l->gates + 3 * states + 16 * 8;
+    size_t task_bytes = (size_t)(d * l->num_groups) * l->task_scratch_bytes;
+    qrt_buffer *memory = qrt_scratch(run, (size_t)floats * sizeof(float) + task_bytes);
+    if (!memory) return QRT_NO_MEMORY;
+    l->scratch = memory->data;
+    float *rest = (float *)(l->scratch + task_bytes);
+    for (int i = 0; i < d; i++) l->projected[i] = take(&rest, block);
+    l->products = take(&rest, d * l->batch * l->gates);
+    l->reset_h = take(&rest, states);
+    if (!l->h) l->h = take(&rest, states);
+    if (!l->c) l->c = take(&rest, states);
+
+    start_state(l->h, input(node, in, 2), states);
+    if (l->kind == LSTM) start_state(l->c, input(node, in, 3), states);
+    qrt_status status = l->batch ? run_blocks(l, run) : QRT_OK;
+    qrt_scratch_free(run, memory);
+    return status;
+}
+
+static qrt_status lstm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    layer l = {.kind = LSTM};
+    return recurrent(&l, node, run, in, out);
+}
+
+static qrt_status gru(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_ints != NUM_INTS) return QRT_DECLINE;
+    layer l = {.kind = node->ints[VARIANT] ? GRU_RESET_AFTER : GRU_RESET_BEFORE};
+    return recurrent(&l, node, run, in, out);
+}
+
+static qrt_status rnn(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    layer l = {.kind = RNN};
+    return recurrent(&l, node, run, in, out);
+}
+
+const qrt_node_entry qrt_rnn_nodes[] = {
+    {"lstm", lstm},
+    {"gru", gru},
+    {"rnn", rnn},
+    {NULL, NULL},
+};

@@ -1,0 +1,195 @@
+/// Vector float32 mathematics over the vocabulary of simd_*.h. Include it inside the target region.
+///
+/// Largest errors, measured over dense samples against float64 (tests/kernels/test_pointwise.py):
+///
+///     exp, log, expm1, sqrt, sigmoid, silu, softplus, gelu_tanh, sin, cos      2 ulp
+///     tanh, erf                                                                 3 ulp
+///     gelu      3 ulp + 6e-8·|x|·Φ(−|x|)     (relative to the tail Φ, which x·(1 + erf)/2 loses)
+///
+/// Below 2e-38 (sigmoid, silu, gelu far out on the left) the result may be 0. NaN gives NaN. Coefficients
+/// are weighted minimax fits, rounded to float one after the other with the rest refitted.
+#ifndef QRT_MATH_INC_H
+#define QRT_MATH_INC_H
+
+#include <math.h>
+
+/// Added to |t| < 2^22 it leaves rint(t) in the low bits.
+#define ROUND_TO_INT 12582912.0f
+
+/// (eʳ − 1 − r) / r² for |r| ≤ ln2/2.
+static inline vf exp_tail(vf r) {
+    vf p = vf_set(0.00138209993f);
+    p = vf_fma(p, r, vf_set(0.00836867094f));
+    p = vf_fma(p, r, vf_set(0.0416682623f));
+    p = vf_fma(p, r, vf_set(0.166665211f));
+    return vf_fma(p, r, vf_set(0.49999994f));
+}
+
+/// x − n·ln2, ln2 in two parts.
+static inline vf exp_remainder(vf x, vf n) {
+    return vf_fnma(n, vf_set(-1.90465421e-09f), vf_fnma(n, vf_set(0.693147182f), x));
+}
+
+/// eˣ, denormal results included; 0 at −inf, inf above 88.73.
+static inline vf vf_exp(vf x) {
+    x = vf_max(vf_set(-104.0f), vf_min(vf_set(89.0f), x));
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_INT));
+    vf r = exp_remainder(x, vf_sub(t, vf_set(ROUND_TO_INT)));
+    vf q = vf_add(vf_fma(vf_mul(r, r), exp_tail(r), r), vf_set(1.0f));
+    return vf_ldexp(q, vi_sub(vf_as_vi(t), vf_as_vi(vf_set(ROUND_TO_INT))));
+}
+
+/// For x ≤ 0 only: rint(x / ln2) and 2 to that power; the power is 0 below −87.68.
+static inline vf exp_reduce_nonpositive(vf x, vf *power) {
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_INT + 127.0f));
+    *power = vi_as_vf(vi_sll(vf_as_vi(t), 23));
+    return exp_remainder(x, vf_sub(t, vf_set(ROUND_TO_INT + 127.0f)));
+}
+
+/// eˣ for x ≤ 0; exactly 0 below −87.68.
+static inline vf vf_exp_nonpositive(vf x) {
+    vf power;
+    vf r = exp_reduce_nonpositive(vf_max(vf_set(-88.0f), x), &power);
+    return vf_mul(vf_add(vf_fma(vf_mul(r, r), exp_tail(r), r), vf_set(1.0f)), power);
+}
+
+/// eˣ − 1 for x ≤ 0, relative accuracy also near 0.
+static inline vf vf_expm1_nonpositive(vf x) {
+    vf power;
+    vf r = exp_reduce_nonpositive(vf_max(vf_set(-88.0f), x), &power);
+    return vf_fma(vf_fma(vf_mul(r, r), exp_tail(r), r), power, vf_sub(power, vf_set(1.0f)));
+}
+
+/// ln x; −inf at 0, NaN below 0.
+static inline vf vf_log(vf x) {
+    vm tiny = vf_lt(x, vf_set(1.17549435e-38f));
+    vi bits = vf_as_vi(vf_blend(tiny, vf_mul(x, vf_set(33554432.0f)), x));
+    vi exponent = vi_sra(vi_sub(bits, vi_set(0x3f3504f3)), 23);  // mantissa in √½ … √2
+    vf f = vf_sub(vi_as_vf(vi_sub(bits, vi_sll(exponent, 23))), vf_set(1.0f));
+    vf e = vf_sub(vi_to_vf(exponent), vf_blend(tiny, vf_set(25.0f), vf_zero()));
+    vf p = vf_set(0.0674955621f);
+    p = vf_fma(p, f, vf_set(-0.116701923f));
+    p = vf_fma(p, f, vf_set(0.118834704f));
+    p = vf_fma(p, f, vf_set(-0.124062076f));
+    p = vf_fma(p, f, vf_set(0.142203629f));
+    p = vf_fma(p, f, vf_set(-0.166679904f));
+    p = vf_fma(p, f, vf_set(0.200020716f));
+    p = vf_fma(p, f, vf_set(-0.250000089f));
+    p = vf_fma(p, f, vf_set(0.333333135f));
+    vf square = vf_mul(f, f);
+    vf y = vf_mul(vf_mul(square, f), p);
+    y = vf_fma(e, vf_set(-2.12194442e-4f), y);  // ln2 = 0.693359375 − 2.12194442e-4: e · the first is exact
+    y = vf_fnma(vf_set(0.5f), square, y);
+    y = vf_fma(e, vf_set(0.693359375f), vf_add(f, y));
+    y = vf_blend(vf_lt(x, vf_set(INFINITY)), y, x);  // inf and NaN
+    y = vf_blend(vf_lt(x, vf_zero()), vf_set(NAN), y);
+    return vf_blend(vf_eq(x, vf_zero()), vf_set(-INFINITY), y);
+}
+
+/// ln(1 + z) for 0 ≤ z ≤ 1: what rounding 1 + z loses is added back.
+static inline vf vf_log1p_unit(vf z) {
+    vf u = vf_add(vf_set(1.0f), z);
+    return vf_add(vf_log(u), vf_div(vf_sub(z, vf_sub(u, vf_set(1.0f))), u));
+}
+
+static inline vf vf_tanh(vf x) {
+    vf e = vf_expm1_nonpositive(vf_mul(vf_set(-2.0f), vf_abs(x)));
+    return vf_with_sign(vf_abs(vf_div(e, vf_add(vf_set(2.0f), e))), x);
+}
+
+static inline vf vf_sigmoid(vf x) {
+    vf z = vf_exp_nonpositive(vf_neg(vf_abs(x)));
+    return vf_div(vf_blend(vf_lt(x, vf_zero()), z, vf_set(1.0f)), vf_add(vf_set(1.0f), z));
+}
+
+static inline vf vf_silu(vf x) { return vf_mul(x, vf_sigmoid(x)); }
+
+/// ln(1 + eˣ).
+static inline vf vf_softplus(vf x) {
+    return vf_add(vf_max(vf_zero(), x), vf_log1p_unit(vf_exp_nonpositive(vf_neg(vf_abs(x)))));
+}
+
+static inline vf vf_erf(vf x) {
+    vf a = vf_abs(x), t = vf_mul(x, x);
+    vf p = vf_set(-0.000598021375f);  // erf(a)/a − 1 in a², a ≤ 0.93
+    p = vf_fma(p, t, vf_set(0.00499176187f));
+    p = vf_fma(p, t, vf_set(-0.0267662313f));
+    p = vf_fma(p, t, vf_set(0.112818271f));
+    p = vf_fma(p, t, vf_set(-0.376124978f));
+    p = vf_fma(p, t, vf_set(0.128379151f));
+    vf b = vf_min(vf_set(8.0f), a);
+    vf q = vf_set(0.000195936998f);  // ln erfc(a), 0.92 ≤ a ≤ 4.05; beyond it erf is 1
+    q = vf_fma(q, b, vf_set(-0.00304322294f));
+    q = vf_fma(q, b, vf_set(0.0222269557f));
+    q = vf_fma(q, b, vf_set(-0.103931673f));
+    q = vf_fma(q, b, vf_set(-0.637182176f));
+    q = vf_fma(q, b, vf_set(-1.12767565f));
+    q = vf_fma(q, b, vf_set(-0.000195674249f));
+    vf far = vf_sub(vf_set(1.0f), vf_exp_nonpositive(q));
+    return vf_blend(vf_lt(a, vf_set(0.925f)), vf_fma(x, p, x), vf_with_sign(far, x));
+}
+
+/// x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), and Φ(−a) = exp of a polynomial: one path, and small where gelu is small.
+static inline vf vf_gelu(vf x) {
+    vf a = vf_min(vf_set(14.0f), vf_abs(x));
+    vf p = vf_set(-1.38050673e-8f);  // ln Φ(−a), fitted on 0 … 5.7
+    p = vf_fma(p, a, vf_set(4.3206208e-7f));
+    p = vf_fma(p, a, vf_set(-5.79715288e-6f));
+    p = vf_fma(p, a, vf_set(4.21453478e-5f));
+    p = vf_fma(p, a, vf_set(-0.000155272501f));
+    p = vf_fma(p, a, vf_set(-8.26836549e-5f));
+    p = vf_fma(p, a, vf_set(0.00491980463f));
+    p = vf_fma(p, a, vf_set(-0.0364228562f));
+    p = vf_fma(p, a, vf_set(-0.318282515f));
+    p = vf_fma(p, a, vf_set(-0.797887802f));
+    p = vf_fma(p, a, vf_set(-0.693147123f));
+    return vf_fnma(a, vf_exp_nonpositive(p), vf_max(vf_zero(), x));
+}
+
+/// x·sigmoid(2u), u = √(2/π)·(x + 0.044715·x³): the tanh form of gelu without its cancellation.
+static inline vf vf_gelu_tanh(vf x) {
+    vf b = vf_max(vf_set(-12.0f), vf_min(vf_set(12.0f), x));
+    vf u = vf_mul(b, vf_fma(vf_mul(b, b), vf_set(0.0713548163f), vf_set(1.59576912f)));
+    vf y = vf_mul(x, vf_sigmoid(u));
+    return vf_blend(vf_eq(x, vf_set(-INFINITY)), vf_set(-0.0f), y);
+}
+
+/// Beyond this, or for Inf and NaN, lanes go to libm.
+#define TRIG_LIMIT 1e5f
+
+/// sin(x + quadrant·π/2) for |x| ≤ TRIG_LIMIT.
+static inline vf trig(vf x, int quadrant) {
+    vf n = vf_round(vf_mul(x, vf_set(0.636619747f)));
+    vf r = vf_fnma(n, vf_set(1.57079637f), x);  // π/2 in three parts; the first step is exact
+    r = vf_fnma(n, vf_set(-4.37113883e-08f), r);
+    r = vf_fnma(n, vf_set(-1.71512451e-15f), r);
+    vf t = vf_mul(r, r);
+    vi q = vi_add(vf_to_vi(n), vi_set(quadrant));
+    vf s = vf_set(-0.000195179091f);
+    s = vf_fma(s, t, vf_set(0.00833218731f));
+    s = vf_fma(s, t, vf_set(-0.166666552f));
+    s = vf_fma(vf_mul(s, t), r, r);
+    vf c = vf_set(2.44323364e-05f);
+    c = vf_fma(c, t, vf_set(-0.00138873095f));
+    c = vf_fma(c, t, vf_set(0.0416666456f));
+    c = vf_fma(vf_mul(t, t), c, vf_fnma(vf_set(0.5f), t, vf_set(1.0f)));
+    vf y = vf_blend(vi_eq(vi_and(q, vi_set(1)), vi_set(0)), s, c);
+    return vf_xor(y, vi_as_vf(vi_sll(vi_and(q, vi_set(2)), 30)));
+}
+
+static inline vf trig_or_libm(vf x, int quadrant, float (*libm)(float)) {
+    vm near = vf_lt(vf_abs(x), vf_set(TRIG_LIMIT));
+    if (vm_bits(near) == (1u << VL) - 1) return trig(x, quadrant);
+    float lanes[VL];
+    vf_store(lanes, x);
+    for (int i = 0; i < VL; i++) lanes[i] = libm(lanes[i]);
+    return vf_blend(near, trig(vf_blend(near, x, vf_zero()), quadrant), vf_load(lanes));
+}
+static inline vf vf_sin(vf x) { return trig_or_libm(x, 0, sinf); }
+static inline vf vf_cos(vf x) { return trig_or_libm(x, 1, cosf); }
+
+/// The larger or smaller, NaN when either is NaN.
+static inline vf vf_max_nan(vf a, vf b) { return vf_blend(vf_is_nan(a), a, vf_max(a, b)); }
+static inline vf vf_min_nan(vf a, vf b) { return vf_blend(vf_is_nan(a), a, vf_min(a, b)); }
+
+#endif

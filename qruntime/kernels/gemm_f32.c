@@ -8,7 +8,7 @@
 
 /// A strip of b (kc · nr floats) stays in the first-level cache while the rows of a pass by; a block of
 /// a (mc · kc floats) stays in the second.
-enum { KC = 384, BLOCK_FLOATS = 64 * 1024 };
+enum { KC = 384, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS = 32 * 1024 };
 
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 18 };
@@ -35,11 +35,13 @@ static qrt_f32_epilogue epilogue_at(const qrt_f32_epilogue *e, int64_t i, int64_
     return at;
 }
 
-/// `strip_stride` floats lie between two strips of b, `ldb` between two rows of one.
-static void blocked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                    const float *b, int64_t ldb, int64_t strip_stride,
-                    const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
-    int64_t nr = kernel->nr, kc = k_block(k);
+void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                         const float *b, int64_t ldb, int64_t strip_stride,
+                         const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
+    if (m <= 0 || n <= 0) return;
+    // Rows of a wide matrix lie pages apart: few at a time, then on along them.
+    bool scattered = ldb > 4 * kernel->nr && k > SCATTERED_KC && k > SCATTERED_FLOATS / ldb;
+    int64_t nr = kernel->nr, kc = scattered ? SCATTERED_KC : k_block(k);
     int64_t mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
     bool finish = has_effect(epilogue);
     for (int64_t i = 0; i < m; i += mc) {
@@ -70,13 +72,7 @@ void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, c
         if (has_effect(epilogue)) kernel->finish(m, n, c, ldc, epilogue);
         return;
     }
-    blocked(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
-}
-
-void qrt_f32_gemm_unpacked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                           const float *b, int64_t ldb, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
-    if (m <= 0 || n <= 0) return;
-    blocked(kernel, m, n, k, a, lda, b, ldb, kernel->nr, epilogue, c, ldc);
+    qrt_f32_gemm_strips(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
 }
 
 typedef struct {

@@ -47,6 +47,9 @@ typedef struct qrt_gemm_f32 {
     /// Write b[k, n] at strides (row, column) as panels. Columns beyond n become zero.
     void (*pack)(int64_t k, int64_t n, const float *b, int64_t row_stride_elems, int64_t col_stride_elems,
                  float *panels);
+
+    /// y[j] = Σ_t w[t] · x[offsets[t] + j] for j < n, over ascending t: one channel of a depthwise convolution.
+    void (*taps)(int64_t n, int64_t num_taps, const float *w, const int64_t *offsets, const float *x, float *y);
 } qrt_gemm_f32;
 
 /// Right-hand side [k, n], packed for one rung, with an optional bias. Immutable once made. It keeps the
@@ -74,8 +77,10 @@ void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda
 void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
 
-/// The same with b[k, n] as it lies in memory, row stride ldb: for products too small to repay packing.
-void qrt_f32_gemm_unpacked(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                           const float *b, int64_t ldb, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
+/// The same with strips of nr columns anywhere: `ldb` floats between two rows of a strip, `strip_stride`
+/// between two strips. A matrix as it lies in memory, row stride ldb, has strips nr apart.
+void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                         const float *b, int64_t ldb, int64_t strip_stride,
+                         const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
 
 #endif

@@ -58,6 +58,14 @@ static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64
                 panels[q] = j + q < n ? b[p * row_stride + (j + q) * col_stride] : 0.0f;
 }
 
+static void taps(int64_t n, int64_t num_taps, const float *w, const int64_t *offsets, const float *x, float *y) {
+    for (int64_t j = 0; j < n; j++) {
+        float sum = 0.0f;
+        for (int64_t t = 0; t < num_taps; t++) sum += w[t] * x[offsets[t] + j];
+        y[j] = sum;
+    }
+}
+
 void qrt_portable_gemm_f32(qrt_kernel_table *t) {
-    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, stream, finish, pack};
+    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, stream, finish, pack, taps};
 }

@@ -1,13 +1,19 @@
-/// The float GEMM kernels over any vector: define MR and NV (vectors across a strip) before.
+/// The float GEMM kernels over any vector: define MR, NV (vectors across a strip) and the list QRT_TILES before.
 
 enum { NR = NV * VL };
 
-/// `rows`, `full` are constants at every call: all loops over the tile unroll into registers.
-QRT_INLINE void tile(const int rows, const bool full, int64_t n, int64_t k, const float *a, int64_t lda,
-                     const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/// Columns of vector v among n.
+ALWAYS_INLINE int64_t columns_of(int v, int64_t n) {
+    int64_t left = n - v * VL;
+    return left < 0 ? 0 : left < VL ? left : VL;
+}
+
+/// `rows`, `vectors` and `full` are constants at every call: all loops over the tile unroll into registers.
+ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int64_t n, int64_t k, const float *a, int64_t lda,
+                        const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
     vf sums[MR][NV];
-    vmask lanes[NV];
-    for (int v = 0; v < NV; v++) lanes[v] = vf_first(n - v * VL);
     // A pointer for every third row; the rows between are reached by index, which keeps registers free.
     const float *group[(MR + 2) / 3];
 #pragma GCC unroll 8
@@ -15,20 +21,20 @@ QRT_INLINE void tile(const int rows, const bool full, int64_t n, int64_t k, cons
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) {
+        for (int v = 0; v < vectors; v++) {
             const float *at = c + i * ldc + v * VL;
-            sums[i][v] = !accumulate ? vf_zero() : full ? vf_load(at) : vf_load_lanes(at, lanes[v]);
+            sums[i][v] = !accumulate ? vf_zero() : full ? vf_load(at) : vf_load_n(at, columns_of(v, n));
         }
     for (int64_t p = 0; p < k; p++) {
         vf row[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) row[v] = full ? vf_load(b + v * VL) : vf_load_lanes(b + v * VL, lanes[v]);
+        for (int v = 0; v < vectors; v++) row[v] = full ? vf_load(b + v * VL) : vf_load_n(b + v * VL, columns_of(v, n));
         b += ldb;
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            vf element = vf_set1(group[i / 3][i % 3 * lda]);
+            vf element = vf_set(group[i / 3][i % 3 * lda]);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) sums[i][v] = vf_fma(element, row[v], sums[i][v]);
+            for (int v = 0; v < vectors; v++) sums[i][v] = vf_fma(element, row[v], sums[i][v]);
         }
 #pragma GCC unroll 8
         for (int g = 0; g < (rows + 2) / 3; g++) group[g]++;
@@ -36,19 +42,19 @@ QRT_INLINE void tile(const int rows, const bool full, int64_t n, int64_t k, cons
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) {
+        for (int v = 0; v < vectors; v++) {
             float *at = c + i * ldc + v * VL;
             if (full)
                 vf_store(at, sums[i][v]);
             else
-                vf_store_lanes(at, lanes[v], sums[i][v]);
+                vf_store_n(at, sums[i][v], columns_of(v, n));
         }
 }
 
-#define TILE(ROWS) case ROWS: tile(ROWS, full, n, k, a, lda, b, ldb, c, ldc, accumulate); break;
+#define TILE(ROWS) case ROWS: tile(ROWS, vectors, full, n, k, a, lda, b, ldb, c, ldc, accumulate); break;
 
-QRT_INLINE void tiles(const bool full, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                      const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
+ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                         const float *b, int64_t ldb, float *c, int64_t ldc, bool accumulate) {
     // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
     for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
         int64_t rows = (m + left - 1) / left;
@@ -64,14 +70,16 @@ QRT_INLINE void tiles(const bool full, int64_t m, int64_t n, int64_t k, const fl
 static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                   float *c, int64_t ldc, bool accumulate) {
     if (n == NR)
-        tiles(true, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+        tiles(NV, true, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    else if (n > VL)
+        tiles(NV, false, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
     else
-        tiles(false, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+        tiles(1, false, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 /// `rows` times `panels` tiles of one row: enough independent chains to keep the multipliers busy.
-QRT_INLINE void flow(const int rows, const int panels, int64_t n, int64_t k, const float *a, int64_t lda,
-                     const float *b, float *c, int64_t ldc) {
+ALWAYS_INLINE void flow(const int rows, const int panels, int64_t n, int64_t k, const float *a, int64_t lda,
+                        const float *b, float *c, int64_t ldc) {
     vf sums[4][4][NV];
 #pragma GCC unroll 4
     for (int i = 0; i < rows; i++)
@@ -89,7 +97,7 @@ QRT_INLINE void flow(const int rows, const int panels, int64_t n, int64_t k, con
                 vf column = vf_load(at[j] + v * VL);
 #pragma GCC unroll 4
                 for (int i = 0; i < rows; i++)
-                    sums[i][j][v] = vf_fma(vf_set1(a[i * lda + p]), column, sums[i][j][v]);
+                    sums[i][j][v] = vf_fma(vf_set(a[i * lda + p]), column, sums[i][j][v]);
             }
     }
 #pragma GCC unroll 4
@@ -102,12 +110,12 @@ QRT_INLINE void flow(const int rows, const int panels, int64_t n, int64_t k, con
                 if (n - column >= VL)
                     vf_store(c + i * ldc + column, sums[i][j][v]);
                 else
-                    vf_store_lanes(c + i * ldc + column, vf_first(n - column), sums[i][j][v]);
+                    vf_store_n(c + i * ldc + column, sums[i][j][v], columns_of(0, n - column));
             }
 }
 
-QRT_INLINE void flows(const int rows, const int panels, int64_t n, int64_t k, const float *a, int64_t lda,
-                      const float *b, float *c, int64_t ldc) {
+ALWAYS_INLINE void flows(const int rows, const int panels, int64_t n, int64_t k, const float *a, int64_t lda,
+                         const float *b, float *c, int64_t ldc) {
     for (; n > (panels - 1) * NR; n -= panels * NR, b += panels * k * NR, c += panels * NR)
         flow(rows, panels, n, k, a, lda, b, c, ldc);
     for (; n > 0; n -= NR, b += k * NR, c += NR) flow(rows, 1, n, k, a, lda, b, c, ldc);
@@ -123,36 +131,32 @@ static void stream(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
     }
 }
 
-QRT_INLINE vf activate(const qrt_activation activation, vf x) {
-    vf one = vf_set1(1.0f), half = vf_set1(0.5f);
+ALWAYS_INLINE vf activate(const qrt_activation activation, vf x) {
     switch (activation) {
     case QRT_ACT_RELU: return vf_max(vf_zero(), x);
-    case QRT_ACT_GELU: return vf_mul(vf_mul(half, x), vf_add(one, vf_erf(vf_mul(x, vf_set1(0.70710678f)))));
-    case QRT_ACT_GELU_TANH: {
-        vf cube = vf_mul(vf_mul(vf_mul(vf_set1(0.044715f), x), x), x);
-        return vf_mul(vf_mul(half, x), vf_add(one, vf_tanh(vf_mul(vf_set1(0.79788456f), vf_add(x, cube)))));
-    }
-    case QRT_ACT_SILU: return vf_div(x, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
+    case QRT_ACT_GELU: return vf_gelu(x);
+    case QRT_ACT_GELU_TANH: return vf_gelu_tanh(x);
+    case QRT_ACT_SILU: return vf_silu(x);
     case QRT_ACT_SIGMOID: return vf_sigmoid(x);
     case QRT_ACT_TANH: return vf_tanh(x);
     default: return x;
     }
 }
 
-QRT_INLINE void finish_with(const qrt_activation activation, int64_t m, int64_t n, float *c, int64_t ldc,
-                            const qrt_f32_epilogue *e) {
-    vf alpha = vf_set1(e->alpha);
+ALWAYS_INLINE void finish_with(const qrt_activation activation, int64_t m, int64_t n, float *c, int64_t ldc,
+                               const qrt_f32_epilogue *e) {
+    vf alpha = vf_set(e->alpha);
     for (int64_t i = 0; i < m; i++, c += ldc) {
         const float *residual = e->residual ? e->residual + i * e->residual_stride_elems : NULL;
-        vf row_bias = vf_set1(e->row_bias ? e->row_bias[i] : 0.0f);
+        vf row_bias = vf_set(e->row_bias ? e->row_bias[i] : 0.0f);
         for (int64_t j = 0; j < n; j += VL) {
-            vmask lanes = vf_first(n - j);
-            vf y = vf_mul(vf_load_lanes(c + j, lanes), alpha);
+            int64_t count = columns_of(0, n - j);
+            vf y = vf_mul(vf_load_n(c + j, count), alpha);
             if (e->row_bias) y = vf_add(y, row_bias);
-            if (e->column_bias) y = vf_add(y, vf_load_lanes(e->column_bias + j, lanes));
+            if (e->column_bias) y = vf_add(y, vf_load_n(e->column_bias + j, count));
             y = activate(activation, y);
-            if (residual) y = vf_add(y, vf_load_lanes(residual + j, lanes));
-            vf_store_lanes(c + j, lanes, y);
+            if (residual) y = vf_add(y, vf_load_n(residual + j, count));
+            vf_store_n(c + j, y, count);
         }
     }
 }
@@ -180,5 +184,23 @@ static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64
         for (; p < k; p++)
             for (int64_t q = 0; q < NR; q++)
                 panels[p * NR + q] = q < columns ? b[p * row_stride + q * col_stride] : 0.0f;
+    }
+}
+
+/// y[j] = Σ_t w[t] · x[offsets[t] + j]
+static void taps(int64_t n, int64_t num_taps, const float *w, const int64_t *offsets, const float *x, float *y) {
+    for (; n >= 4 * VL; n -= 4 * VL, x += 4 * VL, y += 4 * VL) {
+        vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (int64_t t = 0; t < num_taps; t++)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) sums[v] = vf_fma(vf_set(w[t]), vf_load(x + offsets[t] + v * VL), sums[v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) vf_store(y + v * VL, sums[v]);
+    }
+    for (; n > 0; n -= VL, x += VL, y += VL) {
+        int64_t count = columns_of(0, n);
+        vf sum = vf_zero();
+        for (int64_t t = 0; t < num_taps; t++) sum = vf_fma(vf_set(w[t]), vf_load_n(x + offsets[t], count), sum);
+        vf_store_n(y, sum, count);
     }
 }

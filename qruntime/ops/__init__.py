@@ -11,20 +11,23 @@ from qruntime.ops import image as image
 from qruntime.ops import indexing as indexing
 from qruntime.ops import layout as layout
 from qruntime.ops import linear as linear
+from qruntime.ops import linear_algebra as linear_algebra
 from qruntime.ops import loss as loss
 from qruntime.ops import ml as ml
 from qruntime.ops import normalization as normalization
 from qruntime.ops import optimizers as optimizers
 from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
-from qruntime.ops import recurrent as recurrent
-from qruntime.ops import recurrent_kernels as recurrent_kernels
-from qruntime.ops import linear_algebra as linear_algebra
 from qruntime.ops import random as random
+from qruntime.ops import recurrent as recurrent
 from qruntime.ops import reduction as reduction
 from qruntime.ops import sequence as sequence
 from qruntime.ops import shape as shape
 from qruntime.ops import signal as signal
 from qruntime.ops import text as text
-from qruntime.ops import unary as unary
 from qruntime.ops import tree_ensemble as tree_ensemble
+from qruntime.ops import unary as unary
+
+# Fast paths that attach to definitions above, and operators of lowered graphs built on them.
+from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: skip
+from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip

@@ -120,3 +120,8 @@ def find(domain: str, op_type: str, version: int) -> OpSpec | None:
 def registered() -> list[OpSpec]:
     """Every definition, for tests and documentation."""
     return [spec for versions in _REGISTRY.values() for spec in versions]
+
+
+def versions(op_type: str, domain: str = "", *, at_least: int = 1) -> list[OpSpec]:
+    """The definitions of one operator from version `at_least` on, to attach one fast path to all of them."""
+    return [spec for spec in _REGISTRY[domain, op_type] if spec.since >= at_least]

@@ -836,7 +836,11 @@ cdef class Executable:
             t = &frame.slots[slot]
             if t.dtype == 0:
                 results.append(frame.objects[slot])
-                frame.objects[slot] = None
+                if not self._comes_again(i):
+                    frame.objects[slot] = None
+                continue
+            if self._comes_again(i):
+                results.append(np.array(_view(t)))
                 continue
             if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
                 results.append(_view(t))
@@ -849,6 +853,14 @@ cdef class Executable:
                 results.append(np.array(_view(t)))
                 qrt_release(&frame.run, t)
         return results
+
+    cdef bint _comes_again(self, int i):
+        """True when a later output is the same slot."""
+        cdef int j
+        for j in range(i + 1, self.num_outputs):
+            if self.output_slots[j] == self.output_slots[i]:
+                return True
+        return False
 
     cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
         """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""

@@ -67,6 +67,7 @@ def numpy_dtype(code: int) -> np.dtype:
     return np.dtype(getattr(ml_dtypes, name))
 
 
+@functools.lru_cache(maxsize=256)
 def onnx_code(dtype: np.dtype | type | str) -> int:
     """ONNX element type code of a numpy (or ml_dtypes) dtype; any string-like dtype is `string`."""
     dtype = np.dtype(dtype)

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 
 from qruntime.errors import InvalidModel, UnsupportedModel
 from qruntime.ir import AttributeType, Dim, TypeInfo
-from qruntime.onnx_io.messages import LAST_OPSET, AttributeProto, DimensionProto, OperatorSetIdProto, TypeProto
+from qruntime.onnx_io.messages import (
+    LAST_OPSET,
+    AttributeProto,
+    DimensionProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TypeProto,
+)
+from qruntime.onnx_io.node_order import label
 
 _ATTRIBUTE_FIELDS = {
     "f": AttributeType.FLOAT,
@@ -28,18 +36,19 @@ FIELD_OF_TYPE: dict[int, tuple[AttributeType, str]] = {t.value: (t, name) for na
 _NOT_A_VALUE = frozenset({"name", "type", "ref_attr_name"})
 
 
-def attribute_type(proto: AttributeProto, where: str) -> tuple[AttributeType, str]:
+def attribute_type(proto: AttributeProto, node: NodeProto) -> tuple[AttributeType, str]:
     """Type of an attribute and the field that holds its value, checked against the fields that are set."""
     code = proto.type
     present = [name for name in vars(proto) if name not in _NOT_A_VALUE]
+    known = FIELD_OF_TYPE.get(code)
+    if known is not None and len(present) == 1 and present[0] == known[1]:
+        return known
     if code == 0 and len(present) == 1:
         return _ATTRIBUTE_FIELDS[present[0]], present[0]
-    known = FIELD_OF_TYPE.get(code)
+    where = label(node)
     if known is None:
         raise InvalidModel(f"{where}: attribute {proto.name!r} has type {code} and values in {present or 'no field'}")
     kind, field_name = known
-    if present == [field_name]:
-        return known
     # Writers may leave out an empty list and, with proto3 rules, a zero or an empty string.
     if present or (getattr(proto, field_name) is None):
         raise InvalidModel(

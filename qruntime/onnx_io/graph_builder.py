@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import InvalidModel
+from qruntime.errors import InvalidModel, UnsupportedModel
 from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io import functions, tensors
@@ -54,7 +54,7 @@ class GraphBuilder:
     external: ExternalData
     limits: Limits
     root: Scope = field(default_factory=Scope)
-    functions: dict[functions.Key, FunctionProto] = field(default_factory=dict)
+    local_functions: dict[functions.Key, FunctionProto] = field(default_factory=dict)
     sparse_bytes: int = 0
     built_nodes: int = 0
     unnamed: int = 0
@@ -66,10 +66,10 @@ class GraphBuilder:
         proto = self.model.graph
         assert proto is not None
         opsets = opset_imports(self.model.opset_import, "the model")
-        self.functions = functions.table(self.model.functions)
-        folders = (
-            functions.folders_of(proto.node, (t.name for t in proto.initializer)) if self.functions else frozenset()
-        )
+        self.local_functions = functions.table(self.model.functions)
+        folders: frozenset[str] = frozenset()
+        if self.local_functions:
+            folders = functions.folders_of(proto.node, (tensor.name for tensor in proto.initializer))
         graph = self.graph(proto, Body(opsets, folders), None)
         if not graph.outputs:
             raise InvalidModel("the graph has no outputs")
@@ -117,14 +117,13 @@ class GraphBuilder:
         """Add the constants of a graph to `scope`; returns the defaults of its inputs."""
         defaults: dict[Value, np.ndarray] = {}
         seen: set[str] = set()
-        for tensor in (*proto.initializer, *proto.sparse_initializer):
-            if isinstance(tensor, TensorProto):
-                name, data = tensor.name, self.tensor(tensor)
-            else:
-                name, data = tensor.values.name if tensor.values else "", self.sparse(tensor)
+        named = [(tensor.name, tensor) for tensor in proto.initializer]
+        named += [(sparse.values.name if sparse.values else "", sparse) for sparse in proto.sparse_initializer]
+        for name, tensor in named:
             if not name or name in seen:
                 raise InvalidModel(f"{where}: initializer name {name!r} is empty or given twice")
             seen.add(name)
+            data = self.tensor(tensor) if isinstance(tensor, TensorProto) else self.sparse(tensor)
             value = scope.names.get(name)
             if value is not None:
                 defaults[value] = data
@@ -151,7 +150,7 @@ class GraphBuilder:
 
     def nodes(self, protos: Sequence[NodeProto], body: Body, scope: Scope, out: list[Node], where: str) -> None:
         """Make the nodes of one graph or function body, in running order, and append them to `out`."""
-        names, prefix, opsets, local_functions = scope.names, body.prefix, body.opsets, self.functions
+        names, prefix, opsets, local_functions = scope.names, body.prefix, body.opsets, self.local_functions
         for proto in in_running_order(protos, where):
             op_type, domain = proto.op_type, proto.domain
             if domain == "ai.onnx":
@@ -210,7 +209,7 @@ class GraphBuilder:
         if self.call_depth >= self.limits.call_depth:
             raise InvalidModel(f"{label(proto)}: calls nest deeper than {self.limits.call_depth} (Limits.call_depth)")
         self.call_depth += 1
-        functions.inline(self, key, self.functions[key], proto, body, scope, out)
+        functions.inline(self, key, self.local_functions[key], proto, body, scope, out)
         self.call_depth -= 1
 
     def inputs(self, proto: NodeProto, scope: Scope) -> list[Value | None]:
@@ -267,10 +266,10 @@ class GraphBuilder:
                     "which is possible only inside functions"
                 )
             bound = body.bindings.get(proto.ref_attr_name)
-            return bound and self.attribute(bound.proto, node, bound.body, bound.scope)
+            return None if bound is None else self.attribute(bound.proto, node, bound.body, bound.scope)
         if not proto.name:
             raise InvalidModel(f"{label(node)} has an attribute without a name")
-        kind, field_name = attribute_type(proto, label(node))
+        kind, field_name = attribute_type(proto, node)
         value: Any = getattr(proto, field_name)
         if kind is AttributeType.INT or kind is AttributeType.FLOAT:
             return Attribute(kind, value)
@@ -280,28 +279,31 @@ class GraphBuilder:
             return Attribute(kind, tensors.text(value))
         if kind is AttributeType.STRINGS:
             return Attribute(kind, tuple(tensors.text(item) for item in value))
-        where = f"{label(node)}, attribute {proto.name!r}"
-        if kind is AttributeType.TENSOR:
-            return Attribute(kind, self.tensor(value, where))
-        if kind is AttributeType.TENSORS:
-            return Attribute(kind, tuple(self.tensor(item, where) for item in value))
+        try:
+            if kind is AttributeType.TENSOR:
+                return Attribute(kind, self.tensor(value))
+            if kind is AttributeType.TENSORS:
+                return Attribute(kind, tuple(self.tensor(item) for item in value))
+            if kind is AttributeType.SPARSE_TENSOR:
+                return Attribute(AttributeType.TENSOR, self.sparse(value))
+            if kind is AttributeType.SPARSE_TENSORS:
+                return Attribute(AttributeType.TENSORS, tuple(self.sparse(item) for item in value))
+        except (InvalidModel, UnsupportedModel) as error:
+            raise type(error)(f"{label(node)}, attribute {proto.name!r}: {error}") from error
         if kind is AttributeType.GRAPH:
             return Attribute(kind, self.graph(value, body, scope))
         if kind is AttributeType.GRAPHS:
             return Attribute(kind, tuple(self.graph(item, body, scope) for item in value))
-        if kind is AttributeType.SPARSE_TENSOR:
-            return Attribute(AttributeType.TENSOR, self.sparse(value))
-        if kind is AttributeType.SPARSE_TENSORS:
-            return Attribute(AttributeType.TENSORS, tuple(self.sparse(item) for item in value))
+        where = f"{label(node)}, attribute {proto.name!r}"
         if kind is AttributeType.TYPE_PROTO:
             return Attribute(kind, type_info(value, where))
         return Attribute(kind, tuple(type_info(item, where) for item in value))
 
-    def tensor(self, proto: TensorProto, where: str = "") -> np.ndarray:
+    def tensor(self, proto: TensorProto) -> np.ndarray:
         """The decoded tensor, kept with its message: the body of a function may be read many times."""
         data = vars(proto).get("decoded")
         if data is None:
-            data = vars(proto)["decoded"] = tensors.decode(proto, self.external, where)
+            data = vars(proto)["decoded"] = tensors.decode(proto, self.external)
         return data
 
     def sparse(self, proto: SparseTensorProto) -> np.ndarray:

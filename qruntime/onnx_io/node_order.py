@@ -6,10 +6,12 @@ Files list nodes in any order, and a subgraph may read a value whose producer co
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from qruntime.errors import InvalidModel
 from qruntime.onnx_io.messages import AttributeProto, GraphProto, NodeProto
+
+_NOTHING: set[str] = set()
 
 
 def label(node: NodeProto) -> str:
@@ -29,14 +31,13 @@ def in_running_order(nodes: Sequence[NodeProto], where: str) -> Sequence[NodePro
                 if name in made:
                     raise InvalidModel(f"{where}: {name!r} is made by {label(nodes[made[name]])} and by {label(node)}")
                 made[name] = index
-    last = len(nodes)
     for index, node in enumerate(nodes):
-        if any(made.get(name, -1) >= index for name in node.input) or (
-            node.attribute and any(made.get(name, -1) >= index for name in _captured(node))
-        ):
-            last = index
-            break
-    return nodes if last == len(nodes) else _sorted(nodes, made, where)
+        for name in node.input:
+            if name in made and made[name] >= index:
+                return _sorted(nodes, made, where)
+        if node.attribute and any(made.get(name, -1) >= index for name in _captured(node)):
+            return _sorted(nodes, made, where)
+    return nodes
 
 
 def _sorted(nodes: Sequence[NodeProto], made: dict[str, int], where: str) -> list[NodeProto]:
@@ -61,18 +62,19 @@ def _sorted(nodes: Sequence[NodeProto], made: dict[str, int], where: str) -> lis
     return ordered
 
 
-def subgraphs(attributes: Sequence[AttributeProto]) -> Iterator[GraphProto]:
+def subgraphs(attributes: Sequence[AttributeProto]) -> list[GraphProto]:
+    found: list[GraphProto] = []
     for attribute in attributes:
         if attribute.g is not None:
-            yield attribute.g
-        yield from attribute.graphs
+            found.append(attribute.g)
+        if attribute.graphs:
+            found.extend(attribute.graphs)
+    return found
 
 
 def _captured(node: NodeProto) -> set[str]:
-    names: set[str] = set()
-    for graph in subgraphs(node.attribute):
-        names |= _free_names(graph)
-    return names
+    graphs = subgraphs(node.attribute)
+    return set().union(*map(_free_names, graphs)) if graphs else _NOTHING
 
 
 def _free_names(graph: GraphProto) -> set[str]:

@@ -46,14 +46,14 @@ def checked_shape(dims: Sequence[int], what: str, item_bits: int = 8) -> tuple[i
     return tuple(dims)
 
 
-def decode(tensor: TensorProto, external: ExternalData, what: str = "") -> np.ndarray:
+def decode(tensor: TensorProto, external: ExternalData) -> np.ndarray:
     """The elements of a tensor as a read-only array; raw data is viewed, not copied, where it can be.
 
     A view of a large tensor may be unaligned for its element type (`flags.aligned`), because protobuf aligns
     nothing; small ones are always aligned. Strings become an object array of str, bytes where not UTF-8.
     """
     code = tensor.data_type
-    what = what or f"tensor {tensor.name!r}"
+    what = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
     if code not in dtypes.ONNX_TYPES:
         raise InvalidModel(f"{what} has element type {code}, which ONNX does not define")
     bits = dtypes.bits(code)
@@ -100,15 +100,14 @@ def packed_size(count: int, bits: int) -> int:
 def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:
     """1-D array of `count` > 0 elements in ONNX raw layout (little-endian, sub-byte types packed)."""
     dtype = dtypes.numpy_dtype(code)
-    data = np.frombuffer(raw, np.uint8)
     bits = dtypes.bits(code)
     if bits < 8:
-        return _unpack(data, bits, count).view(dtype)
-    if code == _BOOL and data.max() > 1:
-        return data != 0
-    if data.ctypes.data % dtype.itemsize and data.size < wire.SMALL:
-        data = data.copy()
-    array = data.view(dtype)
+        return _unpack(np.frombuffer(raw, np.uint8), bits, count).view(dtype)
+    array = np.frombuffer(raw, dtype)
+    if code == _BOOL and array.view(np.uint8).max() > 1:
+        return array.view(np.uint8) != 0
+    if not array.flags.aligned and array.nbytes < wire.SMALL:
+        array = array.copy()
     return array if sys.byteorder == "little" else array.byteswap()
 
 

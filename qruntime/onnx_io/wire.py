@@ -31,7 +31,12 @@ M = TypeVar("M", bound="Message")
 STRING, BYTES, MESSAGE, INT, UINT, FLOAT, DOUBLE, INTS, UINTS, FLOATS, DOUBLES = range(11)
 _WIRE_TYPE = dict(zip(range(11), (2, 2, 2, 0, 0, 5, 1, 0, 0, 5, 1), strict=True))
 _DEFAULT: dict[int, Any] = {STRING: "", BYTES: b"", MESSAGE: None, INT: 0, UINT: 0, FLOAT: 0.0, DOUBLE: 0.0}
-_ARRAY_DTYPE = {INTS: np.dtype("<i8"), UINTS: np.dtype("<u8"), FLOATS: np.dtype("<f4"), DOUBLES: np.dtype("<f8")}
+_ARRAY_DTYPE: dict[int, np.dtype[Any]] = {
+    INTS: np.dtype("<i8"),
+    UINTS: np.dtype("<u8"),
+    FLOATS: np.dtype("<f4"),
+    DOUBLES: np.dtype("<f8"),
+}
 _SCALAR_KIND = {INTS: INT, UINTS: UINT, FLOATS: FLOAT, DOUBLES: DOUBLE}
 _SINGLE, _LIST, _CHUNKS, _PACKED_LIST, _PACKED_CHUNKS = range(5)
 
@@ -137,7 +142,7 @@ def _read(cls: type[M], buf: Buffer, pos: int, end: int, base: int, depth: int) 
                 if stop > end:
                     raise ValueError(f"length {stop - pos} runs past the end ({max(end - pos, 0)} bytes left)")
                 if kind == STRING:
-                    value: Any = str(buf[pos:stop], "utf-8")
+                    value: Any = str(buf[pos:stop], "utf-8") if is_view else buf[pos:stop].decode()  # type: ignore[union-attr]
                 elif kind == MESSAGE:
                     if is_view and stop - pos < SMALL:
                         value = _read(nested, bytes(buf[pos:stop]), 0, stop - pos, base + pos, depth + 1)
@@ -236,7 +241,7 @@ def _packed(data: Buffer, kind: int) -> Any:
             raise ValueError(f"{len(data)} packed bytes are no multiple of {dtype.itemsize}")
         return np.frombuffer(data, dtype)
     if len(data) < 32:
-        numbers, pos, end = [], 0, len(data)
+        few, pos, end = [], 0, len(data)
         while pos < end:
             value = data[pos]
             pos += 1
@@ -244,8 +249,8 @@ def _packed(data: Buffer, kind: int) -> Any:
                 value, pos = _varint(data, pos - 1, end)
                 if kind == INT and value >> 63:
                     value -= 1 << 64
-            numbers.append(value)
-        return numbers
+            few.append(value)
+        return few
     raw = np.frombuffer(data, np.uint8)
     last = raw < 128
     if last.all():

@@ -16,8 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qruntime.errors import InputError, InvalidModel, UnsupportedModel
-from qruntime.onnx_io import Limits, load_graph, save_graph, serialize
+from qruntime.onnx_io import Limits, load_graph, messages, save_graph, serialize
+from qruntime.onnx_io.external_data import ExternalData
 from qruntime.onnx_io.messages import ModelProto, NodeProto
+from qruntime.onnx_io.tensors import decode
 from qruntime.onnx_io.wire import encode, parse, part_bytes, varint
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -111,11 +113,11 @@ def test_bad_bytes(what: str) -> None:
         load_graph(data)
 
 
-def test_32_nested_graphs_are_fine() -> None:
-    data = nested(31).replace(b"\x12\x01y\x22\x02If", b"\x12\x01y\x22\x02If")
-    with pytest.raises(InvalidModel, match="nothing makes its output|has no outputs") as error:
-        load_graph(data)
-    assert "deeper" not in str(error.value)
+def test_the_limit_of_nesting() -> None:
+    graph, _ = load_graph(nested(31))
+    assert sum(1 for _ in graph.walk_graphs()) == 32
+    with pytest.raises(InvalidModel, match="deeper than 32"):
+        load_graph(nested(32))
 
 
 RELU = helper.make_node("Relu", ["x"], ["y"], name="act")
@@ -265,11 +267,7 @@ def test_packed_and_unpacked_numbers(count: int) -> None:
     assert list(onnx.NodeProto.FromString(packed).attribute[0].ints) == ints
     one_by_one = b"".join(b"\x38" + varint(i) for i in ints)  # int64_data is field 7, unpacked here
     head = TensorProto(name="w", data_type=7, dims=[count]).SerializeToString()
-    from qruntime.onnx_io.external_data import ExternalData
-    from qruntime.onnx_io.messages import TensorProto as OurTensor
-    from qruntime.onnx_io.tensors import decode
-
-    tensor = parse(OurTensor, memoryview(head + one_by_one))
+    tensor = parse(messages.TensorProto, memoryview(head + one_by_one))
     np.testing.assert_array_equal(decode(tensor, ExternalData()), ints)
 
 
@@ -307,9 +305,7 @@ def test_initializers_that_are_inputs() -> None:
     assert load_graph(serialize(graph, model_info))[1].ir_version == 4
 
 
-def test_one_million_nodes() -> None:
-    body = b"".join(b"\x0a\x0d\x0a\x01%c\x12\x01%c\x22\x03Neg" % (97 + i % 2, 98 - i % 2) for i in range(2))
-    assert len(body) == 30
+def test_many_nodes() -> None:
     nodes = [helper.make_node("Identity", [f"v{i}"], [f"v{i + 1}"]) for i in range(20_000)]
     start = time.perf_counter()
     graph, _ = load_graph(model(nodes, [info("v0")], [info("v20000")]))
@@ -338,7 +334,7 @@ def test_paths(tmp_path) -> None:
         load_graph(3)
 
 
-def test_bad_paths(tmp_path) -> None:
+def test_bad_paths(tmp_path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError):
         load_graph(tmp_path / "missing.onnx")
     with pytest.raises(InvalidModel, match="is a directory"):
@@ -349,7 +345,7 @@ def test_bad_paths(tmp_path) -> None:
     with pytest.raises(InvalidModel, match="not a regular file"):
         load_graph("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)  # socket paths are short
         listener.bind("socket")
         with pytest.raises(InvalidModel, match="cannot be opened"):
             load_graph("socket")
@@ -393,7 +389,7 @@ def load_in(folder, proto: onnx.ModelProto) -> np.ndarray:
 def test_external_data_is_mapped(folder) -> None:
     assert load_in(folder, external("w.bin")).tolist() == [0, 1, 2]
     assert load_in(folder, external("w.bin", offset="8", length="12", checksum="x")).tolist() == [2, 3, 4]
-    assert load_in(folder, external("./sub/../w.bin".replace("sub/../", ""), offset="52")).tolist() == [13, 14, 15]
+    assert load_in(folder, external("./w.bin", offset="52")).tolist() == [13, 14, 15]
     assert load_in(folder, external("w.bin", prepacked_0="1|2|3")).tolist() == [0, 1, 2]
     os.link(folder / "w.bin", folder / "hard.bin")
     assert load_in(folder, external("hard.bin")).tolist() == [0, 1, 2]
@@ -517,7 +513,7 @@ def rich_model() -> bytes:
 
 def survives(data: bytes) -> bool:
     try:
-        graph, model_info = load_graph(data)
+        graph, _ = load_graph(data)
     except (InvalidModel, UnsupportedModel):
         return False
     graph.check()

@@ -23,7 +23,7 @@ def _is_builtin(dtype: np.dtype) -> bool:
     return dtype.isbuiltin == 1
 
 
-def _format(value: np.generic) -> str:
+def _format(value: np.floating | np.integer | np.bool_) -> str:
     """Shortest digits that read back as the same number, without a point where none is needed."""
     if value.dtype.kind in "biu":
         return str(int(value))

@@ -20,6 +20,7 @@ from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import random as random
 from qruntime.ops import recurrent as recurrent
+from qruntime.ops import recurrent_kernels as recurrent_kernels
 from qruntime.ops import reduction as reduction
 from qruntime.ops import sequence as sequence
 from qruntime.ops import shape as shape

@@ -42,7 +42,7 @@ def leaky_relu(x: np.ndarray, *, alpha: float = 0.01) -> np.ndarray:
 @operator("ThresholdedRelu", since=10)
 @pointwise
 def thresholded_relu(x: np.ndarray, *, alpha: float = 1.0) -> np.ndarray:
-    return np.where(x <= constant(x, alpha), constant(x, 0), x)
+    return np.where(x > constant(x, alpha), x, constant(x, 0))
 
 
 @operator("Elu", since=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qruntime.ir.dtypes import bits, numpy_dtype, onnx_code, type_name
@@ -21,17 +23,16 @@ def _is_builtin(dtype: np.dtype) -> bool:
     return dtype.isbuiltin == 1
 
 
-def _format(value: object) -> str:
-    if isinstance(value, (bool, np.bool_)):
-        return "1" if value else "0"
-    if isinstance(value, (int, np.integer)):
+def _format(value: np.floating | np.integer | np.bool_) -> str:
+    """Shortest digits that read back as the same number, without a point where none is needed."""
+    if value.dtype.kind in "biu":
         return str(int(value))
-    real = float(value)  # type: ignore[arg-type]
-    if real != real:
-        return "NaN"
-    if real in (float("inf"), float("-inf")):
-        return "INF" if real > 0 else "-INF"
-    return str(value)
+    real = float(value)
+    if not math.isfinite(real):
+        return "NaN" if math.isnan(real) else "INF" if real > 0 else "-INF"
+    if real == 0 or 1e-5 <= abs(real) < 1e16:
+        return np.format_float_positional(value, trim="-")
+    return np.format_float_scientific(value, trim="-", exp_digits=2)
 
 
 def _to_string(x: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ Function = Callable[..., np.ndarray]
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """True also for the float types of ml_dtypes, whose kind is "V"."""
-    return dtype.kind == "f" or "float" in dtype.name
+    """True also for the float types of ml_dtypes, most of which have kind "V"."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def is_narrow_float(dtype: np.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,7 +29,7 @@ def _sum(x: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def _mean(x: np.ndarray, axes: Axes) -> np.ndarray:
-    count = np.prod([x.shape[axis] for axis in axes], dtype=np.int64)
+    count = math.prod(x.shape[axis] for axis in axes)
     if is_float(x.dtype):
         return _sum(x, axes) / np.float64(count)
     total = np.add.reduce(x, axis=axes, dtype=np.uint64 if x.dtype.kind == "u" else np.int64, keepdims=True)
@@ -231,8 +232,8 @@ def _register_softmax(name: str, function: Callable[[np.ndarray, int], np.ndarra
     def coerced_to_2d(x: np.ndarray, *, axis: int = 1) -> np.ndarray:
         """All dimensions from `axis` on are one."""
         axis = axis if axis == x.ndim else normalize_axis(axis, x.ndim)
-        rows = int(np.prod(x.shape[:axis], dtype=np.int64))
-        flat = widen(x).reshape(rows, int(np.prod(x.shape[axis:], dtype=np.int64)))
+        rows = math.prod(x.shape[:axis])
+        flat = widen(x).reshape(rows, math.prod(x.shape[axis:]))
         with np.errstate(all="ignore"):
             return narrow(function(flat, 1).reshape(x.shape), x.dtype)
 

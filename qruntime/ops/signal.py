@@ -110,6 +110,8 @@ def _register_window(name: str, coefficients: tuple[float, ...]) -> None:
     @operator(name, since=17, shape_inputs=(0,))
     def definition(size: np.ndarray, *, output_datatype: int = 1, periodic: int = 1) -> np.ndarray:
         (length,) = limit_shape([int(scalar(size, "size"))])
+        if length == 1 and not periodic:
+            return np.ones(1, numpy_dtype(output_datatype))  # N − 1 = 0: the peak
         angle = 2 * np.pi * np.arange(length) / max(length if periodic else length - 1, 1)
         terms = ((-1) ** k * c * np.cos(k * angle) for k, c in enumerate(coefficients))
         return np.asarray(sum(terms)).astype(numpy_dtype(output_datatype))

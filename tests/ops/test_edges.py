@@ -235,7 +235,10 @@ def test_text_casts() -> None:
     texts = np.array(["3.5", " -INF", "+inf", "nan", "1e-5"], object)
     np.testing.assert_array_equal(call("Cast", texts, to=1), f32(3.5, -INF, INF, NAN, 1e-5))
     assert call("Cast", np.array(["9007199254740993", "-7.9"], object), to=7).tolist() == [2**53 + 1, -7]
-    assert call("Cast", f32(0.1, INF, NAN), to=8).tolist() == ["0.1", "INF", "NaN"]
+    numbers = f32(0.1, 100, -1234567, 1e20, 3e-6, -0.0, INF, NAN)
+    assert call("Cast", numbers, to=8).tolist() == ["0.1", "100", "-1234567", "1e+20", "3e-06", "-0", "INF", "NaN"]
+    assert call("Cast", np.array([1 / 3]), to=8).tolist() == ["0.3333333333333333"]
+    assert call("Cast", np.array([1.5]).astype(ml_dtypes.bfloat16), to=8).tolist() == ["1.5"]
     assert call("Cast", np.array([True]), to=8).tolist() == ["1"]
     assert call("Cast", np.array(7), to=8).tolist() == "7"
     with pytest.raises(ValueError, match="does not fit"):

@@ -20,5 +20,5 @@ from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import recurrent as recurrent
 from qruntime.ops import reduction as reduction
 from qruntime.ops import shape as shape
-from qruntime.ops import unary as unary
 from qruntime.ops import tree_ensemble as tree_ensemble
+from qruntime.ops import unary as unary

@@ -311,7 +311,7 @@ def _grid_sample(x: np.ndarray, grid: np.ndarray, mode: str, padding_mode: str, 
         return np.zeros(output, x.dtype)
     result = np.empty((*x.shape[:2], math.prod(output[2:])), wide)
     for n in range(x.shape[0]):
-        taps = []
+        taps: list[Sequence[tuple[np.ndarray, np.ndarray | None]]] = []
         for axis, size in enumerate(spatial):
             # The last coordinate of the grid belongs to the last axis reversed: x is the width.
             g = grid[n, ..., rank - 1 - axis].reshape(-1).astype(wide)
@@ -370,9 +370,9 @@ def affine_grid(theta: np.ndarray, size: np.ndarray, *, align_corners: int = 0) 
     points = np.ones((*spatial, rank + 1), theta.dtype)
     for axis, n in enumerate(spatial):
         if align_corners:
-            steps = np.linspace(-1, 1, n) if n > 1 else np.zeros(n)
+            steps = np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(n)
         else:
-            steps = (2 * np.arange(n) + 1) / max(n, 1) - 1
+            steps = (2 * np.arange(n, dtype=np.float64) + 1) / max(n, 1) - 1
         points[..., rank - 1 - axis] = steps.reshape(-1, *(1,) * (rank - 1 - axis))
     flat = points.reshape(-1, rank + 1)
     return np.matmul(flat, theta.transpose(0, 2, 1)).reshape(shape).astype(theta.dtype, copy=False)

@@ -41,9 +41,13 @@ class Forest:
             used = index[inner]
             if used.size and (used.min() < 0 or used.max() >= nodes):
                 raise ValueError(f"{op}: a {name} branch leads outside the {nodes} nodes")
-        for name, index, limit in (("root", self.roots, nodes), ("feature", self.features, None),
-                                   ("vote's node", self.vote_nodes, nodes), ("target", self.vote_targets, targets)):  # fmt: skip
-            if index.size and (index.min() < 0 or (limit is not None and index.max() >= limit)):
+        for name, index, limit in (
+            ("root", self.roots, nodes),
+            ("feature", self.features, 2**31),
+            ("vote's node", self.vote_nodes, nodes),
+            ("target", self.vote_targets, targets),
+        ):
+            if index.size and (index.min() < 0 or index.max() >= limit):
                 raise ValueError(f"{op}: a {name} lies outside [0, {limit})")
 
     def leaves(self, op: str, x: np.ndarray) -> np.ndarray:
@@ -58,15 +62,22 @@ class Forest:
             if not rows.size:
                 return at
             node = at[rows, trees]
-            at[rows, trees] = np.where(self._goes_true(node, x[rows, self.features[node]]),
-                                       self.true_child[node], self.false_child[node])  # fmt: skip
+            goes_true = self._goes_true(node, x[rows, self.features[node]])
+            at[rows, trees] = np.where(goes_true, self.true_child[node], self.false_child[node])
             going = self.modes[at[rows, trees]] != LEAF
             rows, trees = rows[going], trees[going]
         raise ValueError(f"{op}: the branches of a tree form a cycle")
 
     def _goes_true(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
         mode, threshold = self.modes[node], self.thresholds[node]
-        answers = (value <= threshold, value < threshold, value >= threshold, value > threshold, value == threshold, value != threshold)
+        answers = (
+            value <= threshold,
+            value < threshold,
+            value >= threshold,
+            value > threshold,
+            value == threshold,
+            value != threshold,
+        )
         goes = np.zeros(node.shape, np.bool_)
         for code, answer in enumerate(answers):
             goes |= (mode == code) & answer

@@ -254,8 +254,8 @@ def tree_ensemble_classifier(
 ) -> tuple[np.ndarray, np.ndarray]:
     """X (N, F) → labels (N) and float32 scores (N, classes).
 
-    Two classes whose votes all go to one of them have one score s: the other gets 1 - s when all
-    weights are positive (probabilities) and no transform follows, else -s.
+    When all votes for two classes bear the id 0, their sum s is the score of the second one: the first
+    gets 1 - s where all weights are positive (probabilities) and no transform follows, else -s.
     """
     op = "TreeEnsembleClassifier"
     x = _features(op, x)
@@ -276,9 +276,13 @@ def tree_ensemble_classifier(
         scores = scores + base
     if binary:
         score = scores[:, int(class_ids[0])]
-        probabilities = post_transform in ("NONE", "PROBIT") and bool((weights >= 0).all())
-        scores = np.stack((1 - score if probabilities else -score, score), axis=1)
-    best = scores.argmax(axis=1) if scores.size else np.zeros(len(scores), np.int64)
+        positive = bool((weights >= 0).all())
+        best = (score > (0.5 if positive else 0)).astype(np.int64)
+        if class_ids[0] == 0:
+            other = 1 - score if positive and post_transform in ("NONE", "PROBIT") else -score
+            scores = np.stack((other, score), axis=1)
+    else:
+        best = scores.argmax(axis=1)
     return labels[best], post_transformed(op, scores, post_transform).astype(np.float32)
 
 

@@ -59,7 +59,7 @@ def _cell(
             f = 1 - i
         cell = f * c[u] + i * math.tanh(bounded(a[3][u] + recurrent(3, u, h)))
         o = _sigmoid(bounded(a[1][u] + recurrent(1, u, h) + float(p[n + u]) * cell))
-        new_h.append(o * math.tanh(bounded(cell)))
+        new_h.append(o * math.tanh(cell))
         new_c.append(cell)
     return new_h, new_c
 

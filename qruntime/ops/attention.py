@@ -286,7 +286,9 @@ def linear_attention(
     if beta is not None:
         require_rank(op, "beta", beta, 3)
         if beta.shape[:2] != (batch, steps) or beta.shape[2] not in (kv_num_heads, 1):
-            raise ValueError(f"{op}: beta must have the shape ({batch}, {steps}, {kv_num_heads} or 1), got {beta.shape}")
+            raise ValueError(
+                f"{op}: beta must have the shape ({batch}, {steps}, {kv_num_heads} or 1), got {beta.shape}"
+            )
         rate = beta.astype(np.float32).transpose(0, 2, 1)[..., None]
     factor = np.float32(scale or 1 / math.sqrt(max(size, 1)))
     outputs = np.empty((batch, heads, steps, v.shape[3]), np.float32)

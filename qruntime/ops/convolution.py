@@ -47,7 +47,8 @@ def convolve(op: str, x: np.ndarray, w: np.ndarray, group: int, win: Window) -> 
         grouped = result.reshape(batch, group, filters // group, *win.output)
         spread = (slice(None), slice(None), *(None,) * len(win.kernel))
         for index in np.ndindex(win.kernel):
-            grouped += taps[(..., *index)][spread] * x[(slice(None), slice(None), None, *win.tap(index))]
+            weight, reached = (..., *index), (slice(None), slice(None), None, *win.tap(index))
+            grouped += taps[weight][spread] * x[reached]
         return result
     weights = w.reshape(group, filters // group, -1)
     views = windows_view(x, win)
@@ -182,7 +183,8 @@ def fold(op: str, columns: np.ndarray, win: Window, spatial: Sequence[int]) -> n
     full = [max((o - 1) * s + e if o else 0, 0) for o, s, e in zip(win.output, win.strides, win.extents, strict=True)]
     total = np.zeros(checked_shape(op, "the scattered output", (*columns.shape[:2], *full)), columns.dtype)
     for index in np.ndindex(win.kernel):
-        total[(slice(None), slice(None), *win.tap(index))] += columns[(slice(None), slice(None), *index)]
+        place, tap = (slice(None), slice(None), *win.tap(index)), (slice(None), slice(None), *index)
+        total[place] += columns[tap]
     result = np.zeros(checked_shape(op, "the output", (*columns.shape[:2], *spatial)), columns.dtype)
     target, source = [slice(None)] * 2, [slice(None)] * 2
     for have, want, begin in zip(full, spatial, win.begin, strict=True):
@@ -224,7 +226,10 @@ def conv_transpose(
     strides = per_axis(op, "strides", strides, rank, 1, 1)
     dilations = per_axis(op, "dilations", dilations, rank, 1, 1)
     extra = per_axis(op, "output_padding", output_padding, rank, 0, 0)
-    full = [(n - 1) * s + (k - 1) * d + 1 + e for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)]
+    full = [
+        (n - 1) * s + (k - 1) * d + 1 + e
+        for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)
+    ]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER") or output_shape:
         if output_shape:
             wanted = per_axis(op, "output_shape", tuple(output_shape)[-rank:], rank, 0, 0)

@@ -17,7 +17,13 @@ def _corners(boxes: np.ndarray, center_point_box: int) -> tuple[np.ndarray, np.n
 
 
 def _select(
-    low: np.ndarray, high: np.ndarray, areas: np.ndarray, scores: np.ndarray, limit: int, iou: float, least: float | None
+    low: np.ndarray,
+    high: np.ndarray,
+    areas: np.ndarray,
+    scores: np.ndarray,
+    limit: int,
+    iou: float,
+    least: float | None,
 ) -> list[int]:
     order = np.argsort(-scores, kind="stable")
     if least is not None:

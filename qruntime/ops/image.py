@@ -48,9 +48,10 @@ def _original_coordinates(
         if roi is None:
             raise ValueError("Resize: tf_crop_and_resize needs roi")
         start, end = roi
+        length = float(np.float32(end) - np.float32(start))  # float32: a border case must round as elsewhere
         if resized == 1:
             return np.full(output, (start + end) * (size - 1) / 2)
-        return start * (size - 1) + x * (end - start) * (size - 1) / (resized - 1)
+        return start * (size - 1) + x * length * (size - 1) / (resized - 1)
     raise ValueError(f"Resize: unknown coordinate_transformation_mode {mode!r}")
 
 
@@ -311,10 +312,11 @@ def _grid_sample(x: np.ndarray, grid: np.ndarray, mode: str, padding_mode: str, 
         return np.zeros(output, x.dtype)
     result = np.empty((*x.shape[:2], math.prod(output[2:])), wide)
     for n in range(x.shape[0]):
-        taps = []
-        for axis, size in enumerate(spatial):
+        taps: list[Sequence[tuple[np.ndarray, np.ndarray | None]]] = []
+        for axis in range(rank):
+            size = spatial[axis]
             # The last coordinate of the grid belongs to the last axis reversed: x is the width.
-            g = grid[n, ..., rank - 1 - axis].reshape(-1).astype(wide)
+            g: np.ndarray = grid[n, ..., rank - 1 - axis].reshape(-1).astype(wide)
             at = (g + 1) / 2 * (size - 1) if align_corners else ((g + 1) * size - 1) / 2
             at = finite_coordinates(at)
             if mode == "nearest":
@@ -370,9 +372,9 @@ def affine_grid(theta: np.ndarray, size: np.ndarray, *, align_corners: int = 0) 
     points = np.ones((*spatial, rank + 1), theta.dtype)
     for axis, n in enumerate(spatial):
         if align_corners:
-            steps = np.linspace(-1, 1, n) if n > 1 else np.zeros(n)
+            steps = np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(n)
         else:
-            steps = (2 * np.arange(n) + 1) / max(n, 1) - 1
+            steps = (np.arange(n, dtype=np.float64) + 0.5) * (2 / max(n, 1)) - 1
         points[..., rank - 1 - axis] = steps.reshape(-1, *(1,) * (rank - 1 - axis))
     flat = points.reshape(-1, rank + 1)
     return np.matmul(flat, theta.transpose(0, 2, 1)).reshape(shape).astype(theta.dtype, copy=False)

@@ -45,20 +45,22 @@ def gather_weighted(
     mapped = []
     for axis, axis_taps in enumerate(taps):
         entries = []
-        for index, weight in axis_taps:
-            index, inside = outside(axis, index)
+        for neighbour, share in axis_taps:
+            place, inside = outside(axis, neighbour)
             if inside is not None:
-                weight = inside.astype(image.dtype) if weight is None else np.where(inside, weight, 0)
-            entries.append((index, weight))
+                share = inside.astype(image.dtype) if share is None else np.where(inside, share, 0)
+            entries.append((place, share))
         mapped.append(entries)
     result = np.zeros((image.shape[0], len(taps[0][0][0])), image.dtype)
     if flat.shape[1] == 0:
         return result
     for combination in itertools.product(*mapped):
-        index, weight = 0, None
+        index: np.ndarray | int = 0
+        weight: np.ndarray | None = None
         for size, (i, w) in zip(spatial, combination, strict=True):
             index = index * size + i
-            weight = w if weight is None else weight if w is None else weight * w
+            if w is not None:
+                weight = w if weight is None else weight * w
         values = flat[:, index]
         if weight is None:
             result += values

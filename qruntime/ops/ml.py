@@ -183,9 +183,7 @@ def _per_feature(op: str, name: str, values: Sequence[float] | None, features: i
 
 
 @operator("Scaler", domain=DOMAIN)
-def scaler(
-    x: np.ndarray, *, offset: Sequence[float] | None = None, scale: Sequence[float] | None = None
-) -> np.ndarray:
+def scaler(x: np.ndarray, *, offset: Sequence[float] | None = None, scale: Sequence[float] | None = None) -> np.ndarray:
     """(X - offset) · scale over the last axis, float32."""
     require_rank("Scaler", "X", x, 1, -1)
     features = x.shape[-1]
@@ -331,7 +329,9 @@ def label_encoder(
     if keys_tensor is not None:
         keys = keys_tensor.reshape(-1).tolist()
     if keys is None or len(keys) != len(values):
-        raise ValueError(f"{op}: keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}")
+        raise ValueError(
+            f"{op}: keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}"
+        )
     return _map_values(x, _table(keys, values), default, dtype)
 
 
@@ -394,7 +394,7 @@ def dict_vectorizer(
     vocabulary = class_labels("DictVectorizer", int64_vocabulary, string_vocabulary).tolist()
     found = [np.asarray(value) for value in x.values()]
     dtype = np.dtype(object) if found and found[0].dtype.kind in "OUS" else found[0].dtype if found else np.dtype("f4")
-    default: Any = "" if dtype == object else 0
+    default: Any = "" if dtype.kind == "O" else 0
     y = np.empty((1, len(vocabulary)), dtype)
     y[0, :] = [x.get(key, default) for key in vocabulary]
     return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,10 +28,12 @@ def _groups(
     return rate.reshape(()).item(), int(count.reshape(()).item()), groups
 
 
-def _flat(groups: list[tuple[np.ndarray, ...]], like: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+def _flat(groups: Sequence[tuple[np.ndarray, ...]], like: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """All new values, then all of the first accumulator, … in the dtypes of the inputs they replace."""
     return tuple(
-        group[k].astype(old[0].dtype, copy=False) for k in range(len(groups[0])) for group, old in zip(groups, like, strict=True)
+        group[k].astype(old[0].dtype, copy=False)
+        for k in range(len(groups[0]))
+        for group, old in zip(groups, like, strict=True)
     )
 
 

@@ -18,17 +18,14 @@ def _lowest(dtype: np.dtype) -> float | int:
 
 def _max_with_indices(x: np.ndarray, win: Window, storage_order: int) -> tuple[np.ndarray, np.ndarray]:
     spatial = x.shape[2:]
-    order = "F" if storage_order else "C"
-    places = np.arange(math.prod(spatial)).reshape(spatial, order=order)
+    places = np.arange(math.prod(spatial)).reshape(spatial, order="F" if storage_order else "C")
     index = np.broadcast_to(places, x.shape)
     best, where = padded("MaxPool", x, win, _lowest(x.dtype)), padded("MaxPool", index, win, -1)
     # Innermost axis first and strict comparisons: of equal values the first in row-major order wins.
     for i in reversed(range(len(spatial))):
-        lead = (slice(None),) * (i + 2)
-        first, *others = axis_taps(win, i)
-        value, place = best[(*lead, first)].copy(), where[(*lead, first)].copy()
-        for tap in others:
-            candidate, at = best[(*lead, tap)], where[(*lead, tap)]
+        taps = zip(axis_taps(best, win, i), axis_taps(where, win, i), strict=True)
+        value, place = (first.copy() for first in next(taps))
+        for candidate, at in taps:
             better = (candidate > value) | ((place < 0) & (at >= 0))
             if x.dtype.kind not in "iu":
                 better |= (candidate != candidate) & (value == value)  # NaN wins

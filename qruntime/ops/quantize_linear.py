@@ -44,7 +44,11 @@ def saturated(values: np.ndarray, zero_point: np.ndarray | int, dtype: np.dtype)
     # Clip before the cast: a float beyond int64 has no defined integer.
     shifted = np.clip(rounded, -(2.0**33), 2.0**33).astype(np.int64) + zero_point
     wide = np.clip(shifted, low, high)
-    return wide.astype(np.int8 if low < 0 else np.uint8).astype(dtype) if bits(onnx_code(dtype)) < 8 else wide.astype(dtype)
+    return (
+        wide.astype(np.int8 if low < 0 else np.uint8).astype(dtype)
+        if bits(onnx_code(dtype)) < 8
+        else wide.astype(dtype)
+    )
 
 
 def requantized(acc: np.ndarray, multiplier: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
@@ -62,9 +66,7 @@ def _to_small_float(values: np.ndarray, dtype: np.dtype, saturate: bool) -> np.n
     return values.astype(dtype)
 
 
-def spread(
-    op: str, name: str, parameter: np.ndarray, shape: tuple[int, ...], axis: int, block_size: int
-) -> np.ndarray:
+def spread(op: str, name: str, parameter: np.ndarray, shape: tuple[int, ...], axis: int, block_size: int) -> np.ndarray:
     """Quantization parameter made broadcastable against `shape`: per tensor, per axis or per block.
 
     Raises ValueError when it has none of the three shapes.
@@ -79,12 +81,14 @@ def spread(
             raise ValueError(f"{op}: {name} must have 1 or {shape[axis]} values (axis {axis}), got {parameter.shape}")
         return parameter.reshape(-1, *(1,) * (len(shape) - axis - 1))
     if block_size < 1:
-        raise ValueError(f"{op}: {name} of shape {parameter.shape} needs block_size, or one value per slice of axis {axis}")
+        raise ValueError(
+            f"{op}: {name} of shape {parameter.shape} needs block_size, or one value per slice of axis {axis}"
+        )
     blocks = -(-shape[axis] // block_size)
     expected = (*shape[:axis], blocks, *shape[axis + 1 :])
     if parameter.shape != expected:
         raise ValueError(
-            f"{op}: {name} must have the shape {expected} (blocks of {block_size} on axis {axis}), got {parameter.shape}"
+            f"{op}: {name} must have the shape {expected} (blocks of {block_size}, axis {axis}), got {parameter.shape}"
         )
     index = np.arange(shape[axis]) // block_size
     return np.take(parameter, index, axis=axis)
@@ -94,7 +98,9 @@ def _target_dtype(op: str, zero_point: np.ndarray | None, output_dtype: int) -> 
     if zero_point is None:
         return numpy_dtype(output_dtype) if output_dtype else np.dtype(np.uint8)
     if output_dtype and numpy_dtype(output_dtype) != zero_point.dtype:
-        raise ValueError(f"{op}: output_dtype {numpy_dtype(output_dtype)} differs from the zero point's {zero_point.dtype}")
+        raise ValueError(
+            f"{op}: output_dtype {numpy_dtype(output_dtype)} differs from the zero point's {zero_point.dtype}"
+        )
     return zero_point.dtype
 
 
@@ -151,7 +157,9 @@ def dequantize_linear(
         values = x.astype(np.int32)
         if x_zero_point is not None:
             if x_zero_point.size != x_scale.size:
-                raise ValueError(f"{op}: x_scale and x_zero_point differ in shape: {x_scale.shape}, {x_zero_point.shape}")
+                raise ValueError(
+                    f"{op}: x_scale and x_zero_point differ in shape: {x_scale.shape}, {x_zero_point.shape}"
+                )
             zero = spread(op, "x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.int32)
             values = values.astype(np.int64) - zero if x.dtype == np.int32 else values - zero
         return (values.astype(wide) * scale).astype(result, copy=False)

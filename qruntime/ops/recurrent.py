@@ -48,10 +48,11 @@ def activation_functions(
     alphas: Sequence[float] | None,
     betas: Sequence[float] | None,
     clip: float | None,
+    gates: int | None = None,
 ) -> list[list[Activation]]:
     """Per direction the functions that `activations`, `activation_alpha` and `activation_beta` name.
 
-    Each function clips its argument first. The values of alpha and beta go in order to the functions
+    The first `gates` functions of a direction (default: all) clip their argument. The values of alpha and beta go in order to the functions
     that take one. Raises ValueError for an unknown name or a wrong count.
     """
     names = list(names) if names else list(defaults) * directions
@@ -61,13 +62,14 @@ def activation_functions(
         raise ValueError(f"{op}: clip must not be negative, got {clip}")
     alpha_values, beta_values = iter(alphas or ()), iter(betas or ())
     functions: list[Activation] = []
-    for name in names:
+    for position, name in enumerate(names):
         if name.lower() not in _ACTIVATIONS:
             raise ValueError(f"{op}: unknown activation {name!r}; known are {', '.join(_ACTIVATIONS)}")
         function, alpha, beta = _ACTIVATIONS[name.lower()]
         a = 0.0 if alpha is None else float(next(alpha_values, alpha))
         b = 0.0 if beta is None else float(next(beta_values, beta))
-        functions.append(_bind(function, a, b, clip))
+        clips = gates is None or position % len(defaults) < gates
+        functions.append(_bind(function, a, b, clip if clips else None))
     return [functions[i : i + len(defaults)] for i in range(0, len(functions), len(defaults))]
 
 
@@ -323,8 +325,9 @@ def lstm(
     Returns Y (T, D, N, H), Y_h (D, N, H), Y_c (D, N, H). With layout 1 the batch comes first, as in RNN.
     """
     layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
+    # `clip` bounds the gates but not the cell state on its way to the hidden one, as in ONNX Runtime.
     functions = activation_functions(
-        "LSTM", activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
+        "LSTM", activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip, 2
     )
     n, count = layer.hidden, len(layer.reverse)
     if initial_c is None:

@@ -41,9 +41,13 @@ class Forest:
             used = index[inner]
             if used.size and (used.min() < 0 or used.max() >= nodes):
                 raise ValueError(f"{op}: a {name} branch leads outside the {nodes} nodes")
-        for name, index, limit in (("root", self.roots, nodes), ("feature", self.features, None),
-                                   ("vote's node", self.vote_nodes, nodes), ("target", self.vote_targets, targets)):  # fmt: skip
-            if index.size and (index.min() < 0 or (limit is not None and index.max() >= limit)):
+        for name, index, limit in (
+            ("root", self.roots, nodes),
+            ("feature", self.features, 2**31),
+            ("vote's node", self.vote_nodes, nodes),
+            ("target", self.vote_targets, targets),
+        ):
+            if index.size and (index.min() < 0 or index.max() >= limit):
                 raise ValueError(f"{op}: a {name} lies outside [0, {limit})")
 
     def leaves(self, op: str, x: np.ndarray) -> np.ndarray:
@@ -58,15 +62,22 @@ class Forest:
             if not rows.size:
                 return at
             node = at[rows, trees]
-            at[rows, trees] = np.where(self._goes_true(node, x[rows, self.features[node]]),
-                                       self.true_child[node], self.false_child[node])  # fmt: skip
+            goes_true = self._goes_true(node, x[rows, self.features[node]])
+            at[rows, trees] = np.where(goes_true, self.true_child[node], self.false_child[node])
             going = self.modes[at[rows, trees]] != LEAF
             rows, trees = rows[going], trees[going]
         raise ValueError(f"{op}: the branches of a tree form a cycle")
 
     def _goes_true(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
         mode, threshold = self.modes[node], self.thresholds[node]
-        answers = (value <= threshold, value < threshold, value >= threshold, value > threshold, value == threshold, value != threshold)
+        answers = (
+            value <= threshold,
+            value < threshold,
+            value >= threshold,
+            value > threshold,
+            value == threshold,
+            value != threshold,
+        )
         goes = np.zeros(node.shape, np.bool_)
         for code, answer in enumerate(answers):
             goes |= (mode == code) & answer
@@ -243,8 +254,8 @@ def tree_ensemble_classifier(
 ) -> tuple[np.ndarray, np.ndarray]:
     """X (N, F) → labels (N) and float32 scores (N, classes).
 
-    Two classes whose votes all go to one of them have one score s: the other gets 1 - s when all
-    weights are positive (probabilities) and no transform follows, else -s.
+    When all votes for two classes bear the id 0, their sum s is the score of the second one: the first
+    gets 1 - s where all weights are positive (probabilities) and no transform follows, else -s.
     """
     op = "TreeEnsembleClassifier"
     x = _features(op, x)
@@ -265,9 +276,13 @@ def tree_ensemble_classifier(
         scores = scores + base
     if binary:
         score = scores[:, int(class_ids[0])]
-        probabilities = post_transform in ("NONE", "PROBIT") and bool((weights >= 0).all())
-        scores = np.stack((1 - score if probabilities else -score, score), axis=1)
-    best = scores.argmax(axis=1) if scores.size else np.zeros(len(scores), np.int64)
+        positive = bool((weights >= 0).all())
+        best = (score > (0.5 if positive else 0)).astype(np.int64)
+        if class_ids[0] == 0:
+            other = 1 - score if positive and post_transform in ("NONE", "PROBIT") else -score
+            scores = np.stack((other, score), axis=1)
+    else:
+        best = scores.argmax(axis=1)
     return labels[best], post_transformed(op, scores, post_transform).astype(np.float32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,8 +129,21 @@ def windows_view(x: np.ndarray, w: Window) -> np.ndarray:
 def reduce_windows(ufunc: np.ufunc, x: np.ndarray, w: Window) -> np.ndarray:
     """Reduce every window of a padded input with `ufunc`, one axis after the other, innermost first."""
     for i in reversed(range(len(w.kernel))):
-        x = _reduce_axis(ufunc, x, i + 2, lambda t, i=i: _axis_tap(w, i, t), w.kernel[i], w.output[i], w.dilations[i])
+        if w.output[i] == 1:
+            whole = slice(0, w.extents[i], w.dilations[i])
+            x = ufunc.reduce(_part(x, i, whole), axis=i + 2, keepdims=True)
+            continue
+        acc = _part(x, i, _axis_tap(w, i, 0)).copy()
+        for t in range(1, w.kernel[i]):
+            ufunc(acc, _part(x, i, _axis_tap(w, i, t)), out=acc)
+        x = acc
     return x
+
+
+def _part(x: np.ndarray, i: int, positions: slice) -> np.ndarray:
+    """`positions` of spatial axis `i`."""
+    index = (*(slice(None),) * (i + 2), positions)
+    return x[index]
 
 
 def _axis_tap(w: Window, i: int, t: int) -> slice:
@@ -138,21 +151,9 @@ def _axis_tap(w: Window, i: int, t: int) -> slice:
     return slice(first, first + (w.output[i] - 1) * w.strides[i] + 1 if w.output[i] else first, w.strides[i])
 
 
-def _reduce_axis(
-    ufunc: np.ufunc, x: np.ndarray, axis: int, tap: Callable[[int], slice], kernel: int, output: int, dilation: int
-) -> np.ndarray:
-    lead = (slice(None),) * axis
-    if output == 1:
-        return ufunc.reduce(x[(*lead, slice(0, (kernel - 1) * dilation + 1, dilation))], axis=axis, keepdims=True)
-    acc = x[(*lead, tap(0))].copy()
-    for t in range(1, kernel):
-        ufunc(acc, x[(*lead, tap(t))], out=acc)
-    return acc
-
-
-def axis_taps(w: Window, i: int) -> list[slice]:
-    """Slices of spatial axis `i` of a padded input, one per tap of the kernel."""
-    return [_axis_tap(w, i, t) for t in range(w.kernel[i])]
+def axis_taps(x: np.ndarray, w: Window, i: int) -> list[np.ndarray]:
+    """Views of a padded input along spatial axis `i`, one per tap of the kernel."""
+    return [_part(x, i, _axis_tap(w, i, t)) for t in range(w.kernel[i])]
 
 
 def tap_counts(w: Window, spatial: Sequence[int], include_pad: bool) -> np.ndarray:

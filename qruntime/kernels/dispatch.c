@@ -1,6 +1,9 @@
 #include "kernels.h"
 
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "rungs.h"
 
@@ -9,6 +12,11 @@ static bool always(void) { return true; }
 #if defined(__x86_64__)
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+/// gcc 12 does not know the name avxvnni here: leaf 7, subleaf 1, EAX bit 4.
+static bool has_avx_vnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
 static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -33,19 +41,21 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
 }
+static void overlay_avx_vnni(qrt_kernel_table *t) { qrt_avx_vnni_gemm_q8(t); }
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
 }
-static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
+static void overlay_avx512vnni(qrt_kernel_table *t) { qrt_avx512vnni_gemm_q8(t); }
 #endif
 
 const qrt_rung qrt_ladder[] = {
     {"portable", always, overlay_portable},
 #if defined(__x86_64__)
     {"avx2", has_avx2, overlay_avx2},
+    {"avx_vnni", has_avx_vnni, overlay_avx_vnni},
     {"avx512", has_avx512, overlay_avx512},
     {"avx512vnni", has_avx512vnni, overlay_avx512vnni},
 #endif

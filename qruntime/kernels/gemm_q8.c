@@ -36,7 +36,7 @@ static size_t add_part(layout *l, int64_t count, size_t item) {
     return at;
 }
 
-static void fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
+static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
     int nr = w->kernel->nr;
     int64_t panels = ceil_div(w->n, nr);
     memset(w->panels, 0, (size_t)(panels * w->panel_bytes));
@@ -44,8 +44,8 @@ static void fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_st
     for (int64_t panel = 0; panel < panels; panel++) {
         int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
         const int8_t *from = source + first * col_stride_elems;
-        w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns,
-                              (char *)w->panels + panel * w->panel_bytes);
+        char *to = (char *)w->panels + panel * w->panel_bytes;
+        if (!w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns, to)) return false;
         int32_t *sums = w->col_sums + first;
         if (col_stride_elems == 1) {
             for (int64_t i = 0; i < w->k; i++)
@@ -55,6 +55,7 @@ static void fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_st
                 for (int64_t i = 0; i < w->k; i++) sums[j] += from[i * row_stride_elems + j * col_stride_elems];
         }
     }
+    return true;
 }
 
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
@@ -62,7 +63,7 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias) {
     if (k < 0 || n < 0 || k > MAX_K || n > INT64_MAX / 2) return NULL;
     int64_t k_padded = round_up(k, kernel->kr), columns = round_up(n, kernel->nr);
-    int64_t panel_bytes = round_up(k_padded * kernel->nr, QRT_ALIGNMENT);
+    int64_t panel_bytes = round_up(kernel->panel_bytes(k_padded), QRT_ALIGNMENT);
     layout parts = {0, false};
     size_t at_kernel = add_part(&parts, 1, sizeof *kernel);
     size_t at_panels = add_part(&parts, columns / kernel->nr, (size_t)panel_bytes);
@@ -89,7 +90,10 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         .bias = bias ? (float *)(base + at_bias) : NULL,
         .buffer = buffer,
     };
-    fill_columns(made, w, row_stride_elems, col_stride_elems);
+    if (!fill_columns(made, w, row_stride_elems, col_stride_elems)) {
+        qrt_q8_free(made);
+        return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points, num_params, bias);
+    }
     for (int64_t j = 0; j < columns; j++) {
         int64_t from = num_params == 1 ? 0 : j;
         made->scales[j] = j < n ? scales[from] : 0.0f;

@@ -100,6 +100,7 @@ typedef struct qrt_gemm_q8 {
     const char *name;
     int mr, nr, kr;     ///< tile; k is padded to a multiple of kr
     int item_bytes;
+    const struct qrt_gemm_q8 *fallback;  ///< for weights that pack_panel refuses; NULL when it refuses none
 
     /// Widen [*lo, *hi] by k values; both become NaN when one of them is.
     void (*range)(const float *a, int64_t k, float *lo, float *hi);
@@ -108,15 +109,17 @@ typedef struct qrt_gemm_q8 {
     void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
                      void *packed, int64_t *sum);
 
-    /// Pack n ≤ nr columns of weights; the panel has been filled with zeros.
-    void (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+    int64_t (*panel_bytes)(int64_t k_padded);
+
+    /// Pack n ≤ nr columns of weights; the panel has been filled with zeros. False when they do not suit.
+    bool (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        void *panel);
 
     /// The block against panels first … last-1, k ≤ QRT_Q8_MAX_K, and its epilogue.
     void (*multiply)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last);
 
     /// acc[r, j] = Σ_k q[r, k] · qw[k, j] over k_first … k_first + k_count - 1 (multiples of kr, or the end) of
-    /// one panel; acc has nr columns.
+    /// one panel; acc has nr columns. NULL where k > QRT_Q8_MAX_K is refused.
     void (*dot)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
                 int32_t *acc);
 

@@ -16,8 +16,6 @@ NONE, RELU, GELU, GELU_TANH, SILU, SIGMOID, TANH = range(7)
 PER_TOKEN, PER_TENSOR = range(2)
 F32 = np.float32
 
-_kernels._start(None)
-
 
 @pytest.fixture(params=_kernels.available_isas(), autouse=True)
 def rung(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "../rungs.h"
+#include "gemm_q8.h"
 
 #if defined(__x86_64__)
 
@@ -55,14 +55,20 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     if (sum) *sum = all;
 }
 
+static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
+
 /// [k / 2][NR][2]
-static void pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        void *panel) {
     int8_t *out = panel;
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j < n; j++)
             out[(i / 2 * NR + j) * 2 + i % 2] = w[i * row_stride_elems + j * col_stride_elems];
+    return true;
 }
+
+/// Keeps the compiler from regrouping sums, for which it would need more registers than there are.
+#define HOLD(a, b) __asm__("" : "+x"(a), "+x"(b))
 
 /// acc[rows][NR], `rows` a constant where it is inlined.
 static inline __attribute__((always_inline)) void
@@ -82,6 +88,7 @@ tile(const int rows, const int16_t *a, int64_t stride, const int8_t *b, int64_t 
                 __m256i both = _mm256_set1_epi32(codes);
                 c0[r] = _mm256_add_epi32(c0[r], _mm256_madd_epi16(both, b0));
                 c1[r] = _mm256_add_epi32(c1[r], _mm256_madd_epi16(both, b1));
+                HOLD(c0[r], c1[r]);
             }
         }
     }
@@ -136,12 +143,10 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 
 #include "../vector/simd_end.h"
 
-void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = (qrt_gemm_q8){
-        .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
-        .range = range, .quantize = quantize, .pack_panel = pack_panel,
-        .multiply = multiply, .dot = dot, .finish = finish,
-    };
-}
+const qrt_gemm_q8 qrt_avx2_gemm_q8_widening = {
+    .name = "avx2 widening", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
+    .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .multiply = multiply, .dot = dot, .finish = finish,
+};
 
 #endif

@@ -35,12 +35,15 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     if (sum) *sum = total;
 }
 
+static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
+
 /// [k][NR]
-static void pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        void *panel) {
     int8_t *out = panel;
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j < n; j++) out[i * NR + j] = w[i * row_stride_elems + j * col_stride_elems];
+    return true;
 }
 
 static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
@@ -90,7 +93,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 void qrt_portable_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "portable", .mr = 1, .nr = NR, .kr = 1, .item_bytes = 1,
-        .range = range, .quantize = quantize, .pack_panel = pack_panel,
+        .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .multiply = multiply, .dot = dot, .finish = finish,
     };
 }

@@ -102,3 +102,6 @@ static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+static inline vm vf_unordered(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }

@@ -1,0 +1,9 @@
+#ifndef QRT_AVX2_GEMM_Q8_H
+#define QRT_AVX2_GEMM_Q8_H
+
+#include "../gemm_q8.h"
+
+/// For weights that gemm_q8_paired.c refuses.
+extern const qrt_gemm_q8 qrt_avx2_gemm_q8_widening;
+
+#endif

@@ -1,0 +1,41 @@
+/// Quantize a row to bytes, for the rungs that multiply bytes. Inside a region of AVX2.
+
+static inline __m256i codes_of(__m256 x, __m256 inverse_scale, __m256i zero_point) {
+    return _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x, inverse_scale)), zero_point);
+}
+
+static inline __m256i quantize32(__m256 x0, __m256 x1, __m256 x2, __m256 x3, __m256 inverse, __m256i zero) {
+    __m256i low = _mm256_packs_epi32(codes_of(x0, inverse, zero), codes_of(x1, inverse, zero));
+    __m256i high = _mm256_packs_epi32(codes_of(x2, inverse, zero), codes_of(x3, inverse, zero));
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                     void *packed, int64_t *sum) {
+    uint8_t *q = packed;
+    __m256 inverse = _mm256_set1_ps(inverse_scale);
+    __m256i zero = _mm256_set1_epi32(zero_point), total = _mm256_setzero_si256();
+    int64_t i = 0;
+    for (; i + 32 <= k; i += 32) {
+        const float *x = a + i;
+        __m256i codes = quantize32(_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
+                                   _mm256_loadu_ps(x + 24), inverse, zero);
+        _mm256_storeu_si256((__m256i *)(q + i), codes);
+        total = _mm256_add_epi64(total, _mm256_sad_epu8(codes, _mm256_setzero_si256()));
+    }
+    if (i < k_padded) {
+        int64_t rest = k - i;
+        __m256 x[4];
+        for (int j = 0; j < 4; j++) {
+            int64_t n = rest - 8 * j;
+            x[j] = n >= 8 ? _mm256_loadu_ps(a + i + 8 * j) : n > 0 ? vf_load_n(a + i + 8 * j, n) : vf_zero();
+        }
+        uint8_t codes[32];
+        _mm256_storeu_si256((__m256i *)codes, quantize32(x[0], x[1], x[2], x[3], inverse, zero));
+        memset(codes + rest, 0, (size_t)(32 - rest));
+        total = _mm256_add_epi64(total, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)codes), _mm256_setzero_si256()));
+        memcpy(q + i, codes, (size_t)(k_padded - i));
+    }
+    __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    if (sum) *sum = _mm_cvtsi128_si64(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
+}

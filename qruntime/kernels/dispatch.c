@@ -20,14 +20,17 @@ static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports
 static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_f32(t);
+    qrt_portable_attention(t);
 }
 
 #if defined(__x86_64__)
 static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f32(t);
+    qrt_avx2_attention(t);
 }
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
+    qrt_avx512_attention(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) { (void)t; }
 #endif

@@ -6,7 +6,10 @@
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
+void qrt_portable_attention(qrt_kernel_table *t);
 void qrt_avx2_gemm_f32(qrt_kernel_table *t);
+void qrt_avx2_attention(qrt_kernel_table *t);
 void qrt_avx512_gemm_f32(qrt_kernel_table *t);
+void qrt_avx512_attention(qrt_kernel_table *t);
 
 #endif

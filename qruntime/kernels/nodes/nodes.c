@@ -3,9 +3,12 @@
 #include <string.h>
 
 static const qrt_node_entry *const families[] = {
+    qrt_attention_nodes,
+    qrt_conv_nodes,
     qrt_layout_nodes,
     qrt_linear_f32_nodes,
     qrt_linear_q8_nodes,
+    qrt_matmul_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

@@ -31,6 +31,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_pointwise(t);
     qrt_portable_rows(t);
     qrt_portable_rnn(t);
+    qrt_portable_attention(t);
 }
 
 #if defined(__x86_64__)
@@ -40,6 +41,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_pointwise(t);
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
+    qrt_avx2_attention(t);
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) { qrt_avx_vnni_gemm_q8(t); }
 static void overlay_avx512(qrt_kernel_table *t) {
@@ -47,6 +49,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_pointwise(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
+    qrt_avx512_attention(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) { qrt_avx512vnni_gemm_q8(t); }
 #endif

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention.h"
 #include "gemm_f32.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
@@ -27,6 +28,7 @@ typedef struct qrt_kernel_table {
     const char *isa;          ///< name of the rung
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
+    qrt_attention attention;  ///< between the two products of attention
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis

@@ -32,12 +32,15 @@ typedef struct {
 /// Every file under nodes/ ends with its own list; nodes.c joins them. {NULL, NULL} terminates.
 extern const qrt_node_entry qrt_layout_nodes[];
 extern const qrt_node_entry qrt_linear_q8_nodes[];
+extern const qrt_node_entry qrt_attention_nodes[];
+extern const qrt_node_entry qrt_conv_nodes[];
 extern const qrt_node_entry qrt_linear_f32_nodes[];
 extern const qrt_node_entry qrt_elementwise_nodes[];
 extern const qrt_node_entry qrt_cast_nodes[];
 extern const qrt_node_entry qrt_rows_nodes[];
 extern const qrt_node_entry qrt_reduction_nodes[];
 extern const qrt_node_entry qrt_rnn_nodes[];
+extern const qrt_node_entry qrt_matmul_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

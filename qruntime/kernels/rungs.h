@@ -6,7 +6,9 @@
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
+void qrt_portable_attention(qrt_kernel_table *t);
 void qrt_avx2_gemm_f32(qrt_kernel_table *t);
+void qrt_avx2_attention(qrt_kernel_table *t);
 void qrt_avx512_gemm_f32(qrt_kernel_table *t);
 void qrt_avx2_gemm_q8(qrt_kernel_table *t);
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t);
@@ -21,5 +23,6 @@ void qrt_avx512_rows(qrt_kernel_table *table);
 void qrt_portable_rnn(qrt_kernel_table *t);
 void qrt_avx2_rnn(qrt_kernel_table *t);
 void qrt_avx512_rnn(qrt_kernel_table *t);
+void qrt_avx512_attention(qrt_kernel_table *t);
 
 #endif

@@ -3,6 +3,8 @@
 #include <string.h>
 
 static const qrt_node_entry *const families[] = {
+    qrt_attention_nodes,
+    qrt_conv_nodes,
     qrt_layout_nodes,
     qrt_linear_f32_nodes,
     qrt_linear_q8_nodes,
@@ -11,6 +13,7 @@ static const qrt_node_entry *const families[] = {
     qrt_rows_nodes,
     qrt_reduction_nodes,
     qrt_rnn_nodes,
+    qrt_matmul_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

@@ -1,0 +1,64 @@
+/// Scaled dot-product attention, a block of query rows of one head at a time.
+///
+///     y[i, :] = Σ_j e[i, j] · v[j, :] / Σ_j e[i, j],   e[i, j] = exp(s[i, j] − max_j s[i, j]),
+///     s[i, j] = scale · (q[i, :] · k[j, :]) masked
+///
+/// Both products run through the strips of the float GEMM: chains over ascending d and ascending j. The
+/// sum of e is taken lane by lane, lane = j mod the vector length, then across lanes in a fixed order. A
+/// key whose e is 0 (masked by −inf, or far below the maximum) therefore changes no bit of the result, and
+/// trailing masked keys may as well not be there.
+#ifndef QRT_ATTENTION_H
+#define QRT_ATTENTION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "gemm_f32.h"
+#include "tensor.h"
+
+typedef enum {
+    QRT_MASK_NONE,
+    QRT_MASK_ADD,      ///< float, added to the scores
+    QRT_MASK_REPLACE,  ///< bytes; where 0 the score becomes `fill`
+    QRT_MASK_PENALIZE  ///< bytes; where 0, `fill` is added to the score
+} qrt_mask_kind;
+
+/// A mask as seen from the first row of a block. A stride of 0 broadcasts; key_stride is 0 or 1.
+typedef struct {
+    qrt_mask_kind kind;
+    const void *data;
+    int64_t row_stride, key_stride;
+    float fill;
+} qrt_mask;
+
+typedef struct qrt_attention {
+    /// s[m, n] becomes e, in place; sums[m]. Row i sees the first min(n, visible + i) keys only, none when
+    /// that is negative: visible = n is no restriction. A row that sees no finite score sums to NaN or 0.
+    void (*exponentials)(int64_t m, int64_t n, float *s, int64_t lds, float scale, const qrt_mask *mask,
+                         int64_t visible, float *sums);
+    /// y[m, n] /= sums[m], in place.
+    void (*divide)(int64_t m, int64_t n, float *y, int64_t ldy, const float *sums);
+} qrt_attention;
+
+/// One attention over all heads. Element (b, h, i, d) of x lies at x.data + b·batch + h·head + i·row + d.
+typedef struct {
+    const float *data;
+    int64_t batch, head, row;
+} qrt_heads;
+
+typedef struct {
+    qrt_heads q, k, v;
+    float *y;
+    int64_t y_batch, y_head, y_row;
+    int64_t num_batches, num_heads, num_kv_heads, num_queries, num_keys, head_size, value_size;
+    bool k_is_transposed;       ///< element (b, h, j, d) of k lies at … + d·row + j
+    float scale;
+    qrt_mask mask;              ///< of batch 0, head 0, query 0
+    int64_t mask_batch, mask_head;  ///< strides in elements
+    bool causal;
+    int64_t causal_offset;      ///< query i sees the keys j ≤ i + causal_offset
+} qrt_attention_job;
+
+qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run);
+
+#endif

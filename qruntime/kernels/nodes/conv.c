@@ -1,0 +1,253 @@
+/// Convolution of float images in 1, 2 or 3 spatial dims.
+///
+/// The product is y[m, p] = Σ_k w[m, k] · columns[k, p] with k over (channel, tap) in the order of w and p over
+/// output positions. Columns are gathered a few panels at a time; a padded copy of the image spares every bounds
+/// check. Depthwise channels of unit stride are summed tap by tap instead.
+#include <string.h>
+
+#include "../nodes.h"
+#include "../threads.h"
+
+/// Panels of columns in hand stay within this many floats; so few multiply-adds do not repay waking a thread.
+enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
+
+/// Up to this many positions the image is better taken as the rows of the product, times packed weights.
+enum { MAX_ROWS = 6 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+/// All shapes brought to three spatial dims.
+typedef struct {
+    int64_t images, channels, group_channels, maps, group_maps, groups;
+    int64_t in[3], padded[3], out[3], window[3], stride[3], begin[3], dilation[3];
+    int64_t taps, depth, plane, positions;  ///< depth = group_channels · taps, plane = product of padded
+} geometry;
+
+typedef struct {
+    const geometry *g;
+    const float *x;              ///< one image, padded
+    const float *w;
+    float *y;
+    const qrt_f32_epilogue *epilogue;
+    const int64_t *tap_offsets;
+    int64_t block, blocks, slots, slot_floats;
+    float *scratch;
+} job;
+
+/// Offset in a padded plane of the first tap at output position p.
+static int64_t origin(const geometry *g, int64_t p) {
+    int64_t column = p % g->out[2], row = p / g->out[2] % g->out[1], slice = p / g->out[2] / g->out[1];
+    return ((slice * g->stride[0]) * g->padded[1] + row * g->stride[1]) * g->padded[2] + column * g->stride[2];
+}
+
+/// One panel: columns p … p + count - 1, padded with zeros to nr.
+static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
+    const geometry *g = j->g;
+    int64_t at[MAX_NR];
+    for (int64_t i = 0; i < count; i++) at[i] = origin(g, p + i);
+    // Origins ascend, so equal distances at the ends mean consecutive elements all along.
+    bool consecutive = count == nr && at[nr - 1] - at[0] == nr - 1;
+    for (int64_t c = 0; c < g->group_channels; c++, x += g->plane)
+        for (int64_t t = 0; t < g->taps; t++, panel += nr) {
+            const float *from = x + j->tap_offsets[t];
+            if (consecutive && nr == 16) {
+                memcpy(panel, from + at[0], 16 * sizeof *panel);
+            } else if (consecutive) {
+                memcpy(panel, from + at[0], (size_t)nr * sizeof *panel);
+            } else {
+                int64_t i = 0;
+                for (; i < count; i++) panel[i] = from[at[i]];
+                for (; i < nr; i++) panel[i] = 0.0f;
+            }
+        }
+}
+
+static void multiply_slot(void *context, int64_t slot) {
+    const job *j = context;
+    const geometry *g = j->g;
+    const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
+    float *panels = j->scratch + slot * j->slot_floats;
+    int64_t units = g->groups * j->blocks, nr = kernel->nr;
+    bool is_matrix = g->taps == 1 && g->positions == g->plane;
+    for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
+        int64_t group = unit / j->blocks, first = unit % j->blocks * j->block;
+        int64_t count = min64(j->block, g->positions - first);
+        const float *x = j->x + group * g->group_channels * g->plane;
+        if (is_matrix)
+            kernel->pack(g->depth, count, x + first, g->plane, 1, panels);
+        else
+            for (int64_t p = 0; p < count; p += nr)
+                gather(j, x, first + p, min64(nr, count - p), nr, panels + p * g->depth);
+        qrt_f32_epilogue epilogue = *j->epilogue;
+        if (epilogue.row_bias) epilogue.row_bias += group * g->group_maps;
+        qrt_f32_gemm(kernel, g->group_maps, count, g->depth, j->w + group * g->group_maps * g->depth, g->depth, panels,
+                     &epilogue, j->y + group * g->group_maps * g->positions + first, g->positions);
+    }
+}
+
+static void depthwise_map(void *context, int64_t map) {
+    const job *j = context;
+    const geometry *g = j->g;
+    const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
+    const float *x = j->x + map / g->group_maps * g->plane, *w = j->w + map * g->taps;
+    float *y = j->y + map * g->positions;
+    for (int64_t p = 0; p < g->positions; p += g->out[2])
+        kernel->taps(g->out[2], g->taps, w, j->tap_offsets, x + origin(g, p), y + p);
+    qrt_f32_epilogue epilogue = *j->epilogue;
+    if (epilogue.row_bias) epilogue.row_bias += map;
+    kernel->finish(1, g->positions, y, g->positions, &epilogue);
+}
+
+static void pad(const geometry *g, const float *x, float *to) {
+    memset(to, 0, (size_t)(g->channels * g->plane) * sizeof *to);
+    to += (g->begin[0] * g->padded[1] + g->begin[1]) * g->padded[2] + g->begin[2];
+    for (int64_t c = 0; c < g->channels; c++, to += g->plane)
+        for (int64_t d = 0; d < g->in[0]; d++)
+            for (int64_t h = 0; h < g->in[1]; h++, x += g->in[2])
+                memcpy(to + (d * g->padded[1] + h) * g->padded[2], x, (size_t)g->in[2] * sizeof *to);
+}
+
+/// y = w · columns by way of yᵀ = columnsᵀ · wᵀ with packed wᵀ: reads the weights once, whatever the tile.
+static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights *packed, float *rows) {
+    const geometry *g = j->g;
+    float *products = rows + g->positions * g->depth, *to = rows;
+    for (int64_t p = 0; p < g->positions; p++) {
+        const float *from = j->x + origin(g, p);
+        for (int64_t c = 0; c < g->channels; c++, from += g->plane)
+            for (int64_t t = 0; t < g->taps; t++) *to++ = from[j->tap_offsets[t]];
+    }
+    qrt_status status = qrt_f32_linear(packed, run, rows, g->depth, g->positions, NULL, products, g->maps);
+    if (status != QRT_OK) return status;
+    for (int64_t m = 0; m < g->maps; m++)
+        for (int64_t p = 0; p < g->positions; p++) j->y[m * g->positions + p] = products[p * g->maps + m];
+    packed->kernel->finish(g->maps, g->positions, j->y, g->positions, j->epilogue);
+    return QRT_OK;
+}
+
+/// Shapes from tensors and ints; false when they do not fit together.
+static bool measure(const int64_t *ints, int32_t num_ints, const qrt_tensor *x, const qrt_tensor *w, geometry *g) {
+    enum { SAME_UPPER = 1, SAME_LOWER = 2 };
+    if (num_ints < 4) return false;
+    int64_t rank = ints[0], auto_pad = ints[3];
+    if (rank < 1 || rank > 3 || num_ints < 4 + 4 * rank || x->rank != rank + 2 || w->rank != rank + 2) return false;
+    const int64_t *strides = ints + 4, *begins = strides + rank, *ends = begins + rank, *dilations = ends + rank;
+    g->images = x->dims[0];
+    g->channels = x->dims[1];
+    g->maps = w->dims[0];
+    g->groups = ints[1];
+    if (g->groups < 1 || g->channels % g->groups || g->maps % g->groups) return false;
+    g->group_channels = g->channels / g->groups;
+    g->group_maps = g->maps / g->groups;
+    if (w->dims[1] != g->group_channels) return false;
+    for (int i = 0; i < 3 - (int)rank; i++) {
+        g->in[i] = g->padded[i] = g->out[i] = g->window[i] = g->stride[i] = g->dilation[i] = 1;
+        g->begin[i] = 0;
+    }
+    const int64_t limit = (int64_t)1 << 40;
+    for (int d = 0; d < rank; d++) {
+        int i = 3 - (int)rank + d;
+        int64_t size = g->in[i] = x->dims[d + 2], window = g->window[i] = w->dims[d + 2];
+        int64_t stride = g->stride[i] = strides[d], dilation = g->dilation[i] = dilations[d], end = ends[d];
+        g->begin[i] = begins[d];
+        if (window < 1 || stride < 1 || dilation < 1 || g->begin[i] < 0 || end < 0) return false;
+        if (size > limit || window > limit / dilation || stride > limit || g->begin[i] > limit || end > limit) return false;
+        int64_t span = (window - 1) * dilation + 1;
+        if (auto_pad == SAME_UPPER || auto_pad == SAME_LOWER) {
+            int64_t total = max64(0, (ceil_div(size, stride) - 1) * stride + span - size);
+            g->begin[i] = auto_pad == SAME_UPPER ? total / 2 : total - total / 2;
+            end = total - g->begin[i];
+        }
+        g->padded[i] = g->begin[i] + size + end;
+        if (g->padded[i] < span) return false;
+        g->out[i] = (g->padded[i] - span) / stride + 1;
+    }
+    int64_t per_map;
+    return qrt_num_elements(3, g->window, &g->taps) && qrt_num_elements(3, g->padded, &g->plane) &&
+           qrt_num_elements(3, g->out, &g->positions) &&
+           !__builtin_mul_overflow(g->taps, g->group_channels, &g->depth) &&
+           !__builtin_mul_overflow(g->channels, g->plane, &per_map);
+}
+
+/// ints: spatial rank r (1 … 3), group, activation, auto_pad (0 explicit or VALID, 1 SAME_UPPER, 2 SAME_LOWER),
+///       strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0).
+/// Inputs: float32 x [N, C, …], w [M, C / group, …], optional bias [M].
+/// packed: optionally qrt_f32_weights [C · taps, M] (w as a matrix, transposed, no bias; group 1), used for images
+///         of very few output positions.
+static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    const qrt_tensor *x = in[0], *w = in[1], *bias = node->num_inputs > 2 ? in[2] : NULL;
+    geometry g;
+    if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32) return QRT_DECLINE;
+    if (!measure(node->ints, node->num_ints, x, w, &g)) return QRT_DECLINE;
+    if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != g.maps)) return QRT_DECLINE;
+    int64_t activation = node->ints[2], rank = node->ints[0];
+    if (activation < QRT_ACT_NONE || activation > QRT_ACT_TANH) return QRT_DECLINE;
+    const qrt_f32_weights *packed = node->num_packed ? node->packed[0] : NULL;
+    if (packed && (g.groups != 1 || packed->k != g.depth || packed->n != g.maps || packed->bias)) return QRT_DECLINE;
+    if (qrt_kernels.gemm_f32.nr > MAX_NR) return QRT_DECLINE;
+
+    int64_t dims[QRT_MAX_RANK] = {g.images, g.maps};
+    for (int i = 0; i < rank; i++) dims[2 + i] = g.out[3 - rank + i];
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, (int32_t)rank + 2, dims);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL, .activation = (qrt_activation)activation};
+    job j = {.g = &g, .w = w->data, .epilogue = &epilogue, .slots = 1};
+
+    bool is_padded = g.padded[0] != g.in[0] || g.padded[1] != g.in[1] || g.padded[2] != g.in[2];
+    bool is_depthwise = g.group_channels == 1 && g.stride[2] == 1;
+    bool few = packed && g.positions <= MAX_ROWS;
+    double work = (double)g.maps * (double)g.depth * (double)g.positions;
+    int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
+    int64_t nr = qrt_kernels.gemm_f32.nr;
+    // Offsets are held in int64, two floats each.
+    int64_t offset_floats = 2 * ceil_div(g.taps, 8) * 8, pad_floats = is_padded ? ceil_div(g.channels * g.plane, 16) * 16 : 0;
+    if (few) {
+        if (__builtin_mul_overflow(g.positions, g.depth + g.maps, &j.slot_floats)) return QRT_NO_MEMORY;
+    } else if (!is_depthwise) {
+        j.block = max64(1, BLOCK_FLOATS / max64(1, g.depth) / nr) * nr;
+        if (threads > 1) j.block = min64(j.block, max64(1, ceil_div(ceil_div(g.positions, nr), ceil_div(4 * threads, g.groups))) * nr);
+        j.block = min64(j.block, ceil_div(g.positions, nr) * nr);
+        j.blocks = ceil_div(g.positions, j.block);
+        j.slots = min64(threads > 1 ? 4 * threads : 1, g.groups * j.blocks);
+        if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
+    }
+    size_t floats, bytes;
+    if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||
+        __builtin_add_overflow(floats, (size_t)offset_floats + (size_t)pad_floats, &floats) ||
+        __builtin_mul_overflow(floats, sizeof(float), &bytes))
+        return QRT_NO_MEMORY;
+    qrt_buffer *scratch = qrt_scratch(run, bytes);
+    if (!scratch) return QRT_NO_MEMORY;
+    int64_t *offsets = scratch->data, t = 0;
+    for (int64_t d = 0; d < g.window[0]; d++)
+        for (int64_t h = 0; h < g.window[1]; h++)
+            for (int64_t v = 0; v < g.window[2]; v++)
+                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * g.padded[2] + v * g.dilation[2];
+    j.tap_offsets = offsets;
+    float *padded = (float *)scratch->data + offset_floats;
+    j.scratch = padded + pad_floats;
+
+    int64_t image_size = g.channels * g.in[0] * g.in[1] * g.in[2];
+    for (int64_t n = 0; n < g.images && status == QRT_OK; n++) {
+        j.x = (const float *)x->data + n * image_size;
+        j.y = (float *)out[0].data + n * g.maps * g.positions;
+        if (is_padded) {
+            pad(&g, j.x, padded);
+            j.x = padded;
+        }
+        if (few)
+            status = multiply_few(&j, run, packed, j.scratch);
+        else if (is_depthwise)
+            qrt_parallel_for(threads, g.maps, depthwise_map, &j);
+        else
+            qrt_parallel_for(threads, j.slots, multiply_slot, &j);
+    }
+    qrt_scratch_free(run, scratch);
+    return status;
+}
+
+const qrt_node_entry qrt_conv_nodes[] = {
+    {"conv", conv},
+    {NULL, NULL},
+};

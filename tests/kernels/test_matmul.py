@@ -1,0 +1,139 @@
+"""Products of two variable tensors against float64 numpy, on every rung."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import qruntime  # noqa: F401 (puts a rung in force)
+from qruntime import _kernels
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(params=_kernels.available_isas(), autouse=True)
+def rung(request):
+    before = _kernels.isa()
+    _kernels.set_isa(request.param)
+    yield request.param
+    _kernels.set_isa(before)
+
+
+def matmul(a, b, *, transpose_b=False, alpha=1.0, threads=1):
+    result = _kernels.call_node("matmul", [a, b], [int(transpose_b)], [alpha], num_threads=threads)
+    return None if result is None else result[0]
+
+
+def gemm(a, b, c=None, *, trans_a=False, trans_b=False, alpha=1.0, beta=1.0, threads=1):
+    arrays = [a, b] if c is None else [a, b, c]
+    result = _kernels.call_node("gemm", arrays, [int(trans_a), int(trans_b)], [alpha, beta], num_threads=threads)
+    return None if result is None else result[0]
+
+
+def bound(a, b, k):
+    return 4 * EPS * np.sqrt(max(1, k)) * np.abs(a).max(initial=0) * np.abs(b).max(initial=0)
+
+
+def check(a, b, **options):
+    got = matmul(a, b, **options)
+    reference = np.matmul(a.astype(np.float64), b.astype(np.float64))
+    assert got.shape == reference.shape
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, reference, rtol=0, atol=bound(a, b, a.shape[-1]))
+    if b.ndim > 1:
+        swapped = np.ascontiguousarray(b.swapaxes(-1, -2))
+        np.testing.assert_array_equal(matmul(a, swapped, transpose_b=True, **options), got)
+
+
+def random(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 4, 5, 7, 16, 19, 43])
+@pytest.mark.parametrize("k", [0, 1, 9, 32, 500])
+def test_matrices(m, k):
+    rng = np.random.default_rng(m + k)
+    for n in (0, 1, 3, 8, 15, 16, 17, 33, 100):
+        check(random(rng, m, k), random(rng, k, n))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((5,), (5,)),
+        ((5,), (5, 3)),
+        ((4, 5), (5,)),
+        ((2, 4, 5), (5,)),
+        ((5,), (2, 5, 3)),
+        ((2, 4, 5), (5, 3)),
+        ((4, 5), (2, 5, 3)),
+        ((2, 1, 4, 5), (1, 3, 5, 6)),
+        ((7, 1, 4, 5), (2, 5, 6)),
+        ((2, 3, 2, 1, 1, 2, 4, 5), (1, 3, 1, 2, 1, 1, 5, 2)),
+        ((0, 4, 5), (5, 3)),
+        ((0, 4, 5), (1, 5, 3)),
+        ((3, 4, 0), (3, 0, 2)),
+        ((1, 0, 5), (3, 5, 2)),
+        ((12, 16, 32), (12, 32, 16)),
+        ((2, 3, 30, 40), (2, 3, 40, 30)),
+    ],
+)
+def test_batches_and_ranks(a, b):
+    rng = np.random.default_rng(0)
+    check(random(rng, *a), random(rng, *b))
+    check(random(rng, *a), random(rng, *b), threads=3)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 3000, 200), (3, 300, 1000), (6, 257, 700), (130, 1000, 90), (300, 64, 2000)])
+def test_larger_matrices(m, k, n):
+    rng = np.random.default_rng(1)
+    a, b = random(rng, m, k), random(rng, k, n)
+    check(a, b)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(matmul(a, b, threads=threads), matmul(a, b))
+
+
+@pytest.mark.parametrize(("k", "n"), [(64, 40), (700, 300)])
+def test_rows_do_not_depend_on_their_neighbours(k, n):
+    rng = np.random.default_rng(2)
+    a, b = random(rng, 3, 45, k), random(rng, k, n)
+    together = matmul(a, b)
+    for i, rows in itertools.product(range(3), (1, 2, 5, 20, 44)):
+        np.testing.assert_array_equal(matmul(a[i, :rows], b), together[i, :rows])
+
+
+def test_scale():
+    rng = np.random.default_rng(3)
+    a, b = random(rng, 2, 7, 20), random(rng, 2, 20, 9)
+    np.testing.assert_array_equal(matmul(a, b, alpha=0.3), matmul(a, b) * np.float32(0.3))
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (40, 33, 21), (2, 0, 3), (0, 3, 4)])
+@pytest.mark.parametrize("trans_a", [False, True])
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_gemm(m, k, n, trans_a, trans_b):
+    rng = np.random.default_rng(4)
+    a, b = random(rng, m, k), random(rng, k, n)
+    arguments = np.ascontiguousarray(a.T) if trans_a else a, np.ascontiguousarray(b.T) if trans_b else b
+    product = a.astype(np.float64) @ b
+    for shape in (None, (), (1,), (n,), (1, n), (m, 1), (m, n), (1, 1)):
+        c = None if shape is None else random(rng, *shape)
+        for alpha, beta in ((1.0, 1.0), (0.5, -2.0), (2.0, 0.0)):
+            got = gemm(*arguments, c, trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta)
+            reference = alpha * product + (0 if c is None else beta * c.astype(np.float64))
+            assert got.shape == (m, n)
+            np.testing.assert_allclose(got, reference, rtol=0, atol=2 * bound(a, b, k) + 16 * EPS)
+
+
+def test_declines_what_does_not_fit():
+    f = np.zeros
+    assert matmul(f((2, 3), "f"), f((3, 4), "f")) is not None
+    assert matmul(f((2, 3), "f"), f((4, 4), "f")) is None
+    assert matmul(f((2, 3), "f"), f((3, 4), "d")) is None
+    assert matmul(f((2, 3), "i"), f((3, 4), "i")) is None
+    assert matmul(np.float32(1), f((3, 4), "f")) is None
+    assert matmul(f((2, 2, 3), "f"), f((3, 3, 4), "f")) is None
+    assert gemm(f((2, 3), "f"), f((3, 4), "f"), f((3,), "f")) is None
+    assert gemm(f((2, 3), "f"), f((3, 4), "f"), f((4, 2), "f")) is None
+    assert gemm(f((2, 3, 1), "f"), f((3, 4), "f")) is None
+    assert gemm(f((2, 3), "f"), f((3, 4), "f"), trans_a=True) is None

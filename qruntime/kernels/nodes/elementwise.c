@@ -9,9 +9,11 @@
 enum { GRAIN = 16384 };
 
 /// Broadcasting reduced to what differs: dimensions of 1 dropped, neighbours merged where every operand
-/// walks them alike. Strides are in elements, 0 where an operand is repeated; the last ones are 0 or 1.
+/// walks them alike. Right-aligned: `first` … LAST are in use. Strides are in elements, 0 where an operand
+/// is repeated; those of LAST are 0 or 1.
+enum { LAST = QRT_MAX_RANK - 1 };
 typedef struct {
-    int rank;
+    int first;
     int64_t dims[QRT_MAX_RANK];
     int64_t strides[3][QRT_MAX_RANK];
 } iteration;
@@ -33,43 +35,29 @@ static bool broadcast_shape(const qrt_tensor *const *in, int num, int32_t *rank,
 }
 
 static iteration plan_iteration(const qrt_tensor *const *in, int num, int32_t rank, const int64_t *dims) {
-    iteration it;
-    memset(&it, 0, sizeof it);
+    iteration it = {.first = QRT_MAX_RANK};
     int64_t next[3] = {1, 1, 1};
-    // From the last dimension to the first; `it` is reversed at the end.
     for (int i = rank - 1; i >= 0; i--) {
         if (dims[i] == 1) continue;
         int64_t stride[3];
-        bool merge = it.rank > 0;
+        bool merge = it.first <= LAST;
         for (int k = 0; k < num; k++) {
             int at = i - (rank - in[k]->rank);
             bool repeated = at < 0 || in[k]->dims[at] == 1;
             stride[k] = repeated ? 0 : next[k];
             if (!repeated) next[k] *= in[k]->dims[at];
-            if (merge) merge = stride[k] == it.strides[k][it.rank - 1] * it.dims[it.rank - 1];
+            if (merge) merge = stride[k] == it.strides[k][it.first] * it.dims[it.first];
         }
         if (merge) {
-            it.dims[it.rank - 1] *= dims[i];
+            it.dims[it.first] *= dims[i];
             continue;
         }
-        it.dims[it.rank] = dims[i];
-        for (int k = 0; k < num; k++) it.strides[k][it.rank] = stride[k];
-        it.rank++;
+        it.dims[--it.first] = dims[i];
+        for (int k = 0; k < num; k++) it.strides[k][it.first] = stride[k];
     }
-    if (it.rank == 0) {
-        it.dims[it.rank++] = 1;
-        for (int k = 0; k < num; k++) it.strides[k][0] = 1;
-    }
-    for (int i = 0; i < it.rank / 2; i++) {
-        int j = it.rank - 1 - i;
-        int64_t d = it.dims[i];
-        it.dims[i] = it.dims[j];
-        it.dims[j] = d;
-        for (int k = 0; k < num; k++) {
-            int64_t s = it.strides[k][i];
-            it.strides[k][i] = it.strides[k][j];
-            it.strides[k][j] = s;
-        }
+    if (it.first > LAST) {
+        it.dims[--it.first] = 1;
+        for (int k = 0; k < num; k++) it.strides[k][LAST] = 1;
     }
     return it;
 }
@@ -96,26 +84,25 @@ struct elementwise_call {
 static void run_task(void *context, int64_t task) {
     const elementwise_call *call = context;
     const iteration *it = &call->it;
-    int inner = it->rank - 1;
     int64_t first = task * call->runs_per_task, last = first + call->runs_per_task;
     if (last > call->runs) last = call->runs;
     int64_t row = first / call->pieces, piece = first % call->pieces;
     int64_t index[QRT_MAX_RANK], base[3] = {0, 0, 0};
-    for (int64_t rest = row, i = inner - 1; i >= 0; i--) {
+    for (int64_t rest = row, i = LAST - 1; i >= it->first; i--) {
         index[i] = rest % it->dims[i];
         rest /= it->dims[i];
         for (int k = 0; k < call->num; k++) base[k] += index[i] * it->strides[k][i];
     }
     int steps[3];
-    for (int k = 0; k < call->num; k++) steps[k] = (int)it->strides[k][inner];
+    for (int k = 0; k < call->num; k++) steps[k] = (int)it->strides[k][LAST];
     for (int64_t r = first; r < last; r++) {
-        int64_t start = piece * call->piece, left = it->dims[inner] - start, at[3];
+        int64_t start = piece * call->piece, left = it->dims[LAST] - start, at[3];
         for (int k = 0; k < call->num; k++) at[k] = base[k] + start * steps[k];
-        call->run(call, at, row * it->dims[inner] + start, left < call->piece ? left : call->piece, steps);
+        call->run(call, at, row * it->dims[LAST] + start, left < call->piece ? left : call->piece, steps);
         if (++piece < call->pieces) continue;
         piece = 0;
         row++;
-        for (int i = inner - 1; i >= 0; i--) {
+        for (int i = LAST - 1; i >= it->first; i--) {
             for (int k = 0; k < call->num; k++) base[k] += it->strides[k][i];
             if (++index[i] < it->dims[i]) break;
             for (int k = 0; k < call->num; k++) base[k] -= it->strides[k][i] * it->dims[i];
@@ -126,7 +113,7 @@ static void run_task(void *context, int64_t task) {
 
 static void run_all(elementwise_call *call, qrt_run *run, int64_t size) {
     if (size == 0) return;
-    int64_t inner = call->it.dims[call->it.rank - 1];
+    int64_t inner = call->it.dims[LAST];
     call->piece = inner < GRAIN ? inner : GRAIN;
     call->pieces = (inner + call->piece - 1) / call->piece;
     call->runs = size / inner * call->pieces;

@@ -143,7 +143,8 @@ static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_
     const int64_t first_row = direction * l->batch + begin;
     const int64_t first_state = direction * l->state_direction_stride + begin * h_stride;
     const float *x = projected + begin * x_stride;
-    float *h = l->h + first_state, *product = l->products + first_row * gates, *reset_h = l->reset_h + first_row * hidden;
+    float *product = l->products + first_row * gates, *reset_h = l->reset_h + first_row * hidden;
+    float *h = l->h + first_state;
     const float *residual = l->kind == GRU_RESET_AFTER ? NULL : x;
 
     linear_serial(l->r[direction], h, h_stride, rows, residual, x_stride, product, gates, scratch);

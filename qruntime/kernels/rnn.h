@@ -7,7 +7,7 @@
 /// of the new hidden state unless it is NULL.
 ///
 /// Each element is computed by the same operations wherever it stands. Rungs agree with portable within
-/// 2e-6 · max(1, |cell|).
+/// 4 ε · max(1, the largest |input or state|).
 #ifndef QRT_RNN_H
 #define QRT_RNN_H
 

@@ -83,7 +83,8 @@ static size_t linear_scratch_bytes(linear l, int64_t m) {
     return l.mode < 0 || !l.weights ? 0 : qrt_q8_scratch_bytes(l.weights, m);
 }
 
-static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m, float *y, int64_t ldy) {
+static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m, float *y,
+                                  int64_t ldy) {
     const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, NULL, 0};
     if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
     return qrt_q8_linear(l.weights, run, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy);
@@ -124,7 +125,8 @@ static qrt_status project(const layer *l, qrt_run *run, int direction) {
     qrt_status status = QRT_OK;
     if (steps >= l->batch)
         for (int64_t b = 0; b < l->batch && status == QRT_OK; b++)
-            status = linear_parallel(w, run, x + b * sequence, l->input, steps, out + b * l->projected_row_stride, l->gates);
+            status = linear_parallel(w, run, x + b * sequence, l->input, steps, out + b * l->projected_row_stride,
+                                     l->gates);
     else
         for (int64_t s = 0; s < steps && status == QRT_OK; s++)
             status = linear_parallel(w, run, x + s * l->input, sequence, l->batch, out + s * l->gates,
@@ -133,33 +135,37 @@ static qrt_status project(const layer *l, qrt_run *run, int direction) {
 }
 
 /// One step of rows begin … end−1, whose input products start at `projected`.
-static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_t end, const float *projected, void *scratch) {
+static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_t end, const float *projected,
+                 void *scratch) {
     const qrt_rnn *cells = &qrt_kernels.rnn;
-    int64_t hidden = l->hidden, gates = l->gates, stride = l->projected_row_stride, rows = end - begin;
-    int64_t state = direction * l->state_direction_stride, at = direction * l->batch;
-    float *h = l->h + state, *c = l->kind == LSTM ? l->c + state : NULL;
-    float *products = l->products + at * gates, *reset_h = l->reset_h + at * hidden;
-    const float *h_begin = h + begin * l->state_row_stride;
-    const qrt_lstm_options options = {l->peepholes ? l->peepholes + direction * 3 * hidden : NULL, l->clip, l->variant & 1};
+    const int64_t hidden = l->hidden, gates = l->gates, rows = end - begin;
+    const int64_t x_stride = l->projected_row_stride, h_stride = l->state_row_stride;
+    const int64_t first_row = direction * l->batch + begin;
+    const int64_t first_state = direction * l->state_direction_stride + begin * h_stride;
+    const float *x = projected + begin * x_stride;
+    float *product = l->products + first_row * gates, *reset_h = l->reset_h + first_row * hidden;
+    float *h = l->h + first_state;
+    const float *residual = l->kind == GRU_RESET_AFTER ? NULL : x;
 
-    linear_serial(l->r[direction], h_begin, l->state_row_stride, rows,
-                  l->kind == GRU_RESET_AFTER ? NULL : projected + begin * stride, stride, products + begin * gates, gates, scratch);
-
+    linear_serial(l->r[direction], h, h_stride, rows, residual, x_stride, product, gates, scratch);
     if (l->kind == GRU_RESET_BEFORE) {
-        for (int64_t b = begin; b < end; b++)
-            cells->gru_reset(products + b * gates, hidden, l->clip, h + b * l->state_row_stride, reset_h + b * hidden);
-        linear_serial(l->r_candidate[direction], reset_h + begin * hidden, hidden, rows, projected + begin * stride + 2 * hidden,
-                      stride, products + begin * gates + 2 * hidden, gates, scratch);
+        for (int64_t i = 0; i < rows; i++)
+            cells->gru_reset(product + i * gates, hidden, l->clip, h + i * h_stride, reset_h + i * hidden);
+        linear_serial(l->r_candidate[direction], reset_h, hidden, rows, x + 2 * hidden, x_stride, product + 2 * hidden,
+                      gates, scratch);
     }
 
-    for (int64_t b = begin; b < end; b++) {
-        if (!is_running(l, b, t)) continue;
-        float *product = products + b * gates, *h_row = h + b * l->state_row_stride, *y = y_row(l, direction, t, b);
+    const float *peepholes = l->peepholes ? l->peepholes + direction * 3 * hidden : NULL;
+    const qrt_lstm_options options = {peepholes, l->clip, l->variant & 1};
+    const bool relu = l->variant >> direction & 1;
+    for (int64_t i = 0; i < rows; i++, x += x_stride, product += gates, h += h_stride) {
+        if (!is_running(l, begin + i, t)) continue;
+        float *y = y_row(l, direction, t, begin + i);
         switch (l->kind) {
-        case LSTM: cells->lstm(product, hidden, &options, c + b * l->state_row_stride, h_row, y); break;
-        case GRU_RESET_AFTER: cells->gru_reset_after(projected + b * stride, product, hidden, l->clip, h_row, y); break;
-        case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h_row, y); break;
-        case RNN: (l->variant >> direction & 1 ? cells->rnn_relu : cells->rnn_tanh)(product, hidden, l->clip, h_row, y); break;
+        case LSTM: cells->lstm(product, hidden, &options, l->c + first_state + i * h_stride, h, y); break;
+        case GRU_RESET_AFTER: cells->gru_reset_after(x, product, hidden, l->clip, h, y); break;
+        case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h, y); break;
+        case RNN: (relu ? cells->rnn_relu : cells->rnn_tanh)(product, hidden, l->clip, h, y); break;
         }
     }
 }
@@ -222,8 +228,9 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     if (l->hidden < 1 || l->hidden > 1 << 20 || l->batch > INT32_MAX || l->time > INT32_MAX) return false;
     int num_gates = l->kind == LSTM ? 4 : l->kind == RNN ? 1 : 3;
     l->gates = num_gates * l->hidden;
+    const int64_t all_gates[] = {l->time, l->batch, l->num_directions, 4 * l->hidden};
     int64_t total;
-    if (!qrt_num_elements(4, (int64_t[]){l->time, l->batch, l->num_directions, 4 * l->hidden}, &total) || total >> 56) return false;
+    if (!qrt_num_elements(4, all_gates, &total) || total >> 56) return false;
 
     bool splits_r = l->kind == GRU_RESET_BEFORE;
     int per_direction = splits_r ? 3 : 2;
@@ -232,7 +239,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
         void *const *packed = node->packed + d * per_direction;
         l->w[d] = (linear){packed[0], ints[X_MODE]};
         l->r[d] = (linear){packed[1], ints[H_MODE]};
-        if (!fits(l->w[d], l->input, l->gates) || !fits(l->r[d], l->hidden, splits_r ? 2 * l->hidden : l->gates)) return false;
+        if (!fits(l->w[d], l->input, l->gates)) return false;
+        if (!fits(l->r[d], l->hidden, splits_r ? 2 * l->hidden : l->gates)) return false;
         if (!splits_r) continue;
         l->r_candidate[d] = (linear){packed[2], ints[H_MODE]};
         if (!fits(l->r_candidate[d], l->hidden, l->hidden)) return false;
@@ -240,7 +248,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
 
     int64_t d = l->num_directions;
     int64_t state[3] = {l->batch_first ? l->batch : d, l->batch_first ? d : l->batch, l->hidden};
-    const qrt_tensor *lengths = input(node, in, 1), *h = input(node, in, 2), *c = input(node, in, 3), *p = input(node, in, 4);
+    const qrt_tensor *lengths = input(node, in, 1), *h = input(node, in, 2);
+    const qrt_tensor *c = input(node, in, 3), *p = input(node, in, 4);
     if (lengths && !has_shape(lengths, QRT_I32, 1, &l->batch)) return false;
     if (h && !has_shape(h, QRT_F32, 3, state)) return false;
     if (l->kind != LSTM && (c || p)) return false;
@@ -314,7 +323,8 @@ static void start_state(float *state, const qrt_tensor *initial, int64_t size) {
         memset(state, 0, (size_t)size * sizeof(float));
 }
 
-static qrt_status recurrent(layer *l, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+static qrt_status recurrent(layer *l, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in,
+                            qrt_tensor *out) {
     if (!describe(l, node, in)) return QRT_DECLINE;
     divide(l, run->num_threads);
 

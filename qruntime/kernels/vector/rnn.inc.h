@@ -58,8 +58,9 @@ static inline limits limits_of(float clip) {
     return (limits){vf_set(clip < SIGMOID_LIMIT ? clip : SIGMOID_LIMIT), vf_set(clip < TANH_LIMIT ? clip : TANH_LIMIT)};
 }
 
-static inline __attribute__((always_inline)) void lstm_with(const float *gates, int64_t hidden, const float *p, float clip,
-                                                            bool input_forget, float *c, float *h, float *y) {
+static inline __attribute__((always_inline)) void lstm_with(const float *gates, int64_t hidden, const float *p,
+                                                            float clip, bool input_forget, float *c, float *h,
+                                                            float *y) {
     const float *gi = gates, *go = gates + hidden, *gf = gates + 2 * hidden, *gc = gates + 3 * hidden;
     const limits most = limits_of(clip);
     const vf one = vf_set(1.0f), cell_limit = vf_set(TANH_LIMIT);
@@ -131,6 +132,6 @@ static void rnn_relu(const float *gates, int64_t hidden, float clip, float *h, f
     FOR_EACH_VECTOR(hidden, store_hidden(vf_max(vf_zero(), limit(load(gates + j, n), most)), h, y, j, n));
 }
 
-void JOIN(JOIN(qrt_, RUNG), _rnn)(qrt_kernel_table *t) {
+void JOIN(qrt_, JOIN(RUNG, _rnn))(qrt_kernel_table *t) {
     t->rnn = (qrt_rnn){lstm, gru_reset_after, gru_reset, gru_update, rnn_tanh, rnn_relu};
 }

@@ -865,7 +865,7 @@ cdef class Executable:
     cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
         """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""
         cdef int i
-        if (<object>array).base is not None or not array.flags.writeable or array.ndim != t.rank:
+        if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_WRITEABLE) or array.ndim != t.rank:
             return False
         for i in range(t.rank):
             if cnp.PyArray_DIM(array, i) != t.dims[i]:

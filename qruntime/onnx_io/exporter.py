@@ -99,8 +99,8 @@ def _move_out(model: ModelProto, location: str) -> list[wire.Part]:
     end = 0
     assert model.graph is not None
     for tensor in model.graph.initializer:
-        raw = vars(tensor).get("raw_data")
-        size = 0 if raw is None else wire.part_size(raw)
+        raw: wire.Part = vars(tensor).get("raw_data", b"")
+        size = wire.part_size(raw)
         if size < _EXTERNAL_MIN:
             continue
         gap = -end % (4096 if size >= 1 << 20 else 64)

@@ -42,10 +42,10 @@ def write(contents: Mapping[str, Sequence[Part]]) -> None:
                     os.replace(backup, path)
         raise
     finally:
-        for path in (*temporary.values(), *backups.values()):
-            if path:
+        for leftover in (*temporary.values(), *backups.values()):
+            if leftover:
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    os.unlink(leftover)
 
 
 def _beside(path: str, suffix: str) -> str:

@@ -117,7 +117,9 @@ class GraphBuilder:
         """Add the constants of a graph to `scope`; returns the defaults of its inputs."""
         defaults: dict[Value, np.ndarray] = {}
         seen: set[str] = set()
-        named = [(tensor.name, tensor) for tensor in proto.initializer]
+        named: list[tuple[str, TensorProto | SparseTensorProto]] = [
+            (tensor.name, tensor) for tensor in proto.initializer
+        ]
         named += [(sparse.values.name if sparse.values else "", sparse) for sparse in proto.sparse_initializer]
         for name, tensor in named:
             if not name or name in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -95,9 +96,8 @@ def _open(source: Source) -> tuple[memoryview, str | os.PathLike | None]:
             raise InputError(f"the file object gives {type(data).__name__}; open it in binary mode")
         return _byte_view(data), None
     if type(source).__module__.partition(".")[0] == "onnx_ir":
-        import onnx_ir
-
-        return memoryview(onnx_ir.to_proto(source).SerializeToString()), None
+        to_proto = importlib.import_module("onnx_ir").to_proto
+        return memoryview(to_proto(source).SerializeToString()), None
     raise InputError(f"a model is a path, bytes, a binary file or an onnx.ModelProto, not {type(source).__name__}")
 
 

@@ -363,6 +363,15 @@ cdef int _store(qrt_tensor *t, object value) except -1:
     return 0
 
 
+cdef object _owned(object value):
+    """Sequences and arrays of strings or narrow types as the caller may keep them: views become copies."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, list):
+        return [_owned(v) for v in value]
+    return value
+
+
 cdef void _bury(qrt_run *run) noexcept:
     """Drop what died while the GIL was not held."""
     cdef qrt_buffer *buffer
@@ -835,7 +844,7 @@ cdef class Executable:
             slot = self.output_slots[i]
             t = &frame.slots[slot]
             if t.dtype == 0:
-                results.append(frame.objects[slot])
+                results.append(_owned(frame.objects[slot]))
                 if not self._comes_again(i):
                     frame.objects[slot] = None
                 continue
@@ -865,7 +874,12 @@ cdef class Executable:
     cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
         """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""
         cdef int i
+<<<<<<< HEAD
         if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_WRITEABLE) or array.ndim != t.rank:
+=======
+        # a view of a borrowed tensor has neither a base nor bytes of its own
+        if not array.flags.owndata or not array.flags.writeable or array.ndim != t.rank:
+>>>>>>> ops-a
             return False
         for i in range(t.rank):
             if cnp.PyArray_DIM(array, i) != t.dims[i]:

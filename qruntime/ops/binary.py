@@ -180,8 +180,9 @@ def mean(*inputs: np.ndarray) -> np.ndarray:
     if not inputs:
         raise ValueError("at least one input is needed, got none")
     same_dtype(*inputs)
-    total = functools.reduce(np.add, map(widen, inputs))
-    return narrow(total / np.asarray(len(inputs), total.dtype), inputs[0].dtype)
+    with np.errstate(all="ignore"):
+        total = functools.reduce(np.add, map(widen, inputs))
+        return narrow(total / np.asarray(len(inputs), total.dtype), inputs[0].dtype)
 
 
 def _clip(x: np.ndarray, low: np.ndarray | None, high: np.ndarray | None) -> np.ndarray:

@@ -20,7 +20,6 @@ from qruntime.ops import pooling as pooling
 from qruntime.ops import quantize_linear as quantize_linear
 from qruntime.ops import random as random
 from qruntime.ops import recurrent as recurrent
-from qruntime.ops import recurrent_kernels as recurrent_kernels
 from qruntime.ops import reduction as reduction
 from qruntime.ops import sequence as sequence
 from qruntime.ops import shape as shape
@@ -32,5 +31,3 @@ from qruntime.ops import unary as unary
 # Fast paths that attach to definitions above, and operators of lowered graphs built on them.
 from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: skip
 from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip
-from qruntime.ops import tree_ensemble as tree_ensemble
-from qruntime.ops import unary as unary

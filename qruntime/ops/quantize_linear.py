@@ -17,7 +17,6 @@ _INTEGER_RANGES = {
     "uint8": (0, 255),
     "int16": (-32768, 32767),
     "uint16": (0, 65535),
-    "int32": (-(2**31), 2**31 - 1),
 }
 _FLOAT_MAXIMA = {
     "float4_e2m1fn": 6.0,
@@ -34,21 +33,16 @@ def integers_as_float(terms: int) -> type[np.floating]:
 
 
 def saturated(values: np.ndarray, zero_point: np.ndarray | int, dtype: np.dtype) -> np.ndarray:
-    """Round `values` half to even, add `zero_point`, clip to the range of the integer type `dtype`.
+    """Round `values` half to even, add `zero_point`, clip to the range of `dtype`, 16 bits or fewer.
 
     NaN counts as 0.
     """
     low, high = _INTEGER_RANGES[dtype.name]
-    rounded = np.nan_to_num(np.rint(values.astype(working_dtype(values.dtype), copy=False)), nan=0.0)
-    zero_point = np.asarray(zero_point).astype(np.int64)
-    # Clip before the cast: a float beyond int64 has no defined integer.
-    shifted = np.clip(rounded, -(2.0**33), 2.0**33).astype(np.int64) + zero_point
-    wide = np.clip(shifted, low, high)
-    return (
-        wide.astype(np.int8 if low < 0 else np.uint8).astype(dtype)
-        if bits(onnx_code(dtype)) < 8
-        else wide.astype(dtype)
-    )
+    zero = np.asarray(zero_point).astype(working_dtype(values.dtype))
+    rounded = np.rint(values.astype(zero.dtype, copy=False))
+    # Every bound and sum is an integer that float32 holds exactly.
+    clipped = np.asarray(np.nan_to_num(np.clip(rounded, low - zero, high - zero)) + zero)
+    return clipped.astype(np.int32).astype(dtype) if bits(onnx_code(dtype)) < 8 else clipped.astype(dtype)
 
 
 def requantized(acc: np.ndarray, multiplier: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
@@ -153,7 +147,7 @@ def dequantize_linear(
     result = numpy_dtype(output_dtype) if output_dtype else x_scale.dtype
     wide = np.result_type(working_dtype(result), working_dtype(x_scale.dtype))
     scale = spread(op, "x_scale", x_scale, x.shape, axis, block_size).astype(wide)
-    if x.dtype.name in _INTEGER_RANGES:
+    if x.dtype.name in _INTEGER_RANGES or x.dtype == np.int32:
         values = x.astype(np.int32)
         if x_zero_point is not None:
             if x_zero_point.size != x_scale.size:
@@ -162,11 +156,11 @@ def dequantize_linear(
                 )
             zero = spread(op, "x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.int32)
             values = values.astype(np.int64) - zero if x.dtype == np.int32 else values - zero
-        return (values.astype(wide) * scale).astype(result, copy=False)
+        return np.asarray(values.astype(wide) * scale).astype(result, copy=False)
     values = x.astype(np.float32)
     if x_zero_point is not None and np.any(x_zero_point.astype(np.float32)):
         values = values - spread(op, "x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.float32)
-    return (values.astype(wide) * scale).astype(result, copy=False)
+    return np.asarray(values.astype(wide) * scale).astype(result, copy=False)
 
 
 @operator("DynamicQuantizeLinear", since=11)

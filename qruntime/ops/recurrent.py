@@ -52,8 +52,9 @@ def activation_functions(
 ) -> list[list[Activation]]:
     """Per direction the functions that `activations`, `activation_alpha` and `activation_beta` name.
 
-    The first `gates` functions of a direction (default: all) clip their argument. The values of alpha and beta go in order to the functions
-    that take one. Raises ValueError for an unknown name or a wrong count.
+    The first `gates` functions of a direction (default: all) clip their argument. The values of alpha
+    and beta go in order to the functions that take one. Raises ValueError for an unknown name or a
+    wrong count.
     """
     names = list(names) if names else list(defaults) * directions
     if len(names) != len(defaults) * directions:

@@ -160,8 +160,8 @@ def tap_counts(w: Window, spatial: Sequence[int], include_pad: bool) -> np.ndarr
     """Number of taps (shape *output) that meet the input, or the input and its declared padding."""
     counts = np.ones((), np.int64)
     for i, size in enumerate(spatial):
-        starts = np.arange(w.output[i]) * w.strides[i]
-        taps = starts[:, None] + np.arange(w.kernel[i]) * w.dilations[i]
         low, high = (0, w.begin[i] + size + w.end[i]) if include_pad else (w.begin[i], w.begin[i] + size)
-        counts = counts[..., None] * ((taps >= low) & (taps < high)).sum(axis=1)
+        starts = np.arange(w.output[i]) * w.strides[i]
+        first, last = (np.clip(-((starts - edge) // w.dilations[i]), 0, w.kernel[i]) for edge in (low, high))
+        counts = counts[..., None] * np.maximum(last - first, 0)
     return counts

@@ -6,7 +6,7 @@
 #include "threads.h"
 
 /// Scores of one block of query rows stay within this many floats.
-enum { SCORE_FLOATS = 12 * 1024, MAX_BLOCK_ROWS = 48 };
+enum { SCORE_FLOATS = 16 * 1024, MAX_BLOCK_ROWS = 48 };
 
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 17 };

@@ -1,8 +1,9 @@
 /// Convolution of float images in 1, 2 or 3 spatial dims.
 ///
 /// The product is y[m, p] = Σ_k w[m, k] · columns[k, p] with k over (channel, tap) in the order of w and p over
-/// output positions. Columns are gathered a few panels at a time; a padded copy of the image spares every bounds
-/// check. Depthwise channels of unit stride are summed tap by tap instead.
+/// output positions. Columns are gathered a few panels at a time from a padded copy of the image, which spares every
+/// bounds check. In the copy a row holds its elements 0, s, 2s, … first, then 1, s + 1, …, where s is the stride, so
+/// that the elements which one tap meets along an output row are consecutive. Depthwise channels are summed tap by tap.
 #include <string.h>
 
 #include "../nodes.h"
@@ -22,12 +23,17 @@ static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 typedef struct {
     int64_t images, channels, group_channels, maps, group_maps, groups;
     int64_t in[3], padded[3], out[3], window[3], stride[3], begin[3], dilation[3];
-    int64_t taps, depth, plane, positions;  ///< depth = group_channels · taps, plane = product of padded
+    int64_t phase;                ///< elements of a row of the copy that share their remainder modulo the stride
+    int64_t row, plane;           ///< elements of a row and of a channel of the copy
+    int64_t taps, depth, positions;  ///< depth = group_channels · taps
+    bool copies;                  ///< else the image itself will do
 } geometry;
 
 typedef struct {
     const geometry *g;
-    const float *x;              ///< one image, padded
+    const float *x;              ///< one image; the copy of it where there is one
+    const float *image;
+    float *copy;
     const float *w;
     float *y;
     const qrt_f32_epilogue *epilogue;
@@ -39,7 +45,7 @@ typedef struct {
 /// Offset in a padded plane of the first tap at output position p.
 static int64_t origin(const geometry *g, int64_t p) {
     int64_t column = p % g->out[2], row = p / g->out[2] % g->out[1], slice = p / g->out[2] / g->out[1];
-    return ((slice * g->stride[0]) * g->padded[1] + row * g->stride[1]) * g->padded[2] + column * g->stride[2];
+    return (slice * g->stride[0] * g->padded[1] + row * g->stride[1]) * g->row + column;
 }
 
 /// One panel: columns p … p + count - 1, padded with zeros to nr.
@@ -70,7 +76,7 @@ static void multiply_slot(void *context, int64_t slot) {
     const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
     float *panels = j->scratch + slot * j->slot_floats;
     int64_t units = g->groups * j->blocks, nr = kernel->nr;
-    bool is_matrix = g->taps == 1 && g->positions == g->plane;
+    bool is_matrix = g->taps == 1 && !g->copies && g->positions == g->plane;
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
         int64_t group = unit / j->blocks, first = unit % j->blocks * j->block;
         int64_t count = min64(j->block, g->positions - first);
@@ -87,26 +93,63 @@ static void multiply_slot(void *context, int64_t slot) {
     }
 }
 
-static void depthwise_map(void *context, int64_t map) {
+/// The copy of one channel.
+static void copy_channel(const geometry *g, const float *x, float *to) {
+    int64_t stride = g->stride[2], begin = g->begin[2], width = g->in[2];
+    for (int64_t d = 0; d < g->padded[0]; d++)
+        for (int64_t h = 0; h < g->padded[1]; h++, to += g->row) {
+            int64_t slice = d - g->begin[0], row = h - g->begin[1];
+            if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) {
+                memset(to, 0, (size_t)g->row * sizeof *to);
+                continue;
+            }
+            const float *from = x + (slice * g->in[1] + row) * width;
+            if (stride == 1) {
+                memset(to, 0, (size_t)begin * sizeof *to);
+                memcpy(to + begin, from, (size_t)width * sizeof *to);
+                memset(to + begin + width, 0, (size_t)(g->row - begin - width) * sizeof *to);
+                continue;
+            }
+            for (int64_t remainder = 0; remainder < stride; remainder++) {
+                float *phase = to + remainder * g->phase;
+                // Element i of the phase is element remainder + i · stride − begin of the row.
+                int64_t first = remainder >= begin ? 0 : ceil_div(begin - remainder, stride);
+                int64_t last = begin + width > remainder ? ceil_div(begin + width - remainder, stride) : 0;
+                first = min64(first, g->phase);
+                last = max64(first, min64(last, g->phase));
+                for (int64_t i = 0; i < first; i++) phase[i] = 0.0f;
+                for (int64_t i = first; i < last; i++) phase[i] = from[remainder + i * stride - begin];
+                for (int64_t i = last; i < g->phase; i++) phase[i] = 0.0f;
+            }
+        }
+}
+
+static void copy_task(void *context, int64_t channel) {
+    const job *j = context;
+    const geometry *g = j->g;
+    copy_channel(g, j->image + channel * g->in[0] * g->in[1] * g->in[2], j->copy + channel * g->plane);
+}
+
+static void depthwise_slot(void *context, int64_t slot) {
     const job *j = context;
     const geometry *g = j->g;
     const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
-    const float *x = j->x + map / g->group_maps * g->plane, *w = j->w + map * g->taps;
-    float *y = j->y + map * g->positions;
-    for (int64_t p = 0; p < g->positions; p += g->out[2])
-        kernel->taps(g->out[2], g->taps, w, j->tap_offsets, x + origin(g, p), y + p);
-    qrt_f32_epilogue epilogue = *j->epilogue;
-    if (epilogue.row_bias) epilogue.row_bias += map;
-    kernel->finish(1, g->positions, y, g->positions, &epilogue);
-}
-
-static void pad(const geometry *g, const float *x, float *to) {
-    memset(to, 0, (size_t)(g->channels * g->plane) * sizeof *to);
-    to += (g->begin[0] * g->padded[1] + g->begin[1]) * g->padded[2] + g->begin[2];
-    for (int64_t c = 0; c < g->channels; c++, to += g->plane)
-        for (int64_t d = 0; d < g->in[0]; d++)
-            for (int64_t h = 0; h < g->in[1]; h++, x += g->in[2])
-                memcpy(to + (d * g->padded[1] + h) * g->padded[2], x, (size_t)g->in[2] * sizeof *to);
+    float *copy = j->scratch + slot * j->slot_floats;
+    for (int64_t channel = g->channels * slot / j->slots; channel < g->channels * (slot + 1) / j->slots; channel++) {
+        const float *x = j->image + channel * g->in[0] * g->in[1] * g->in[2];
+        if (g->copies) {
+            copy_channel(g, x, copy);
+            x = copy;
+        }
+        for (int64_t map = channel * g->group_maps; map < (channel + 1) * g->group_maps; map++) {
+            float *y = j->y + map * g->positions;
+            for (int64_t p = 0; p < g->positions; p += g->out[2])
+                kernel->taps(g->out[2], g->taps, j->w + map * g->taps, j->tap_offsets, x + origin(g, p), y + p);
+            qrt_f32_epilogue epilogue = *j->epilogue;
+            if (epilogue.row_bias) epilogue.row_bias += map;
+            kernel->finish(1, g->positions, y, g->positions, &epilogue);
+        }
+    }
 }
 
 /// y = w · columns by way of yᵀ = columnsᵀ · wᵀ with packed wᵀ: reads the weights once, whatever the tile.
@@ -163,11 +206,14 @@ static bool measure(const int64_t *ints, int32_t num_ints, const qrt_tensor *x, 
         if (g->padded[i] < span) return false;
         g->out[i] = (g->padded[i] - span) / stride + 1;
     }
-    int64_t per_map;
-    return qrt_num_elements(3, g->window, &g->taps) && qrt_num_elements(3, g->padded, &g->plane) &&
-           qrt_num_elements(3, g->out, &g->positions) &&
+    g->phase = ceil_div(g->padded[2], g->stride[2]);
+    g->row = g->phase * g->stride[2];
+    g->copies = g->row != g->in[2] || g->padded[1] != g->in[1] || g->padded[0] != g->in[0] || g->stride[2] > 1;
+    int64_t whole;
+    return qrt_num_elements(3, g->window, &g->taps) && qrt_num_elements(3, g->out, &g->positions) &&
+           qrt_num_elements(3, (const int64_t[]){g->padded[0], g->padded[1], g->row}, &g->plane) &&
            !__builtin_mul_overflow(g->taps, g->group_channels, &g->depth) &&
-           !__builtin_mul_overflow(g->channels, g->plane, &per_map);
+           !__builtin_mul_overflow(g->channels, g->plane, &whole);
 }
 
 /// ints: spatial rank r (1 … 3), group, activation, auto_pad (0 explicit or VALID, 1 SAME_UPPER, 2 SAME_LOWER),
@@ -194,54 +240,56 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL, .activation = (qrt_activation)activation};
     job j = {.g = &g, .w = w->data, .epilogue = &epilogue, .slots = 1};
 
-    bool is_padded = g.padded[0] != g.in[0] || g.padded[1] != g.in[1] || g.padded[2] != g.in[2];
-    bool is_depthwise = g.group_channels == 1 && g.stride[2] == 1;
-    bool few = packed && g.positions <= MAX_ROWS;
+    bool is_depthwise = g.group_channels == 1, few = packed && g.positions <= MAX_ROWS;
     double work = (double)g.maps * (double)g.depth * (double)g.positions;
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
-    int64_t nr = qrt_kernels.gemm_f32.nr;
-    // Offsets are held in int64, two floats each.
-    int64_t offset_floats = 2 * ceil_div(g.taps, 8) * 8, pad_floats = is_padded ? ceil_div(g.channels * g.plane, 16) * 16 : 0;
+    int64_t nr = qrt_kernels.gemm_f32.nr, most_slots = threads > 1 ? 4 * (int64_t)threads : 1, copy_floats = 0;
     if (few) {
         if (__builtin_mul_overflow(g.positions, g.depth + g.maps, &j.slot_floats)) return QRT_NO_MEMORY;
-    } else if (!is_depthwise) {
-        j.block = max64(1, BLOCK_FLOATS / max64(1, g.depth) / nr) * nr;
-        if (threads > 1) j.block = min64(j.block, max64(1, ceil_div(ceil_div(g.positions, nr), ceil_div(4 * threads, g.groups))) * nr);
-        j.block = min64(j.block, ceil_div(g.positions, nr) * nr);
-        j.blocks = ceil_div(g.positions, j.block);
-        j.slots = min64(threads > 1 ? 4 * threads : 1, g.groups * j.blocks);
+    } else if (is_depthwise) {
+        j.slots = min64(most_slots, g.channels);
+        if (g.copies) j.slot_floats = g.plane;
+    } else {
+        int64_t panels = ceil_div(g.positions, nr), panels_of_block = max64(1, BLOCK_FLOATS / max64(1, g.depth) / nr);
+        panels_of_block = min64(panels_of_block, ceil_div(panels, ceil_div(most_slots, g.groups)));
+        j.block = panels_of_block * nr;
+        j.blocks = ceil_div(panels, panels_of_block);
+        j.slots = min64(most_slots, g.groups * j.blocks);
         if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
     }
-    size_t floats, bytes;
+    if (g.copies && (few || !is_depthwise)) copy_floats = g.channels * g.plane;
+    // Offsets are held in int64, two floats each.
+    size_t offset_floats = 2 * (size_t)g.taps, floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||
-        __builtin_add_overflow(floats, (size_t)offset_floats + (size_t)pad_floats, &floats) ||
-        __builtin_mul_overflow(floats, sizeof(float), &bytes))
+        __builtin_add_overflow(floats, offset_floats, &floats) ||
+        __builtin_add_overflow(floats, (size_t)copy_floats, &floats) || __builtin_mul_overflow(floats, sizeof(float), &bytes))
         return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, bytes);
     if (!scratch) return QRT_NO_MEMORY;
     int64_t *offsets = scratch->data, t = 0;
     for (int64_t d = 0; d < g.window[0]; d++)
         for (int64_t h = 0; h < g.window[1]; h++)
-            for (int64_t v = 0; v < g.window[2]; v++)
-                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * g.padded[2] + v * g.dilation[2];
+            for (int64_t v = 0; v < g.window[2]; v++) {
+                int64_t column = v * g.dilation[2];
+                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * g.row +
+                               column % g.stride[2] * g.phase + column / g.stride[2];
+            }
     j.tap_offsets = offsets;
-    float *padded = (float *)scratch->data + offset_floats;
-    j.scratch = padded + pad_floats;
+    j.copy = (float *)scratch->data + offset_floats;
+    j.scratch = j.copy + copy_floats;
 
     int64_t image_size = g.channels * g.in[0] * g.in[1] * g.in[2];
     for (int64_t n = 0; n < g.images && status == QRT_OK; n++) {
-        j.x = (const float *)x->data + n * image_size;
+        j.image = j.x = (const float *)x->data + n * image_size;
         j.y = (float *)out[0].data + n * g.maps * g.positions;
-        if (is_padded) {
-            pad(&g, j.x, padded);
-            j.x = padded;
+        if (copy_floats) {
+            qrt_parallel_for(threads, g.channels, copy_task, &j);
+            j.x = j.copy;
         }
         if (few)
             status = multiply_few(&j, run, packed, j.scratch);
-        else if (is_depthwise)
-            qrt_parallel_for(threads, g.maps, depthwise_map, &j);
         else
-            qrt_parallel_for(threads, j.slots, multiply_slot, &j);
+            qrt_parallel_for(threads, j.slots, is_depthwise ? depthwise_slot : multiply_slot, &j);
     }
     qrt_scratch_free(run, scratch);
     return status;

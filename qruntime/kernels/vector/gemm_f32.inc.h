@@ -177,9 +177,14 @@ static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64
             for (; p < k; p++)
 #pragma GCC unroll 4
                 for (int v = 0; v < NV; v++) vf_store(panels + p * NR + v * VL, vf_load(b + p * row_stride + v * VL));
-        } else if (row_stride == 1 && columns == NR) {
-            for (; p + 8 <= k; p += 8)
-                for (int q = 0; q < NR; q += 8) transpose_8x8(b + p + q * col_stride, col_stride, panels + p * NR + q, NR);
+        } else if (row_stride == 1 && columns >= 8) {
+            for (; p + 8 <= k; p += 8) {
+                int64_t q = 0;
+                for (; q + 8 <= columns; q += 8) transpose_8x8(b + p + q * col_stride, col_stride, panels + p * NR + q, NR);
+                for (int64_t r = 0; r < 8; r++)
+                    for (int64_t s = q; s < NR; s++)
+                        panels[(p + r) * NR + s] = s < columns ? b[p + r + s * col_stride] : 0.0f;
+            }
         }
         for (; p < k; p++)
             for (int64_t q = 0; q < NR; q++)

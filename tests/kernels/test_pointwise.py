@@ -13,8 +13,8 @@ ERF = np.vectorize(math.erf, otypes=[float])
 ERFC = np.vectorize(math.erfc, otypes=[float])
 SIZES = [*range(11), 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]
 SPECIAL = np.array(
-    [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38, 1, -1, 0.5, -0.5, 88.7, 88.8, -87.3, -87.7, -103, -104]
-    + [3e38, -3e38, 1e30, -1e30, 2.5, -2.5, 3.5, 1e5, -1e5, 8388609.0, -8388607.5],
+    [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38, 1, -1, 0.5, -0.5, 2.5, -2.5, 3.5]
+    + [88.7, 88.8, -87.3, -87.7, -103, -104, 3e38, -3e38, 1e30, -1e30, 1e5, -1e5, 8388609.0, -8388607.5],
     dtype=np.float32,
 )
 
@@ -103,7 +103,9 @@ def assert_close(actual: np.ndarray, exact: np.ndarray, ulp: float, absolute: fl
         error = np.abs(actual.astype(np.float64) - exact)
     np.testing.assert_array_equal(actual[edge], rounded[edge])
     bad = ~edge & (error > ulp * spacing + absolute)
-    assert not bad.any(), f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
+    assert not bad.any(), (
+        f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -186,7 +188,9 @@ def test_unary_shapes(isa: str) -> None:
 def test_clip_takes_bounds_as_inputs(isa: str) -> None:
     x = np.float32([-2, -1, 0, np.nan, 5])
     ints = [kernels.UNARY["clip"]]
-    np.testing.assert_array_equal(kernels.call_node("unary", [x, np.float32(-1), np.float32(2)], ints=ints)[0], np.clip(x, -1, 2))
+    np.testing.assert_array_equal(
+        kernels.call_node("unary", [x, np.float32(-1), np.float32(2)], ints=ints)[0], np.clip(x, -1, 2)
+    )
     np.testing.assert_array_equal(kernels.call_node("unary", [x, None, np.float32(2)], ints=ints)[0], np.minimum(x, 2))
     np.testing.assert_array_equal(kernels.call_node("unary", [x], ints=ints)[0], x)
     assert kernels.call_node("unary", [x, np.zeros(2, np.float32)], ints=ints) is None
@@ -347,7 +351,9 @@ def test_cast(isa: str, source: str, target: str) -> None:
     np.testing.assert_array_equal(result[0], wanted.astype(target))
     assert result[0].dtype == np.dtype(target)
     for n in SIZES:
-        np.testing.assert_array_equal(kernels.call_node("cast", [wanted[:n]], ints=[CODES[target]])[0], wanted[:n].astype(target))
+        np.testing.assert_array_equal(
+            kernels.call_node("cast", [wanted[:n]], ints=[CODES[target]])[0], wanted[:n].astype(target)
+        )
 
 
 def test_cast_of_what_does_not_fit(isa: str) -> None:
@@ -371,6 +377,8 @@ def test_half_precision_conversions_are_exact(isa: str) -> None:
     np.testing.assert_array_equal(single, every.astype(np.float32))
     numbers = single[np.isfinite(single)]
     between = np.concatenate([numbers, np.nextafter(numbers, np.float32(9e9)), (numbers + np.roll(numbers, 1)) / 2])
-    between = np.concatenate([between, SPECIAL, np.float32([65504, 65519.99, 65520, 1e-8, 2.98e-8, 2.99e-8])]).astype(np.float32)
+    between = np.concatenate([between, SPECIAL, np.float32([65504, 65519.99, 65520, 1e-8, 2.98e-8, 2.99e-8])]).astype(
+        np.float32
+    )
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(kernels.call_node("cast", [between], ints=[10])[0], between.astype(np.float16))

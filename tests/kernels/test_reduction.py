@@ -32,7 +32,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def reduce(
-    name: str, x: np.ndarray, axes: tuple[int, ...] = (), keepdims: bool = False, noop: bool = False, num_threads: int = 1
+    name: str,
+    x: np.ndarray,
+    axes: tuple[int, ...] = (),
+    keepdims: bool = False,
+    noop: bool = False,
+    num_threads: int = 1,
 ) -> np.ndarray | None:
     ints = [kernels.REDUCE[name], int(keepdims), int(noop), *axes]
     result = kernels.call_node("reduce", [x], ints=ints, num_threads=num_threads)
@@ -49,7 +54,9 @@ def assert_reduced(name: str, x: np.ndarray, axes: tuple[int, ...], keepdims: bo
     if name in ("max", "min"):
         np.testing.assert_array_equal(actual, exact)
         return
-    magnitude = np.abs(exact) if name == "prod" else FORMULAS[name](np.abs(x.astype(np.float64)), axis=axes, keepdims=keepdims)
+    magnitude = (
+        np.abs(exact) if name == "prod" else FORMULAS[name](np.abs(x.astype(np.float64)), axis=axes, keepdims=keepdims)
+    )
     roundings = n + 2 if name == "prod" else min(n, 160 + n / 2048) + 3
     assert (np.abs(actual - exact) <= EPSILON * roundings * magnitude).all()
 
@@ -140,7 +147,10 @@ def test_index_of_the_extreme(isa: str, name: str, last: bool) -> None:
     rng = np.random.default_rng(6)
     formula = {"argmax": np.argmax, "argmin": np.argmin}[name]
     for shape in ((1,), (7,), (3, 5), (2, 3, 70), (2, 40, 3), (4, 1000)):
-        for source in (rng.integers(0, 5, shape), np.where(rng.random(shape) < 0.05, np.nan, rng.standard_normal(shape))):
+        for source in (
+            rng.integers(0, 5, shape),
+            np.where(rng.random(shape) < 0.05, np.nan, rng.standard_normal(shape)),
+        ):
             x = np.asarray(source, np.float32)
             for axis in range(-x.ndim, x.ndim):
                 expected = formula(x, axis=axis)

@@ -28,7 +28,9 @@ def exact_softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return shifted / shifted.sum(axis=axis, keepdims=True)
 
 
-def norm(name: str, inputs: list, axis: int = -1, epsilon: float = 1e-5, num_outputs: int = 1, num_threads: int = 1) -> list:
+def norm(
+    name: str, inputs: list, axis: int = -1, epsilon: float = 1e-5, num_outputs: int = 1, num_threads: int = 1
+) -> list:
     return kernels.call_node(
         name, inputs, ints=[axis], floats=[epsilon], num_outputs=num_outputs, num_threads=num_threads
     )

@@ -25,6 +25,12 @@ static inline vf exp_tail(vf r) {
     return vf_fma(p, r, vf_set(0.49999994f));
 }
 
+/// 1 + r + r²·exp_tail(r).
+static inline vf exp_of_remainder(vf r) {
+    vf one = vf_set(1.0f);
+    return vf_fma(vf_fma(exp_tail(r), r, one), r, one);
+}
+
 /// x − n·ln2, ln2 in two parts.
 static inline vf exp_remainder(vf x, vf n) {
     return vf_fnma(n, vf_set(-1.90465421e-09f), vf_fnma(n, vf_set(0.693147182f), x));
@@ -35,29 +41,49 @@ static inline vf vf_exp(vf x) {
     x = vf_max(vf_set(-104.0f), vf_min(vf_set(89.0f), x));
     vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_INT));
     vf r = exp_remainder(x, vf_sub(t, vf_set(ROUND_TO_INT)));
-    vf q = vf_add(vf_fma(vf_mul(r, r), exp_tail(r), r), vf_set(1.0f));
-    return vf_ldexp(q, vi_sub(vf_as_vi(t), vf_as_vi(vf_set(ROUND_TO_INT))));
+    return vf_ldexp(exp_of_remainder(r), vi_sub(vf_as_vi(t), vf_as_vi(vf_set(ROUND_TO_INT))));
 }
 
-/// For x ≤ 0 only: rint(x / ln2) and 2 to that power; the power is 0 below −87.68.
-static inline vf exp_reduce_nonpositive(vf x, vf *power) {
-    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_INT + 127.0f));
-    *power = vi_as_vf(vi_sll(vf_as_vi(t), 23));
-    return exp_remainder(x, vf_sub(t, vf_set(ROUND_TO_INT + 127.0f)));
+/// What adding it leaves in the low nine bits is rint(t) + 127, the exponent field of 2 to that power:
+/// 0 stands for n = −127 and inf for n = 128.
+#define ROUND_TO_EXPONENT (ROUND_TO_INT + 127.0f)
+
+static inline vf power_of_two(vf rounded) { return vi_as_vf(vi_sll(vf_as_vi(rounded), 23)); }
+
+/// eˣ; 0 below −87.68, inf above 88.37.
+static inline vf vf_exp_flushed(vf x) {
+    x = vf_max(vf_set(-88.0f), vf_min(vf_set(88.7f), x));
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_EXPONENT));
+    vf r = exp_remainder(x, vf_sub(t, vf_set(ROUND_TO_EXPONENT)));
+    return vf_mul(exp_of_remainder(r), power_of_two(t));
 }
 
-/// eˣ for x ≤ 0; exactly 0 below −87.68.
+/// eˣ for x ≤ 0, exactly 0 below −87.68. Its relative error grows with |x| by 3e-9·|x|: for sums with e⁰.
 static inline vf vf_exp_nonpositive(vf x) {
-    vf power;
-    vf r = exp_reduce_nonpositive(vf_max(vf_set(-88.0f), x), &power);
-    return vf_mul(vf_add(vf_fma(vf_mul(r, r), exp_tail(r), r), vf_set(1.0f)), power);
+    x = vf_max(vf_set(-88.0f), x);
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_EXPONENT));
+    vf r = vf_fnma(vf_sub(t, vf_set(ROUND_TO_EXPONENT)), vf_set(0.693147182f), x);
+    return vf_mul(exp_of_remainder(r), power_of_two(t));
 }
 
 /// eˣ − 1 for x ≤ 0, relative accuracy also near 0.
 static inline vf vf_expm1_nonpositive(vf x) {
-    vf power;
-    vf r = exp_reduce_nonpositive(vf_max(vf_set(-88.0f), x), &power);
+    x = vf_max(vf_set(-88.0f), x);
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_EXPONENT)), power = power_of_two(t);
+    vf r = vf_fnma(vf_sub(t, vf_set(ROUND_TO_EXPONENT)), vf_set(0.693147182f), x);
     return vf_fma(vf_fma(vf_mul(r, r), exp_tail(r), r), power, vf_sub(power, vf_set(1.0f)));
+}
+
+/// 2ᵖ within 2e-7 for −127.5 < p < 128.5, most accurate near integers; 0 below −126.5, inf above 127.5.
+static inline vf vf_exp2_in_range(vf p) {
+    vf t = vf_add(p, vf_set(ROUND_TO_EXPONENT));
+    vf r = vf_sub(p, vf_sub(t, vf_set(ROUND_TO_EXPONENT)));
+    vf q = vf_set(0.00132692745f);  // (2ʳ − 1) / r
+    q = vf_fma(q, r, vf_set(0.00967130065f));
+    q = vf_fma(q, r, vf_set(0.055507116f));
+    q = vf_fma(q, r, vf_set(0.240222469f));
+    q = vf_fma(q, r, vf_set(0.693147004f));
+    return vf_mul(vf_fma(q, r, vf_set(1.0f)), power_of_two(t));
 }
 
 /// ln x; −inf at 0, NaN below 0.
@@ -98,15 +124,15 @@ static inline vf vf_tanh(vf x) {
 }
 
 static inline vf vf_sigmoid(vf x) {
-    vf z = vf_exp_nonpositive(vf_neg(vf_abs(x)));
-    return vf_div(vf_blend(vf_lt(x, vf_zero()), z, vf_set(1.0f)), vf_add(vf_set(1.0f), z));
+    vf one = vf_set(1.0f);
+    return vf_div(one, vf_add(one, vf_exp_flushed(vf_neg(x))));
 }
 
-static inline vf vf_silu(vf x) { return vf_mul(x, vf_sigmoid(x)); }
+static inline vf vf_silu(vf x) { return vf_div(x, vf_add(vf_set(1.0f), vf_exp_flushed(vf_neg(x)))); }
 
 /// ln(1 + eˣ).
 static inline vf vf_softplus(vf x) {
-    return vf_add(vf_max(vf_zero(), x), vf_log1p_unit(vf_exp_nonpositive(vf_neg(vf_abs(x)))));
+    return vf_add(vf_max(vf_zero(), x), vf_log1p_unit(vf_exp(vf_neg(vf_abs(x)))));
 }
 
 static inline vf vf_erf(vf x) {
@@ -129,29 +155,28 @@ static inline vf vf_erf(vf x) {
     return vf_blend(vf_lt(a, vf_set(0.925f)), vf_fma(x, p, x), vf_with_sign(far, x));
 }
 
-/// x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), and Φ(−a) = exp of a polynomial: one path, and small where gelu is small.
+/// x·Φ(x) = max(x, 0) − |x|·Φ(−|x|), and Φ(−a) = 2 to a polynomial: one path, and small where gelu is small.
 static inline vf vf_gelu(vf x) {
-    vf a = vf_min(vf_set(14.0f), vf_abs(x));
-    vf p = vf_set(-1.38050673e-8f);  // ln Φ(−a), fitted on 0 … 5.7
-    p = vf_fma(p, a, vf_set(4.3206208e-7f));
-    p = vf_fma(p, a, vf_set(-5.79715288e-6f));
-    p = vf_fma(p, a, vf_set(4.21453478e-5f));
-    p = vf_fma(p, a, vf_set(-0.000155272501f));
-    p = vf_fma(p, a, vf_set(-8.26836549e-5f));
-    p = vf_fma(p, a, vf_set(0.00491980463f));
-    p = vf_fma(p, a, vf_set(-0.0364228562f));
-    p = vf_fma(p, a, vf_set(-0.318282515f));
-    p = vf_fma(p, a, vf_set(-0.797887802f));
-    p = vf_fma(p, a, vf_set(-0.693147123f));
-    return vf_fnma(a, vf_exp_nonpositive(p), vf_max(vf_zero(), x));
+    vf a = vf_min(vf_set(11.575f), vf_abs(x));  // the polynomial is −127 there, hence Φ exactly 0
+    vf p = vf_set(-1.863026e-8f);               // log2 Φ(−a), fitted on 0 … 5.7
+    p = vf_fma(p, a, vf_set(5.92264541e-7f));
+    p = vf_fma(p, a, vf_set(-8.05838044e-6f));
+    p = vf_fma(p, a, vf_set(5.92545584e-5f));
+    p = vf_fma(p, a, vf_set(-0.000219813228f));
+    p = vf_fma(p, a, vf_set(-0.00012457429f));
+    p = vf_fma(p, a, vf_set(0.00709810946f));
+    p = vf_fma(p, a, vf_set(-0.0525412597f));
+    p = vf_fma(p, a, vf_set(-0.459189296f));
+    p = vf_fma(p, a, vf_set(-1.15110779f));
+    p = vf_fma(p, a, vf_set(-0.99999994f));
+    return vf_fnma(a, vf_exp2_in_range(p), vf_max(vf_zero(), x));
 }
 
 /// x·sigmoid(2u), u = √(2/π)·(x + 0.044715·x³): the tanh form of gelu without its cancellation.
 static inline vf vf_gelu_tanh(vf x) {
-    vf b = vf_max(vf_set(-12.0f), vf_min(vf_set(12.0f), x));
-    vf u = vf_mul(b, vf_fma(vf_mul(b, b), vf_set(0.0713548163f), vf_set(1.59576912f)));
-    vf y = vf_mul(x, vf_sigmoid(u));
-    return vf_blend(vf_eq(x, vf_set(-INFINITY)), vf_set(-0.0f), y);
+    vf p = vf_mul(x, vf_fma(vf_mul(x, x), vf_set(-0.102943243f), vf_set(-2.30220819f)));  // −2u·log2 e
+    p = vf_max(vf_set(-127.0f), vf_min(vf_set(128.0f), p));
+    return vf_div(vf_max(vf_set(-3e38f), x), vf_add(vf_set(1.0f), vf_exp2_in_range(p)));
 }
 
 /// Beyond this, or for Inf and NaN, lanes go to libm.

@@ -70,7 +70,7 @@ def test_cumsum(dtype: type, data: st.DataObject) -> None:
     dims = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
     axis = data.draw(st.integers(-len(dims), len(dims) - 1))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    x = rng.normal(0, 2.0**rng.integers(0, 30), dims).astype(dtype)
+    x = rng.normal(0, 2.0 ** rng.integers(0, 30), dims).astype(dtype)
     for exclusive in (0, 1):
         for reverse in (0, 1):
             check("CumSum", [x, np.array(axis)], exclusive=exclusive, reverse=reverse)

@@ -110,7 +110,8 @@ def test_global_pools(n: int, c: int, spatial: list[int], seed: int) -> None:
     count = int(np.prod(spatial))
     # Sixteen sums side by side, then four additions and one division.
     bound = (count / 16 + 6) * EPS * np.abs(x).mean(axis=axes, keepdims=True, dtype=np.float64)
-    assert mean.shape == exact.shape and (np.abs(mean - exact) <= bound).all()
+    assert mean.shape == exact.shape
+    assert (np.abs(mean - exact) <= bound).all()
 
 
 def test_global_pools_of_nan_and_infinity() -> None:

@@ -31,6 +31,11 @@ typedef struct {
 
 /// Every file under nodes/ ends with its own list; nodes.c joins them. {NULL, NULL} terminates.
 extern const qrt_node_entry qrt_layout_nodes[];
+extern const qrt_node_entry qrt_move_nodes[];
+extern const qrt_node_entry qrt_pad_nodes[];
+extern const qrt_node_entry qrt_index_nodes[];
+extern const qrt_node_entry qrt_generate_nodes[];
+extern const qrt_node_entry qrt_pooling_nodes[];
 extern const qrt_node_entry qrt_linear_q8_nodes[];
 extern const qrt_node_entry qrt_attention_nodes[];
 extern const qrt_node_entry qrt_conv_nodes[];

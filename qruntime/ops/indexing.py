@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, normalize_axis, same_dtype, scalar, wrap_indices
 from qruntime.ops.elementwise import is_float
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -17,6 +18,11 @@ def gather(x: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> np.ndarray:
     axis = normalize_axis(axis, x.ndim)
     limit_shape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
     return np.asarray(np.take(x, wrap_indices(indices, x.shape[axis]), axis))
+
+
+@gather.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("gather", ints=[node.attr("axis", 0)])
 
 
 def _along_axis(x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
@@ -34,6 +40,11 @@ def _along_axis(x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarr
 @operator("GatherElements", since=11)
 def gather_elements(x: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> np.ndarray:
     return x[_along_axis(x, indices, axis)]
+
+
+@gather_elements.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("gather_elements", ints=[node.attr("axis", 0)])
 
 
 def _scatter(x: np.ndarray, where: tuple[np.ndarray, ...], updates: np.ndarray, reduction: str) -> np.ndarray:
@@ -63,9 +74,21 @@ def scatter_elements(
     return _scatter_elements(x, indices, updates, axis, reduction)
 
 
+@scatter_elements.native
+def _(node: Node) -> NativeCall | None:
+    if node.attr("reduction", "none") != "none":
+        return None
+    return NativeCall("scatter_elements", ints=[node.attr("axis", 0)])
+
+
 @operator("Scatter", since=9)
 def scatter(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0) -> np.ndarray:
     return _scatter_elements(x, indices, updates, axis, "none")
+
+
+@scatter.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("scatter_elements", ints=[node.attr("axis", 0)])
 
 
 def _leading(x: np.ndarray, indices: np.ndarray, batch_dims: int) -> tuple[np.ndarray, ...]:
@@ -91,6 +114,11 @@ def gather_nd(x: np.ndarray, indices: np.ndarray, *, batch_dims: int = 0) -> np.
     return np.asarray(x[where])
 
 
+@gather_nd.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("gather_nd", ints=[node.attr("batch_dims", 0)])
+
+
 @operator("ScatterND", since=11)
 def scatter_nd(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, reduction: str = "none") -> np.ndarray:
     where = _leading(x, indices, 0)
@@ -98,6 +126,11 @@ def scatter_nd(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, reduc
     if updates.shape != needed:
         raise ValueError(f"updates must have shape {needed}, got {updates.shape}")
     return _scatter(x, where, updates, reduction)
+
+
+@scatter_nd.native
+def _(node: Node) -> NativeCall | None:
+    return NativeCall("scatter_nd") if node.attr("reduction", "none") == "none" else None
 
 
 @operator("TensorScatter", since=24)
@@ -177,9 +210,19 @@ def one_hot(indices: np.ndarray, depth: np.ndarray, values: np.ndarray, *, axis:
     return _one_hot(indices, depth, values, axis, negative=True)
 
 
+@one_hot.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("one_hot", ints=[node.attr("axis", -1), 1])
+
+
 @operator("OneHot", since=9, shape_inputs=(1,))
 def one_hot_9(indices: np.ndarray, depth: np.ndarray, values: np.ndarray, *, axis: int = -1) -> np.ndarray:
     return _one_hot(indices, depth, values, axis, negative=False)
+
+
+@one_hot_9.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("one_hot", ints=[node.attr("axis", -1), 0])
 
 
 @operator("Compress", since=9, shape_inputs=None)

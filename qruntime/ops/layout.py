@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import integers, limit_shape, normalize_axes, normalize_axis, same_dtype, scalar
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 def _reshape(x: np.ndarray, shape: list[int], allowzero: int) -> np.ndarray:
@@ -39,9 +40,19 @@ def reshape(x: np.ndarray, shape: np.ndarray, *, allowzero: int = 0) -> np.ndarr
     return _reshape(x, integers(shape, "shape"), allowzero)
 
 
+@reshape.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("reshape", ints=[node.attr("allowzero", 0)], inputs=[0, 1])
+
+
 @operator("Reshape", since=1)
 def reshape_1(x: np.ndarray, *, shape: Sequence[int] = ()) -> np.ndarray:
     return _reshape(x, list(shape), allowzero=0)
+
+
+@reshape_1.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("reshape", ints=[0, *node.attr("shape", ())], inputs=[0])
 
 
 @operator("Flatten", since=1)
@@ -51,6 +62,11 @@ def flatten(x: np.ndarray, *, axis: int = 1) -> np.ndarray:
         raise ValueError(f"axis must lie in [{-x.ndim}, {x.ndim}], got {axis}")
     axis = axis + x.ndim if axis < 0 else axis
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+@flatten.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("flatten", ints=[node.attr("axis", 1)])
 
 
 def _squeeze(x: np.ndarray, axes: list[int] | None) -> np.ndarray:
@@ -68,9 +84,20 @@ def squeeze(x: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
     return _squeeze(x, None if axes is None else integers(axes, "axes"))
 
 
+@squeeze.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("squeeze", inputs=[0, 1])
+
+
 @operator("Squeeze", since=1)
 def squeeze_1(x: np.ndarray, *, axes: Sequence[int] | None = None) -> np.ndarray:
     return _squeeze(x, None if axes is None else list(axes))
+
+
+@squeeze_1.native
+def _(node: Node) -> NativeCall | None:
+    axes = node.attr("axes")
+    return None if axes == () else NativeCall("squeeze", ints=axes or (), inputs=[0])
 
 
 def _unsqueeze(x: np.ndarray, axes: list[int]) -> np.ndarray:
@@ -85,9 +112,19 @@ def unsqueeze(x: np.ndarray, axes: np.ndarray) -> np.ndarray:
     return _unsqueeze(x, integers(axes, "axes"))
 
 
+@unsqueeze.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("unsqueeze", inputs=[0, 1])
+
+
 @operator("Unsqueeze", since=1)
 def unsqueeze_1(x: np.ndarray, *, axes: Sequence[int]) -> np.ndarray:
     return _unsqueeze(x, list(axes))
+
+
+@unsqueeze_1.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("unsqueeze", ints=node.attr("axes"), inputs=[0])
 
 
 @operator("Transpose", since=1)
@@ -98,6 +135,12 @@ def transpose(x: np.ndarray, *, perm: Sequence[int] | None = None) -> np.ndarray
     if sorted(perm) != list(range(x.ndim)):
         raise ValueError(f"perm must be a permutation of 0 to {x.ndim - 1}, got {list(perm)}")
     return x.transpose(perm)
+
+
+@transpose.native
+def _(node: Node) -> NativeCall | None:
+    perm = node.attr("perm")
+    return None if perm == () else NativeCall("transpose", ints=perm or ())
 
 
 @operator("Expand", since=8, shape_inputs=(1,))
@@ -113,6 +156,11 @@ def expand(x: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.broadcast_to(x, target).copy()
 
 
+@expand.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("expand")
+
+
 def _tile(x: np.ndarray, repeats: list[int]) -> np.ndarray:
     if len(repeats) != x.ndim:
         raise ValueError(f"one repeat per dimension is needed, got {repeats} for shape {x.shape}")
@@ -124,6 +172,11 @@ def _tile(x: np.ndarray, repeats: list[int]) -> np.ndarray:
 @operator("Tile", since=6, shape_inputs=(1,))
 def tile(x: np.ndarray, repeats: np.ndarray) -> np.ndarray:
     return _tile(x, integers(repeats, "repeats"))
+
+
+@tile.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("tile")
 
 
 @operator("Tile", since=1, shape_inputs=(1, 2))
@@ -151,6 +204,11 @@ def concatenate(inputs: Sequence[np.ndarray], axis: int) -> np.ndarray:
 @operator("Concat", since=1)
 def concat(*inputs: np.ndarray, axis: int = 1) -> np.ndarray:
     return concatenate(inputs, axis)
+
+
+@concat.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("concat", ints=[node.attr("axis", 1)])
 
 
 def split_at(x: np.ndarray, sizes: list[int], axis: int) -> tuple[np.ndarray, ...]:
@@ -186,6 +244,11 @@ def split(x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_
     return _split(x, sizes, axis, num_outputs, uneven=True)
 
 
+@split.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("split", ints=[node.attr("axis", 0), 1], inputs=[0, 1])
+
+
 @operator("Split", since=13, shape_inputs=(1,))
 def split_13(
     x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int
@@ -193,11 +256,21 @@ def split_13(
     return _split(x, sizes, axis, num_outputs, uneven=False)
 
 
+@split_13.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("split", ints=[node.attr("axis", 0), 0], inputs=[0, 1])
+
+
 @operator("Split", since=2)
 def split_2(
     x: np.ndarray, *, axis: int = 0, split: Sequence[int] | None = None, num_outputs: int
 ) -> tuple[np.ndarray, ...]:
     return _split(x, split, axis, num_outputs, uneven=False)
+
+
+@split_2.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("split", ints=[node.attr("axis", 0), 0, *node.attr("split", ())], inputs=[0])
 
 
 @operator("Split", since=1, shape_inputs=(1,))
@@ -255,12 +328,26 @@ def slice_(
     )
 
 
+@slice_.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("slice", inputs=[0, 1, 2, 3, 4])
+
+
 @operator("Slice", since=1)
 def slice_1(
     x: np.ndarray, *, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int] | None = None
 ) -> np.ndarray:
     chosen = list(range(len(starts))) if axes is None else list(axes)
     return _slice(x, list(starts), list(ends), chosen, [1] * len(starts))
+
+
+@slice_1.native
+def _(node: Node) -> NativeCall | None:
+    starts, ends = node.attr("starts"), node.attr("ends")
+    axes = node.attr("axes", tuple(range(len(starts))))
+    if not len(starts) == len(ends) == len(axes):
+        return None
+    return NativeCall("slice", ints=[*starts, *ends, *axes, *(1 for _ in starts)], inputs=[0])
 
 
 def _source_positions(mode: str, before: int, size: int, after: int) -> np.ndarray:
@@ -320,14 +407,38 @@ def pad(
     return _pad(x, integers(pads, "pads"), mode, fill, None if axes is None else integers(axes, "axes"))
 
 
+_NATIVE_PAD_MODES = ("constant", "reflect", "edge", "wrap")
+"""In the order of the codes in `kernels/nodes/pad.c`."""
+
+
+@pad.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("pad", ints=[_NATIVE_PAD_MODES.index(node.attr("mode", "constant"))], inputs=[0, 1, 2, 3])
+
+
+def _pad_by_attributes(node: Node, pads: Sequence[int]) -> NativeCall:
+    mode = _NATIVE_PAD_MODES.index(node.attr("mode", "constant"))
+    return NativeCall("pad", ints=[mode, *pads], floats=[node.attr("value", 0.0)], inputs=[0])
+
+
 @operator("Pad", since=2)
 def pad_2(x: np.ndarray, *, pads: Sequence[int], mode: str = "constant", value: float = 0.0) -> np.ndarray:
     return _pad(x, list(pads), mode, np.asarray(value).astype(x.dtype), None)
 
 
+@pad_2.native
+def _(node: Node) -> NativeCall:
+    return _pad_by_attributes(node, node.attr("pads"))
+
+
 @operator("Pad", since=1)
 def pad_1(x: np.ndarray, *, paddings: Sequence[int], mode: str = "constant", value: float = 0.0) -> np.ndarray:
     return _pad(x, list(paddings), mode, np.asarray(value).astype(x.dtype), None)
+
+
+@pad_1.native
+def _(node: Node) -> NativeCall:
+    return _pad_by_attributes(node, node.attr("paddings"))
 
 
 @operator("CenterCropPad", since=18, shape_inputs=(1,))
@@ -388,3 +499,8 @@ def trilu(x: np.ndarray, k: np.ndarray | None = None, *, upper: int = 1) -> np.n
     diagonal = _clamp(diagonal, -x.shape[-2] - 1, x.shape[-1] + 1)
     keep = columns - rows >= diagonal if upper else columns - rows <= diagonal
     return np.where(keep, x, _zero(x.dtype)).astype(x.dtype, copy=False)
+
+
+@trilu.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("trilu", ints=[node.attr("upper", 1)])

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
-from qruntime.ops.registry import operator
-from qruntime.ops.windows import Window, axis_taps, padded, per_axis, reduce_windows, tap_counts, window
+from qruntime.ops.registry import NativeCall, operator
+from qruntime.ops.windows import AUTO_PADS, Window, axis_taps, padded, per_axis, reduce_windows, tap_counts, window
 
 
 def _lowest(dtype: np.dtype) -> float | int:
@@ -61,6 +62,26 @@ def max_pool(
     )
 
 
+def _sliding(node: Node, kernel: str) -> NativeCall | None:
+    """The call of a sliding pooling over one or two axes; None for more, or for attributes of odd lengths."""
+    sizes = node.attr("kernel_shape", ())
+    rank = len(sizes)
+    strides, dilations = node.attr("strides", (1,) * rank), node.attr("dilations", (1,) * rank)
+    pads = node.attr("pads", (0,) * 2 * rank)
+    if rank not in (1, 2) or not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
+        return None
+    auto_pad = AUTO_PADS.index(node.attr("auto_pad", "NOTSET") or "NOTSET")
+    ints = [auto_pad, node.attr("ceil_mode", 0), node.attr("count_include_pad", 0)]
+    for axis in zip(sizes, strides, dilations, pads[:rank], pads[rank:], strict=True):
+        ints.extend(axis)
+    return NativeCall(kernel, ints=ints)
+
+
+@max_pool.native
+def _(node: Node) -> NativeCall | None:
+    return _sliding(node, "max_pool") if len(node.outputs) == 1 else None
+
+
 @operator("AveragePool", since=1)
 def average_pool(
     x: np.ndarray,
@@ -80,6 +101,11 @@ def average_pool(
     sums = reduce_windows(np.add, padded("AveragePool", x.astype(wide, copy=False), win), win)
     counts = tap_counts(win, x.shape[2:], bool(count_include_pad))
     return (sums / np.maximum(counts, 1).astype(wide)).astype(x.dtype, copy=False)
+
+
+@average_pool.native
+def _(node: Node) -> NativeCall | None:
+    return _sliding(node, "average_pool")
 
 
 @operator("LpPool", since=1)
@@ -115,6 +141,11 @@ def global_average_pool(x: np.ndarray) -> np.ndarray:
     return x.mean(axis=axes, keepdims=True, dtype=working_dtype(x.dtype)).astype(x.dtype, copy=False)
 
 
+@global_average_pool.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("global_average_pool")
+
+
 @operator("GlobalMaxPool", since=1)
 def global_max_pool(x: np.ndarray) -> np.ndarray:
     """X (N, C, *spatial) → maxima (N, C, 1, …)."""
@@ -122,6 +153,11 @@ def global_max_pool(x: np.ndarray) -> np.ndarray:
     if not math.prod(x.shape[2:]):
         raise ValueError(f"GlobalMaxPool: no maximum of empty planes, X has shape {x.shape}")
     return x.max(axis=axes, keepdims=True)
+
+
+@global_max_pool.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("global_max_pool")
 
 
 @operator("GlobalLpPool", since=1)

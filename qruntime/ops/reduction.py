@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import integers, normalize_axes, normalize_axis, scalar
 from qruntime.ops.elementwise import is_float, narrow, widen
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 Axes = tuple[int, ...]
 Reduction = Callable[[np.ndarray, Axes], np.ndarray]
@@ -164,6 +165,11 @@ def _cumulate(ufunc: np.ufunc, x: np.ndarray, axis: np.ndarray, exclusive: int, 
 @operator("CumSum", since=11)
 def cum_sum(x: np.ndarray, axis: np.ndarray, *, exclusive: int = 0, reverse: int = 0) -> np.ndarray:
     return _cumulate(np.add, x, axis, exclusive, reverse)
+
+
+@cum_sum.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("cumsum", ints=[node.attr("exclusive", 0), node.attr("reverse", 0)])
 
 
 @operator("CumProd", since=26)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
-from qruntime.ir.dtypes import numpy_dtype
+from qruntime.ir import Node
+from qruntime.ir.dtypes import ONNX_CODES, numpy_dtype, onnx_code
 from qruntime.ops.checks import integers, limit_shape, same_dtype, scalar
 from qruntime.ops.elementwise import is_float, is_narrow_float
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
+
+
+_NO_END = 2**63 - 1
 
 
 @operator("Shape", since=15)
@@ -19,9 +24,20 @@ def shape(x: np.ndarray, *, start: int = 0, end: int | None = None) -> np.ndarra
     return np.array(x.shape[slice(start, end)], np.int64)
 
 
+@shape.native
+def _(node: Node) -> NativeCall | None:
+    end = node.attr("end")
+    return NativeCall("shape", ints=[node.attr("start", 0), _NO_END if end is None else end])
+
+
 @operator("Shape", since=1)
 def shape_1(x: np.ndarray) -> np.ndarray:
     return np.array(x.shape, np.int64)
+
+
+@shape_1.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("shape", ints=[0, _NO_END])
 
 
 @operator("Size", since=1)
@@ -29,11 +45,26 @@ def size(x: np.ndarray) -> np.ndarray:
     return np.array(x.size, np.int64)
 
 
+@size.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("size")
+
+
 @operator("ConstantOfShape", since=9, shape_inputs=(0,))
 def constant_of_shape(dims: np.ndarray, *, value: np.ndarray | None = None) -> np.ndarray:
     """A tensor full of the one element of `value`; float32 zeros without it."""
     fill = np.zeros((), np.float32) if value is None else scalar(value, "value")
     return np.full(limit_shape(integers(dims, "the shape")), fill, fill.dtype)
+
+
+@constant_of_shape.native
+def _(node: Node) -> NativeCall | None:
+    value = np.zeros(1, np.float32) if node.attr("value") is None else node.attr("value")
+    if value.size != 1 or value.dtype.itemsize > 8:
+        return None
+    code = onnx_code(value.dtype)
+    bits = int.from_bytes(value.tobytes().ljust(8, b"\0"), sys.byteorder, signed=True)
+    return NativeCall("constant_of_shape", ints=[code, bits]) if code != ONNX_CODES["string"] else None
 
 
 @operator("Range", since=11, shape_inputs=(0, 1, 2))
@@ -65,10 +96,20 @@ def range_(start: np.ndarray, limit: np.ndarray, delta: np.ndarray, *, stash_typ
         return np.asarray(start + np.arange(count).astype(start.dtype) * delta).astype(dtype)
 
 
+@range_.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("range")
+
+
 @operator("Identity", since=1)
 def identity(x: Any) -> Any:
     """Tensors, sequences and optionals alike."""
     return x
+
+
+@identity.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("identity")
 
 
 @operator("Constant", since=1)

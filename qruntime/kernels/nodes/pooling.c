@@ -1,0 +1,216 @@
+/// Poolings of float32 planes.
+///
+/// A sliding window is reduced down its columns first, whole rows at a time, into a padded line, then along
+/// that line. Every output is computed by the same operations wherever its plane lies.
+#include <math.h>
+#include <string.h>
+
+#include "../threads.h"
+#include "arguments.h"
+
+/// Planes are pooled in parallel above this many taps.
+enum { PARALLEL_TAPS = 64 * 1024 };
+
+/// One axis of a sliding window.
+typedef struct {
+    int64_t size, kernel, stride, dilation, begin, end, output;
+} window;
+
+typedef struct {
+    const float *x;
+    float *y;
+    float *lines;             ///< one padded line for each task
+    int64_t line_elems, planes, planes_per_task;
+    window rows, columns;
+    const float *counts;  ///< NULL for maxima; else how many taps count, per output row, then per output column
+} pooling;
+
+static inline float larger(float v, float m) { return v > m || v != v ? v : m; }
+
+static void pool_planes(void *context, int64_t task) {
+    const pooling *p = context;
+    const window rows = p->rows, columns = p->columns;
+    const bool is_max = !p->counts;
+    int64_t plane = task * p->planes_per_task, end = plane + p->planes_per_task;
+    if (end > p->planes) end = p->planes;
+    float *line = p->lines + task * p->line_elems, *inside = line + columns.begin;
+    const float neutral = is_max ? -INFINITY : 0;
+    for (int64_t i = 0; i < p->line_elems; i++) line[i] = neutral;
+    for (; plane < end; plane++) {
+        const float *x = p->x + plane * rows.size * columns.size;
+        float *y = p->y + plane * rows.output * columns.output;
+        for (int64_t r = 0; r < rows.output; r++, y += columns.output) {
+            for (int64_t i = 0; i < columns.size; i++) inside[i] = neutral;
+            for (int64_t k = 0; k < rows.kernel; k++) {
+                int64_t at = r * rows.stride + k * rows.dilation - rows.begin;
+                if (at < 0 || at >= rows.size) continue;
+                const float *row = x + at * columns.size;
+                if (is_max) for (int64_t i = 0; i < columns.size; i++) inside[i] = larger(row[i], inside[i]);
+                else for (int64_t i = 0; i < columns.size; i++) inside[i] += row[i];
+            }
+            if (is_max) {
+                for (int64_t c = 0; c < columns.output; c++) {
+                    const float *taps = line + c * columns.stride;
+                    float m = taps[0];
+                    for (int64_t k = 1; k < columns.kernel; k++) m = larger(taps[k * columns.dilation], m);
+                    y[c] = m;
+                }
+            } else {
+                const float in_column = p->counts[r], *in_row = p->counts + rows.output;
+                for (int64_t c = 0; c < columns.output; c++) {
+                    const float *taps = line + c * columns.stride;
+                    float sum = taps[0], count = in_column * in_row[c];
+                    for (int64_t k = 1; k < columns.kernel; k++) sum += taps[k * columns.dilation];
+                    y[c] = sum / (count < 1 ? 1 : count);
+                }
+            }
+        }
+    }
+}
+
+enum { NOTSET, SAME_UPPER, SAME_LOWER, VALID };
+
+/// Find padding and output size of an axis; false for what the definition reports.
+static bool resolve(window *w, int auto_pad, bool rounds_up) {
+    const int64_t limit = 1 << 24;
+    if (w->kernel < 1 || w->stride < 1 || w->dilation < 1 || w->begin < 0 || w->end < 0) return false;
+    if (w->kernel > limit || w->stride > limit || w->dilation > limit || w->begin > limit || w->end > limit) return false;
+    const int64_t extent = (w->kernel - 1) * w->dilation + 1;
+    if (extent > limit) return false;
+    if (auto_pad == SAME_UPPER || auto_pad == SAME_LOWER) {
+        w->output = w->size / w->stride + (w->size % w->stride != 0);
+        int64_t total = (w->output - 1) * w->stride + extent - w->size;
+        if (total < 0) total = 0;
+        w->begin = auto_pad == SAME_UPPER ? total / 2 : total - total / 2;
+        w->end = total - w->begin;
+        return true;
+    }
+    if (auto_pad == VALID) w->begin = w->end = 0;
+    int64_t room = w->size + w->begin + w->end - extent;
+    if (room < 0) return false;
+    w->output = room / w->stride + 1;
+    // A window that would start in the padding behind the input does not count.
+    if (rounds_up && auto_pad == NOTSET && room % w->stride && w->output * w->stride < w->size + w->begin) w->output++;
+    return true;
+}
+
+static void count_taps(const window *w, bool includes_pad, float *counts) {
+    int64_t low = includes_pad ? 0 : w->begin, high = w->begin + w->size + (includes_pad ? w->end : 0);
+    for (int64_t o = 0; o < w->output; o++) {
+        int64_t count = 0;
+        for (int64_t k = 0; k < w->kernel; k++) {
+            int64_t at = o * w->stride + k * w->dilation;
+            count += at >= low && at < high;
+        }
+        counts[o] = (float)count;
+    }
+}
+
+/// ints: auto_pad, ceil_mode, count_include_pad, then for each spatial axis (one or two)
+/// kernel, stride, dilation, padding before and behind. Input: float32 [N, C, spatial…].
+static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool is_max) {
+    const qrt_tensor *x = qrt_input(node, in, 0);
+    const int num_axes = (node->num_ints - 3) / 5;
+    if (!qrt_is_tensor(x) || x->dtype != QRT_F32 || num_axes < 1 || num_axes > 2 || x->rank != num_axes + 2) return QRT_DECLINE;
+    window axes[2] = {{1, 1, 1, 1, 0, 0, 1}, {1, 1, 1, 1, 0, 0, 1}};
+    int64_t dims[QRT_MAX_RANK] = {x->dims[0], x->dims[1]};
+    for (int i = 0; i < num_axes; i++) {
+        const int64_t *given = node->ints + 3 + 5 * i;
+        window *w = &axes[i + 2 - num_axes];
+        *w = (window){x->dims[i + 2], given[0], given[1], given[2], given[3], given[4], 0};
+        if (!resolve(w, (int)node->ints[0], node->ints[1] != 0)) return QRT_DECLINE;
+        dims[i + 2] = w->output;
+    }
+    if (!qrt_is_buildable(x->rank, dims)) return QRT_DECLINE;
+    const window *rows = &axes[0], *columns = &axes[1];
+    // The line holds all that windows reach, and the whole row even where no window does.
+    int64_t line = (columns->output - 1) * columns->stride + (columns->kernel - 1) * columns->dilation + 1;
+    if (line < columns->begin + columns->size) line = columns->begin + columns->size;
+    pooling p = {.x = x->data, .line_elems = line, .planes = dims[0] * dims[1], .rows = *rows, .columns = *columns};
+    int64_t size;
+    qrt_num_elements(x->rank, dims, &size);
+    if (size == 0) return qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
+    int64_t num_tasks = size / PARALLEL_TAPS * (rows->kernel + columns->kernel) < 1 ? 1 : 4 * (int64_t)run->num_threads;
+    p.planes_per_task = (p.planes + num_tasks - 1) / num_tasks;
+    num_tasks = (p.planes + p.planes_per_task - 1) / p.planes_per_task;
+    int64_t num_counts = rows->output + columns->output;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(num_tasks * line + num_counts) * sizeof(float));
+    if (!scratch) return QRT_NO_MEMORY;
+    p.lines = scratch->data;
+    if (!is_max) {
+        float *taps = p.lines + num_tasks * line;
+        count_taps(rows, node->ints[2] != 0, taps);
+        count_taps(columns, node->ints[2] != 0, taps + rows->output);
+        p.counts = taps;
+    }
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
+    if (status == QRT_OK) {
+        p.y = out[0].data;
+        qrt_parallel_for(run->num_threads, num_tasks, pool_planes, &p);
+    }
+    qrt_scratch_free(run, scratch);
+    return status;
+}
+
+static qrt_status max_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return slide(node, run, in, out, true);
+}
+
+static qrt_status average_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return slide(node, run, in, out, false);
+}
+
+/// Lanes that sum or compare side by side; their number fixes the order of the operations.
+enum { LANES = 16 };
+
+static float sum_plane(const float *x, int64_t count) {
+    float lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] += x[i + k];
+    for (int k = 0; i < count; i++, k++) lanes[k] += x[i];
+    for (int width = LANES / 2; width; width /= 2)
+        for (int k = 0; k < width; k++) lanes[k] += lanes[k + width];
+    return lanes[0];
+}
+
+static float max_plane(const float *x, int64_t count) {
+    float lanes[LANES];
+    for (int k = 0; k < LANES; k++) lanes[k] = x[0];
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] = larger(x[i + k], lanes[k]);
+    for (int k = 0; i < count; i++, k++) lanes[k] = larger(x[i], lanes[k]);
+    for (int k = 1; k < LANES; k++) lanes[0] = larger(lanes[k], lanes[0]);
+    return lanes[0];
+}
+
+static qrt_status reduce_planes(qrt_run *run, const qrt_tensor *x, qrt_tensor *out, bool is_max) {
+    if (!qrt_is_tensor(x) || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
+    int64_t dims[QRT_MAX_RANK], count = qrt_product(x->dims, 2, x->rank);
+    if (count == 0) return QRT_DECLINE;
+    for (int i = 0; i < x->rank; i++) dims[i] = i < 2 ? x->dims[i] : 1;
+    qrt_status status = qrt_alloc(run, out, QRT_F32, x->rank, dims);
+    if (status != QRT_OK) return status;
+    const float *from = x->data;
+    float *to = out->data;
+    for (int64_t i = 0; i < out->size; i++, from += count)
+        to[i] = is_max ? max_plane(from, count) : sum_plane(from, count) / (float)count;
+    return QRT_OK;
+}
+
+static qrt_status global_average_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return reduce_planes(run, qrt_input(node, in, 0), &out[0], false);
+}
+
+static qrt_status global_max_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return reduce_planes(run, qrt_input(node, in, 0), &out[0], true);
+}
+
+const qrt_node_entry qrt_pooling_nodes[] = {
+    {"max_pool", max_pool},
+    {"average_pool", average_pool},
+    {"global_average_pool", global_average_pool},
+    {"global_max_pool", global_max_pool},
+    {NULL, NULL},
+};

@@ -1,0 +1,289 @@
+#include "strided_copy.h"
+
+#include <string.h>
+
+#include "../threads.h"
+
+/// Below this many bytes a second thread costs more than it brings.
+enum { PARALLEL_BYTES = 512 * 1024 };
+
+typedef struct { uint64_t low, high; } u128;
+
+#define COPY_RUNS_OF(T)                                                                                      \
+    for (int64_t i = 0; i < count; i++) memcpy(t + i * to_stride, f + i * from_stride, sizeof(T))
+
+void qrt_copy_runs(void *to, int64_t to_stride, const void *from, int64_t from_stride, int64_t count, int64_t bytes) {
+    char *t = to;
+    const char *f = from;
+    switch (bytes) {
+    case 0: return;
+    case 1: COPY_RUNS_OF(uint8_t); return;
+    case 2: COPY_RUNS_OF(uint16_t); return;
+    case 4: COPY_RUNS_OF(uint32_t); return;
+    case 8: COPY_RUNS_OF(uint64_t); return;
+    case 16: COPY_RUNS_OF(u128); return;
+    default:
+        for (int64_t i = 0; i < count; i++) memcpy(t + i * to_stride, f + i * from_stride, (size_t)bytes);
+    }
+}
+
+#define FILL(T)                                                                                              \
+    do {                                                                                                     \
+        T v, *t = to;                                                                                        \
+        memcpy(&v, value, sizeof v);                                                                         \
+        for (int64_t i = 0; i < count; i++) t[i] = v;                                                        \
+    } while (0)
+
+void qrt_fill(void *to, const void *value, size_t item, int64_t count) {
+    static const char zeros[8];
+    if (!memcmp(value, zeros, item)) {
+        memset(to, 0, (size_t)count * item);
+        return;
+    }
+    switch (item) {
+    case 1: FILL(uint8_t); return;
+    case 2: FILL(uint16_t); return;
+    case 4: FILL(uint32_t); return;
+    default: FILL(uint64_t); return;
+    }
+}
+
+/// rows × columns elements; the target's columns are adjacent.
+typedef struct {
+    int64_t rows, columns;
+    int64_t to_row, from_row, from_column;
+    size_t item;
+} plane;
+
+typedef void (*plane_fn)(const plane *p, char *to, const char *from);
+
+static void copy_rows(const plane *p, char *to, const char *from) {
+    qrt_copy_runs(to, p->to_row, from, p->from_row, p->rows, p->columns * (int64_t)p->item);
+}
+
+#define COPY_COLUMNS(T, GET)                                                                                 \
+    for (int64_t r = 0; r < p->rows; r++, to += p->to_row, from += p->from_row) {                            \
+        const char *f = from;                                                                                \
+        char *t = to;                                                                                        \
+        for (int64_t c = 0; c < p->columns; c++, t += sizeof(T), f += GET) {                                 \
+            T v;                                                                                             \
+            memcpy(&v, f, sizeof v);                                                                         \
+            memcpy(t, &v, sizeof v);                                                                         \
+        }                                                                                                    \
+    }
+
+static void copy_columns(const plane *p, char *to, const char *from) {
+    const int64_t step = p->from_column;
+    switch (p->item) {
+    case 1: COPY_COLUMNS(uint8_t, step); return;
+    case 2: COPY_COLUMNS(uint16_t, step); return;
+    case 4: COPY_COLUMNS(uint32_t, step); return;
+    case 8: COPY_COLUMNS(uint64_t, step); return;
+    default: COPY_COLUMNS(u128, step); return;
+    }
+}
+
+/// Source column stride 0: each row holds one element again and again.
+static void repeat_columns(const plane *p, char *to, const char *from) {
+    if (p->item > 8) {
+        copy_columns(p, to, from);
+        return;
+    }
+    for (int64_t r = 0; r < p->rows; r++) qrt_fill(to + r * p->to_row, from + r * p->from_row, p->item, p->columns);
+}
+
+/// The source's rows are adjacent: a transposition. Tiles keep both sides in the first-level cache.
+enum { TILE = 32 };
+
+#define TRANSPOSE_TILE(T, ROWS, COLUMNS)                                                                     \
+    for (int64_t r = 0; r < (ROWS); r++)                                                                     \
+        for (int64_t c = 0; c < (COLUMNS); c++) memcpy(t + r * to_row + c * (int64_t)sizeof(T), f + c * from_column + r * (int64_t)sizeof(T), sizeof(T))
+
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
+
+static inline void transpose_4x4(char *t, int64_t to_row, const char *f, int64_t from_column) {
+    u32x4 a, b, c, d;
+    memcpy(&a, f, 16);
+    memcpy(&b, f + from_column, 16);
+    memcpy(&c, f + 2 * from_column, 16);
+    memcpy(&d, f + 3 * from_column, 16);
+    u32x4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    u32x4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    u32x4 rows[4] = {
+        __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
+        __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7),
+    };
+    for (int r = 0; r < 4; r++) memcpy(t + r * to_row, &rows[r], 16);
+}
+
+static void transpose_tile(const plane *p, char *t, const char *f, int64_t rows, int64_t columns) {
+    const int64_t to_row = p->to_row, from_column = p->from_column;
+    switch (p->item) {
+    case 1: TRANSPOSE_TILE(uint8_t, rows, columns); return;
+    case 2: TRANSPOSE_TILE(uint16_t, rows, columns); return;
+    case 4: {
+        int64_t whole_rows = rows & ~3, whole_columns = columns & ~3;
+        for (int64_t r = 0; r < whole_rows; r += 4)
+            for (int64_t c = 0; c < whole_columns; c += 4)
+                transpose_4x4(t + r * to_row + c * 4, to_row, f + c * from_column + r * 4, from_column);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; c++)
+                memcpy(t + r * to_row + c * 4, f + c * from_column + r * 4, 4);
+        return;
+    }
+    case 8: TRANSPOSE_TILE(uint64_t, rows, columns); return;
+    default: TRANSPOSE_TILE(u128, rows, columns); return;
+    }
+}
+
+static void transpose_plane(const plane *p, char *to, const char *from) {
+    const int64_t item = (int64_t)p->item;
+    for (int64_t r = 0; r < p->rows; r += TILE) {
+        int64_t rows = p->rows - r < TILE ? p->rows - r : TILE;
+        for (int64_t c = 0; c < p->columns; c += TILE) {
+            int64_t columns = p->columns - c < TILE ? p->columns - c : TILE;
+            transpose_tile(p, to + r * p->to_row + c * item, from + c * p->from_column + r * item, rows, columns);
+        }
+    }
+}
+
+typedef struct {
+    char *to;
+    const char *from;
+    qrt_arrangement outer;
+    plane plane;
+    plane_fn copy;
+    int64_t row_block, num_blocks;   ///< a plane is cut into blocks of rows
+    int64_t num_units, units_per_task;
+} job;
+
+static void run_units(void *context, int64_t task) {
+    const job *j = context;
+    int64_t unit = task * j->units_per_task, end = unit + j->units_per_task;
+    if (end > j->num_units) end = j->num_units;
+    int64_t index[QRT_COPY_RANK], block = unit % j->num_blocks, at = unit / j->num_blocks;
+    char *to = j->to;
+    const char *from = j->from;
+    const qrt_arrangement *o = &j->outer;
+    for (int i = o->rank - 1; i >= 0; i--) {
+        index[i] = at % o->dims[i];
+        at /= o->dims[i];
+        to += index[i] * o->to_strides[i];
+        from += index[i] * o->from_strides[i];
+    }
+    plane p = j->plane;
+    for (; unit < end; unit++) {
+        int64_t row = block * j->row_block;
+        p.rows = j->plane.rows - row < j->row_block ? j->plane.rows - row : j->row_block;
+        j->copy(&p, to + row * p.to_row, from + row * p.from_row);
+        if (++block < j->num_blocks) continue;
+        block = 0;
+        for (int i = o->rank - 1; i >= 0; i--) {
+            to += o->to_strides[i];
+            from += o->from_strides[i];
+            if (++index[i] < o->dims[i]) break;
+            to -= o->dims[i] * o->to_strides[i];
+            from -= o->dims[i] * o->from_strides[i];
+            index[i] = 0;
+        }
+    }
+}
+
+/// Drop dimensions of one element and join neighbours that both sides walk through evenly.
+/// False when there is nothing to copy.
+static bool collapse(const qrt_arrangement *a, qrt_arrangement *c) {
+    c->rank = 0;
+    for (int i = 0; i < a->rank; i++) {
+        if (a->dims[i] == 0) return false;
+        if (a->dims[i] == 1) continue;
+        int last = c->rank - 1;
+        if (last >= 0 && c->to_strides[last] == a->to_strides[i] * a->dims[i] &&
+            c->from_strides[last] == a->from_strides[i] * a->dims[i]) {
+            c->dims[last] *= a->dims[i];
+        } else {
+            last = c->rank++;
+            c->dims[last] = a->dims[i];
+        }
+        c->to_strides[last] = a->to_strides[i];
+        c->from_strides[last] = a->from_strides[i];
+    }
+    return true;
+}
+
+static void drop_dim(qrt_arrangement *a, int at) {
+    a->rank--;
+    for (int i = at; i < a->rank; i++) {
+        a->dims[i] = a->dims[i + 1];
+        a->to_strides[i] = a->to_strides[i + 1];
+        a->from_strides[i] = a->from_strides[i + 1];
+    }
+}
+
+void qrt_copy_strided(int num_threads, void *to, const void *from, size_t item, const qrt_arrangement *arrangement) {
+    job j = {.to = to, .from = from};
+    qrt_arrangement *a = &j.outer;
+    if (!collapse(arrangement, a)) return;
+    // A short run of adjacent elements moves as one wider element.
+    if (a->rank > 1) {
+        int last = a->rank - 1;
+        int64_t run = a->dims[last] * (int64_t)item;
+        if (a->to_strides[last] == (int64_t)item && a->from_strides[last] == (int64_t)item &&
+            (run == 2 || run == 4 || run == 8 || run == 16)) {
+            item = (size_t)run;
+            drop_dim(a, last);
+        }
+    }
+    plane *p = &j.plane;
+    p->item = item;
+    p->rows = p->columns = 1;
+    p->from_column = (int64_t)item;
+    p->to_row = p->from_row = 0;
+    int rows_at = a->rank - 2;
+    j.copy = copy_rows;
+    if (a->rank > 0) {
+        int last = a->rank - 1;
+        if (a->to_strides[last] == (int64_t)item) {
+            p->columns = a->dims[last];
+            p->from_column = a->from_strides[last];
+            if (p->from_column == 0) {
+                j.copy = repeat_columns;
+            } else if (p->from_column != (int64_t)item) {
+                j.copy = copy_columns;
+                for (int i = 0; i < last; i++) {
+                    if (a->from_strides[i] == (int64_t)item) {
+                        rows_at = i;
+                        j.copy = transpose_plane;
+                    }
+                }
+            }
+            drop_dim(a, last);
+        } else {
+            rows_at = last;  // the target's last dimension has gaps: runs of one element
+        }
+    }
+    if (rows_at >= 0) {
+        p->rows = a->dims[rows_at];
+        p->to_row = a->to_strides[rows_at];
+        p->from_row = a->from_strides[rows_at];
+        drop_dim(a, rows_at);
+    }
+    int64_t num_outer = 1;
+    for (int i = 0; i < a->rank; i++) num_outer *= a->dims[i];
+    j.row_block = p->rows;
+    j.num_blocks = 1;
+    int64_t bytes = num_outer * p->rows * p->columns * (int64_t)item;
+    if (num_threads <= 1 || bytes < PARALLEL_BYTES) {
+        j.num_units = j.units_per_task = num_outer;
+        run_units(&j, 0);
+        return;
+    }
+    int64_t num_tasks = 4 * (int64_t)num_threads;
+    if (num_outer < num_tasks) {
+        int64_t blocks = (num_tasks + num_outer - 1) / num_outer;
+        j.row_block = ((p->rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+        j.num_blocks = (p->rows + j.row_block - 1) / j.row_block;
+    }
+    j.num_units = num_outer * j.num_blocks;
+    j.units_per_task = (j.num_units + num_tasks - 1) / num_tasks;
+    qrt_parallel_for(num_threads, (j.num_units + j.units_per_task - 1) / j.units_per_task, run_units, &j);
+}

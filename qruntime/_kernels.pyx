@@ -874,12 +874,8 @@ cdef class Executable:
     cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
         """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""
         cdef int i
-<<<<<<< HEAD
+        # A view of a borrowed tensor has neither a base nor bytes of its own.
         if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_WRITEABLE) or array.ndim != t.rank:
-=======
-        # a view of a borrowed tensor has neither a base nor bytes of its own
-        if not array.flags.owndata or not array.flags.writeable or array.ndim != t.rank:
->>>>>>> ops-a
             return False
         for i in range(t.rank):
             if cnp.PyArray_DIM(array, i) != t.dims[i]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime import _kernels
+from qruntime.ir import Node
 from qruntime.ops.interpolation import sample_linear
 from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
 from qruntime.ops.quantize_linear import integers_as_float, requantized
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import Window, padded, per_axis, window, windows_view
 
 COLUMN_ELEMENTS = 1 << 23
@@ -92,6 +94,31 @@ def conv(
     wide = working_dtype(x.dtype)
     y = convolve("Conv", x.astype(wide, copy=False), w.astype(wide, copy=False), group, win)
     return add_bias("Conv", y, b).astype(x.dtype, copy=False)
+
+
+_AUTO_PAD = {"NOTSET": 0, "VALID": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
+
+
+@conv.native
+def _conv(node: Node) -> NativeCall | None:
+    w = node.input(1)
+    weight = None if w is None else w.data
+    if weight is None or weight.dtype != np.float32 or not 3 <= weight.ndim <= 5:
+        return None
+    rank = weight.ndim - 2
+    auto_pad = node.attr("auto_pad", "NOTSET")
+    pads = node.attr("pads", ()) or (0,) * (2 * rank)
+    if auto_pad != "NOTSET":
+        pads = (0,) * (2 * rank)
+    strides, dilations = node.attr("strides", ()) or (1,) * rank, node.attr("dilations", ()) or (1,) * rank
+    if len(pads) != 2 * rank or len(strides) != rank or len(dilations) != rank or auto_pad not in _AUTO_PAD:
+        return None
+    if tuple(node.attr("kernel_shape", weight.shape[2:])) != weight.shape[2:]:
+        return None
+    group = node.attr("group", 1)
+    packed = [_kernels.PackedF32(weight.reshape(weight.shape[0], -1).T)] if group == 1 and weight.size else []
+    ints = [rank, group, 0, _AUTO_PAD[auto_pad], *strides, *pads, *dilations]
+    return NativeCall("conv", ints=ints, packed=packed)
 
 
 def _without_zero_point(op: str, name: str, x: np.ndarray, zero_point: np.ndarray | None, channels: int) -> np.ndarray:

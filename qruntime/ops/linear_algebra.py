@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import same_dtype
 from qruntime.ops.elementwise import is_float, narrow, widen
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 @operator("MatMul", since=1)
@@ -15,6 +16,11 @@ def mat_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     same_dtype(a, b)
     with np.errstate(all="ignore"):
         return narrow(np.matmul(widen(a), widen(b)), a.dtype)
+
+
+@mat_mul.native
+def _matmul(node: Node) -> NativeCall:
+    return NativeCall("matmul", ints=[0], floats=[1.0])
 
 
 def _columns(zero_point: np.ndarray | None, x: np.ndarray, per_row: bool) -> np.ndarray:
@@ -83,6 +89,12 @@ def gemm(
                 raise ValueError(f"C of shape {c.shape} does not broadcast to {shape}")
             y = y + _scaled(widen(c), beta)
         return narrow(y, a.dtype)
+
+
+@gemm.native
+def _gemm(node: Node) -> NativeCall:
+    ints = [node.attr("transA", 0), node.attr("transB", 0)]
+    return NativeCall("gemm", ints=ints, floats=[node.attr("alpha", 1.0), node.attr("beta", 1.0)])
 
 
 @operator("Gemm", since=1)

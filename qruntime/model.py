@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,12 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.errors import InputError, QuantizationError
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
-from qruntime.ir.dtypes import numpy_dtype, type_name
+from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import exporter, importer
 from qruntime.passes import pipeline
 from qruntime.quantization import dynamic, printing
 from qruntime.quantization.report import Report
+from qruntime.runtime.inputs import convert_input, fixed_shape
 from qruntime.runtime.plan import Plan, check_supported, make_plan
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
@@ -149,7 +149,7 @@ class Model:
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
             [v.type.dtype if v.type and v.type.kind == "tensor" else 0 for v in inputs],
-            [_fixed_shape(v) for v in inputs],
+            [fixed_shape(v) for v in inputs],
             names,
             self._convert,
         )
@@ -157,7 +157,7 @@ class Model:
 
     def _convert(self, index: int, value: Any) -> Any:
         """An array that fits input `index`, made from `value`; InputError when there is none."""
-        return _convert_input(self.graph.inputs[index], value)
+        return convert_input(self.graph.inputs[index], value)
 
     def quantize_dynamic(
         self,
@@ -250,63 +250,6 @@ def _listing(infos: Sequence[TensorInfo]) -> str:
 
 def _is_optional(value: Value) -> bool:
     return value.type is not None and value.type.kind == "optional"
-
-
-def _fixed_shape(value: Value) -> tuple[int, ...] | None:
-    if value.type is None or value.type.shape is None or value.type.kind != "tensor":
-        return None
-    return tuple(d if isinstance(d, int) and d >= 0 else -1 for d in value.type.shape)
-
-
-def _convert_input(declared: Value, value: Any) -> Any:
-    name, typ = declared.name, declared.type
-    if typ is not None and typ.kind == "optional" and typ.elem is not None:
-        typ = typ.elem if value is not None else None
-    if typ is None or typ.kind != "tensor" or typ.dtype == 0:
-        if typ is None or typ.kind == "tensor":
-            return value if value is None or isinstance(value, (list, np.ndarray)) else np.asarray(value)
-        if typ.kind == "sequence":
-            if not isinstance(value, (list, tuple)):
-                raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(value)}; pass a list")
-            return [v if isinstance(v, (list, tuple)) else np.asarray(v) for v in value]
-        return value
-    wanted = numpy_dtype(typ.dtype)
-    array = _as_array(name, value, wanted)
-    if wanted == object:
-        if array.dtype.kind not in "OSUT":
-            raise InputError(f"input {name!r}: needs strings, got {array.dtype}")
-        array = array.astype(object)
-    elif array.dtype != wanted:
-        raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}; convert it with .astype(np.{wanted.name})")
-    if typ.shape is not None:
-        fits = array.ndim == len(typ.shape) and all(
-            not isinstance(d, int) or d < 0 or d == n for d, n in zip(typ.shape, array.shape)
-        )
-        if not fits:
-            raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}")
-    return array
-
-
-def _as_array(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
-    """A view of `value` where numpy can make one; Python numbers and lists take the wanted element type."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        array = np.asarray(value)
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    if value is None:
-        raise InputError(f"input {name!r}: got None, needs an array")
-    try:
-        if hasattr(value, "__dlpack__") and not hasattr(value, "__array_interface__"):
-            with contextlib.suppress(TypeError, ValueError, RuntimeError, BufferError):
-                return np.from_dlpack(value)
-        array = np.asarray(value)
-        is_plain = isinstance(value, (bool, int, float, complex, str, list, tuple))
-        if is_plain and wanted != object and array.dtype != wanted:
-            if array.size and not np.can_cast(array.dtype, wanted, "same_kind") and not (array.dtype.kind in "iu" and wanted.kind in "iufV"):
-                return array
-            return np.asarray(value, dtype=wanted)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"input {name!r}: cannot be viewed as an array of {wanted}: {error}") from error
-    return array
 
 
 def _copy_into(name: str, results: dict[str, Any], buffer: np.ndarray) -> np.ndarray:

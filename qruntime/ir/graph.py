@@ -79,7 +79,7 @@ class TypeInfo(NamedTuple):
 class Value:
     """One edge: an input, a constant or what a node makes."""
 
-    __slots__ = ("data", "name", "producer", "type", "uses")
+    __slots__ = ("data", "name", "output_of", "producer", "type", "uses")
 
     def __init__(self, name: str, type: TypeInfo | None = None, data: np.ndarray | None = None):
         self.name = name
@@ -87,6 +87,7 @@ class Value:
         self.data = data
         self.producer: Node | None = None
         self.uses: dict[tuple[Node, int], None] = {}  # a dict for its order and quick removal
+        self.output_of: dict[Graph, None] = {}
 
     @property
     def is_constant(self) -> bool:
@@ -209,13 +210,26 @@ class Graph:
         self.name = name
         self.doc = doc
         self.inputs = list(inputs)
-        self.outputs = list(outputs)
+        self._outputs: tuple[Value, ...] = ()
+        self.outputs = outputs
         self.output_names = [value.name for value in self.outputs]  # the public names: survive any rewrite
         self.output_types = [value.type for value in self.outputs]  # as declared; likewise
         self.input_defaults: dict[Value, np.ndarray] = {}  # inputs that need not be fed
         self.nodes: list[Node] = []
         for node in nodes:
             self.append(node)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, values: Iterable[Value]) -> None:
+        for value in self._outputs:
+            value.output_of.pop(self, None)
+        self._outputs = tuple(values)
+        for value in self._outputs:
+            value.output_of[self] = None
 
     def append(self, node: Node) -> None:
         node.graph = self
@@ -240,6 +254,7 @@ class Graph:
 
     def release(self) -> None:
         """Withdraw every use that this graph makes of outer values (it is being thrown away)."""
+        self.outputs = ()
         for node in self.nodes:
             for index in range(len(node._inputs)):
                 node.set_input(index, None)
@@ -247,10 +262,10 @@ class Graph:
                 graph.release()
 
     def replace_uses(self, old: Value, new: Value) -> None:
-        """Make every reader of `old`, graph outputs of all nested graphs included, read `new`."""
+        """Make every reader of `old`, outputs of graphs included, read `new`."""
         for node, index in list(old.uses):
             node.set_input(index, new)
-        for graph in self.walk_graphs():
+        for graph in list(old.output_of):
             graph.outputs = [new if value is old else value for value in graph.outputs]
 
     def walk_graphs(self) -> Iterator[Graph]:
@@ -290,7 +305,7 @@ class Graph:
         return list(seen)
 
     def is_output(self, value: Value) -> bool:
-        return any(value is output for output in self.outputs)
+        return self in value.output_of
 
     def sort(self) -> None:
         """Order nodes after the producers of what they and their subgraphs read (stable).

@@ -328,6 +328,18 @@ def test_quantized(rung: str, op: str, variant: int, direction: int, mode: int, 
         check_quantized(layer, lengths=[3, 0, 6, 1], **layer.data(6, 4))
 
 
+@pytest.mark.parametrize(("op", "variant"), [("lstm", 0), ("gru", 1), ("rnn", 0)])
+@pytest.mark.parametrize("layout", [0, 1])
+def test_per_tensor_range_spans_blocks_and_threads(op: str, variant: int, layout: int) -> None:
+    """One range for all of X, though it holds more steps than a block; one for all rows of h, whatever the threads."""
+    hidden = 256 if op == "rnn" else 64
+    layer = Layer(op, 3, hidden, layout=layout, variant=variant, mode=PER_TENSOR)
+    check_quantized(layer, **layer.data(150, 12))
+    data, packed = layer.data(9, 32), layer.packed()
+    for a, b in zip(layer.run(**data, packed=packed), layer.run(**data, threads=3, packed=packed), strict=True):
+        assert np.array_equal(a, b)
+
+
 # ---------------------------------------------------------------------------------------- independence
 
 

@@ -161,11 +161,12 @@ class _Weights:
         if key not in self._made:
             assert value.data is not None
             data = value.data
+            form = Int8(range="mse") if axis is None else Int8(axis)
             if data.ndim == 3 and data.shape[0] > 1:
                 # One scale per direction, as each direction is a layer of its own.
-                parts = [quantize(data[d : d + 1], Int8(axis)) for d in range(data.shape[0])]
+                parts = [quantize(data[d : d + 1], form) for d in range(data.shape[0])]
             else:
-                parts = [quantize(data, Int8(axis))]
+                parts = [quantize(data, form)]
             first = graph.nodes[0] if graph.nodes else node
             nodes, output = _dequantization(value, parts, node.version)
             graph.insert_before(first, *nodes)

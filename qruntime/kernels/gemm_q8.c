@@ -39,13 +39,15 @@ static size_t add_part(layout *l, int64_t count, size_t item) {
 static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
     int nr = w->kernel->nr;
     int64_t panels = ceil_div(w->n, nr);
-    memset(w->panels, 0, (size_t)(panels * w->panel_bytes));
+    const int32_t *zero_points = w->zero_points;
     memset(w->col_sums, 0, sizeof *w->col_sums * (size_t)(panels * nr));
     for (int64_t panel = 0; panel < panels; panel++) {
         int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
         const int8_t *from = source + first * col_stride_elems;
         char *to = (char *)w->panels + panel * w->panel_bytes;
-        if (!w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns, to)) return false;
+        if (!w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns,
+                                   zero_points ? zero_points + first : NULL, to))
+            return false;
         int32_t *sums = w->col_sums + first;
         if (col_stride_elems == 1) {
             for (int64_t i = 0; i < w->k; i++)
@@ -54,7 +56,10 @@ static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_st
             for (int64_t j = 0; j < columns; j++)
                 for (int64_t i = 0; i < w->k; i++) sums[j] += from[i * row_stride_elems + j * col_stride_elems];
         }
+        if (zero_points && w->kernel->subtracts_zero_points)
+            for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[first + j];
     }
+    if (w->kernel->subtracts_zero_points) w->zero_points = NULL;
     return true;
 }
 
@@ -90,15 +95,15 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         .bias = bias ? (float *)(base + at_bias) : NULL,
         .buffer = buffer,
     };
-    if (!fill_columns(made, w, row_stride_elems, col_stride_elems)) {
-        qrt_q8_free(made);
-        return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points, num_params, bias);
-    }
     for (int64_t j = 0; j < columns; j++) {
         int64_t from = num_params == 1 ? 0 : j;
         made->scales[j] = j < n ? scales[from] : 0.0f;
         if (zero_points) made->zero_points[j] = j < n ? zero_points[from] : 0;
         if (bias) made->bias[j] = j < n ? bias[j] : 0.0f;
+    }
+    if (!fill_columns(made, w, row_stride_elems, col_stride_elems)) {
+        qrt_q8_free(made);
+        return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points, num_params, bias);
     }
     return made;
 }

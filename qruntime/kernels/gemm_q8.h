@@ -47,7 +47,7 @@ typedef struct qrt_q8_weights {
     void *panels;            ///< layout private to `kernel`
     int32_t *col_sums;       ///< Σ_k qw[k, n], padded to a multiple of nr
     float *scales;           ///< padded to a multiple of nr (per tensor: the same value repeated)
-    int32_t *zero_points;    ///< padded; NULL when all are 0
+    int32_t *zero_points;    ///< padded; NULL when all are 0, or when the packed weights and col_sums are free of them
     float *bias;             ///< padded; NULL when there is none
     qrt_buffer *buffer;      ///< owns all of the above
 } qrt_q8_weights;
@@ -111,9 +111,11 @@ typedef struct qrt_gemm_q8 {
 
     int64_t (*panel_bytes)(int64_t k_padded);
 
-    /// Pack n ≤ nr columns of weights; the panel has been filled with zeros. False when they do not suit.
+    /// Pack n ≤ nr columns of weights, the rest zeros. `zero_points` (n of them, or NULL) are for kernels that subtract
+    /// them here. False when these weights do not suit.
     bool (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       void *panel);
+                       const int32_t *zero_points, void *panel);
+    bool subtracts_zero_points;
 
     /// The block against panels first … last-1, k ≤ QRT_Q8_MAX_K, and its epilogue.
     void (*multiply)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last);

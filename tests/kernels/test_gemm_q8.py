@@ -146,6 +146,25 @@ def test_sparse_outliers_among_small_weights():
             check(a, w, np.array([0.01], F32))
 
 
+@pytest.mark.parametrize("spread", [3, 12, 25, 38])
+@pytest.mark.parametrize("center", [-128, -127, -40, 0, 15, 127])
+def test_weights_like_those_of_trained_layers(spread, center):
+    """Normal around the zero point, with the ends of the range among them."""
+    rng = np.random.default_rng(spread + center + 128)
+    for k, n in ((1, 16), (4, 16), (9, 5), (130, 70), (256, 33)):
+        w = np.clip(np.rint(rng.standard_normal((k, n)) * spread + center), -128, 127).astype(np.int8)
+        w[rng.random(w.shape) < 0.002] = -128
+        w[rng.random(w.shape) < 0.002] = 127
+        zero = np.full(n, center, np.int32)
+        a = rng.standard_normal((7, k)).astype(F32)
+        a[3] = 1
+        scale = rng.uniform(1e-3, 1e-1, n).astype(F32)
+        check(a, w, scale, zero)
+        check(a, w, scale, np.clip(zero + rng.integers(-9, 10, n), -128, 127).astype(np.int32))
+        check(a, np.asfortranarray(w), scale[:1], zero[:1])
+        check(a, w, scale)
+
+
 def test_strided_weights():
     rng = np.random.default_rng(3)
     a = rng.standard_normal((5, 20)).astype(F32)

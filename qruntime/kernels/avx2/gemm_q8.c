@@ -59,11 +59,22 @@ static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k / 2][NR][2]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       void *panel) {
+                       const int32_t *zero_points, void *panel) {
+    (void)zero_points;
     int8_t *out = panel;
-    for (int64_t i = 0; i < k; i++)
+    int64_t i = 0;
+    if (n == NR && col_stride_elems == 1)
+        for (; i + KR <= k; i += KR, out += KR * NR)
+            for (int pair = 0; pair < KR; pair += 2) {
+                __m128i r0 = _mm_loadu_si128((const __m128i *)(w + (i + pair) * row_stride_elems));
+                __m128i r1 = _mm_loadu_si128((const __m128i *)(w + (i + pair + 1) * row_stride_elems));
+                _mm_store_si128((__m128i *)(out + pair * NR), _mm_unpacklo_epi8(r0, r1));
+                _mm_store_si128((__m128i *)(out + pair * NR + NR), _mm_unpackhi_epi8(r0, r1));
+            }
+    memset(out, 0, (size_t)((k - i + KR - 1) / KR * KR * NR));
+    for (int64_t first = i; i < k; i++)
         for (int64_t j = 0; j < n; j++)
-            out[(i / 2 * NR + j) * 2 + i % 2] = w[i * row_stride_elems + j * col_stride_elems];
+            out[((i - first) / 2 * NR + j) * 2 + i % 2] = w[i * row_stride_elems + j * col_stride_elems];
     return true;
 }
 

@@ -114,8 +114,7 @@ static inline void remove_waiting(pairing *p, int i) {
 }
 
 /// Pair an item that keeps the bound with one that waits, or let it wait. False when the panel is full.
-static bool add_item(pairing *p, int32_t place, __m256i w0, __m256i w1) {
-    lane_sums sums = sums_of(w0, w1);
+static bool add_item(pairing *p, int32_t place, __m256i w0, __m256i w1, lane_sums sums) {
     for (int i = 0; i < p->count; i++) {
         if (!may_pair(sums, p->sums[i])) continue;
         if (p->head->first_single < 2 * p->head->num_pairs + 2) return false;
@@ -151,31 +150,60 @@ static inline void load_item(const int8_t *w, int64_t row_stride_elems, int64_t 
         return;
     }
     int8_t item[ITEM] = {0};
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t i = 0; i < rows; i++) item[j * KR + i] = w[i * row_stride_elems + j * col_stride_elems];
+    if (rows == KR && row_stride_elems == 1)
+        for (int64_t j = 0; j < n; j++) memcpy(item + j * KR, w + j * col_stride_elems, KR);
+    else
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < rows; i++) item[j * KR + i] = w[i * row_stride_elems + j * col_stride_elems];
     *w0 = _mm256_loadu_si256((const __m256i *)item);
     *w1 = _mm256_loadu_si256((const __m256i *)(item + 32));
 }
 
+/// Add an item whatever its sums.
+static bool add_bounded(pairing *p, int32_t place, __m256i w0, __m256i w1) {
+    lane_sums sums = sums_of(w0, w1);
+    if (within(sums.up) && within(sums.down)) return add_item(p, place, w0, w1, sums);
+    __m256i rest0 = half_of_excess(w0), rest1 = half_of_excess(w1);
+    w0 = _mm256_sub_epi8(w0, rest0);
+    w1 = _mm256_sub_epi8(w1, rest1);
+    return add_item(p, place, w0, w1, sums_of(w0, w1)) && add_item(p, place, rest0, rest1, sums_of(rest0, rest1));
+}
+
+/// Zero points of up to 8 columns, each in four bytes; zeros where there is no column.
+static inline __m256i zero_bytes(const int32_t *zero_points, int64_t n) {
+    if (!zero_points || n <= 0) return _mm256_setzero_si256();
+    __m256i z = vi_load_n(zero_points, n < 8 ? n : 8);
+    return _mm256_shuffle_epi8(z, _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8,
+                                                   8, 8, 8, 12, 12, 12, 12));
+}
+
+static inline __m256i first_rows(__m256i item, int64_t rows) {
+    return _mm256_and_si256(item, _mm256_set1_epi32((int32_t)((1u << 8 * rows) - 1)));
+}
+
+static inline bool is_zero(__m256i v) { return _mm256_testz_si256(v, v); }
+
+/// Weights minus zero points; what then lies beyond int8 becomes an item of its own.
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       void *panel) {
+                       const int32_t *zero_points, void *panel) {
     if (k > QRT_Q8_MAX_K) return false;
+    for (int64_t j = 0; zero_points && j < n; j++)
+        if (zero_points[j] == INT8_MIN) return false;  // 127 + 128 is more than two items hold
     int64_t k_padded = (k + KR - 1) / KR * KR;
     panel_head *head = panel;
     head->capacity = head->first_single = (int32_t)capacity_of(k_padded);
     head->num_pairs = 0;
     pairing p = {.head = head, .items = (int8_t *)panel + head_bytes(head->capacity)};
+    __m256i zero0 = zero_bytes(zero_points, n), zero1 = zero_bytes(zero_points ? zero_points + 8 : NULL, n - 8);
     for (int64_t i = 0; i < k; i += KR) {
-        __m256i w0, w1;
-        load_item(w + i * row_stride_elems, row_stride_elems, col_stride_elems, k - i < KR ? k - i : KR, n, &w0, &w1);
-        lane_sums sums = sums_of(w0, w1);
-        if (within(sums.up) && within(sums.down)) {
-            if (!add_item(&p, (int32_t)i, w0, w1)) return false;
-            continue;
-        }
-        __m256i rest0 = half_of_excess(w0), rest1 = half_of_excess(w1);
-        if (!add_item(&p, (int32_t)i, _mm256_sub_epi8(w0, rest0), _mm256_sub_epi8(w1, rest1))) return false;
-        if (!add_item(&p, (int32_t)i, rest0, rest1)) return false;
+        __m256i source0, source1;
+        load_item(w + i * row_stride_elems, row_stride_elems, col_stride_elems, k - i < KR ? k - i : KR, n, &source0, &source1);
+        if (k - i < KR) zero0 = first_rows(zero0, k - i), zero1 = first_rows(zero1, k - i);
+        __m256i w0 = _mm256_subs_epi8(source0, zero0), w1 = _mm256_subs_epi8(source1, zero1);
+        __m256i beyond0 = _mm256_sub_epi8(_mm256_sub_epi8(source0, zero0), w0);
+        __m256i beyond1 = _mm256_sub_epi8(_mm256_sub_epi8(source1, zero1), w1);
+        if (!is_zero(_mm256_or_si256(beyond0, beyond1)) && !add_bounded(&p, (int32_t)i, beyond0, beyond1)) return false;
+        if (!add_bounded(&p, (int32_t)i, w0, w1)) return false;
     }
     for (int i = 0; i < p.count; i++)
         if (!put_single(&p, i)) return false;
@@ -268,6 +296,7 @@ void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1, .fallback = &qrt_avx2_gemm_q8_widening,
         .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .subtracts_zero_points = true,
         .multiply = multiply, .finish = finish,
     };
 }

@@ -39,8 +39,9 @@ static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k][NR]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       void *panel) {
-    int8_t *out = panel;
+                       const int32_t *zero_points, void *panel) {
+    (void)zero_points;
+    int8_t *out = memset(panel, 0, (size_t)panel_bytes(k));
     for (int64_t i = 0; i < k; i++)
         for (int64_t j = 0; j < n; j++) out[i * NR + j] = w[i * row_stride_elems + j * col_stride_elems];
     return true;

@@ -1,5 +1,5 @@
 /// What the vector rungs of the int8 GEMM share: range of a row, epilogue of a tile. Over the vocabulary of
-/// simd_*.h, with NR defined, a multiple of VL.
+/// simd_*.h, with MR and NR defined, NR a multiple of VL.
 
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     vf low0 = vf_set(*lo), low1 = low0, high0 = vf_set(*hi), high1 = high0;
@@ -24,44 +24,56 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
     *hi = any ? NAN : vf_hmax(vf_max(high0, high1));
 }
 
-/// From t, free of zero points, to y: columns j … j + VL - 1 of row r, of which n count.
-static inline void finish_vector(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t column, int64_t n, int r, vf t) {
-    vf x = vf_mul(t, vf_mul(vf_set(block->rows[r].scale), vf_load(w->scales + column)));
-    if (w->bias) x = vf_add(x, vf_load(w->bias + column));
-    x = vf_activate(x, block->epilogue.activation);
-    const float *residual = block->epilogue.residual;
-    float *y = block->y + r * block->ldy_elems + column;
-    if (residual) residual += r * block->epilogue.residual_stride_elems + column;
-    if (n >= VL) {
-        if (residual) x = vf_add(x, vf_load(residual));
-        vf_store(y, x);
-    } else {
-        if (residual) x = vf_add(x, vf_load_n(residual, n));
-        vf_store_n(y, x, n);
-    }
-}
-
-/// The epilogue of `rows` rows of sums from row `first` of the block on.
-static inline void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
-                               const int32_t *acc) {
-    for (int j = 0; j < NR; j += VL) {
-        int64_t column = panel * NR + j, n = w->n - column;
-        if (n <= 0) return;
-        vi sums = vi_load(w->col_sums + column);
+/// From t, free of zero points, to y, for `rows` rows of NR columns from row `first` of the block on; t is overwritten.
+static inline void finish_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows, float *t) {
+    int64_t left = w->n - panel * NR;
+    for (int j = 0; j < NR && j < left; j += VL) {
+        int64_t column = panel * NR + j;
+        vf scales = vf_load(w->scales + column);
         for (int r = 0; r < rows; r++) {
-            const qrt_q8_row *row = &block->rows[first + r];
-            vi t = vi_sub(vi_load(acc + r * NR + j), vi_mul(vi_set(row->zero_point), sums));
-            if (w->zero_points)
-                t = vi_sub(t, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
-            finish_vector(w, block, column, n, first + r, vi_to_vf(t));
+            vf x = vf_mul(vf_load(t + r * NR + j), vf_mul(vf_set(block->rows[first + r].scale), scales));
+            if (w->bias) x = vf_add(x, vf_load(w->bias + column));
+            vf_store(t + r * NR + j, x);
+        }
+    }
+    activate_vectors(t, (int64_t)rows * NR, block->epilogue.activation);
+    for (int r = 0; r < rows; r++) {
+        float *y = block->y + (first + r) * block->ldy_elems + panel * NR;
+        const float *residual = block->epilogue.residual;
+        if (residual) residual += (first + r) * block->epilogue.residual_stride_elems + panel * NR;
+        for (int j = 0; j < NR && j < left; j += VL) {
+            vf x = vf_load(t + r * NR + j);
+            if (left - j >= VL) {
+                if (residual) x = vf_add(x, vf_load(residual + j));
+                vf_store(y + j, x);
+            } else {
+                if (residual) x = vf_add(x, vf_load_n(residual + j, left - j));
+                vf_store_n(y + j, x, left - j);
+            }
         }
     }
 }
 
-static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
+/// The epilogue of sums acc[rows][NR].
+static inline void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
+                               const int32_t *acc) {
+    float t[MR * NR];
     for (int j = 0; j < NR; j += VL) {
-        int64_t column = panel * NR + j, n = w->n - column;
-        if (n <= 0) return;
-        finish_vector(w, block, column, n, r, vf_load(t + j));
+        int64_t column = panel * NR + j;
+        vi sums = vi_load(w->col_sums + column);
+        for (int r = 0; r < rows; r++) {
+            const qrt_q8_row *row = &block->rows[first + r];
+            vi x = vi_sub(vi_load(acc + r * NR + j), vi_mul(vi_set(row->zero_point), sums));
+            if (w->zero_points)
+                x = vi_sub(x, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
+            vf_store(t + r * NR + j, vi_to_vf(x));
+        }
     }
+    finish_rows(w, block, panel, first, rows, t);
+}
+
+static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
+    float copy[NR];
+    memcpy(copy, t, sizeof copy);
+    finish_rows(w, block, panel, r, 1, copy);
 }

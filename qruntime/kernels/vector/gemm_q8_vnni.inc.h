@@ -10,9 +10,18 @@ static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k / 4][NR][4]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       void *panel) {
+                       const int32_t *zero_points, void *panel) {
+    (void)zero_points;
     int8_t *out = panel;
-    for (int64_t i = 0; i < k; i += KR, out += KR * NR) {
+    int64_t i = 0;
+    if (n == NR && col_stride_elems == 1)
+        for (; i + KR <= k; i += KR, out += KR * NR) {
+            const int8_t *row = w + i * row_stride_elems;
+            for (int j = 0; j < NR; j++)
+                for (int r = 0; r < KR; r++) out[j * KR + r] = row[r * row_stride_elems + j];
+        }
+    memset(out, 0, (size_t)((k - i + KR - 1) / KR * KR * NR));
+    for (; i < k; i += KR, out += KR * NR) {
         int64_t rows = k - i < KR ? k - i : KR;
         for (int64_t j = 0; j < n; j++)
             for (int64_t r = 0; r < rows; r++)

@@ -118,7 +118,11 @@ static void copy_channel(const geometry *g, const float *x, float *to) {
                 first = min64(first, g->phase);
                 last = max64(first, min64(last, g->phase));
                 for (int64_t i = 0; i < first; i++) phase[i] = 0.0f;
-                for (int64_t i = first; i < last; i++) phase[i] = from[remainder + i * stride - begin];
+                const float *start = from + (remainder - begin);
+                if (stride == 2)  // apart, so that the compiler can shuffle vectors
+                    for (int64_t i = first; i < last; i++) phase[i] = start[2 * i];
+                else
+                    for (int64_t i = first; i < last; i++) phase[i] = start[i * stride];
                 for (int64_t i = last; i < g->phase; i++) phase[i] = 0.0f;
             }
         }

@@ -143,6 +143,15 @@ ALWAYS_INLINE vf activate(const qrt_activation activation, vf x) {
     }
 }
 
+/// Whole vectors are loaded and stored plainly: masked stores cost some CPUs a dozen cycles.
+ALWAYS_INLINE vf load_part(const float *p, int64_t count) { return count == VL ? vf_load(p) : vf_load_n(p, count); }
+ALWAYS_INLINE void store_part(float *p, vf v, int64_t count) {
+    if (count == VL)
+        vf_store(p, v);
+    else
+        vf_store_n(p, v, count);
+}
+
 ALWAYS_INLINE void finish_with(const qrt_activation activation, int64_t m, int64_t n, float *c, int64_t ldc,
                                const qrt_f32_epilogue *e) {
     vf alpha = vf_set(e->alpha);
@@ -151,12 +160,12 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, int64_t m, int64
         vf row_bias = vf_set(e->row_bias ? e->row_bias[i] : 0.0f);
         for (int64_t j = 0; j < n; j += VL) {
             int64_t count = columns_of(0, n - j);
-            vf y = vf_mul(vf_load_n(c + j, count), alpha);
+            vf y = vf_mul(load_part(c + j, count), alpha);
             if (e->row_bias) y = vf_add(y, row_bias);
-            if (e->column_bias) y = vf_add(y, vf_load_n(e->column_bias + j, count));
+            if (e->column_bias) y = vf_add(y, load_part(e->column_bias + j, count));
             y = activate(activation, y);
-            if (residual) y = vf_add(y, vf_load_n(residual + j, count));
-            vf_store_n(c + j, y, count);
+            if (residual) y = vf_add(y, load_part(residual + j, count));
+            store_part(c + j, y, count);
         }
     }
 }
@@ -205,7 +214,7 @@ static void taps(int64_t n, int64_t num_taps, const float *w, const int64_t *off
     for (; n > 0; n -= VL, x += VL, y += VL) {
         int64_t count = columns_of(0, n);
         vf sum = vf_zero();
-        for (int64_t t = 0; t < num_taps; t++) sum = vf_fma(vf_set(w[t]), vf_load_n(x + offsets[t], count), sum);
-        vf_store_n(y, sum, count);
+        for (int64_t t = 0; t < num_taps; t++) sum = vf_fma(vf_set(w[t]), load_part(x + offsets[t], count), sum);
+        store_part(y, sum, count);
     }
 }

@@ -41,15 +41,18 @@ typedef struct qrt_rows {
     /// y = (s − mean s) / √(var s + epsilon) · scale + bias with s = x + residual (residual NULL: s = x).
     /// The mean is taken first, the variance from centred values. `sum` receives s unless NULL; y may be
     /// x, residual or sum.
-    void (*layer_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params);
+    void (*layer_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                       const qrt_norm_params *params);
     /// y = s / √(mean s² + epsilon) · scale + bias, the rest as layer_norm.
-    void (*rms_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params);
+    void (*rms_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                     const qrt_norm_params *params);
 
     /// One number of a row. Blocks of 2048 elements are summed apart, so errors stay near √n·ε.
     /// n = 0 gives 0 (sum, l1, sum_square), 1 (prod), ∓inf (max, min). max and min propagate NaN.
     float (*reduce[QRT_NUM_REDUCE_KERNELS])(const float *x, int64_t n);
     /// y[c] = op over r of x[r·stride_elems + c], for c < columns, in ascending r (sums in blocks of 64 rows).
-    void (*reduce_columns[QRT_NUM_REDUCE_KERNELS])(const float *x, int64_t stride_elems, int64_t rows, int64_t columns, float *y);
+    void (*reduce_columns[QRT_NUM_REDUCE_KERNELS])(const float *x, int64_t stride_elems, int64_t rows,
+                                                     int64_t columns, float *y);
 } qrt_rows;
 
 #endif

@@ -188,8 +188,9 @@ static qrt_status logical_not(const qrt_node *node, qrt_run *run, const qrt_tens
 
 static void binary_run(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
     qrt_binary_fn fn = (qrt_binary_fn)(uintptr_t)call->kernel;
-    fn((const char *)call->in[0] + (size_t)at[0] * call->itemsize, (const char *)call->in[1] + (size_t)at[1] * call->itemsize,
-       (char *)call->out + (size_t)out * call->out_itemsize, n, steps[0], steps[1]);
+    const char *a = (const char *)call->in[0] + (size_t)at[0] * call->itemsize;
+    const char *b = (const char *)call->in[1] + (size_t)at[1] * call->itemsize;
+    fn(a, b, (char *)call->out + (size_t)out * call->out_itemsize, n, steps[0], steps[1]);
 }
 
 /// True when a / b has an answer for every pair: no zero, and no −1 beside the most negative number.
@@ -200,15 +201,17 @@ static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
         if (d == 0) return false;
         has_minus_one |= d == -1;
     }
-    for (int64_t i = 0; has_minus_one && i < a->size; i++)
-        if (a->dtype == QRT_I64 ? ((const int64_t *)a->data)[i] == INT64_MIN : ((const int32_t *)a->data)[i] == INT32_MIN)
-            return false;
+    for (int64_t i = 0; has_minus_one && i < a->size; i++) {
+        int64_t d = a->dtype == QRT_I64 ? ((const int64_t *)a->data)[i] : ((const int32_t *)a->data)[i];
+        if (d == (a->dtype == QRT_I64 ? INT64_MIN : INT32_MIN)) return false;
+    }
     return true;
 }
 
 /// ints: opcode. Inputs of one type: float32, int64, int32, or bool for the logical ones.
 static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1] || in[0]->dtype != in[1]->dtype) return QRT_DECLINE;
+    if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1]) return QRT_DECLINE;
+    if (in[0]->dtype != in[1]->dtype) return QRT_DECLINE;
     int64_t op = node->ints[0];
     if (op < 0 || op >= QRT_NUM_BINARY) return QRT_DECLINE;
     const qrt_pointwise *kernels = &qrt_kernels.pointwise;
@@ -234,24 +237,28 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return QRT_OK;
 }
 
-#define SELECT(name, type)                                                                                              \
-    static void name(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {       \
-        const uint8_t *c = (const uint8_t *)call->in[0] + at[0];                                                        \
-        const type *x = (const type *)call->in[1] + at[1], *y = (const type *)call->in[2] + at[2];                      \
-        type *to = (type *)call->out + out;                                                                             \
-        if (!steps[0] && steps[*c ? 1 : 2]) {                                                                           \
-            memmove(to, *c ? x : y, (size_t)n * sizeof *to);                                                            \
-        } else if (steps[0] && steps[1] && steps[2]) {                                                                  \
-            for (int64_t i = 0; i < n; i++) { type a = x[i], b = y[i]; to[i] = c[i] ? a : b; }                          \
-        } else if (steps[0] && steps[2]) {                                                                              \
-            type a = *x;                                                                                                \
-            for (int64_t i = 0; i < n; i++) { type b = y[i]; to[i] = c[i] ? a : b; }                                    \
-        } else if (steps[0] && steps[1]) {                                                                              \
-            type b = *y;                                                                                                \
-            for (int64_t i = 0; i < n; i++) { type a = x[i]; to[i] = c[i] ? a : b; }                                    \
-        } else {                                                                                                        \
-            for (int64_t i = 0; i < n; i++) to[i] = c[i * steps[0]] ? x[i * steps[1]] : y[i * steps[2]];                \
-        }                                                                                                               \
+/// Both sides are read, so that the compiler may choose without a branch.
+#define PICK(condition, a, b) (__extension__({ __typeof__(*y) a_ = (a), b_ = (b); (condition) ? a_ : b_; }))
+
+#define SELECT(name, type)                                                                               \
+    static void name(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n,            \
+                     const int *steps) {                                                                 \
+        const uint8_t *c = (const uint8_t *)call->in[0] + at[0];                                         \
+        const type *x = (const type *)call->in[1] + at[1], *y = (const type *)call->in[2] + at[2];       \
+        type *to = (type *)call->out + out;                                                              \
+        if (!steps[0] && steps[*c ? 1 : 2]) {                                                            \
+            memmove(to, *c ? x : y, (size_t)n * sizeof *to);                                             \
+        } else if (steps[0] && steps[1] && steps[2]) {                                                   \
+            for (int64_t i = 0; i < n; i++) to[i] = PICK(c[i], x[i], y[i]);                              \
+        } else if (steps[0] && steps[2]) {                                                               \
+            type a = *x;                                                                                 \
+            for (int64_t i = 0; i < n; i++) to[i] = PICK(c[i], a, y[i]);                                 \
+        } else if (steps[0] && steps[1]) {                                                               \
+            type b = *y;                                                                                 \
+            for (int64_t i = 0; i < n; i++) to[i] = PICK(c[i], x[i], b);                                 \
+        } else {                                                                                         \
+            for (int64_t i = 0; i < n; i++) to[i] = c[i * steps[0]] ? x[i * steps[1]] : y[i * steps[2]]; \
+        }                                                                                                \
     }
 SELECT(select_8, uint8_t)
 SELECT(select_16, uint16_t)

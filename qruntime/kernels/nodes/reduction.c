@@ -22,7 +22,8 @@ static void reduce_rows_task(void *context, int64_t task) {
     const reduce_call *call = context;
     int64_t first = task * call->rows_per_task, last = first + call->rows_per_task;
     if (last > call->outer) last = call->outer;
-    for (int64_t row = first; row < last; row++) call->y[row] = qrt_kernels.rows.reduce[call->op](call->x + row * call->n, call->n);
+    for (int64_t row = first; row < last; row++)
+        call->y[row] = qrt_kernels.rows.reduce[call->op](call->x + row * call->n, call->n);
 }
 
 static void reduce_columns_task(void *context, int64_t task) {
@@ -30,14 +31,15 @@ static void reduce_columns_task(void *context, int64_t task) {
     int64_t pieces = (call->inner + call->columns_per_task - 1) / call->columns_per_task;
     int64_t outer = task / pieces, first = task % pieces * call->columns_per_task;
     int64_t count = call->inner - first < call->columns_per_task ? call->inner - first : call->columns_per_task;
-    qrt_kernels.rows.reduce_columns[call->op](call->x + outer * call->n * call->inner + first, call->inner, call->n, count,
-                                              call->y + outer * call->inner + first);
+    const float *x = call->x + outer * call->n * call->inner + first;
+    qrt_kernels.rows.reduce_columns[call->op](x, call->inner, call->n, count, call->y + outer * call->inner + first);
 }
 
 static void reduce_stage(reduce_call *call, qrt_run *run) {
     if (call->inner == 1) {
         call->rows_per_task = (GRAIN + call->n) / (call->n + 1);
-        qrt_parallel_for(run->num_threads, (call->outer + call->rows_per_task - 1) / call->rows_per_task, reduce_rows_task, call);
+        int64_t tasks = (call->outer + call->rows_per_task - 1) / call->rows_per_task;
+        qrt_parallel_for(run->num_threads, tasks, reduce_rows_task, call);
         return;
     }
     int64_t columns = (GRAIN + call->n) / (call->n + 1);
@@ -153,7 +155,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
             status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
             to = out[0].data;
         } else {
-            scratch[stage % 2] = scratch[stage % 2] ? scratch[stage % 2] : qrt_scratch(run, (size_t)size * sizeof(float));
+            if (!scratch[stage % 2]) scratch[stage % 2] = qrt_scratch(run, (size_t)size * sizeof(float));
             if (!scratch[stage % 2]) status = QRT_NO_MEMORY;
             to = scratch[stage % 2] ? scratch[stage % 2]->data : NULL;
         }
@@ -225,7 +227,8 @@ static void arg_task(void *context, int64_t task) {
 }
 
 /// ints: axis, keepdims, select_last_index. float32 → int64.
-static qrt_status arg_extreme(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool smallest) {
+static qrt_status arg_extreme(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
+                              bool smallest) {
     const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
     if (!x || node->num_ints < 3 || x->dtype != QRT_F32 || x->size == 0) return QRT_DECLINE;
     int64_t axis = node->ints[0];
@@ -273,7 +276,8 @@ CUMULATE(cumulate_i64, int64_t, (int64_t)((uint64_t)acc + (uint64_t)v))
 static qrt_status cumsum(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 2 || node->num_ints < 2 || !in[0] || !in[1] || in[1]->size != 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
-    if ((x->dtype != QRT_F32 && x->dtype != QRT_I64) || (in[1]->dtype != QRT_I64 && in[1]->dtype != QRT_I32)) return QRT_DECLINE;
+    if (x->dtype != QRT_F32 && x->dtype != QRT_I64) return QRT_DECLINE;
+    if (in[1]->dtype != QRT_I64 && in[1]->dtype != QRT_I32) return QRT_DECLINE;
     int64_t axis = in[1]->dtype == QRT_I64 ? *(const int64_t *)in[1]->data : *(const int32_t *)in[1]->data;
     if (axis < -x->rank || axis >= x->rank) return QRT_DECLINE;
     if (axis < 0) axis += x->rank;

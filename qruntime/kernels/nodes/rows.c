@@ -7,11 +7,14 @@
 /// Elements of one task: whole rows, at least this much together.
 enum { GRAIN = 8192 };
 
+typedef void (*norm_fn)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                        const qrt_norm_params *params);
+
 /// A row function over [outer, n] or, for softmax along another axis, over [outer, n, inner].
 typedef struct rows_call {
     void (*row)(const struct rows_call *call, int64_t row);
     void (*softmax)(const float *x, float *y, int64_t n);
-    void (*norm)(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params);
+    norm_fn norm;
     const float *x, *residual;
     float *y, *sum, *scratch;
     qrt_norm_params params;
@@ -56,7 +59,8 @@ static int normal_axis(int64_t axis, int rank) {
     return (int)(axis < 0 ? axis + rank : axis);
 }
 
-static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in,
+                                      qrt_tensor *out) {
     if (qrt_may_overwrite(node, in, 0)) {
         qrt_alias(out, in[0], in[0]->rank, in[0]->dims);
         return QRT_OK;
@@ -102,8 +106,8 @@ static qrt_status log_softmax(const qrt_node *node, qrt_run *run, const qrt_tens
 
 static void norm_row(const rows_call *call, int64_t row) {
     int64_t at = row * call->n;
-    call->norm(call->x + at, call->residual ? call->residual + at : NULL, call->sum ? call->sum + at : NULL, call->y + at,
-               call->n, &call->params);
+    const float *residual = call->residual ? call->residual + at : NULL;
+    call->norm(call->x + at, residual, call->sum ? call->sum + at : NULL, call->y + at, call->n, &call->params);
 }
 
 static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
@@ -123,7 +127,7 @@ static bool is_vector_of(const qrt_tensor *t, const qrt_tensor *x, int axis) {
 /// Inputs: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
 /// ints: axis, the first that is normalised. floats: epsilon.
 static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
-                                void (*kernel)(const float *, const float *, float *, float *, int64_t, const qrt_norm_params *)) {
+                                norm_fn kernel) {
     if (node->num_inputs < 1 || node->num_inputs > 4 || node->num_ints < 1 || node->num_floats < 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0], *vectors[2] = {NULL, NULL}, *residual = NULL;
     for (int i = 1; i < node->num_inputs && i < 3; i++) vectors[i - 1] = in[i];

@@ -158,7 +158,8 @@ void qrt_portable_pointwise(qrt_kernel_table *t) {
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;
     SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(POW, pow) SET(FMOD, fmod)
-    SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal) SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
+    SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal)
+    SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     set_integer_slots(table);
     table->f16_to_f32 = f16_to_f32;

@@ -42,7 +42,8 @@ static const float *add_residual(const float *x, const float *residual, float *s
     return s;
 }
 
-static void normalize(const float *s, float *y, int64_t n, double mean, double variance, const qrt_norm_params *params) {
+static void normalize(const float *s, float *y, int64_t n, double mean, double variance,
+                      const qrt_norm_params *params) {
     double factor = 1 / sqrt(variance + (double)params->epsilon);
     for (int64_t i = 0; i < n; i++) {
         double v = (s[i] - mean) * factor;
@@ -50,7 +51,8 @@ static void normalize(const float *s, float *y, int64_t n, double mean, double v
     }
 }
 
-static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                       const qrt_norm_params *params) {
     const float *s = add_residual(x, residual, sum, y, n);
     double total = 0, squares = 0;
     for (int64_t i = 0; i < n; i++) total += s[i];
@@ -59,7 +61,8 @@ static void layer_norm(const float *x, const float *residual, float *sum, float 
     normalize(s, y, n, mean, squares / (double)n, params);
 }
 
-static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                     const qrt_norm_params *params) {
     const float *s = add_residual(x, residual, sum, y, n);
     double squares = 0;
     for (int64_t i = 0; i < n; i++) squares += (double)s[i] * s[i];

@@ -44,7 +44,8 @@ static void set_integer_slots(qrt_pointwise *table) {
     table->binary_i32[QRT_##enumerator] = i32_##name;    \
     table->binary_i64[QRT_##enumerator] = i64_##name;
     SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(MOD, mod) SET(FMOD, fmod)
-    SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal) SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
+    SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal)
+    SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     table->binary_bool[QRT_AND] = bool_and;
     table->binary_bool[QRT_OR] = bool_or;

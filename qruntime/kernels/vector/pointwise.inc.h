@@ -33,7 +33,9 @@ static inline __attribute__((always_inline)) void map_unary(unary_step f, const 
         map_unary(unary_##name##_step, x, y, n, p, q);                                       \
     }
 
-static inline vf below_zero(vf x, vf negative, vf positive) { return vf_blend(vf_lt(x, vf_zero()), negative, positive); }
+static inline vf below_zero(vf x, vf negative, vf positive) {
+    return vf_blend(vf_lt(x, vf_zero()), negative, positive);
+}
 static inline vf nonpositive(vf x) { return vf_min(vf_zero(), x); }
 static inline vf unit(vf x) { return vf_min(vf_set(1.0f), vf_max(vf_zero(), x)); }
 static inline vf sign(vf x) {
@@ -93,8 +95,8 @@ static inline __attribute__((always_inline)) void map_binary(binary_step f, cons
     }
 }
 
-static inline __attribute__((always_inline)) void map_compare(compare_step f, const float *a, const float *b, uint8_t *y,
-                                                              int64_t n, int a_step, int b_step) {
+static inline __attribute__((always_inline)) void map_compare(compare_step f, const float *a, const float *b,
+                                                              uint8_t *y, int64_t n, int a_step, int b_step) {
     int64_t i = 0;
     vf va = n && !a_step ? vf_set(*a) : vf_zero(), vb = n && !b_step ? vf_set(*b) : vf_zero();
     for (; i + VL <= n; i += VL) vm_store_bytes(y + i, f(a_step ? vf_load(a + i) : va, b_step ? vf_load(b + i) : vb));
@@ -154,7 +156,8 @@ void JOIN(qrt_, JOIN(RUNG, _pointwise))(qrt_kernel_table *t) {
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;
     SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(EQUAL, equal)
-    SET(LESS, less) SET(LESS_EQUAL, less_equal) SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
+    SET(LESS, less) SET(LESS_EQUAL, less_equal)
+    SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     set_integer_slots(table);
     table->f16_to_f32 = f16_to_f32;

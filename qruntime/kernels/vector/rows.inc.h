@@ -21,16 +21,16 @@ ALWAYS_INLINE lanes lanes_combine(combine_step f, lanes a, lanes b) {
 ALWAYS_INLINE vf lanes_fold(combine_step f, lanes a) { return f(f(a.v[0], a.v[1]), f(a.v[2], a.v[3])); }
 
 /// acc = combine(acc, value(x[j], p)) over a row; what lies behind its end counts as `fill`. The values
-/// are stored in y unless it is NULL.
-ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc, const float *x, float *y, int64_t n,
-                               vf p, vf fill) {
+/// are stored in y when `keep` (a constant) says so.
+ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc, const float *x, float *y, bool keep,
+                               int64_t n, vf p, vf fill) {
     int64_t i = 0;
     for (; i + STEP <= n; i += STEP) {
 #pragma GCC unroll 4
         for (int u = 0; u < 4; u++) {
             vf v = value(vf_load(x + i + u * VL), p);
             acc.v[u] = combine(acc.v[u], v);
-            if (y) vf_store(y + i + u * VL, v);
+            if (keep) vf_store(y + i + u * VL, v);
         }
     }
 #pragma GCC unroll 4
@@ -40,18 +40,19 @@ ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc
         vf v = value(left >= VL ? vf_load(x + i + u * VL)
                                 : vf_blend(vm_first(left), vf_load_n(x + i + u * VL, left), fill), p);
         acc.v[u] = combine(acc.v[u], v);
-        if (y && left >= VL) vf_store(y + i + u * VL, v);
-        else if (y) vf_store_n(y + i + u * VL, v, left);
+        if (keep && left >= VL) vf_store(y + i + u * VL, v);
+        else if (keep) vf_store_n(y + i + u * VL, v, left);
     }
     return acc;
 }
 
 /// The sum of value(x[j], p): each block into fresh lanes, which are then added up.
-ALWAYS_INLINE float sum_of(value_step value, const float *x, float *y, int64_t n, float p, float fill) {
+ALWAYS_INLINE float sum_of(value_step value, const float *x, float *y, bool keep, int64_t n, float p, float fill) {
     lanes total = lanes_set(0);
     for (int64_t i = 0; i < n; i += BLOCK) {
         int64_t count = n - i < BLOCK ? n - i : BLOCK;
-        lanes block = accumulate(vf_add, value, lanes_set(0), x + i, y ? y + i : NULL, count, vf_set(p), vf_set(fill));
+        lanes block = lanes_set(0);
+        block = accumulate(vf_add, value, block, x + i, keep ? y + i : NULL, keep, count, vf_set(p), vf_set(fill));
         total = lanes_combine(vf_add, total, block);
     }
     return vf_sum(lanes_fold(vf_add, total));
@@ -65,13 +66,13 @@ static inline vf value_exp_below(vf x, vf p) { return vf_exp_nonpositive(vf_sub(
 
 /// A NaN may or may not come out: it shows up in the sum of exponentials anyway.
 static inline float max_of_numbers(const float *x, int64_t n) {
-    lanes top = accumulate(vf_max, value_itself, lanes_set(-INFINITY), x, NULL, n, vf_zero(), vf_set(-INFINITY));
+    lanes top = accumulate(vf_max, value_itself, lanes_set(-INFINITY), x, NULL, false, n, vf_zero(), vf_set(-INFINITY));
     return vf_hmax(lanes_fold(vf_max, top));
 }
 
 static void softmax(const float *x, float *y, int64_t n) {
     float top = max_of_numbers(x, n);
-    vf factor = vf_set(1.0f / sum_of(value_exp_below, x, y, n, top, -INFINITY));
+    vf factor = vf_set(1.0f / sum_of(value_exp_below, x, y, true, n, top, -INFINITY));
     int64_t i = 0;
     for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_load(y + i), factor));
     if (i < n) vf_store_n(y + i, vf_mul(vf_load_n(y + i, n - i), factor), n - i);
@@ -79,7 +80,7 @@ static void softmax(const float *x, float *y, int64_t n) {
 
 static void log_softmax(const float *x, float *y, int64_t n) {
     float top = max_of_numbers(x, n);
-    vf vtop = vf_set(top), log_sum = vf_log(vf_set(sum_of(value_exp_below, x, NULL, n, top, -INFINITY)));
+    vf vtop = vf_set(top), log_sum = vf_log(vf_set(sum_of(value_exp_below, x, NULL, false, n, top, -INFINITY)));
     int64_t i = 0;
     for (; i + VL <= n; i += VL) vf_store(y + i, vf_sub(vf_sub(vf_load(x + i), vtop), log_sum));
     if (i < n) vf_store_n(y + i, vf_sub(vf_sub(vf_load_n(x + i, n - i), vtop), log_sum), n - i);
@@ -98,7 +99,8 @@ static inline const float *add_residual(const float *x, const float *residual, f
     return s;
 }
 
-static inline void normalize(const float *s, float *y, int64_t n, float mean, float variance, const qrt_norm_params *params) {
+static inline void normalize(const float *s, float *y, int64_t n, float mean, float variance,
+                             const qrt_norm_params *params) {
     const float *scale = params->scale, *bias = params->bias;
     vf centre = vf_set(mean), factor = vf_set(1.0f / sqrtf(variance + params->epsilon)), one = vf_set(1.0f);
     int64_t i = 0;
@@ -112,34 +114,38 @@ static inline void normalize(const float *s, float *y, int64_t n, float mean, fl
     vf_store_n(y + i, v, n - i);
 }
 
-static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                       const qrt_norm_params *params) {
     const float *s = add_residual(x, residual, sum, y, n);
-    float mean = sum_of(value_itself, s, NULL, n, 0, 0) / (float)n;
-    normalize(s, y, n, mean, sum_of(value_centred_square, s, NULL, n, mean, mean) / (float)n, params);
+    float mean = sum_of(value_itself, s, NULL, false, n, 0, 0) / (float)n;
+    normalize(s, y, n, mean, sum_of(value_centred_square, s, NULL, false, n, mean, mean) / (float)n, params);
 }
 
-static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n, const qrt_norm_params *params) {
+static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+                     const qrt_norm_params *params) {
     const float *s = add_residual(x, residual, sum, y, n);
-    normalize(s, y, n, 0, sum_of(value_square, s, NULL, n, 0, 0) / (float)n, params);
+    normalize(s, y, n, 0, sum_of(value_square, s, NULL, false, n, 0, 0) / (float)n, params);
 }
 
-static float reduce_sum(const float *x, int64_t n) { return sum_of(value_itself, x, NULL, n, 0, 0); }
-static float reduce_l1(const float *x, int64_t n) { return sum_of(value_abs, x, NULL, n, 0, 0); }
-static float reduce_sum_square(const float *x, int64_t n) { return sum_of(value_square, x, NULL, n, 0, 0); }
+static float reduce_sum(const float *x, int64_t n) { return sum_of(value_itself, x, NULL, false, n, 0, 0); }
+static float reduce_l1(const float *x, int64_t n) { return sum_of(value_abs, x, NULL, false, n, 0, 0); }
+static float reduce_sum_square(const float *x, int64_t n) { return sum_of(value_square, x, NULL, false, n, 0, 0); }
 
 static float reduce_max(const float *x, int64_t n) {
-    lanes acc = accumulate(vf_max_nan, value_itself, lanes_set(-INFINITY), x, NULL, n, vf_zero(), vf_set(-INFINITY));
+    vf lowest = vf_set(-INFINITY);
+    lanes acc = accumulate(vf_max_nan, value_itself, lanes_set(-INFINITY), x, NULL, false, n, vf_zero(), lowest);
     vf v = lanes_fold(vf_max_nan, acc);
     return vm_bits(vf_is_nan(v)) ? NAN : vf_hmax(v);
 }
 static float reduce_min(const float *x, int64_t n) {
-    lanes acc = accumulate(vf_min_nan, value_itself, lanes_set(INFINITY), x, NULL, n, vf_zero(), vf_set(INFINITY));
+    vf highest = vf_set(INFINITY);
+    lanes acc = accumulate(vf_min_nan, value_itself, lanes_set(INFINITY), x, NULL, false, n, vf_zero(), highest);
     vf v = lanes_fold(vf_min_nan, acc);
     return vm_bits(vf_is_nan(v)) ? NAN : vf_hmin(v);
 }
 static float reduce_prod(const float *x, int64_t n) {
     float values[VL], product = 1;
-    lanes acc = accumulate(vf_mul, value_itself, lanes_set(1), x, NULL, n, vf_zero(), vf_set(1));
+    lanes acc = accumulate(vf_mul, value_itself, lanes_set(1), x, NULL, false, n, vf_zero(), vf_set(1));
     vf_store(values, lanes_fold(vf_mul, acc));
     for (int i = 0; i < VL; i++) product *= values[i];
     return product;
@@ -155,8 +161,10 @@ ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float st
         for (int64_t k = r; k < end; k++) {
             const float *row = x + k * stride;
 #pragma GCC unroll 4
-            for (int u = 0; u < vectors; u++)
-                block.v[u] = combine(block.v[u], value(partial ? vf_load_n(row, partial) : vf_load(row + u * VL), vf_zero()));
+            for (int u = 0; u < vectors; u++) {
+                vf v = partial ? vf_load_n(row, partial) : vf_load(row + u * VL);
+                block.v[u] = combine(block.v[u], value(v, vf_zero()));
+            }
         }
         total = lanes_combine(combine, total, block);
     }
@@ -167,8 +175,8 @@ ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float st
     }
 }
 
-ALWAYS_INLINE void reduce_all_columns(combine_step combine, value_step value, float start, const float *x, int64_t stride,
-                                      int64_t rows, int64_t columns, float *y) {
+ALWAYS_INLINE void reduce_all_columns(combine_step combine, value_step value, float start, const float *x,
+                                      int64_t stride, int64_t rows, int64_t columns, float *y) {
     int64_t c = 0;
     for (; c + 4 * VL <= columns; c += 4 * VL) reduce_panel(combine, value, start, x + c, stride, rows, 4, 0, y + c);
     for (; c + VL <= columns; c += VL) reduce_panel(combine, value, start, x + c, stride, rows, 1, 0, y + c);

@@ -457,10 +457,13 @@ def center_crop_pad(x: np.ndarray, shape: np.ndarray, *, axes: Sequence[int] | N
     return _pad(x, before + after, "constant", _zero(x.dtype), list(chosen))
 
 
+_IMAGE_MODES = ("DCR", "CRD")
+
+
 def _image_blocks(x: np.ndarray, blocksize: int, mode: str) -> tuple[int, int, int, int]:
     if x.ndim != 4:
         raise ValueError(f"a tensor [N, C, H, W] is needed, got shape {x.shape}")
-    if blocksize < 1 or mode not in ("DCR", "CRD"):
+    if blocksize < 1 or mode not in _IMAGE_MODES:
         raise ValueError(f"blocksize must be positive and mode DCR or CRD, got {blocksize} and {mode!r}")
     return x.shape
 
@@ -478,6 +481,11 @@ def depth_to_space(x: np.ndarray, *, blocksize: int, mode: str = "DCR") -> np.nd
     return y.reshape(n, depth, h * blocksize, w * blocksize)
 
 
+@depth_to_space.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("depth_to_space", ints=[node.attr("blocksize"), _IMAGE_MODES.index(node.attr("mode", "DCR"))])
+
+
 @operator("SpaceToDepth", since=1)
 def space_to_depth(x: np.ndarray, *, blocksize: int, mode: str = "DCR") -> np.ndarray:
     n, c, h, w = _image_blocks(x, blocksize, mode)
@@ -486,6 +494,11 @@ def space_to_depth(x: np.ndarray, *, blocksize: int, mode: str = "DCR") -> np.nd
     blocks = x.reshape(n, c, h // blocksize, blocksize, w // blocksize, blocksize)
     order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
     return blocks.transpose(order).reshape(n, c * blocksize**2, h // blocksize, w // blocksize)
+
+
+@space_to_depth.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("space_to_depth", ints=[node.attr("blocksize"), _IMAGE_MODES.index(node.attr("mode", "DCR"))])
 
 
 @operator("Trilu", since=14)

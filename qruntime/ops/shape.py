@@ -14,7 +14,6 @@ from qruntime.ops.checks import integers, limit_shape, same_dtype, scalar
 from qruntime.ops.elementwise import is_float, is_narrow_float
 from qruntime.ops.registry import NativeCall, operator
 
-
 _NO_END = 2**63 - 1
 
 

@@ -37,7 +37,8 @@ def run_native(
     values = [None if x is None else Value(f"x{i}") for i, x in enumerate(inputs)]
     outputs = [Value(f"y{i}") for i in range(num_outputs)]
     node = Node(op, values, outputs, {k: _attribute(v) for k, v in attributes.items()}, version=version)
-    assert spec is not None and spec.binder is not None
+    assert spec is not None
+    assert spec.binder is not None
     call = spec.binder(node)
     if call is None:
         return None
@@ -60,7 +61,7 @@ def run_definition(
 
 
 def same_bits(x: np.ndarray, y: np.ndarray) -> None:
-    assert x.dtype == y.dtype and x.shape == y.shape, f"{x.dtype}{x.shape} is not {y.dtype}{y.shape}"
+    assert (x.dtype, x.shape) == (y.dtype, y.shape)
     assert np.ascontiguousarray(x).tobytes() == np.ascontiguousarray(y).tobytes(), f"{x!r} is not {y!r}"
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qruntime import _kernels
 from tests.kernels.native_call import check, check_agreement, run_native, same_bits
 
 DTYPES = [np.uint8, np.float16, np.float32, np.int64, np.bool_, np.float64]
@@ -255,3 +256,41 @@ def test_trilu_extremes() -> None:
         for upper in (0, 1):
             check("Trilu", [filled((3, 4)), np.array(diagonal)], upper=upper)
     assert run_native("Trilu", [filled((3,))]) is None
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=4), st.integers(1, 3), st.sampled_from(["DCR", "CRD"]))
+def test_depth_and_space(dims: list[int], block: int, mode: str) -> None:
+    n, c, h, w = dims
+    check("DepthToSpace", [filled((n, c * block**2, h, w))], blocksize=block, mode=mode)
+    check("SpaceToDepth", [filled((n, c, h * block, w * block))], blocksize=block, mode=mode)
+    check_agreement("DepthToSpace", [filled(dims)], blocksize=block, mode=mode)
+    check_agreement("SpaceToDepth", [filled(dims)], blocksize=block, mode=mode)
+
+
+def test_depth_and_space_refuse() -> None:
+    for op in ("DepthToSpace", "SpaceToDepth"):
+        for block in (0, -1, 2**40):
+            assert run_native(op, [filled((1, 4, 4, 4))], blocksize=block) is None
+        assert run_native(op, [filled((4, 4, 4))], blocksize=2) is None
+
+
+def test_views_never_see_each_other_change() -> None:
+    """A split of a buffer gives views; a scatter that may take its dying input must not reach the others."""
+    x = filled((4, 40, 64, 2), np.int64)
+    index, ones = ints(0).reshape(1, 1), np.full((1, 2, 64, 40), -1)
+    steps = [
+        ("transpose", [0, 3, 2, 1], [], [], [0], [0], 3, 1, 0, [], None, "transpose"),
+        ("split", [0, 0], [], [], [3], [3], 4, 2, 1, [3], None, "split"),
+        ("identity", [], [], [], [4], [4], 6, 1, 0, [], None, "identity"),
+        ("scatter_nd", [], [], [], [4, 1, 2], [4, 1, 2], 7, 1, 1, [4], None, "scatter_nd"),
+    ]
+    plan = _kernels.Executable(8, [(0, x), (1, index), (2, ones)], [], [5, 6, 7], steps, set(), [], 1)
+    y = x.transpose(0, 3, 2, 1)
+    scattered = y[:2].copy()
+    scattered[0] = -1
+    for _ in range(3):
+        results = plan.run(())
+        for result, expected in zip(results, (y[2:], y[:2], scattered), strict=True):
+            same_bits(result, expected)
+        for result in results:
+            result[:] = 7

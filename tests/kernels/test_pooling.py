@@ -17,7 +17,7 @@ EPS = np.finfo(F32).eps
 
 def close(y: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
     """Equal where not finite; else within `bound`."""
-    assert y.dtype == expected.dtype and y.shape == expected.shape
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(y[~finite], expected[~finite])
     difference = np.abs(y[finite].astype(np.float64) - expected[finite])

@@ -301,6 +301,49 @@ static qrt_status tile(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     return QRT_OK;
 }
 
+/// Rearrange `x`, seen as a tensor of six dimensions, into `dims` by a permutation of the six.
+static qrt_status rearrange_six(qrt_run *run, const qrt_tensor *x, const int64_t *six, const int *perm, const int64_t *dims, qrt_tensor *out) {
+    int64_t strides[6];
+    size_t item = qrt_itemsize(x->dtype);
+    qrt_arrangement a = {.rank = 6};
+    qrt_dense_strides(6, six, item, strides);
+    for (int i = 0; i < 6; i++) {
+        a.dims[i] = six[perm[i]];
+        a.from_strides[i] = strides[perm[i]];
+    }
+    qrt_dense_strides(6, a.dims, item, a.to_strides);
+    qrt_status status = qrt_alloc(run, out, x->dtype, 4, dims);
+    if (status == QRT_OK) qrt_copy_strided(run->num_threads, out->data, x->data, item, &a);
+    return status;
+}
+
+static bool is_image(const qrt_tensor *x, int64_t block) {
+    return qrt_is_tensor(x) && x->rank == 4 && block >= 1 && block < 1 << 20;
+}
+
+/// ints: blocksize, whether the depth comes first (mode CRD). Input: [N, C, H, W].
+static qrt_status depth_to_space(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    static const int block_first[] = {0, 3, 4, 1, 5, 2}, depth_first[] = {0, 1, 4, 2, 5, 3};
+    const qrt_tensor *x = qrt_input(node, in, 0);
+    const int64_t b = node->ints[0];
+    if (!is_image(x, b) || x->dims[1] % (b * b)) return QRT_DECLINE;
+    const int64_t *d = x->dims, depth = d[1] / (b * b), dims[] = {d[0], depth, d[2] * b, d[3] * b};
+    const bool is_depth_first = node->ints[1];
+    const int64_t six[] = {d[0], is_depth_first ? depth : b, b, is_depth_first ? b : depth, d[2], d[3]};
+    return rearrange_six(run, x, six, is_depth_first ? depth_first : block_first, dims, &out[0]);
+}
+
+/// ints: blocksize, whether the depth comes first (mode CRD). Input: [N, C, H, W].
+static qrt_status space_to_depth(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    static const int block_first[] = {0, 3, 5, 1, 2, 4}, depth_first[] = {0, 1, 3, 5, 2, 4};
+    const qrt_tensor *x = qrt_input(node, in, 0);
+    const int64_t b = node->ints[0];
+    if (!is_image(x, b) || x->dims[2] % b || x->dims[3] % b) return QRT_DECLINE;
+    const int64_t *d = x->dims, dims[] = {d[0], d[1] * b * b, d[2] / b, d[3] / b};
+    const int64_t six[] = {d[0], d[1], d[2] / b, b, d[3] / b, b};
+    return rearrange_six(run, x, six, node->ints[1] ? depth_first : block_first, dims, &out[0]);
+}
+
 const qrt_node_entry qrt_move_nodes[] = {
     {"transpose", transpose},
     {"concat", concat},
@@ -308,5 +351,7 @@ const qrt_node_entry qrt_move_nodes[] = {
     {"slice", slice},
     {"expand", expand},
     {"tile", tile},
+    {"depth_to_space", depth_to_space},
+    {"space_to_depth", space_to_depth},
     {NULL, NULL},
 };

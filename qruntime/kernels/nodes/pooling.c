@@ -19,51 +19,44 @@ typedef struct {
 typedef struct {
     const float *x;
     float *y;
-    float *lines;             ///< one padded line for each task
+    float *lines;             ///< two for each task: a padded line, and the windows along it
     int64_t line_elems, planes, planes_per_task;
     window rows, columns;
     const float *counts;  ///< NULL for maxima; else how many taps count, per output row, then per output column
 } pooling;
 
-static inline float larger(float v, float m) { return v > m || v != v ? v : m; }
-
 static void pool_planes(void *context, int64_t task) {
     const pooling *p = context;
     const window rows = p->rows, columns = p->columns;
-    const bool is_max = !p->counts;
+    const qrt_binary_fn join = qrt_kernels.pointwise.binary_f32[p->counts ? QRT_ADD : QRT_MAX];
+    const float neutral = p->counts ? 0 : -INFINITY;
+    const int64_t reach = (columns.output - 1) * columns.stride + 1;
     int64_t plane = task * p->planes_per_task, end = plane + p->planes_per_task;
     if (end > p->planes) end = p->planes;
-    float *line = p->lines + task * p->line_elems, *inside = line + columns.begin;
-    const float neutral = is_max ? -INFINITY : 0;
+    float *line = p->lines + task * 2 * p->line_elems, *joined = line + p->line_elems, *inside = line + columns.begin;
     for (int64_t i = 0; i < p->line_elems; i++) line[i] = neutral;
     for (; plane < end; plane++) {
         const float *x = p->x + plane * rows.size * columns.size;
         float *y = p->y + plane * rows.output * columns.output;
         for (int64_t r = 0; r < rows.output; r++, y += columns.output) {
-            for (int64_t i = 0; i < columns.size; i++) inside[i] = neutral;
+            bool is_empty = true;
             for (int64_t k = 0; k < rows.kernel; k++) {
                 int64_t at = r * rows.stride + k * rows.dilation - rows.begin;
                 if (at < 0 || at >= rows.size) continue;
                 const float *row = x + at * columns.size;
-                if (is_max) for (int64_t i = 0; i < columns.size; i++) inside[i] = larger(row[i], inside[i]);
-                else for (int64_t i = 0; i < columns.size; i++) inside[i] += row[i];
+                if (is_empty) memcpy(inside, row, (size_t)columns.size * sizeof(float));
+                else join(inside, row, inside, columns.size, 1, 1);
+                is_empty = false;
             }
-            if (is_max) {
-                for (int64_t c = 0; c < columns.output; c++) {
-                    const float *taps = line + c * columns.stride;
-                    float m = taps[0];
-                    for (int64_t k = 1; k < columns.kernel; k++) m = larger(taps[k * columns.dilation], m);
-                    y[c] = m;
-                }
-            } else {
-                const float in_column = p->counts[r], *in_row = p->counts + rows.output;
-                for (int64_t c = 0; c < columns.output; c++) {
-                    const float *taps = line + c * columns.stride;
-                    float sum = taps[0], count = in_column * in_row[c];
-                    for (int64_t k = 1; k < columns.kernel; k++) sum += taps[k * columns.dilation];
-                    y[c] = sum / (count < 1 ? 1 : count);
-                }
-            }
+            if (is_empty)
+                for (int64_t i = 0; i < columns.size; i++) inside[i] = neutral;
+            // Windows at every position are cheaper in vectors than those a stride apart one by one.
+            const float *windows = line;
+            for (int64_t k = 1; k < columns.kernel; k++, windows = joined)
+                join(windows, line + k * columns.dilation, joined, reach, 1, 1);
+            for (int64_t c = 0; c < columns.output; c++) y[c] = windows[c * columns.stride];
+            if (!p->counts) continue;
+            for (int64_t c = 0; c < columns.output; c++) y[c] /= p->counts[r] * p->counts[rows.output + c];
         }
     }
 }
@@ -102,7 +95,7 @@ static void count_taps(const window *w, bool includes_pad, float *counts) {
             int64_t at = o * w->stride + k * w->dilation;
             count += at >= low && at < high;
         }
-        counts[o] = (float)count;
+        counts[o] = count ? (float)count : 1;  // a sum of nothing is 0, and stays it
     }
 }
 
@@ -134,11 +127,11 @@ static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     p.planes_per_task = (p.planes + num_tasks - 1) / num_tasks;
     num_tasks = (p.planes + p.planes_per_task - 1) / p.planes_per_task;
     int64_t num_counts = rows->output + columns->output;
-    qrt_buffer *scratch = qrt_scratch(run, (size_t)(num_tasks * line + num_counts) * sizeof(float));
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(num_tasks * 2 * line + num_counts) * sizeof(float));
     if (!scratch) return QRT_NO_MEMORY;
     p.lines = scratch->data;
     if (!is_max) {
-        float *taps = p.lines + num_tasks * line;
+        float *taps = p.lines + num_tasks * 2 * line;
         count_taps(rows, node->ints[2] != 0, taps);
         count_taps(columns, node->ints[2] != 0, taps + rows->output);
         p.counts = taps;
@@ -160,32 +153,7 @@ static qrt_status average_pool(const qrt_node *node, qrt_run *run, const qrt_ten
     return slide(node, run, in, out, false);
 }
 
-/// Lanes that sum or compare side by side; their number fixes the order of the operations.
-enum { LANES = 16 };
-
-static float sum_plane(const float *x, int64_t count) {
-    float lanes[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] += x[i + k];
-    for (int k = 0; i < count; i++, k++) lanes[k] += x[i];
-    for (int width = LANES / 2; width; width /= 2)
-        for (int k = 0; k < width; k++) lanes[k] += lanes[k + width];
-    return lanes[0];
-}
-
-static float max_plane(const float *x, int64_t count) {
-    float lanes[LANES];
-    for (int k = 0; k < LANES; k++) lanes[k] = x[0];
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] = larger(x[i + k], lanes[k]);
-    for (int k = 0; i < count; i++, k++) lanes[k] = larger(x[i], lanes[k]);
-    for (int k = 1; k < LANES; k++) lanes[0] = larger(lanes[k], lanes[0]);
-    return lanes[0];
-}
-
-static qrt_status reduce_planes(qrt_run *run, const qrt_tensor *x, qrt_tensor *out, bool is_max) {
+static qrt_status reduce_planes(qrt_run *run, const qrt_tensor *x, qrt_tensor *out, qrt_reduce_op op) {
     if (!qrt_is_tensor(x) || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
     int64_t dims[QRT_MAX_RANK], count = qrt_product(x->dims, 2, x->rank);
     if (count == 0) return QRT_DECLINE;
@@ -194,17 +162,19 @@ static qrt_status reduce_planes(qrt_run *run, const qrt_tensor *x, qrt_tensor *o
     if (status != QRT_OK) return status;
     const float *from = x->data;
     float *to = out->data;
-    for (int64_t i = 0; i < out->size; i++, from += count)
-        to[i] = is_max ? max_plane(from, count) : sum_plane(from, count) / (float)count;
+    for (int64_t i = 0; i < out->size; i++, from += count) {
+        to[i] = qrt_kernels.rows.reduce[op](from, count);
+        if (op == QRT_REDUCE_SUM) to[i] /= (float)count;
+    }
     return QRT_OK;
 }
 
 static qrt_status global_average_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return reduce_planes(run, qrt_input(node, in, 0), &out[0], false);
+    return reduce_planes(run, qrt_input(node, in, 0), &out[0], QRT_REDUCE_SUM);
 }
 
 static qrt_status global_max_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return reduce_planes(run, qrt_input(node, in, 0), &out[0], true);
+    return reduce_planes(run, qrt_input(node, in, 0), &out[0], QRT_REDUCE_MAX);
 }
 
 const qrt_node_entry qrt_pooling_nodes[] = {

@@ -92,57 +92,72 @@ static void repeat_columns(const plane *p, char *to, const char *from) {
     for (int64_t r = 0; r < p->rows; r++) qrt_fill(to + r * p->to_row, from + r * p->from_row, p->item, p->columns);
 }
 
-/// The source's rows are adjacent: a transposition. Tiles keep both sides in the first-level cache.
-enum { TILE = 32 };
+/// Transposition goes by tiles that are one cache line long and wide.
+enum { LINE = 64 };
 
-#define TRANSPOSE_TILE(T, ROWS, COLUMNS)                                                                     \
-    for (int64_t r = 0; r < (ROWS); r++)                                                                     \
-        for (int64_t c = 0; c < (COLUMNS); c++) memcpy(t + r * to_row + c * (int64_t)sizeof(T), f + c * from_column + r * (int64_t)sizeof(T), sizeof(T))
+#define TRANSPOSE_TILE(T)                                                                                    \
+    for (int64_t c = 0; c < columns; c++)                                                                    \
+        for (int64_t r = 0; r < rows; r++)                                                                   \
+            memcpy(to + r * to_row + c * (int64_t)sizeof(T), from + c * from_column + r * (int64_t)sizeof(T), sizeof(T))
 
 typedef uint32_t u32x4 __attribute__((vector_size(16)));
 
-static inline void transpose_4x4(char *t, int64_t to_row, const char *f, int64_t from_column) {
+/// to[r][c] = from[c][r] for r, c < 4.
+static inline void transpose_4x4(char *to, int64_t to_row, const char *from, int64_t from_column) {
     u32x4 a, b, c, d;
-    memcpy(&a, f, 16);
-    memcpy(&b, f + from_column, 16);
-    memcpy(&c, f + 2 * from_column, 16);
-    memcpy(&d, f + 3 * from_column, 16);
+    memcpy(&a, from, 16);
+    memcpy(&b, from + from_column, 16);
+    memcpy(&c, from + 2 * from_column, 16);
+    memcpy(&d, from + 3 * from_column, 16);
     u32x4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
     u32x4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
     u32x4 rows[4] = {
         __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
         __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7),
     };
-    for (int r = 0; r < 4; r++) memcpy(t + r * to_row, &rows[r], 16);
+    for (int r = 0; r < 4; r++) memcpy(to + r * to_row, &rows[r], 16);
 }
 
-static void transpose_tile(const plane *p, char *t, const char *f, int64_t rows, int64_t columns) {
-    const int64_t to_row = p->to_row, from_column = p->from_column;
-    switch (p->item) {
-    case 1: TRANSPOSE_TILE(uint8_t, rows, columns); return;
-    case 2: TRANSPOSE_TILE(uint16_t, rows, columns); return;
+static void transpose_tile(char *to, int64_t to_row, const char *from, int64_t from_column, size_t item, int64_t rows, int64_t columns) {
+    switch (item) {
+    case 1: TRANSPOSE_TILE(uint8_t); return;
+    case 2: TRANSPOSE_TILE(uint16_t); return;
     case 4: {
         int64_t whole_rows = rows & ~3, whole_columns = columns & ~3;
-        for (int64_t r = 0; r < whole_rows; r += 4)
-            for (int64_t c = 0; c < whole_columns; c += 4)
-                transpose_4x4(t + r * to_row + c * 4, to_row, f + c * from_column + r * 4, from_column);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; c++)
-                memcpy(t + r * to_row + c * 4, f + c * from_column + r * 4, 4);
+        for (int64_t c = 0; c < whole_columns; c += 4)
+            for (int64_t r = 0; r < whole_rows; r += 4)
+                transpose_4x4(to + r * to_row + c * 4, to_row, from + c * from_column + r * 4, from_column);
+        for (int64_t c = 0; c < columns; c++)
+            for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++)
+                memcpy(to + r * to_row + c * 4, from + c * from_column + r * 4, 4);
         return;
     }
-    case 8: TRANSPOSE_TILE(uint64_t, rows, columns); return;
-    default: TRANSPOSE_TILE(u128, rows, columns); return;
+    case 8: TRANSPOSE_TILE(uint64_t); return;
+    default: TRANSPOSE_TILE(u128); return;
     }
 }
 
+/// Lines this far apart meet in one or two sets of a first-level cache.
+static inline bool collides(int64_t stride) { return stride % 2048 == 0; }
+
+/// The source's rows are adjacent elements: a transposition.
 static void transpose_plane(const plane *p, char *to, const char *from) {
-    const int64_t item = (int64_t)p->item;
-    for (int64_t r = 0; r < p->rows; r += TILE) {
-        int64_t rows = p->rows - r < TILE ? p->rows - r : TILE;
-        for (int64_t c = 0; c < p->columns; c += TILE) {
-            int64_t columns = p->columns - c < TILE ? p->columns - c : TILE;
-            transpose_tile(p, to + r * p->to_row + c * item, from + c * p->from_column + r * item, rows, columns);
+    const int64_t item = (int64_t)p->item, side = LINE / item;
+    // A tile of its own between the two sides lets each line be read once and written once, whole.
+    const bool goes_through_tile = collides(p->to_row) || collides(p->from_column);
+    char tile[LINE * LINE] __attribute__((aligned(LINE)));
+    for (int64_t r = 0; r < p->rows; r += side) {
+        int64_t rows = p->rows - r < side ? p->rows - r : side;
+        for (int64_t c = 0; c < p->columns; c += side) {
+            int64_t columns = p->columns - c < side ? p->columns - c : side;
+            const char *f = from + c * p->from_column + r * item;
+            char *t = to + r * p->to_row + c * item;
+            if (goes_through_tile && columns == side) {
+                transpose_tile(tile, LINE, f, p->from_column, p->item, rows, columns);
+                for (int64_t k = 0; k < rows; k++) memcpy(t + k * p->to_row, tile + k * LINE, LINE);
+            } else {
+                transpose_tile(t, p->to_row, f, p->from_column, p->item, rows, columns);
+            }
         }
     }
 }
@@ -250,10 +265,9 @@ void qrt_copy_strided(int num_threads, void *to, const void *from, size_t item, 
             } else if (p->from_column != (int64_t)item) {
                 j.copy = copy_columns;
                 for (int i = 0; i < last; i++) {
-                    if (a->from_strides[i] == (int64_t)item) {
-                        rows_at = i;
-                        j.copy = transpose_plane;
-                    }
+                    if (a->from_strides[i] != (int64_t)item) continue;
+                    rows_at = i;
+                    if (a->dims[i] >= 4) j.copy = transpose_plane;
                 }
             }
             drop_dim(a, last);
@@ -280,7 +294,7 @@ void qrt_copy_strided(int num_threads, void *to, const void *from, size_t item, 
     int64_t num_tasks = 4 * (int64_t)num_threads;
     if (num_outer < num_tasks) {
         int64_t blocks = (num_tasks + num_outer - 1) / num_outer;
-        j.row_block = ((p->rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+        j.row_block = ((p->rows + blocks - 1) / blocks + LINE - 1) / LINE * LINE;
         j.num_blocks = (p->rows + j.row_block - 1) / j.row_block;
     }
     j.num_units = num_outer * j.num_blocks;

@@ -45,7 +45,9 @@ def fused_attention(
     A float `mask` is added to the scores; where a bool one is false the score becomes `fill`. Every head of
     k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
     """
-    q, k, v = (_heads(x, layout, part) for x, layout, part in zip((q, k, v), (q_layout, k_layout, v_layout), parts))
+    q = _heads(q, q_layout, parts[0])
+    k = _heads(k, k_layout, parts[1])
+    v = _heads(v, v_layout, parts[2])
     if kv_repeats != 1:
         k, v = (np.repeat(x, kv_repeats, axis=-3) for x in (k, v))
     scores = np.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)

@@ -15,7 +15,7 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, Value
 from qruntime.passes.cleanup import remove_dead_nodes
-from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, scalar, trace
+from qruntime.passes.rewriting import Builder, Skip, scalar, trace
 
 Perm = tuple[int, ...]
 

@@ -54,6 +54,12 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
     }
     float sums[MAX_BLOCK_ROWS];
     attention->exponentials(rows, keys, scores, p->score_stride, job->scale, &mask, visible, sums);
+    if (job->nan_rows_to_zero)
+        for (int64_t i = 0; i < rows; i++)
+            if (!(sums[i] > 0)) {
+                memset(scores + i * p->score_stride, 0, (size_t)keys * sizeof(float));
+                sums[i] = 1.0f;
+            }
     if (p->packs)
         qrt_f32_gemm_strips(gemm, rows, job->value_size, keys, scores, p->score_stride, v_panels, nr,
                             job->num_keys * nr, NULL, y, job->y_row);

@@ -57,6 +57,7 @@ typedef struct {
     int64_t mask_batch, mask_head;  ///< strides in elements
     bool causal;
     int64_t causal_offset;      ///< query i sees the keys j ≤ i + causal_offset
+    bool nan_rows_to_zero;      ///< a row whose weights are NaN gets weights 0
 } qrt_attention_job;
 
 qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run);

@@ -6,12 +6,14 @@
 ///   BHSD: [B, H, S, D], or [B, S, D] with one head;
 ///   BSR:  [B, S, …] whose trailing dims, R elements in all, form a row: head h starts at offset + h · head_stride.
 ///         So [B, S, H·D], [B, S, H, D] and slices of a fused [B, S, 3·H·D] are read where they lie.
-typedef enum { BHSD, BSR } layout;
+///   BSHD: [B, S, H, D], or [B, S, N, H, D] of which the offset chooses one of N; the sizes are in the dims.
+typedef enum { BHSD, BSR, BSHD } layout;
 
 /// The ints, in this order. Sizes given as 0 are taken from the tensors.
 enum {
     K_IS_TRANSPOSED,   ///< k is [B, H, D, S] (BHSD only)
-    Q_LAYOUT, K_LAYOUT, V_LAYOUT, OUT_LAYOUT,  ///< out BHSD: [B, H, S, Dv] ([B, S, Dv] when q is); BSR: [B, S, H·Dv]
+    Q_LAYOUT, K_LAYOUT, V_LAYOUT, OUT_LAYOUT,  ///< out BHSD: [B, H, S, Dv] ([B, S, Dv] when q is); BSR: [B, S, H·Dv];
+                                               ///< BSHD: [B, S, H, Dv]
     NUM_HEADS, NUM_KV_HEADS,  ///< needed for BSR
     HEAD_SIZE, VALUE_SIZE,    ///< needed for BSR
     Q_OFFSET, K_OFFSET, V_OFFSET,                 ///< BSR: elements before head 0 in a row
@@ -19,7 +21,8 @@ enum {
     CAUSAL,            ///< query i sees keys j ≤ i + causal_offset
     CAUSAL_OFFSET,     ///< −1: number of keys minus number of queries
     BOOL_MASK_ADDS,    ///< a false in a boolean mask adds the fill value; else it replaces the score
-    NUM_INTS
+    NUM_INTS,
+    NAN_ROWS_TO_ZERO = NUM_INTS  ///< optional: weights of a row that are NaN become 0
 };
 /// The floats: scale, fill value of a boolean mask.
 
@@ -39,6 +42,20 @@ static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int
         heads->row = t->dims[t->rank - 1];
         heads->head = *length * *found_size;
         heads->batch = *found_heads * heads->head;
+        return true;
+    }
+    if (wanted == BSHD) {
+        if (transposed || t->rank < 4 || t->rank > 5 || offset >= (t->rank == 5 ? t->dims[2] : 1)) return false;
+        if ((num_heads && num_heads != t->dims[t->rank - 2]) || (size && size != t->dims[t->rank - 1])) return false;
+        *batches = t->dims[0];
+        *length = t->dims[1];
+        *found_heads = t->dims[t->rank - 2];
+        *found_size = t->dims[t->rank - 1];
+        if (t->size == 0) return true;
+        heads->head = *found_size;
+        heads->row = *found_heads * *found_size * (t->rank == 5 ? t->dims[2] : 1);
+        heads->batch = *length * heads->row;
+        heads->data += offset * *found_heads * *found_size;
         return true;
     }
     if (wanted != BSR || transposed || t->rank < 3 || num_heads == 0 || size == 0) return false;
@@ -80,7 +97,8 @@ static bool mask_of(const qrt_tensor *mask, bool has_head_dim, bool adds, float 
 }
 
 /// Inputs: q, k, v float32; optional mask, float32 or bool, that broadcasts to [B, H, Sq, Sk] ([B, Sq, Sk] when q
-/// has no head dim). H is a multiple of the number of key heads.
+/// has no head dim); optional scale, one float32, that multiplies the constant one. H is a multiple of the number of
+/// key heads.
 static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const int64_t *p = node->ints;
     if (node->num_inputs < 3 || node->num_ints < NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
@@ -103,7 +121,12 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
         if (job.causal_offset < -job.num_queries) job.causal_offset = -job.num_queries;
         if (job.causal_offset > job.num_keys) job.causal_offset = job.num_keys;
     }
-    bool has_head_dim = p[Q_LAYOUT] == BSR || in[0]->rank == 4;
+    job.nan_rows_to_zero = node->num_ints > NAN_ROWS_TO_ZERO && p[NAN_ROWS_TO_ZERO] != 0;
+    if (node->num_inputs > 4 && in[4]) {
+        if (in[4]->dtype != QRT_F32 || in[4]->size != 1) return QRT_DECLINE;
+        job.scale *= *(const float *)in[4]->data;
+    }
+    bool has_head_dim = p[Q_LAYOUT] != BHSD || in[0]->rank == 4;
     const qrt_tensor *mask = node->num_inputs > 3 ? in[3] : NULL;
     if (mask && !mask_of(mask, has_head_dim, p[BOOL_MASK_ADDS] != 0, (float)node->floats[1], &job)) return QRT_DECLINE;
 
@@ -112,6 +135,9 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
     qrt_status status;
     if (p[OUT_LAYOUT] == BSR)
         status = qrt_alloc(run, &out[0], QRT_F32, 3, (const int64_t[]){job.num_batches, job.num_queries, width});
+    else if (p[OUT_LAYOUT] == BSHD)
+        status = qrt_alloc(run, &out[0], QRT_F32, 4,
+                           (const int64_t[]){job.num_batches, job.num_queries, job.num_heads, job.value_size});
     else if (has_head_dim)
         status = qrt_alloc(run, &out[0], QRT_F32, 4,
                            (const int64_t[]){job.num_batches, job.num_heads, job.num_queries, job.value_size});
@@ -120,8 +146,9 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
     if (status != QRT_OK || out[0].size == 0) return status;
     job.y = out[0].data;
     job.y_batch = job.num_queries * width;
-    job.y_row = p[OUT_LAYOUT] == BSR ? width : job.value_size;
-    job.y_head = p[OUT_LAYOUT] == BSR ? job.value_size : job.num_queries * job.value_size;
+    bool by_row = p[OUT_LAYOUT] != BHSD;
+    job.y_row = by_row ? width : job.value_size;
+    job.y_head = by_row ? job.value_size : job.num_queries * job.value_size;
     return qrt_attend(&job, run);
 }
 

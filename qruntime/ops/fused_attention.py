@@ -1,0 +1,71 @@
+"""Attention of lowered graphs (domain qruntime): the chain MatMul, scale, mask, Softmax, MatMul as one node."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ir import Node
+from qruntime.ops.registry import NativeCall, find, operator
+
+LAYOUTS = {"BHSD": 0, "BHDS": 0, "BSHD": 2}
+"""How heads lie, with the number that kernels/nodes/attention.c has for it. B and H may be absent (BHSD, BHDS)."""
+
+
+def _heads(x: np.ndarray, layout: str, part: int) -> np.ndarray:
+    """View as [B, H, S, D]; `part` chooses one of N in [B, S, N, H, D]."""
+    if layout == "BHDS":
+        return x.swapaxes(-1, -2)
+    if layout == "BHSD":
+        return x
+    if x.ndim not in (4, 5):
+        raise ValueError(f"Attention: layout BSHD needs [B, S, H, D] or [B, S, N, H, D], got {list(x.shape)}")
+    return (x[:, :, part] if x.ndim == 5 else x).transpose(0, 2, 1, 3)
+
+
+@operator("Attention", domain="qruntime")
+def fused_attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None = None,
+    scale_tensor: np.ndarray | None = None,
+    *,
+    scale: float = 1.0,
+    fill: float = -np.inf,
+    q_layout: str = "BHSD",
+    k_layout: str = "BHSD",
+    v_layout: str = "BHSD",
+    out_layout: str = "BHSD",
+    parts: tuple[int, ...] = (0, 0, 0),
+    kv_repeats: int = 1,
+    nan_rows_to_zero: int = 0,
+) -> np.ndarray:
+    """softmax(q · kᵀ · scale · scale_tensor masked) · v, batch dims broadcast as MatMul broadcasts them.
+
+    A float `mask` is added to the scores; where a bool one is false the score becomes `fill`. Every head of
+    k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
+    """
+    q = _heads(q, q_layout, parts[0])
+    k = _heads(k, k_layout, parts[1])
+    v = _heads(v, v_layout, parts[2])
+    if kv_repeats != 1:
+        k, v = (np.repeat(x, kv_repeats, axis=-3) for x in (k, v))
+    scores = np.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    if scale_tensor is not None:
+        scores = scores * scale_tensor
+    if mask is not None:
+        scores = np.where(mask, scores, scores.dtype.type(fill)) if mask.dtype == np.bool_ else scores + mask
+    weights = find("", "Softmax", 13)(scores, axis=-1)  # type: ignore[misc]
+    if nan_rows_to_zero:
+        weights = np.where(np.isnan(weights), weights.dtype.type(0), weights)
+    y = np.matmul(weights, v)
+    return y.transpose(0, 2, 1, 3) if out_layout == "BSHD" else y
+
+
+@fused_attention.native
+def _fused_attention(node: Node) -> NativeCall:
+    layouts = [node.attr(f"{name}_layout", "BHSD") for name in ("q", "k", "v", "out")]
+    parts = node.attr("parts", (0, 0, 0))
+    ints = [int(layouts[1] == "BHDS"), *(LAYOUTS[layout] for layout in layouts), 0, 0, 0, 0, *parts, 0, 0, 0]
+    ints += [0, 0, 0, node.attr("nan_rows_to_zero", 0)]
+    return NativeCall("attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)])

@@ -16,6 +16,7 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
+from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.weights import DYNAMIC, quantized_weight
 from qruntime.quantization.formats import Int8, QuantizedTensor, quantize
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
@@ -23,6 +24,7 @@ from qruntime.quantization.selection import KINDS, kind_of, matches, matches_any
 
 SNR = "qruntime.weight_snr_db"
 ACTIVATIONS = ("per_token", "per_tensor")
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def quantize_graph(
@@ -69,8 +71,8 @@ def quantize_graph(
                 reason = made
             else:
                 node.metadata[DYNAMIC] = activation
-                node.metadata[SNR] = f"{min(layer.snr_db for layer in made):.2f}"
-                layers.extend(made)
+                node.metadata[SNR] = f"{made.snr_db:.2f}"
+                layers.append(made)
                 continue
         skipped.append(SkippedLayer(node.name or node.outputs[0].name, node.op_type, reason))
     unasked = ("not selected", "excluded", "both inputs are computed")
@@ -78,6 +80,8 @@ def quantize_graph(
     if strict and faults:
         listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
         raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
+    if skipped:
+        remove_dead_nodes(graph)  # a layer may fail at its second weight
     return Report(tuple(layers), tuple(skipped))
 
 
@@ -99,39 +103,36 @@ class _Weights:
         self.per_channel = per_channel
         self._made: dict[tuple[Value, int | None], tuple[Value, list[QuantizedTensor]]] = {}
 
-    def quantize_node(self, graph: Graph, node: Node) -> str | list[QuantizedLayer]:
+    def quantize_node(self, graph: Graph, node: Node) -> str | QuantizedLayer:
         """Replace the weights of one node; a string says why that cannot be."""
-        recurrent = node.op_type in ("LSTM", "GRU", "RNN")
+        recurrent = node.is_op(*RECURRENT)
         positions = (1, 2) if recurrent else (1,)
         values = [node.input(i) for i in positions]
         for value in values:
             reason = self._obstacle(node, value, 3 if recurrent else 2)
             if reason:
                 return reason
-        layers = []
+        axis = self._channel_axis(node) if self.per_channel else None
+        before = after = 0
+        replaced: list[tuple[int, Value]] = []
+        tensors: list[QuantizedTensor] = []
+        shared = []
         for position, value in zip(positions, values):
             assert value is not None and value.data is not None
-            axis = self._channel_axis(node) if self.per_channel else None
-            shared = (value, axis) in self._made
+            shared.append((value, axis) in self._made)
             try:
-                dequantized, tensors = self._dequantized(graph, node, value, axis)
+                dequantized, parts = self._dequantized(graph, node, value, axis)
             except ValueError as error:
                 return str(error)
+            tensors += parts
+            replaced.append((position, dequantized))
+            if not shared[-1]:
+                before += value.data.nbytes
+                after += sum(t.nbytes for t in parts)
+        for position, dequantized in replaced:
             node.set_input(position, dequantized)
-            layers.append(
-                QuantizedLayer(
-                    node.name or node.outputs[0].name,
-                    node.op_type,
-                    kind_of(node.op_type) or node.op_type,
-                    value.data.shape,
-                    "per_tensor_affine" if axis is None else "per_channel_affine",
-                    0 if shared else value.data.nbytes,
-                    0 if shared else sum(t.nbytes for t in tensors),
-                    min(t.snr_db for t in tensors),
-                    shared,
-                )
-            )
-        return layers
+        shapes = [value.data.shape for value in values if value is not None and value.data is not None]
+        return _layer(node, shapes, axis, before, after, min(t.snr_db for t in tensors), all(shared))
 
     def _obstacle(self, node: Node, value: Value | None, rank: int) -> str | None:
         if value is None:
@@ -223,27 +224,54 @@ def describe_existing(graph: Graph) -> Report:
     for node in graph.walk_nodes():
         if DYNAMIC not in node.metadata:
             continue
-        positions = (1, 2) if node.op_type in ("LSTM", "GRU", "RNN") else (1,)
-        for position in positions:
-            value = node.input(position)
-            for weight in _stored_weights(value):
-                shared = value in seen
-                layers.append(
-                    QuantizedLayer(
-                        node.name or node.outputs[0].name,
-                        node.op_type,
-                        kind_of(node.op_type) or node.op_type,
-                        weight.q.shape,
-                        "per_tensor_affine" if weight.axis is None else "per_channel_affine",
-                        0 if shared else weight.q.size * 4,
-                        0 if shared else weight.q.nbytes + weight.scale.nbytes + weight.zero_point.nbytes,
-                        float(node.metadata.get(SNR, math.nan)),
-                        shared,
-                    )
-                )
-            if value is not None:
-                seen.add(value)
+        values = [node.input(i) for i in ((1, 2) if node.is_op(*RECURRENT) else (1,))]
+        stored = [_stored_weights(value) for value in values]
+        if not all(stored):
+            continue
+        fresh = [weight for value, weights in zip(values, stored) if value not in seen for weight in weights]
+        # Directions are stored one by one; the layer's shape is that of any of them.
+        layers.append(
+            _layer(
+                node,
+                [weights[0].q.shape for weights in stored],
+                stored[0][0].axis,
+                sum(weight.q.size * 4 for weight in fresh),
+                sum(weight.q.nbytes + weight.scale.nbytes + weight.zero_point.nbytes for weight in fresh),
+                _stored_snr(node),
+                shared=not fresh,
+            )
+        )
+        seen.update(value for value in values if value is not None)
     return Report(tuple(layers), ())
+
+
+def _layer(
+    node: Node, shapes: list[tuple[int, ...]], axis: int | None, before: int, after: int, snr_db: float, shared: bool
+) -> QuantizedLayer:
+    """One row of the report for a node whose weights have `shapes` ([K, N] or [N, K]; W and R of recurrent nodes)."""
+    inputs, outputs = shapes[0][-2:]
+    if node.is_op(*RECURRENT):
+        inputs, outputs = shapes[0][-1], shapes[1][-1]
+    elif node.op_type == "Gemm" and node.attr("transB", 0):
+        inputs, outputs = outputs, inputs
+    return QuantizedLayer(
+        node.name or node.outputs[0].name,
+        node.op_type,
+        kind_of(node.op_type) or node.op_type,
+        (inputs, outputs),
+        "per_tensor_affine" if axis is None else "per_channel_affine",
+        before,
+        after,
+        snr_db,
+        shared,
+    )
+
+
+def _stored_snr(node: Node) -> float:
+    try:
+        return float(node.metadata.get(SNR, math.nan))
+    except ValueError:
+        return math.nan
 
 
 def _stored_weights(value: Value | None) -> list:

@@ -2,45 +2,89 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from qruntime.ir import Graph, Node
-from qruntime.passes.weights import DYNAMIC
-from qruntime.quantization.report import Report
+from qruntime.passes.weights import DYNAMIC, quantized_weight
+from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import kind_of
+
+Module = dict[str, Any]
+"""Name → nested Module, or the line of a layer."""
+
+_NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
 
 
 def tree(graph: Graph, report: Report) -> str:
-    """Modules rebuilt from node names, quantized layers as torch prints them."""
-    root: dict[str, Any] = {}
+    """Modules rebuilt from what exporters write about nodes, quantized layers as torch prints them."""
+    root: Module = {}
     for node in graph.walk_nodes():
         text = describe_layer(node)
-        if text is None:
-            continue
-        path = [part for part in node.name.split("/") if part]
-        if len(path) > 1 and path[-1].startswith(node.op_type):
-            path = path[:-1]
-        branch = root
-        for part in (path or [node.outputs[0].name])[:-1]:
-            below = branch.setdefault(part, {})
-            branch = below if isinstance(below, dict) else branch
-        leaf = (path or [node.outputs[0].name])[-1]
-        while leaf in branch:
-            leaf += "_"
-        branch[leaf] = text
-    return "\n".join(["Model(", *_lines(root, 2), ")"])
+        if text is not None:
+            _insert(root, module_names(node), text)
+    return "\n".join(["Model(", *_lines(root, 2), ")"]) if root else "Model()"
 
 
-def _lines(branch: dict[str, Any], indent: int) -> list[str]:
+def _insert(root: Module, names: list[str], text: str) -> None:
+    branch = root
+    for name in names[:-1]:
+        below = branch.setdefault(name, {})
+        if isinstance(below, str):  # a layer of this name exists; its child stands beside it
+            below = branch.setdefault(f"{name}/", {})
+        branch = below
+    leaf = names[-1]
+    taken = 0
+    while leaf in branch:
+        taken += 1
+        leaf = f"{names[-1]}_{taken}"
+    branch[leaf] = text
+
+
+def _lines(branch: Module, indent: int) -> list[str]:
     lines = []
+    margin = " " * indent
     for name, below in branch.items():
+        shown = printable(name.rstrip("/"))
         if isinstance(below, str):
-            lines.append(f"{' ' * indent}({name}): {below}")
+            lines.append(f"{margin}({shown}): {below}")
         else:
-            lines += [f"{' ' * indent}({name}): Module(", *_lines(below, indent + 2), f"{' ' * indent})"]
+            lines += [f"{margin}({shown}): Module(", *_lines(below, indent + 2), f"{margin})"]
     return lines
+
+
+_MAX_DEPTH = 32  # of printed modules: names are the file's to choose
+
+
+def module_names(node: Node) -> list[str]:
+    """Module names from the outermost to the layer itself, never empty.
+
+    From the node's name when it is a path (/encoder/layer.0/fc/MatMul); else from the scopes that torch's
+    dynamo exporter notes, whose node names say nothing (node_linear_3); else from the weight's name
+    (encoder.layer.0.fc.weight); else the name of the node or of its output.
+    """
+    scopes = re.findall(r"'([^']*)'", node.metadata.get(_NAME_SCOPES, ""))
+    weight = node.input(1)
+    of_weight = "" if weight is None else weight.name.removesuffix("_dequantized")
+    if "/" in node.name:
+        parts = [part for part in node.name.split("/") if part]
+        if len(parts) > 1 and parts[-1].startswith(node.op_type):
+            del parts[-1]
+        parts = [name for part in parts for name in (part.split(".") if _NUMBERED.fullmatch(part) else [part])]
+    elif len(scopes) > 1 and scopes[-2]:  # modules with their full paths, then the operator
+        parts = scopes[-2].split(".")
+    elif not node.name and of_weight.endswith(".weight"):
+        parts = of_weight.removesuffix(".weight").split(".")
+    else:
+        parts = [node.name or node.outputs[0].name]
+    parts = [part for part in parts if part] or [node.op_type]
+    return parts[:_MAX_DEPTH]
+
+
+_NUMBERED = re.compile(r"\w+(\.\d+)+")  # layer.0: an entry of torch's ModuleList
 
 
 def describe_layer(node: Node) -> str | None:
@@ -61,8 +105,8 @@ def describe_layer(node: Node) -> str | None:
         return f"DynamicQuantizedLinear(in_features={k}, out_features={n}, dtype=torch.qint8, qscheme={scheme})"
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     prefix = "DynamicQuantized" if quantized else ""
-    bidirectional = ", bidirectional=True" if node.attr("direction") == "bidirectional" else ""
-    return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{bidirectional})"
+    direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
+    return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{direction})"
 
 
 def _weight_shape(node: Node) -> tuple[int, ...] | None:
@@ -79,46 +123,72 @@ def _weight_shape(node: Node) -> tuple[int, ...] | None:
 
 
 def _is_per_channel(node: Node) -> bool:
-    weight = node.input(1)
-    producer = None if weight is None else weight.producer
-    return producer is not None and producer.is_op("DequantizeLinear") and producer.attr("axis") is not None
+    weight = quantized_weight(node.input(1))
+    return weight is not None and weight.axis is not None
 
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    lines = []
-    if report.layers:
-        rows = [("layer", "kind", "shape", "scheme", "bytes", "int8 bytes", "SNR dB")]
-        for layer in report.layers:
-            shape = "×".join(map(str, layer.shape))
-            after = "shared" if layer.shared else f"{layer.bytes_after:,}"
-            rows.append((layer.name, layer.kind, shape, layer.scheme, f"{layer.bytes_before:,}", after, f"{layer.snr_db:.1f}"))
-        lines += [*table(rows), ""]
-        ratio = report.bytes_before / max(1, report.bytes_after)
-        lines.append(f"{len(report.layers)} weights: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)")
-    else:
-        lines.append("No layer is quantized.")
-    if report.skipped:
-        lines += ["", f"{len(report.skipped)} candidates are left as they were:"]
-        counted = Counter((s.op_type, s.reason) for s in report.skipped)
-        for (op_type, reason), count in counted.items():
-            first = next(s.name for s in report.skipped if (s.op_type, s.reason) == (op_type, reason))
-            lines.append(f"  {op_type} ×{count} (first {first!r}): {reason}")
+    return "\n".join([*quantized_lines(report), *skipped_lines(report), "", *node_lines(planned)])
+
+
+def quantized_lines(report: Report) -> list[str]:
+    """The table of quantized layers and their total."""
+    if not report.layers:
+        return ["No layer is quantized."]
+    count = f"{len(report.layers)} layer{'s' if len(report.layers) > 1 else ''}"
+    ratio = report.bytes_before / max(1, report.bytes_after)
+    total = f"{count}: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)"
+    return [*layer_table(report.layers), "", total]
+
+
+def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
+    rows = [("layer", "kind", "shape", "scheme", "bytes", "int8 bytes", "SNR dB")]
+    for layer in layers:
+        shape = "×".join(map(str, layer.shape))
+        before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
+        snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
+        rows.append((layer.name, layer.kind, shape, layer.scheme, before, after, snr))
+    return table(rows, left=4)
+
+
+def skipped_lines(report: Report) -> list[str]:
+    """Candidates left alone, one line for each reason."""
+    if not report.skipped:
+        return []
+    lines = ["", f"{len(report.skipped)} candidate{'s are' if len(report.skipped) > 1 else ' is'} left as float:"]
+    for reason, layers in report.skipped_by_reason().items():
+        counted = Counter(layer.op_type for layer in layers)
+        ops = ", ".join(f"{op} ×{n}" for op, n in counted.most_common())
+        first = printable(layers[0].name)
+        lines.append(f"  {reason}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
+    return lines
+
+
+def node_lines(planned: Sequence[Any]) -> list[str]:
+    """How many nodes run natively, by their numpy definition or by onnx.reference, and which are not native."""
     sources = Counter(call.source for call in planned)
-    lines += ["", "nodes: " + ", ".join(f"{sources[s]} {s}" for s in ("native", "numpy", "reference") if sources[s])]
+    counted = ", ".join(f"{sources[s]} {s}" for s in ("native", "numpy", "reference") if sources[s])
+    lines = [f"nodes: {counted or 'none'}"]
     slow = Counter(call.node.op_type for call in planned if call.source != "native")
     if slow:
-        lines.append("  not native: " + ", ".join(f"{op} ×{n}" for op, n in slow.most_common()))
-    return "\n".join(lines)
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns, numbers to the right, a rule under the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for index, row in enumerate(rows):
-        cells = [cell.ljust(w) if i < 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        lines.append("  ".join(cells).rstrip())
-        if index == 0:
-            lines.append("  ".join("─" * w for w in widths))
+        lines.append("  not native: " + ", ".join(f"{printable(op)} ×{n}" for op, n in slow.most_common()))
     return lines
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of columns, the first `left` aligned to the left and the others to the right, a rule under the first row."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
+    lines.insert(1, "  ".join("─" * w for w in widths))
+    return [line.rstrip() for line in lines]
+
+
+def printable(text: str, limit: int = 100) -> str:
+    """`text` without control characters (a model's names must not drive the terminal), its middle cut out beyond `limit`."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

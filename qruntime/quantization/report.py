@@ -6,18 +6,20 @@ from typing import NamedTuple
 
 
 class QuantizedLayer(NamedTuple):
-    """One quantized weight: bytes before and after, and how much of it survived rounding."""
+    """One quantized layer: its bytes as float and as int8, and how much of its weights survived rounding."""
 
     name: str
     op_type: str
     kind: str
-    shape: tuple[int, ...]
+    shape: tuple[int, int]
+    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN."""
     scheme: str
     bytes_before: int
     bytes_after: int
     snr_db: float
+    """Of the weight, of the worse one where a layer has several; inf when nothing was lost, NaN when unknown."""
     shared: bool = False
-    """The weight belongs to an earlier layer; its bytes are counted there."""
+    """The weights belong to an earlier layer; their bytes are counted there."""
 
 
 class SkippedLayer(NamedTuple):
@@ -39,3 +41,15 @@ class Report(NamedTuple):
     @property
     def bytes_after(self) -> int:
         return sum(layer.bytes_after for layer in self.layers)
+
+    def worst(self, count: int) -> list[QuantizedLayer]:
+        """The `count` layers whose weights suffered most, worst first; layers that share weights appear once."""
+        known = [layer for layer in self.layers if not layer.shared and layer.snr_db == layer.snr_db]
+        return sorted(known, key=lambda layer: layer.snr_db)[:count]
+
+    def skipped_by_reason(self) -> dict[str, list[SkippedLayer]]:
+        """Reason → the candidates left alone for it, both in the order of the graph."""
+        groups: dict[str, list[SkippedLayer]] = {}
+        for layer in self.skipped:
+            groups.setdefault(layer.reason, []).append(layer)
+        return groups

@@ -4,14 +4,19 @@ QRUNTIME_DEBUG_BUILD=1   assertions, sanitizers and Cython's bounds checks
 QRUNTIME_WERROR=1        warnings are errors (continuous integration)
 """
 
+import functools
 import os
 import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from sysconfig import get_platform
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 DEBUG = os.environ.get("QRUNTIME_DEBUG_BUILD") == "1"
@@ -26,6 +31,7 @@ if DEBUG:
     LINK_FLAGS += ["-fsanitize=address,undefined"]
 else:
     FLAGS += ["-g0", "-DNDEBUG"]
+    LINK_FLAGS += ["-Wl,-s"] if sys.platform == "linux" else []
 if os.environ.get("QRUNTIME_WERROR") == "1":
     FLAGS.append("-Werror")
 
@@ -40,18 +46,32 @@ def kernel_sources() -> list[str]:
 
 
 class build_kernels(build_ext):  # noqa: N801 (distutils names commands so)
-    """Cython's generated C is not ours to keep free of warnings."""
+    """Compiles on all cores, and only what changed; generated C is not ours to keep free of warnings."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # One place for objects, for editable installs too, which would build in a new directory every time.
+        self.build_temp = f"build/{get_platform()}-{sys.implementation.cache_tag}{'-debug' if DEBUG else ''}"
 
     def build_extension(self, ext: Extension) -> None:
-        compile_one = self.compiler._compile
-
-        def compile_quietly(obj, src, ext_type, cc_args, postargs, pp_opts):
-            if src.endswith("_kernels.c"):
-                postargs = [flag for flag in postargs if not flag.startswith("-W")]
-            compile_one(obj, src, ext_type, cc_args, postargs, pp_opts)
-
-        self.compiler._compile = compile_quietly
+        self.compiler.compile = functools.partial(self._compile_in_parallel, self.compiler)
         super().build_extension(ext)
+
+    def _compile_in_parallel(
+        self, compiler, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None, extra_postargs=None, depends=None
+    ):  # fmt: skip
+        macros, objects, extra, pp_opts, build = compiler._setup_compile(output_dir, macros, include_dirs, sources, depends, extra_postargs)
+        cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
+
+        def compile_one(obj: str) -> None:
+            source, extension = build[obj]
+            if newer_group([source, *(depends or ())], obj):
+                flags = [flag for flag in extra if not (source.endswith("_kernels.c") and flag.startswith("-W"))]
+                compiler._compile(obj, source, extension, cc_args, flags, pp_opts)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, objects))
+        return objects
 
 
 setup(
@@ -62,7 +82,7 @@ setup(
                 ["qruntime/_kernels.pyx", *kernel_sources()],
                 include_dirs=["qruntime/kernels", numpy.get_include()],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
-                depends=glob("qruntime/kernels/**/*.[h]", recursive=True),
+                depends=["setup.py", *glob("qruntime/kernels/**/*.h", recursive=True)],
                 extra_compile_args=FLAGS,
                 extra_link_args=LINK_FLAGS,
             )

@@ -51,7 +51,7 @@ class TensorProto(Message):
     string_data: Sequence[bytes] = field(6, BYTES, repeated=True)
     int64_data: Sequence = field(7, INTS)
     name: str = field(8, STRING)
-    raw_data: Part | memoryview = field(9, BYTES)
+    raw_data: Part | memoryview = field(9, BYTES, padding=14)
     double_data: Sequence = field(10, DOUBLES)
     uint64_data: Sequence = field(11, UINTS)
     external_data: Sequence[StringStringEntryProto] = field(13, "StringStringEntryProto", repeated=True)

@@ -49,13 +49,18 @@ class Field(NamedTuple):
     kind: int
     repeated: bool
     message: str
+    padding: int
 
 
-def field(number: int, kind: int | str, *, repeated: bool = False) -> Any:
-    """Declare a field of a Message; a str as `kind` names the class of a nested message."""
+def field(number: int, kind: int | str, *, repeated: bool = False, padding: int = 0) -> Any:
+    """Declare a field of a Message; a str as `kind` names the class of a nested message.
+
+    `padding` is the number of an enum field that may be written with its default value behind this one,
+    so that large values can be aligned in the file: see `_Aligned`.
+    """
     if isinstance(kind, str):
-        return Field(number, MESSAGE, repeated, kind)
-    return Field(number, kind, repeated or kind in _ARRAY_DTYPE, "")
+        return Field(number, MESSAGE, repeated, kind, padding)
+    return Field(number, kind, repeated or kind in _ARRAY_DTYPE, "", padding)
 
 
 class Message:
@@ -300,7 +305,40 @@ Part = bytes | np.ndarray
 """A piece of a file; arrays are written as their elements in C order, little-endian."""
 
 
-def part_size(part: Part) -> int:
+class _Aligned(NamedTuple):
+    """A large value that is to lie at a multiple of _ALIGNMENT in the file, where it can be mapped and used as it is.
+
+    Protobuf aligns nothing, but a number may be written with leading zero groups. The padding field, with
+    its default value, stands before and behind the value: what it takes more before, it takes less behind,
+    so that no enclosing length changes.
+    """
+
+    tag: bytes
+    value: Part
+    padding_tag: bytes
+
+    def size(self) -> int:
+        length = part_size(self.value)
+        return len(self.tag) + len(varint(length)) + length + 2 * len(self.padding_tag) + _ALIGNMENT + 1
+
+    def placed(self, offset: int) -> tuple[bytes, Part, bytes]:
+        head = self.tag + varint(part_size(self.value))
+        extra = -(offset + len(self.padding_tag) + 1 + len(head)) % _ALIGNMENT
+        before, behind = _zero(1 + extra), _zero(_ALIGNMENT - extra)
+        return self.padding_tag + before + head, self.value, self.padding_tag + behind
+
+
+_ALIGNMENT = 8  # a varint has at most 10 bytes
+
+
+def _zero(size: int) -> bytes:
+    """The number 0 as a varint of `size` bytes."""
+    return b"\x80" * (size - 1) + b"\0"
+
+
+def part_size(part: Part | _Aligned) -> int:
+    if isinstance(part, _Aligned):
+        return part.size()
     return part.nbytes if isinstance(part, np.ndarray) else len(part)
 
 
@@ -318,11 +356,17 @@ def part_bytes(part: Part) -> bytes | memoryview:
 def encode(message: Message) -> list[Part]:
     """Pieces of the encoded message, to be written one after the other; large arrays are not copied."""
     parts, _ = _encode(message)
-    return _joined(parts)
+    placed: list[Part] = []
+    offset = 0
+    for part in parts:
+        pieces = part.placed(offset) if isinstance(part, _Aligned) else (part,)
+        placed += pieces
+        offset += sum(map(part_size, pieces))
+    return _joined(placed)
 
 
-def _encode(message: Message) -> tuple[list[Part], int]:
-    out: list[Part] = []
+def _encode(message: Message) -> tuple[list[Part | _Aligned], int]:
+    out: list[Part | _Aligned] = []
     set_values = vars(message)
     for name, spec in type(message).fields.items():
         if name not in set_values:
@@ -342,6 +386,8 @@ def _encode(message: Message) -> tuple[list[Part], int]:
             elif kind == STRING:
                 body = item.encode("utf-8")
                 out += (tag, varint(len(body)), body)
+            elif spec.padding and part_size(item) >= SMALL:
+                out.append(_Aligned(tag, item, varint(spec.padding << 3)))
             elif kind == BYTES:
                 out += (tag, varint(part_size(item)), item)
             else:
@@ -358,9 +404,9 @@ _PACKERS: dict[int, Callable[[Any], bytes]] = {
 }
 
 
-def _joined(parts: list[Part]) -> list[Part]:
+def _joined(parts: list[Any]) -> list[Any]:
     """Runs of small pieces become one, large ones stay as they are."""
-    out: list[Part] = []
+    out: list[Any] = []
     run: list[bytes | memoryview] = []
     for part in parts:
         if part_size(part) < SMALL:

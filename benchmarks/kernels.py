@@ -51,7 +51,8 @@ def gemm_q8(shape: tuple[int, int, int], weights: str, activation: int, threads:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default=",".join("x".join(map(str, s)) for s in SHAPES), help="MxKxN, comma-separated")
+    shapes = ",".join("x".join(map(str, shape)) for shape in SHAPES)
+    parser.add_argument("--shapes", default=shapes, help="MxKxN, comma-separated")
     parser.add_argument("--activation", choices=ACTIVATIONS, default="none")
     parser.add_argument("--weights", choices=["normal", "uniform"], default="normal")
     parser.add_argument("--isas", default=",".join(_kernels.available_isas()))

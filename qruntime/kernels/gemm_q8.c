@@ -8,9 +8,9 @@
 #include "threads.h"
 
 /// A block of quantized rows shares the L2 cache with one panel of weights.
-enum { BLOCK_ROWS = 48, BLOCK_BYTES = 192 * 1024 };
+enum { BLOCK_ROWS = 128, BLOCK_BYTES = 192 * 1024 };
 
-/// Fewer multiply-adds than this a thread are done sooner than another thread is woken.
+/// Fewer multiply-adds than this a thread (1 … 2 µs) are done sooner than another thread is woken.
 enum { MACS_PER_THREAD = 1 << 17 };
 
 /// Beyond it the sums of a column do not fit int32.
@@ -103,7 +103,8 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     }
     if (!fill_columns(made, w, row_stride_elems, col_stride_elems)) {
         qrt_q8_free(made);
-        return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points, num_params, bias);
+        return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points,
+                           num_params, bias);
     }
     return made;
 }
@@ -213,7 +214,8 @@ typedef struct {
     int64_t next_block;         ///< atomic
 } job;
 
-static qrt_q8_block block_at(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows, const char *packed) {
+static qrt_q8_block block_at(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
+                             const char *packed) {
     qrt_q8_block block = {
         .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
         .epilogue = j->epilogue, .y = j->y + first_row * j->ldy_elems, .ldy_elems = j->ldy_elems,
@@ -236,7 +238,8 @@ static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
 size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, block_rows(w))); }
 
 void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems,
+                          void *scratch) {
     int64_t rows_per_block = min_i64(m, block_rows(w));
     job j = {
         .w = w, .a = a, .lda_elems = lda_elems, .m = m, .epilogue = *epilogue, .y = y, .ldy_elems = ldy_elems,
@@ -279,7 +282,8 @@ static void take_panels(void *context, int64_t task) {
     job *j = context;
     int64_t first = task * j->panels_per_task, last = min_i64(first + j->panels_per_task, j->num_panels);
     for (int64_t i = 0; i < j->m; i += j->rows_per_block) {
-        qrt_q8_block block = block_at(j, i, min_i64(j->rows_per_block, j->m - i), j->rows + i, j->packed + i * j->stride_bytes);
+        int64_t count = min_i64(j->rows_per_block, j->m - i);
+        qrt_q8_block block = block_at(j, i, count, j->rows + i, j->packed + i * j->stride_bytes);
         multiply(j->w, &block, first, last);
     }
 }
@@ -305,7 +309,8 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
     bool by_rows = m >= threads * 4 * w->kernel->mr;
     if (by_rows) {
         int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
-        j.rows_per_block = min_i64(j.rows_per_block, round_up(ceil_div(share, ceil_div(share, j.rows_per_block)), w->kernel->mr));
+        int64_t blocks = ceil_div(share, j.rows_per_block);
+        j.rows_per_block = min_i64(j.rows_per_block, round_up(ceil_div(share, blocks), w->kernel->mr));
     } else {
         j.panels_per_task = ceil_div(j.num_panels, threads * 2);
     }

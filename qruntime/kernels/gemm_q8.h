@@ -75,7 +75,8 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
 /// for recurrent steps, which call it many times. `scratch` is aligned to QRT_ALIGNMENT.
 size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m);
 void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
+                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems,
+                          void *scratch);
 
 /// What the sum over k leaves behind of a quantized row.
 typedef struct {

@@ -28,7 +28,8 @@ typedef struct {
 /// Beyond an eighth more items than k asks for, widening (gemm_q8.c) is faster.
 static int64_t capacity_of(int64_t k_padded) { return k_padded / KR + k_padded / KR / 8 + 1; }
 static int64_t head_bytes(int64_t capacity) {
-    return ((int64_t)sizeof(panel_head) + capacity * (int64_t)sizeof(int32_t) + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
+    int64_t bytes = (int64_t)sizeof(panel_head) + capacity * (int64_t)sizeof(int32_t);
+    return (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
 }
 static int64_t panel_bytes(int64_t k_padded) {
     int64_t capacity = capacity_of(k_padded);
@@ -136,8 +137,8 @@ static bool add_item(pairing *p, int32_t place, __m256i w0, __m256i w1, lane_sum
 }
 
 /// Four rows of NR columns as lanes of four.
-static inline void load_item(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t rows, int64_t n,
-                             __m256i *w0, __m256i *w1) {
+static inline void load_item(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t rows,
+                             int64_t n, __m256i *w0, __m256i *w1) {
     if (rows == KR && n == NR && col_stride_elems == 1) {
         __m128i r0 = _mm_loadu_si128((const __m128i *)w);
         __m128i r1 = _mm_loadu_si128((const __m128i *)(w + row_stride_elems));
@@ -173,8 +174,8 @@ static bool add_bounded(pairing *p, int32_t place, __m256i w0, __m256i w1) {
 static inline __m256i zero_bytes(const int32_t *zero_points, int64_t n) {
     if (!zero_points || n <= 0) return _mm256_setzero_si256();
     __m256i z = vi_load_n(zero_points, n < 8 ? n : 8);
-    return _mm256_shuffle_epi8(z, _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 0, 0, 0, 0, 4, 4, 4, 4, 8,
-                                                   8, 8, 8, 12, 12, 12, 12));
+    __m128i low_bytes = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    return _mm256_shuffle_epi8(z, _mm256_broadcastsi128_si256(low_bytes));
 }
 
 static inline __m256i first_rows(__m256i item, int64_t rows) {
@@ -197,8 +198,12 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     __m256i zero0 = zero_bytes(zero_points, n), zero1 = zero_bytes(zero_points ? zero_points + 8 : NULL, n - 8);
     for (int64_t i = 0; i < k; i += KR) {
         __m256i source0, source1;
-        load_item(w + i * row_stride_elems, row_stride_elems, col_stride_elems, k - i < KR ? k - i : KR, n, &source0, &source1);
-        if (k - i < KR) zero0 = first_rows(zero0, k - i), zero1 = first_rows(zero1, k - i);
+        int64_t rows = k - i < KR ? k - i : KR;
+        load_item(w + i * row_stride_elems, row_stride_elems, col_stride_elems, rows, n, &source0, &source1);
+        if (rows < KR) {
+            zero0 = first_rows(zero0, rows);
+            zero1 = first_rows(zero1, rows);
+        }
         __m256i w0 = _mm256_subs_epi8(source0, zero0), w1 = _mm256_subs_epi8(source1, zero1);
         __m256i beyond0 = _mm256_sub_epi8(_mm256_sub_epi8(source0, zero0), w0);
         __m256i beyond1 = _mm256_sub_epi8(_mm256_sub_epi8(source1, zero1), w1);

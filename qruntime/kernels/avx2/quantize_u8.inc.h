@@ -33,7 +33,8 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
         uint8_t codes[32];
         _mm256_storeu_si256((__m256i *)codes, quantize32(x[0], x[1], x[2], x[3], inverse, zero));
         memset(codes + rest, 0, (size_t)(32 - rest));
-        total = _mm256_add_epi64(total, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)codes), _mm256_setzero_si256()));
+        __m256i valid = _mm256_loadu_si256((const __m256i *)codes);
+        total = _mm256_add_epi64(total, _mm256_sad_epu8(valid, _mm256_setzero_si256()));
         memcpy(q + i, codes, (size_t)(k_padded - i));
     }
     __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));

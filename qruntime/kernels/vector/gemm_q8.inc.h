@@ -25,7 +25,8 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
 }
 
 /// From t, free of zero points, to y, for `rows` rows of NR columns from row `first` of the block on; t is overwritten.
-static inline void finish_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows, float *t) {
+static inline void finish_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
+                               float *t) {
     int64_t left = w->n - panel * NR;
     for (int j = 0; j < NR && j < left; j += VL) {
         int64_t column = panel * NR + j;

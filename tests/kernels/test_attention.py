@@ -92,7 +92,7 @@ def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> float:
 
 
 def random_heads(
-    rng: np.random.Generator, b: int, h: int, sq: int, sk: int, d: int, dv: int, kv_heads: int = None
+    rng: np.random.Generator, b: int, h: int, sq: int, sk: int, d: int, dv: int, kv_heads: int | None = None
 ) -> tuple[np.ndarray, ...]:
     kv_heads = h if kv_heads is None else kv_heads
     shapes = (b, h, sq, d), (b, kv_heads, sk, d), (b, kv_heads, sk, dv)

@@ -1,6 +1,7 @@
 """Fused attention against float64 numpy, on every rung."""
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ BHSD, BSR = 0, 1
 
 
 @pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request):
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _kernels.isa()
     _kernels.set_isa(request.param)
     yield request.param
@@ -21,16 +22,52 @@ def rung(request):
 
 
 def attend(
-    q, k, v, mask=None, *, scale=1.0, fill=-np.inf, transposed=False, layouts=(BHSD, BHSD, BHSD, BHSD), heads=0, kv_heads=0,
-    sizes=(0, 0), offsets=(0, 0, 0), strides=(0, 0, 0), causal=False, causal_offset=-1, adds=False, threads=1,
-):
-    ints = [int(transposed), *layouts, heads, kv_heads, *sizes, *offsets, *strides, int(causal), causal_offset, int(adds)]
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    scale: float = 1.0,
+    fill: float = -np.inf,
+    transposed: bool = False,
+    layouts: tuple[int, ...] = (BHSD, BHSD, BHSD, BHSD),
+    heads: int = 0,
+    kv_heads: int = 0,
+    sizes: tuple[int, int] = (0, 0),
+    offsets: tuple[int, ...] = (0, 0, 0),
+    strides: tuple[int, ...] = (0, 0, 0),
+    causal: bool = False,
+    causal_offset: int = -1,
+    adds: bool = False,
+    threads: int = 1,
+) -> np.ndarray | None:
+    ints = [
+        int(transposed),
+        *layouts,
+        heads,
+        kv_heads,
+        *sizes,
+        *offsets,
+        *strides,
+        int(causal),
+        causal_offset,
+        int(adds),
+    ]
     arrays = [q, k, v] + ([] if mask is None else [mask])
     result = _kernels.call_node("attention", arrays, ints, [scale, fill], num_threads=threads)
     return None if result is None else result[0]
 
 
-def expected(q, k, v, mask=None, *, scale=1.0, fill=-np.inf, causal_offset=None):
+def expected(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    scale: float = 1.0,
+    fill: float = -np.inf,
+    causal_offset: int | None = None,
+) -> np.ndarray:
     """q [B, H, Sq, D], k [B, Hkv, Sk, D], v [B, Hkv, Sk, Dv], all in float64."""
     group = q.shape[1] // max(1, k.shape[1])
     k, v = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
@@ -45,14 +82,18 @@ def expected(q, k, v, mask=None, *, scale=1.0, fill=-np.inf, causal_offset=None)
         return (e @ v) / np.where(scores.shape[-1], e.sum(axis=-1, keepdims=True), 1)
 
 
-def bound(q, k, v, scale):
+def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> float:
     """Score error (D roundings of the largest product) enters exp; then Sk roundings of a convex combination."""
     largest = np.abs(q).max(initial=0) * np.abs(k).max(initial=0) * abs(scale)
     d, s = q.shape[-1], k.shape[-2]
-    return (4 * EPS * np.sqrt(d) * np.sqrt(d) * largest + 4 * EPS * np.sqrt(s) + 8 * EPS) * max(1.0, float(np.abs(v).max(initial=0)))
+    return (4 * EPS * np.sqrt(d) * np.sqrt(d) * largest + 4 * EPS * np.sqrt(s) + 8 * EPS) * max(
+        1.0, float(np.abs(v).max(initial=0))
+    )
 
 
-def random_heads(rng, b, h, sq, sk, d, dv, kv_heads=None):
+def random_heads(
+    rng: np.random.Generator, b: int, h: int, sq: int, sk: int, d: int, dv: int, kv_heads: int | None = None
+) -> tuple[np.ndarray, ...]:
     kv_heads = h if kv_heads is None else kv_heads
     shapes = (b, h, sq, d), (b, kv_heads, sk, d), (b, kv_heads, sk, dv)
     return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
@@ -62,7 +103,7 @@ SIZES = [1, 2, 5, 8, 15, 16, 17, 33]
 
 
 @pytest.mark.parametrize(("sq", "sk"), list(itertools.product(SIZES, SIZES)))
-def test_agrees_with_numpy(sq, sk):
+def test_agrees_with_numpy(sq: int, sk: int) -> None:
     rng = np.random.default_rng(sq * 100 + sk)
     for b, h, d, dv in ((1, 1, 1, 1), (2, 3, 8, 8), (1, 2, 32, 33), (2, 1, 17, 5)):
         q, k, v = random_heads(rng, b, h, sq, sk, d, dv)
@@ -74,15 +115,17 @@ def test_agrees_with_numpy(sq, sk):
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(64, 64), (65, 127), (1, 300), (130, 500), (7, 1030)])
-def test_larger_sizes(sq, sk):
+def test_larger_sizes(sq: int, sk: int) -> None:
     rng = np.random.default_rng(sk)
     q, k, v = random_heads(rng, 1, 2, sq, sk, 64, 64)
-    np.testing.assert_allclose(attend(q, k, v, scale=0.125), expected(q, k, v, scale=0.125), rtol=0, atol=bound(q, k, v, 0.125))
+    np.testing.assert_allclose(
+        attend(q, k, v, scale=0.125), expected(q, k, v, scale=0.125), rtol=0, atol=bound(q, k, v, 0.125)
+    )
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(1, 7), (16, 16), (40, 33)])
 @pytest.mark.parametrize("kind", ["float", "replace", "add"])
-def test_masks_of_every_shape(sq, sk, kind):
+def test_masks_of_every_shape(sq: int, sk: int, kind: str) -> None:
     rng = np.random.default_rng(1)
     b, h, d = 2, 3, 16
     q, k, v = random_heads(rng, b, h, sq, sk, d, d)
@@ -103,24 +146,28 @@ def test_masks_of_every_shape(sq, sk, kind):
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(1, 9), (5, 5), (16, 20), (50, 50), (20, 7)])
-def test_causal(sq, sk):
+def test_causal(sq: int, sk: int) -> None:
     q, k, v = random_heads(np.random.default_rng(2), 2, 2, sq, sk, 16, 16)
     for offset in (-1, 0, 3):
         actual = sk - sq if offset == -1 else offset
         got = attend(q, k, v, scale=0.25, causal=True, causal_offset=offset)
-        np.testing.assert_allclose(got, expected(q, k, v, scale=0.25, causal_offset=actual), rtol=0, atol=bound(q, k, v, 0.25))
+        np.testing.assert_allclose(
+            got, expected(q, k, v, scale=0.25, causal_offset=actual), rtol=0, atol=bound(q, k, v, 0.25)
+        )
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(3, 4), (30, 31)])
-def test_grouped_query_heads(sq, sk):
+def test_grouped_query_heads(sq: int, sk: int) -> None:
     q, k, v = random_heads(np.random.default_rng(3), 2, 6, sq, sk, 8, 8, kv_heads=2)
     for threads in (1, 2, 3):
-        np.testing.assert_allclose(attend(q, k, v, threads=threads), expected(q, k, v), rtol=0, atol=bound(q, k, v, 1.0))
+        np.testing.assert_allclose(
+            attend(q, k, v, threads=threads), expected(q, k, v), rtol=0, atol=bound(q, k, v, 1.0)
+        )
 
 
 @pytest.mark.parametrize("s", [1, 5, 16, 45])
 @pytest.mark.parametrize("order", ["3HD", "H3D"])
-def test_slices_of_a_fused_projection(s, order):
+def test_slices_of_a_fused_projection(s: int, order: str) -> None:
     rng = np.random.default_rng(4)
     b, h, d = 2, 3, 8
     fused = rng.standard_normal((b, s, 3 * h * d)).astype(np.float32)
@@ -128,13 +175,21 @@ def test_slices_of_a_fused_projection(s, order):
     q, k, v = (np.ascontiguousarray(split[:, :, i].swapaxes(1, 2)) for i in range(3))
     offsets, stride = ((0, h * d, 2 * h * d), d) if order == "3HD" else ((0, d, 2 * d), 3 * d)
     got = attend(
-        fused, fused, fused, heads=h, kv_heads=h, sizes=(d, d), layouts=(BSR, BSR, BSR, BSR), offsets=offsets, strides=(stride,) * 3
+        fused,
+        fused,
+        fused,
+        heads=h,
+        kv_heads=h,
+        sizes=(d, d),
+        layouts=(BSR, BSR, BSR, BSR),
+        offsets=offsets,
+        strides=(stride,) * 3,
     )
     plain = attend(q, k, v)
     np.testing.assert_array_equal(got, plain.swapaxes(1, 2).reshape(b, s, h * d))
 
 
-def test_one_head_without_a_head_dim():
+def test_one_head_without_a_head_dim() -> None:
     q, k, v = random_heads(np.random.default_rng(5), 3, 1, 9, 10, 8, 8)
     mask = np.random.default_rng(6).standard_normal((3, 1, 10)).astype(np.float32)
     got = attend(q[:, 0], k[:, 0], v[:, 0], mask)
@@ -143,7 +198,7 @@ def test_one_head_without_a_head_dim():
 
 @pytest.mark.parametrize("masked", [-np.inf, float(np.finfo(np.float32).min), False])
 @pytest.mark.parametrize(("sq", "sk"), [(1, 5), (5, 5), (16, 16), (13, 40), (60, 128)])
-def test_masked_trailing_keys_change_no_bit(sq, sk, masked):
+def test_masked_trailing_keys_change_no_bit(sq: int, sk: int, masked: float) -> None:
     q, k, v = random_heads(np.random.default_rng(7), 2, 2, sq, sk, 32, 32)
     plain = attend(q, k, v, scale=0.2)
     for more in (1, 3, 8, 11, 64, 600):
@@ -157,7 +212,7 @@ def test_masked_trailing_keys_change_no_bit(sq, sk, masked):
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(1, 20), (16, 16), (61, 77)])
-def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(sq, sk):
+def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(sq: int, sk: int) -> None:
     q, k, v = random_heads(np.random.default_rng(8), 3, 2, sq, sk, 32, 24)
     together = attend(q, k, v, scale=0.2)
     for threads in (2, 3):
@@ -168,7 +223,7 @@ def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(sq, sk):
         np.testing.assert_array_equal(attend(q[:, :, i : i + 1], k, v, scale=0.2)[:, :, 0], together[:, :, i])
 
 
-def test_rows_that_are_masked_altogether():
+def test_rows_that_are_masked_altogether() -> None:
     q, k, v = random_heads(np.random.default_rng(9), 1, 1, 4, 12, 8, 8)
     mask = np.zeros((4, 12), np.float32)
     mask[1] = np.finfo(np.float32).min
@@ -179,7 +234,7 @@ def test_rows_that_are_masked_altogether():
     assert np.isfinite(got[[0, 1, 3]]).all()
 
 
-def test_nan_and_huge_scores_stay_in_their_row():
+def test_nan_and_huge_scores_stay_in_their_row() -> None:
     q, k, v = random_heads(np.random.default_rng(10), 1, 1, 20, 30, 8, 8)
     plain = attend(q, k, v)
     q[0, 0, 3, 2] = np.nan
@@ -192,17 +247,19 @@ def test_nan_and_huge_scores_stay_in_their_row():
     np.testing.assert_array_equal(got[0, 0, others], plain[0, 0, others])
 
 
-def test_sizes_of_zero():
+def test_sizes_of_zero() -> None:
     zeros = np.zeros
     assert attend(zeros((0, 2, 3, 4), "f"), zeros((0, 2, 5, 4), "f"), zeros((0, 2, 5, 6), "f")).shape == (0, 2, 3, 6)
     assert attend(zeros((1, 2, 0, 4), "f"), zeros((1, 2, 5, 4), "f"), zeros((1, 2, 5, 6), "f")).shape == (1, 2, 0, 6)
-    np.testing.assert_array_equal(attend(np.ones((1, 2, 3, 4), "f"), zeros((1, 2, 0, 4), "f"), zeros((1, 2, 0, 6), "f")), zeros((1, 2, 3, 6)))
+    np.testing.assert_array_equal(
+        attend(np.ones((1, 2, 3, 4), "f"), zeros((1, 2, 0, 4), "f"), zeros((1, 2, 0, 6), "f")), zeros((1, 2, 3, 6))
+    )
     v = np.arange(10, dtype="f").reshape(1, 1, 5, 2)
     got = attend(zeros((1, 1, 3, 0), "f"), zeros((1, 1, 5, 0), "f"), v)
     np.testing.assert_array_equal(got, np.broadcast_to(v.mean(axis=2, keepdims=True), (1, 1, 3, 2)))
 
 
-def test_declines_what_does_not_fit():
+def test_declines_what_does_not_fit() -> None:
     q, k, v = random_heads(np.random.default_rng(11), 1, 2, 3, 4, 8, 8)
     assert attend(q.astype(np.float64), k, v) is None
     assert attend(q, k[..., :4], v) is None

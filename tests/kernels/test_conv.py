@@ -1,6 +1,8 @@
 """Convolution against float64 numpy, on every rung."""
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +16,27 @@ AUTO = {"NOTSET": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
 
 
 @pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request):
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _kernels.isa()
     _kernels.set_isa(request.param)
     yield request.param
     _kernels.set_isa(before)
 
 
-def conv(x, w, b=None, *, group=1, strides=None, pads=None, dilations=None, activation=NONE, auto_pad="NOTSET", threads=1, packed=()):
+def conv(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    group: int = 1,
+    strides: list[int] | None = None,
+    pads: list[int] | None = None,
+    dilations: list[int] | None = None,
+    activation: int = NONE,
+    auto_pad: str = "NOTSET",
+    threads: int = 1,
+    packed: object = (),
+) -> np.ndarray | None:
     r = x.ndim - 2
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     ints = [r, group, activation, AUTO[auto_pad], *strides, *pads, *dilations]
@@ -29,16 +44,29 @@ def conv(x, w, b=None, *, group=1, strides=None, pads=None, dilations=None, acti
     return None if result is None else result[0]
 
 
-def expected(x, w, b=None, *, group=1, strides=None, pads=None, dilations=None):
+def expected(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    group: int = 1,
+    strides: list[int] | None = None,
+    pads: list[int] | None = None,
+    dilations: list[int] | None = None,
+) -> np.ndarray:
     """Sum over taps of strided slices of the padded image, in float64."""
     r = x.ndim - 2
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *zip(pads[:r], pads[r:], strict=True)])
-    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], w.shape[2:], dilations, strides, strict=True)]
+    out = [
+        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], w.shape[2:], dilations, strides, strict=True)
+    ]
     y = np.zeros((x.shape[0], w.shape[0], *out))
     maps, channels = w.shape[0] // group, w.shape[1]
     for tap in itertools.product(*map(range, w.shape[2:])):
-        window = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, out, strides, strict=True))
+        window = tuple(
+            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, out, strides, strict=True)
+        )
         for g in range(group):
             part = x[(slice(None), slice(g * channels, (g + 1) * channels), *window)]
             weight = w[(slice(g * maps, (g + 1) * maps), slice(None), *tap)].astype(np.float64)
@@ -46,8 +74,18 @@ def expected(x, w, b=None, *, group=1, strides=None, pads=None, dilations=None):
     return y if b is None else y + b.reshape(-1, *[1] * r)
 
 
-def check(x, w, b=None, activation=NONE, threads=1, **attributes):
-    got, reference = conv(x, w, b, activation=activation, threads=threads, **attributes), expected(x, w, b, **attributes)
+def check(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    activation: int = NONE,
+    threads: int = 1,
+    **attributes: Any,
+) -> np.ndarray:
+    got, reference = (
+        conv(x, w, b, activation=activation, threads=threads, **attributes),
+        expected(x, w, b, **attributes),
+    )
     if activation == RELU:
         reference = np.maximum(reference, 0)
     k = int(np.prod(w.shape[1:]))
@@ -57,24 +95,33 @@ def check(x, w, b=None, activation=NONE, threads=1, **attributes):
     return got
 
 
-def random(rng, *shape):
+def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("length", [3, 4, 15, 16, 17, 33, 100])
-@pytest.mark.parametrize(("stride", "pads", "dilation"), [(1, [0, 0], 1), (2, [1, 2], 1), (3, [0, 1], 2), (1, [4, 4], 1)])
-def test_one_dimension(length, stride, pads, dilation):
+@pytest.mark.parametrize(
+    ("stride", "pads", "dilation"), [(1, [0, 0], 1), (2, [1, 2], 1), (3, [0, 1], 2), (1, [4, 4], 1)]
+)
+def test_one_dimension(length: int, stride: int, pads: list[int], dilation: int) -> None:
     rng = np.random.default_rng(length)
     if length + sum(pads) < 2 * dilation + 1:
         pads = [2, 2]
     for c, m in ((1, 1), (3, 7), (16, 20)):
-        check(random(rng, 2, c, length), random(rng, m, c, 3), random(rng, m), strides=[stride], pads=pads, dilations=[dilation])
+        check(
+            random(rng, 2, c, length),
+            random(rng, m, c, 3),
+            random(rng, m),
+            strides=[stride],
+            pads=pads,
+            dilations=[dilation],
+        )
 
 
 @pytest.mark.parametrize("size", [(5, 5), (7, 16), (16, 17), (30, 9)])
 @pytest.mark.parametrize("window", [(1, 1), (3, 3), (2, 5)])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 1), (1, 2)])
-def test_two_dimensions(size, window, strides):
+def test_two_dimensions(size: tuple[int, int], window: tuple[int, int], strides: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(size))
     for group, channels, maps in ((1, 5, 8), (2, 4, 6), (3, 3, 3), (3, 3, 6), (1, 1, 13)):
         x, w, b = random(rng, 2, channels, *size), random(rng, maps, channels // group, *window), random(rng, maps)
@@ -84,7 +131,7 @@ def test_two_dimensions(size, window, strides):
 
 
 @pytest.mark.parametrize("dilations", [(1, 1, 1), (2, 1, 2)])
-def test_three_dimensions(dilations):
+def test_three_dimensions(dilations: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     x, w = random(rng, 1, 4, 6, 7, 8), random(rng, 6, 2, 2, 3, 2)
     check(x, w, group=2, strides=[1, 2, 1], pads=[1, 0, 1, 0, 2, 1], dilations=list(dilations))
@@ -93,7 +140,7 @@ def test_three_dimensions(dilations):
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [5, 8])
-def test_auto_pad(auto_pad, stride, size):
+def test_auto_pad(auto_pad: str, stride: int, size: int) -> None:
     rng = np.random.default_rng(1)
     x, w = random(rng, 1, 2, size, size), random(rng, 3, 2, 4, 4)
     total = max(0, (-(-size // stride) - 1) * stride + 4 - size)
@@ -105,13 +152,19 @@ def test_auto_pad(auto_pad, stride, size):
 
 
 @pytest.mark.parametrize(("channels", "size", "maps"), [(64, 20, 64), (200, 10, 40), (1100, 3, 30)])
-def test_depths_beyond_one_block(channels, size, maps):
+def test_depths_beyond_one_block(channels: int, size: int, maps: int) -> None:
     rng = np.random.default_rng(2)
-    check(random(rng, 1, channels, size, size), random(rng, maps, channels, 3, 3), random(rng, maps), pads=[1, 1, 1, 1], activation=RELU)
+    check(
+        random(rng, 1, channels, size, size),
+        random(rng, maps, channels, 3, 3),
+        random(rng, maps),
+        pads=[1, 1, 1, 1],
+        activation=RELU,
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "grouped", "depthwise", "pointwise"])
-def test_does_not_depend_on_batch_nor_threads(kind):
+def test_does_not_depend_on_batch_nor_threads(kind: str) -> None:
     rng = np.random.default_rng(3)
     group = {"grouped": 4, "depthwise": 24}.get(kind, 1)
     window = 1 if kind == "pointwise" else 3
@@ -123,7 +176,7 @@ def test_does_not_depend_on_batch_nor_threads(kind):
         np.testing.assert_array_equal(conv(x[i : i + 1], w, group=group)[0], together[i])
 
 
-def test_positions_do_not_depend_on_the_size_of_the_image():
+def test_positions_do_not_depend_on_the_size_of_the_image() -> None:
     rng = np.random.default_rng(4)
     x, w = random(rng, 1, 8, 70), random(rng, 20, 8, 3)
     whole = conv(x, w)
@@ -132,7 +185,7 @@ def test_positions_do_not_depend_on_the_size_of_the_image():
 
 
 @pytest.mark.parametrize("positions", [1, 2, 4, 6, 7])
-def test_few_positions_with_packed_weights(positions):
+def test_few_positions_with_packed_weights(positions: int) -> None:
     rng = np.random.default_rng(5)
     x, w, b = random(rng, 2, 30, positions), random(rng, 50, 30, 3), random(rng, 50)
     packed = [_kernels.PackedF32(w.reshape(50, 90).T)]
@@ -141,7 +194,7 @@ def test_few_positions_with_packed_weights(positions):
         np.testing.assert_array_equal(got, conv(x, w, b, pads=[1, 1], activation=RELU))
 
 
-def test_a_nan_spreads_over_its_windows_only():
+def test_a_nan_spreads_over_its_windows_only() -> None:
     x = np.ones((1, 1, 9, 9), np.float32)
     x[0, 0, 4, 4] = np.nan
     y = conv(x, np.ones((2, 1, 3, 3), np.float32), pads=[1, 1, 1, 1])
@@ -150,16 +203,18 @@ def test_a_nan_spreads_over_its_windows_only():
     np.testing.assert_array_equal(np.isnan(y[0, 0]), where)
 
 
-def test_sizes_of_zero():
+def test_sizes_of_zero() -> None:
     zeros = np.zeros
     assert conv(zeros((0, 2, 5), "f"), zeros((3, 2, 3), "f")).shape == (0, 3, 3)
     assert conv(zeros((1, 2, 5), "f"), zeros((0, 2, 3), "f")).shape == (1, 0, 3)
     b = np.arange(3, dtype="f")
-    np.testing.assert_array_equal(conv(zeros((1, 0, 5), "f"), zeros((3, 0, 3), "f"), b), np.broadcast_to(b[:, None], (1, 3, 3)))
+    np.testing.assert_array_equal(
+        conv(zeros((1, 0, 5), "f"), zeros((3, 0, 3), "f"), b), np.broadcast_to(b[:, None], (1, 3, 3))
+    )
     np.testing.assert_array_equal(conv(zeros((1, 2, 0), "f"), np.ones((3, 2, 2), "f"), pads=[1, 1]), zeros((1, 3, 1)))
 
 
-def test_declines_what_does_not_fit():
+def test_declines_what_does_not_fit() -> None:
     x, w = np.zeros((1, 4, 5, 5), "f"), np.zeros((6, 4, 3, 3), "f")
     assert conv(x, w) is not None
     assert conv(x.astype(np.float64), w) is None

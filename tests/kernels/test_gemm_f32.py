@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,21 +15,30 @@ NONE, RELU, GELU, GELU_TANH, SILU, SIGMOID, TANH = range(7)
 
 
 @pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request):
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _kernels.isa()
     _kernels.set_isa(request.param)
     yield request.param
     _kernels.set_isa(before)
 
 
-def linear(x, w, b=None, residual=None, *, activation=NONE, threads=1, packed=None):
+def linear(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    *,
+    activation: int = NONE,
+    threads: int = 1,
+    packed: object = None,
+) -> np.ndarray | None:
     arrays = [x] if residual is None else [x, residual]
     packed = _kernels.PackedF32(w, b) if packed is None else packed
     result = _kernels.call_node("linear_f32", arrays, [activation], packed=[packed], num_threads=threads)
     return None if result is None else result[0]
 
 
-def activate(activation, x):
+def activate(activation: int, x: np.ndarray) -> np.ndarray:
     erf = np.vectorize(math.erf, otypes=[np.float64])
     return {
         NONE: lambda: x,
@@ -41,13 +51,13 @@ def activate(activation, x):
     }[activation]()
 
 
-def bound(x, w, b=None):
+def bound(x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> float:
     k = max(1, x.shape[-1])
     largest = np.abs(x).max(initial=0) * np.abs(w).max(initial=0)
     return 4 * EPS * np.sqrt(k) * largest + 2 * EPS * (0 if b is None else np.abs(b).max(initial=0)) + 1e-38
 
 
-def random(rng, *shape):
+def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
@@ -57,7 +67,7 @@ WIDTHS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 64, 65, 130]
 
 @pytest.mark.parametrize("m", SMALL)
 @pytest.mark.parametrize("k", [0, 1, 2, 7, 33])
-def test_every_tile_shape(m, k):
+def test_every_tile_shape(m: int, k: int) -> None:
     rng = np.random.default_rng(m * 100 + k)
     for n in WIDTHS:
         x, w, b = random(rng, m, k), random(rng, k, n), random(rng, n)
@@ -68,20 +78,20 @@ def test_every_tile_shape(m, k):
 
 @pytest.mark.parametrize("k", [127, 128, 129, 383, 384, 385, 800, 2000])
 @pytest.mark.parametrize("m", [1, 3, 12, 29])
-def test_depths_around_the_blocks(m, k):
+def test_depths_around_the_blocks(m: int, k: int) -> None:
     rng = np.random.default_rng(k)
     x, w = random(rng, m, k), random(rng, k, 50)
     np.testing.assert_allclose(linear(x, w), x.astype(np.float64) @ w, rtol=0, atol=bound(x, w))
 
 
-def test_many_rows():
+def test_many_rows() -> None:
     rng = np.random.default_rng(0)
     x, w, b = random(rng, 700, 400), random(rng, 400, 40), random(rng, 40)
     np.testing.assert_allclose(linear(x, w, b), x.astype(np.float64) @ w + b, rtol=0, atol=bound(x, w, b))
 
 
 @pytest.mark.parametrize("fill", ["ones", "alternating", "integers", "tiny", "large"])
-def test_adversarial_fills(fill):
+def test_adversarial_fills(fill: str) -> None:
     rng = np.random.default_rng(1)
     x, w = {
         "ones": lambda: (np.ones((9, 513), np.float32), np.ones((513, 33), np.float32)),
@@ -99,7 +109,7 @@ def test_adversarial_fills(fill):
 
 @pytest.mark.parametrize("activation", range(7))
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 19), (5, 16), (30, 70)])
-def test_epilogue(activation, m, n):
+def test_epilogue(activation: int, m: int, n: int) -> None:
     """The activation may add 4 ulp of its argument's size to the error of the sum; its slope is at most 1.13."""
     rng = np.random.default_rng(activation)
     x, w, b, residual = random(rng, m, 40), random(rng, 40, n), random(rng, n), random(rng, m, n)
@@ -110,7 +120,7 @@ def test_epilogue(activation, m, n):
 
 
 @pytest.mark.parametrize("activation", range(7))
-def test_activations_of_extreme_sums(activation):
+def test_activations_of_extreme_sums(activation: int) -> None:
     x = np.float32([[0.0], [-0.0], [1e-30], [-1e-30], [20], [-20], [100], [-100], [3e38], [-3e38], [np.inf], [np.nan]])
     y = linear(x, np.ones((1, 1), np.float32), activation=activation)[:, 0]
     with np.errstate(all="ignore"):
@@ -123,7 +133,7 @@ def test_activations_of_extreme_sums(activation):
 
 @pytest.mark.parametrize("activation", [NONE, GELU])
 @pytest.mark.parametrize(("m", "k", "n"), [(37, 400, 50), (9, 64, 33), (200, 300, 129)])
-def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(activation, m, k, n):
+def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(activation: int, m: int, k: int, n: int) -> None:
     rng = np.random.default_rng(2)
     x, w, b = random(rng, m, k), random(rng, k, n), random(rng, n)
     packed = _kernels.PackedF32(w, b)
@@ -132,10 +142,12 @@ def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(activation, m, k,
         np.testing.assert_array_equal(linear(x, w, packed=packed, activation=activation, threads=threads), together)
     for rows in (1, 2, 3, 4, 5, 8):
         for i in range(0, m - rows, 7):
-            np.testing.assert_array_equal(linear(x[i : i + rows], w, packed=packed, activation=activation), together[i : i + rows])
+            np.testing.assert_array_equal(
+                linear(x[i : i + rows], w, packed=packed, activation=activation), together[i : i + rows]
+            )
 
 
-def test_zero_padded_depth_changes_no_bit():
+def test_zero_padded_depth_changes_no_bit() -> None:
     rng = np.random.default_rng(3)
     x, w = random(rng, 11, 100), random(rng, 100, 20)
     for more in (1, 28, 300, 900):
@@ -143,13 +155,15 @@ def test_zero_padded_depth_changes_no_bit():
         np.testing.assert_array_equal(padded, linear(x, w))
 
 
-def test_fused_steps_give_the_bits_of_separate_ones():
+def test_fused_steps_give_the_bits_of_separate_ones() -> None:
     rng = np.random.default_rng(4)
     x, w, b, residual = random(rng, 10, 90), random(rng, 90, 30), random(rng, 30), random(rng, 10, 30)
-    np.testing.assert_array_equal(linear(x, w, b, residual, activation=RELU), np.maximum(linear(x, w) + b, 0) + residual)
+    np.testing.assert_array_equal(
+        linear(x, w, b, residual, activation=RELU), np.maximum(linear(x, w) + b, 0) + residual
+    )
 
 
-def test_not_finite_values_stay_in_their_row_and_column():
+def test_not_finite_values_stay_in_their_row_and_column() -> None:
     rng = np.random.default_rng(5)
     x, w = random(rng, 9, 20), random(rng, 20, 40)
     plain = linear(x, w)
@@ -163,7 +177,7 @@ def test_not_finite_values_stay_in_their_row_and_column():
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (1, 2, 3, 4, 5), (0, 5), (2, 0, 5)])
-def test_ranks(shape):
+def test_ranks(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(6)
     x, w = random(rng, *shape), random(rng, 5, 7)
     got = linear(x, w)
@@ -171,7 +185,7 @@ def test_ranks(shape):
     np.testing.assert_array_equal(got.reshape(-1, 7), linear(x.reshape(-1, 5), w))
 
 
-def test_weights_of_any_strides():
+def test_weights_of_any_strides() -> None:
     rng = np.random.default_rng(7)
     big = random(rng, 80, 90)
     x = random(rng, 6, 20)
@@ -179,7 +193,7 @@ def test_weights_of_any_strides():
         np.testing.assert_array_equal(linear(x, w), linear(x, np.ascontiguousarray(w)))
 
 
-def test_packed_weights_outlive_their_rung():
+def test_packed_weights_outlive_their_rung() -> None:
     rng = np.random.default_rng(8)
     x, w = random(rng, 6, 20), random(rng, 20, 33)
     packed = _kernels.PackedF32(w)
@@ -189,7 +203,7 @@ def test_packed_weights_outlive_their_rung():
         np.testing.assert_array_equal(linear(x, w, packed=packed), before)
 
 
-def test_declines_what_does_not_fit():
+def test_declines_what_does_not_fit() -> None:
     x, w = np.zeros((3, 5), "f"), np.zeros((5, 7), "f")
     assert linear(x, w) is not None
     assert linear(x[:, :4], w) is None
@@ -202,7 +216,7 @@ def test_declines_what_does_not_fit():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_random_sizes(threads):
+def test_random_sizes(threads: int) -> None:
     rng = np.random.default_rng(9)
     for m, k, n in itertools.islice(zip(*[iter(rng.integers(0, 70, 300))] * 3, strict=True), 60):
         x, w = random(rng, m, k), random(rng, k, n)

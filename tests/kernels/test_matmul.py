@@ -1,6 +1,8 @@
 """Products of two variable tensors against float64 numpy, on every rung."""
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,29 +14,41 @@ EPS = float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request):
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _kernels.isa()
     _kernels.set_isa(request.param)
     yield request.param
     _kernels.set_isa(before)
 
 
-def matmul(a, b, *, transpose_b=False, alpha=1.0, threads=1):
+def matmul(
+    a: np.ndarray, b: np.ndarray, *, transpose_b: bool = False, alpha: float = 1.0, threads: int = 1
+) -> np.ndarray | None:
     result = _kernels.call_node("matmul", [a, b], [int(transpose_b)], [alpha], num_threads=threads)
     return None if result is None else result[0]
 
 
-def gemm(a, b, c=None, *, trans_a=False, trans_b=False, alpha=1.0, beta=1.0, threads=1):
+def gemm(
+    a: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray | None = None,
+    *,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    threads: int = 1,
+) -> np.ndarray | None:
     arrays = [a, b] if c is None else [a, b, c]
     result = _kernels.call_node("gemm", arrays, [int(trans_a), int(trans_b)], [alpha, beta], num_threads=threads)
     return None if result is None else result[0]
 
 
-def bound(a, b, k):
+def bound(a: np.ndarray, b: np.ndarray, k: int) -> float:
     return 4 * EPS * np.sqrt(max(1, k)) * np.abs(a).max(initial=0) * np.abs(b).max(initial=0)
 
 
-def check(a, b, **options):
+def check(a: np.ndarray, b: np.ndarray, **options: Any) -> None:
     got = matmul(a, b, **options)
     reference = np.matmul(a.astype(np.float64), b.astype(np.float64))
     assert got.shape == reference.shape
@@ -45,13 +59,13 @@ def check(a, b, **options):
         np.testing.assert_array_equal(matmul(a, swapped, transpose_b=True, **options), got)
 
 
-def random(rng, *shape):
+def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("m", [0, 1, 2, 4, 5, 7, 16, 19, 43])
 @pytest.mark.parametrize("k", [0, 1, 9, 32, 500])
-def test_matrices(m, k):
+def test_matrices(m: int, k: int) -> None:
     rng = np.random.default_rng(m + k)
     for n in (0, 1, 3, 8, 15, 16, 17, 33, 100):
         check(random(rng, m, k), random(rng, k, n))
@@ -78,14 +92,16 @@ def test_matrices(m, k):
         ((2, 3, 30, 40), (2, 3, 40, 30)),
     ],
 )
-def test_batches_and_ranks(a, b):
+def test_batches_and_ranks(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     check(random(rng, *a), random(rng, *b))
     check(random(rng, *a), random(rng, *b), threads=3)
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 3000, 200), (3, 300, 1000), (6, 257, 700), (130, 1000, 90), (300, 64, 2000)])
-def test_larger_matrices(m, k, n):
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 3000, 200), (3, 300, 1000), (6, 257, 700), (130, 1000, 90), (300, 64, 2000)]
+)
+def test_larger_matrices(m: int, k: int, n: int) -> None:
     rng = np.random.default_rng(1)
     a, b = random(rng, m, k), random(rng, k, n)
     check(a, b)
@@ -94,7 +110,7 @@ def test_larger_matrices(m, k, n):
 
 
 @pytest.mark.parametrize(("k", "n"), [(64, 40), (700, 300)])
-def test_rows_do_not_depend_on_their_neighbours(k, n):
+def test_rows_do_not_depend_on_their_neighbours(k: int, n: int) -> None:
     rng = np.random.default_rng(2)
     a, b = random(rng, 3, 45, k), random(rng, k, n)
     together = matmul(a, b)
@@ -102,7 +118,7 @@ def test_rows_do_not_depend_on_their_neighbours(k, n):
         np.testing.assert_array_equal(matmul(a[i, :rows], b), together[i, :rows])
 
 
-def test_scale():
+def test_scale() -> None:
     rng = np.random.default_rng(3)
     a, b = random(rng, 2, 7, 20), random(rng, 2, 20, 9)
     np.testing.assert_array_equal(matmul(a, b, alpha=0.3), matmul(a, b) * np.float32(0.3))
@@ -111,7 +127,7 @@ def test_scale():
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (5, 7, 9), (40, 33, 21), (2, 0, 3), (0, 3, 4)])
 @pytest.mark.parametrize("trans_a", [False, True])
 @pytest.mark.parametrize("trans_b", [False, True])
-def test_gemm(m, k, n, trans_a, trans_b):
+def test_gemm(m: int, k: int, n: int, trans_a: bool, trans_b: bool) -> None:
     rng = np.random.default_rng(4)
     a, b = random(rng, m, k), random(rng, k, n)
     arguments = np.ascontiguousarray(a.T) if trans_a else a, np.ascontiguousarray(b.T) if trans_b else b
@@ -125,7 +141,7 @@ def test_gemm(m, k, n, trans_a, trans_b):
             np.testing.assert_allclose(got, reference, rtol=0, atol=2 * bound(a, b, k) + 16 * EPS)
 
 
-def test_declines_what_does_not_fit():
+def test_declines_what_does_not_fit() -> None:
     f = np.zeros
     assert matmul(f((2, 3), "f"), f((3, 4), "f")) is not None
     assert matmul(f((2, 3), "f"), f((4, 4), "f")) is None

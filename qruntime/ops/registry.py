@@ -23,6 +23,7 @@ that raises for bad input.
 from __future__ import annotations
 
 import inspect
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,11 @@ class NativeCall:
     floats: Sequence[float] = ()
     packed: Sequence[Any] = ()
     inputs: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.
+        array("q", self.ints)
+        array("d", self.floats)
 
 
 @dataclass

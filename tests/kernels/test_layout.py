@@ -294,3 +294,11 @@ def test_views_never_see_each_other_change() -> None:
             same_bits(result, expected)
         for result in results:
             result[:] = 7
+
+
+def test_attributes_of_odd_types_are_left_to_the_definition() -> None:
+    for odd in ("x", 1.5, (1, 2), 2**63, np.zeros(2)):
+        with pytest.raises((TypeError, OverflowError)):
+            run_native("Concat", [filled((2,))], axis=odd)
+    with pytest.raises(TypeError):
+        run_native("Unsqueeze", [filled((2,))], version=1)

@@ -73,11 +73,11 @@ def fuse_attention(graph: Graph) -> None:
 
 def _fuse(graph: Graph, root: Node, inverted: dict[Value, Value]) -> Skip | None:
     """None when `root`, the product with v, was replaced; an empty Skip when there is no softmax before it."""
-    found = _softmax(graph, root)
+    found = _softmax(root)
     if isinstance(found, Skip):
         return found
     softmax, guarded = found
-    scores = _scores(graph, softmax)
+    scores = _scores(softmax)
     if isinstance(scores, Skip):
         return scores
     q = _operand(scores.product.input(0), _LAYOUTS)
@@ -104,7 +104,7 @@ def _fuse(graph: Graph, root: Node, inverted: dict[Value, Value]) -> Skip | None
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
     output, replaced = root.outputs[0], root.outputs[0]
     out_layout = "BHSD"
-    if not graph.is_output(output) and len(output.uses) == 1:
+    if not output.output_of and len(output.uses) == 1:
         (reader, _) = next(iter(output.uses))
         if reader.graph is graph and reader.is_op("Transpose") and _perm(reader) == (0, 2, 1, 3):
             out_layout, replaced = "BSHD", reader.outputs[0]
@@ -143,7 +143,7 @@ def _product(op: Builder, factors: tuple[tuple[str, Value], ...]) -> Value | Non
     return total
 
 
-def _softmax(graph: Graph, root: Node) -> Skip | tuple[Node, bool]:
+def _softmax(root: Node) -> Skip | tuple[Node, bool]:
     """The softmax whose result `root` multiplies, and whether its NaNs are replaced by 0."""
     weights = root.input(0)
     node = None if weights is None else weights.producer
@@ -158,20 +158,20 @@ def _softmax(graph: Graph, root: Node) -> Skip | tuple[Node, bool]:
         guarded = True
         if weights is None or weights.producer is None or not weights.producer.is_op("Softmax"):
             return Skip("")
-        if not _is_private(graph, node.outputs[0], {root}) or not _is_private(graph, is_nan.outputs[0], {node}):
+        if not _is_private(node.outputs[0], {root}) or not _is_private(is_nan.outputs[0], {node}):
             return Skip("the weights are read elsewhere")
-        if not _is_private(graph, weights, {node, is_nan}):
+        if not _is_private(weights, {node, is_nan}):
             return Skip("the weights are read elsewhere")
         return weights.producer, guarded
     if not node.is_op("Softmax"):
         return Skip("")
-    if not _is_private(graph, node.outputs[0], {root}):
+    if not _is_private(node.outputs[0], {root}):
         return Skip("the weights are read elsewhere")
     return node, guarded
 
 
-def _is_private(graph: Graph, value: Value, readers: set[Node]) -> bool:
-    return not graph.is_output(value) and all(user in readers for user, _ in value.uses)
+def _is_private(value: Value, readers: set[Node]) -> bool:
+    return not value.output_of and all(user in readers for user, _ in value.uses)
 
 
 def _is_last_axis(softmax: Node, rank: int) -> bool:
@@ -179,7 +179,7 @@ def _is_last_axis(softmax: Node, rank: int) -> bool:
     return axis in (-1, rank - 1)
 
 
-def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
+def _scores(softmax: Node) -> Skip | _Scores:
     value, reader = softmax.input(0), softmax
     mask, is_inverted, fill = None, False, -np.inf
     node = None if value is None else value.producer
@@ -190,13 +190,13 @@ def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
         sides = [side for side in sides if _leads_to_product(side[0])]
         if len(sides) != 1:
             return Skip("an Add has no product of q and k, or two of them")
-        if not _is_private(graph, value, {reader}):
+        if not _is_private(value, {reader}):
             return Skip("the scores are read elsewhere")
         reader = node
         value, mask = sides[0]
     elif node.is_op("Where"):
         test, yes, no = node.inputs
-        if not _is_private(graph, value, {reader}):
+        if not _is_private(value, {reader}):
             return Skip("the scores are read elsewhere")
         is_inverted = _leads_to_product(no)
         filler, value = (yes, no) if is_inverted else (no, yes)
@@ -210,7 +210,7 @@ def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
         node = None if value is None else value.producer
         if value is None or node is None:
             return Skip("" if mask is None else "there is no product of q and k")
-        if not _is_private(graph, value, {reader}):
+        if not _is_private(value, {reader}):
             return Skip("the scores are read elsewhere")
         if node.is_op("MatMul"):
             break
@@ -401,7 +401,7 @@ def _unscaled(graph: Graph, operand: _Operand, product: Node) -> _Operand:
     if reshape is None or not reshape.is_op("Reshape") or not _leads_only_to(graph, reshape, product):
         return operand
     inner = reshape.input(0)
-    if inner is None or inner.producer is None or not _is_private(graph, inner, {reshape}):
+    if inner is None or inner.producer is None or not _is_private(inner, {reshape}):
         return operand
     scaled = _scaled(inner.producer)
     if scaled is None or scaled[0] is None:
@@ -416,7 +416,7 @@ def _unscaled(graph: Graph, operand: _Operand, product: Node) -> _Operand:
 def _leads_only_to(graph: Graph, node: Node, product: Node) -> bool:
     """Whether nothing but `product` reads, directly or further on, what `node` makes."""
     while node is not product:
-        if node.graph is not graph or len(node.outputs) != 1 or graph.is_output(node.outputs[0]):
+        if node.graph is not graph or len(node.outputs) != 1 or node.outputs[0].output_of:
             return False
         readers = {user for user, _ in node.outputs[0].uses}
         if len(readers) != 1:

@@ -31,4 +31,5 @@ from qruntime.ops import unary as unary
 # Fast paths that attach to definitions above, and operators of lowered graphs built on them.
 from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: skip
 from qruntime.ops import fused_attention as fused_attention  # isort: skip
+from qruntime.ops import fused_normalization as fused_normalization  # isort: skip
 from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip

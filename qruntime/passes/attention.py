@@ -16,6 +16,7 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.rewriting import Builder, Skip, scalar, trace
+from qruntime.passes.symbolic_shapes import contents, dims, same
 
 Perm = tuple[int, ...]
 
@@ -48,6 +49,7 @@ class _Scores(NamedTuple):
     product: Node
     scale: float
     scales: tuple[tuple[str, Value], ...]
+    added: tuple[Value, ...]
     mask: Value | None
     is_inverted: bool
     fill: float
@@ -57,11 +59,11 @@ def fuse_attention(graph: Graph) -> None:
     """MatMul → scale → mask → Softmax → MatMul  →  Attention"""
     fused = 0
     for nested in graph.walk_graphs():
-        inverted: dict[Value, Value] = {}
+        masks: dict[tuple[Value, ...], Value] = {}
         for node in list(nested.nodes):
             if not node.is_op("MatMul") or node.graph is not nested:
                 continue
-            reason = _fuse(nested, node, inverted)
+            reason = _fuse(nested, node, masks)
             if reason is None:
                 fused += 1
                 trace(f"fuse_attention at {node.label}")
@@ -71,17 +73,18 @@ def fuse_attention(graph: Graph) -> None:
         remove_dead_nodes(graph)
 
 
-def _fuse(graph: Graph, root: Node, inverted: dict[Value, Value]) -> Skip | None:
+def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Skip | None:
     """None when `root`, the product with v, was replaced; an empty Skip when there is no softmax before it."""
-    found = _softmax(graph, root)
+    found = _softmax(root)
     if isinstance(found, Skip):
         return found
     softmax, guarded = found
-    scores = _scores(graph, softmax)
+    scores = _scores(softmax)
     if isinstance(scores, Skip):
         return scores
+    op = Builder(root)
     q = _operand(scores.product.input(0), _LAYOUTS)
-    k = _operand(scores.product.input(1), _TRANSPOSED_LAYOUTS)
+    k = _operand(_plainly_transposed(op, scores.product.input(1)), _TRANSPOSED_LAYOUTS)
     v = _operand(root.input(1), _LAYOUTS, may_scale=False)
     if q is None or k is None or v is None:
         return Skip("an input is missing")
@@ -95,16 +98,12 @@ def _fuse(graph: Graph, root: Node, inverted: dict[Value, Value]) -> Skip | None
         return Skip(f"the softmax runs along axis {softmax.attr('axis')} of {rank}")
 
     q, k = (_unscaled(graph, operand, scores.product) for operand in (q, k))
-    op = Builder(root)
-    mask = scores.mask
-    if mask is not None and scores.is_inverted:
-        if mask not in inverted:
-            inverted[mask] = _standard(op, "Not", mask)
-        mask = inverted[mask]
+    k, v, repeats = _without_repeats(k, v)
+    mask = _mask(op, scores, masks)
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
     output, replaced = root.outputs[0], root.outputs[0]
     out_layout = "BHSD"
-    if not graph.is_output(output) and len(output.uses) == 1:
+    if not output.output_of and len(output.uses) == 1:
         (reader, _) = next(iter(output.uses))
         if reader.graph is graph and reader.is_op("Transpose") and _perm(reader) == (0, 2, 1, 3):
             out_layout, replaced = "BSHD", reader.outputs[0]
@@ -120,12 +119,33 @@ def _fuse(graph: Graph, root: Node, inverted: dict[Value, Value]) -> Skip | None
         v_layout=v.layout,
         out_layout=out_layout,
         parts=(q.part, k.part, v.part),
+        kv_repeats=repeats,
         nan_rows_to_zero=int(guarded),
     )
     new.type = replaced.type
     graph.insert_before(root, *op.nodes)
     graph.replace_uses(replaced, new)
     return None
+
+
+def _mask(op: Builder, scores: _Scores, masks: dict[tuple[Value, ...], Value]) -> Value | None:
+    """The one mask that the node takes; layers share what has to be computed for it."""
+    if scores.mask is not None:
+        if not scores.is_inverted:
+            return scores.mask
+        key: tuple[Value, ...] = (scores.mask,)
+        if key not in masks:
+            masks[key] = _standard(op, "Not", scores.mask)
+        return masks[key]
+    if not scores.added:
+        return None
+    total = scores.added[0]
+    for other in scores.added[1:]:
+        key = (total, other)
+        if key not in masks:
+            masks[key] = _standard(op, "Add", total, other)
+        total = masks[key]
+    return total
 
 
 def _standard(op: Builder, op_type: str, *inputs: Value) -> Value:
@@ -143,7 +163,7 @@ def _product(op: Builder, factors: tuple[tuple[str, Value], ...]) -> Value | Non
     return total
 
 
-def _softmax(graph: Graph, root: Node) -> Skip | tuple[Node, bool]:
+def _softmax(root: Node) -> Skip | tuple[Node, bool]:
     """The softmax whose result `root` multiplies, and whether its NaNs are replaced by 0."""
     weights = root.input(0)
     node = None if weights is None else weights.producer
@@ -158,20 +178,20 @@ def _softmax(graph: Graph, root: Node) -> Skip | tuple[Node, bool]:
         guarded = True
         if weights is None or weights.producer is None or not weights.producer.is_op("Softmax"):
             return Skip("")
-        if not _is_private(graph, node.outputs[0], {root}) or not _is_private(graph, is_nan.outputs[0], {node}):
+        if not _is_private(node.outputs[0], {root}) or not _is_private(is_nan.outputs[0], {node}):
             return Skip("the weights are read elsewhere")
-        if not _is_private(graph, weights, {node, is_nan}):
+        if not _is_private(weights, {node, is_nan}):
             return Skip("the weights are read elsewhere")
         return weights.producer, guarded
     if not node.is_op("Softmax"):
         return Skip("")
-    if not _is_private(graph, node.outputs[0], {root}):
+    if not _is_private(node.outputs[0], {root}):
         return Skip("the weights are read elsewhere")
     return node, guarded
 
 
-def _is_private(graph: Graph, value: Value, readers: set[Node]) -> bool:
-    return not graph.is_output(value) and all(user in readers for user, _ in value.uses)
+def _is_private(value: Value, readers: set[Node]) -> bool:
+    return not value.output_of and all(user in readers for user, _ in value.uses)
 
 
 def _is_last_axis(softmax: Node, rank: int) -> bool:
@@ -179,24 +199,28 @@ def _is_last_axis(softmax: Node, rank: int) -> bool:
     return axis in (-1, rank - 1)
 
 
-def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
+def _scores(softmax: Node) -> Skip | _Scores:
     value, reader = softmax.input(0), softmax
     mask, is_inverted, fill = None, False, -np.inf
+    added: list[Value] = []
     node = None if value is None else value.producer
     if value is None or node is None:
         return Skip("")
     if node.is_op("Add"):
-        sides = [(node.input(0), node.input(1)), (node.input(1), node.input(0))]
-        sides = [side for side in sides if _leads_to_product(side[0])]
-        if len(sides) != 1:
-            return Skip("an Add has no product of q and k, or two of them")
-        if not _is_private(graph, value, {reader}):
-            return Skip("the scores are read elsewhere")
-        reader = node
-        value, mask = sides[0]
+        while value is not None and node is not None and node.is_op("Add"):
+            sides = [(node.input(0), node.input(1)), (node.input(1), node.input(0))]
+            sides = [side for side in sides if _leads_to_product(side[0])]
+            if len(sides) != 1 or sides[0][1] is None:
+                return Skip("an Add has no product of q and k, or two of them")
+            if not _is_private(value, {reader}):
+                return Skip("the scores are read elsewhere")
+            reader = node
+            value = sides[0][0]
+            added.append(sides[0][1])
+            node = None if value is None else value.producer
     elif node.is_op("Where"):
         test, yes, no = node.inputs
-        if not _is_private(graph, value, {reader}):
+        if not _is_private(value, {reader}):
             return Skip("the scores are read elsewhere")
         is_inverted = _leads_to_product(no)
         filler, value = (yes, no) if is_inverted else (no, yes)
@@ -209,8 +233,8 @@ def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
     while True:
         node = None if value is None else value.producer
         if value is None or node is None:
-            return Skip("" if mask is None else "there is no product of q and k")
-        if not _is_private(graph, value, {reader}):
+            return Skip("" if mask is None and not added else "there is no product of q and k")
+        if not _is_private(value, {reader}):
             return Skip("the scores are read elsewhere")
         if node.is_op("MatMul"):
             break
@@ -223,20 +247,35 @@ def _scores(graph: Graph, softmax: Node) -> Skip | _Scores:
         else:
             factors.append(by)
         reader = node
-    return _Scores(node, factor, tuple(factors), mask, is_inverted, fill)
+    return _Scores(node, factor, tuple(factors), tuple(added), mask, is_inverted, fill)
 
 
 def _leads_to_product(value: Value | None) -> bool:
-    """Whether scaling is all that lies between `value` and a MatMul of two computed tensors."""
+    """Whether scaling and masks are all that lies between `value` and a MatMul of two computed tensors."""
     while value is not None and value.producer is not None:
         node = value.producer
         if node.is_op("MatMul"):
             return all(v is not None and not v.is_constant for v in node.inputs)
+        if node.is_op("Add"):
+            sides = [v for v in node.inputs if v is not None and _reaches_product(v)]
+            if len(sides) != 1:
+                return False
+            value = sides[0]
+            continue
         scaled = _scaled(node)
         if scaled is None:
             return False
         value = scaled[0]
     return False
+
+
+def _reaches_product(value: Value) -> bool:
+    """Whether scaling is all that lies between `value` and a MatMul of two computed tensors."""
+    node = value.producer
+    while node is not None and not node.is_op("MatMul"):
+        scaled = _scaled(node)
+        node = None if scaled is None or scaled[0] is None else scaled[0].producer
+    return node is not None and all(v is not None and not v.is_constant for v in node.inputs)
 
 
 def _without_negation(mask: Value | None, is_inverted: bool) -> tuple[Value | None, bool]:
@@ -340,6 +379,76 @@ def _operand(value: Value | None, layouts: Mapping[Perm, str], *, may_scale: boo
     return best
 
 
+def _plainly_transposed(op: Builder, value: Value | None) -> Value | None:
+    """What torch writes as Reshape(Transpose(Reshape(k, [−1, S, D]), 0 2 1), [B, H, D, S]), as one Transpose."""
+    scale = None
+    node = None if value is None else value.producer
+    if node is not None and (scaled := _scaled(node)) is not None:
+        scale, value = node, scaled[0]
+        node = None if value is None else value.producer
+    if node is None or not node.is_op("Reshape") or node.input(0) is None:
+        return value if scale is None else scale.outputs[0]
+    original = value if scale is None else scale.outputs[0]
+    transpose = node.input(0).producer  # type: ignore[union-attr]
+    if transpose is None or not transpose.is_op("Transpose") or _perm(transpose) != (0, 2, 1):
+        return original
+    merged, wanted = transpose.input(0), contents(node.input(1))
+    rows = dims(merged, 3)
+    if merged is None or wanted is None or rows is None or len(wanted) != 4 or not same(wanted[2:], (rows[2], rows[1])):
+        return original
+    source = merged
+    if merged.producer is not None and merged.producer.is_op("Reshape") and merged.producer.input(0) is not None:
+        before = merged.producer.input(0)
+        shape = dims(before)
+        if shape is not None and same(shape, (*wanted[:2], wanted[3], wanted[2])):
+            source = before
+    if source is merged:
+        order = Value(f"{node.outputs[0].name}/order", None, np.array([0, 1, 3, 2]))
+        source = _standard(op, "Reshape", merged, _standard(op, "Gather", node.input(1), order))
+    transposed = op.Transpose(source, domain="", perm=(0, 1, 3, 2))
+    if scale is None:
+        return transposed
+    inputs = [transposed if v is value else v for v in scale.inputs]
+    return _standard(op, scale.op_type, *inputs)
+
+
+def _without_repeats(k: _Operand, v: _Operand) -> tuple[_Operand, _Operand, int]:
+    """Heads of k and v repeated for groups of heads of q are read as they are."""
+    found = [_repeated(operand) for operand in (k, v)]
+    if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
+        return k, v, 1
+    plain_k = _operand(found[0][0], _LAYOUTS, may_scale=False)
+    plain_v = _operand(found[1][0], _LAYOUTS, may_scale=False)
+    assert plain_k is not None and plain_v is not None
+    k = k._replace(value=plain_k.value, layout=plain_k.layout, part=plain_k.part)
+    v = v._replace(value=plain_v.value, layout=plain_v.layout, part=plain_v.part)
+    return k, v, found[0][1]
+
+
+def _repeated(operand: _Operand) -> tuple[Value, int] | None:
+    """(x [B, H, S, D], n) when the operand is Reshape(Expand(Unsqueeze(x, 2), [B, H, n, S, D]), [B, H · n, S, D])."""
+    reshape = operand.value.producer
+    if operand.layout != "BHSD" or reshape is None or not reshape.is_op("Reshape") or reshape.input(0) is None:
+        return None
+    expand = reshape.input(0).producer  # type: ignore[union-attr]
+    if expand is None or not expand.is_op("Expand") or expand.input(0) is None:
+        return None
+    unsqueeze = expand.input(0).producer  # type: ignore[union-attr]
+    if unsqueeze is None or not unsqueeze.is_op("Unsqueeze") or _axes(unsqueeze) != (2,):
+        return None
+    x = unsqueeze.input(0)
+    shape, wide, final = dims(x, 4), contents(expand.input(1)), contents(reshape.input(1), partial=True)
+    if x is None or shape is None or wide is None or final is None or len(wide) != 5 or len(final) != 4 or len(shape) != 4:
+        return None
+    repeats = wide[2]
+    if not isinstance(repeats, int) or repeats < 1:
+        return None
+    kept = [wide[0], wide[1], wide[3], wide[4]]
+    if not all(a in (b, 1) for a, b in zip(kept, shape)) or not same((shape[0], *shape[2:]), (final[0], *final[2:])):
+        return None
+    return x, repeats
+
+
 def _part(value: Value) -> tuple[Value, int] | None:
     """(x [B, S, N, H, D], i) when `value` is the i-th [B, H, S, D] of its transpose."""
     node = value.producer
@@ -401,7 +510,7 @@ def _unscaled(graph: Graph, operand: _Operand, product: Node) -> _Operand:
     if reshape is None or not reshape.is_op("Reshape") or not _leads_only_to(graph, reshape, product):
         return operand
     inner = reshape.input(0)
-    if inner is None or inner.producer is None or not _is_private(graph, inner, {reshape}):
+    if inner is None or inner.producer is None or not _is_private(inner, {reshape}):
         return operand
     scaled = _scaled(inner.producer)
     if scaled is None or scaled[0] is None:
@@ -416,7 +525,7 @@ def _unscaled(graph: Graph, operand: _Operand, product: Node) -> _Operand:
 def _leads_only_to(graph: Graph, node: Node, product: Node) -> bool:
     """Whether nothing but `product` reads, directly or further on, what `node` makes."""
     while node is not product:
-        if node.graph is not graph or len(node.outputs) != 1 or graph.is_output(node.outputs[0]):
+        if node.graph is not graph or len(node.outputs) != 1 or node.outputs[0].output_of:
             return False
         readers = {user for user, _ in node.outputs[0].uses}
         if len(readers) != 1:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from qruntime.errors import InvalidModel
 from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
+from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.layer_norm import fuse_layer_norm
@@ -33,6 +34,7 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
+    remove_casts,
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,
     fuse_gelu,

@@ -1,0 +1,126 @@
+"""Shapes as far as the graph proves them: a dim is a number or a token, and equal tokens are equal sizes.
+
+Exporters of dynamic models compute the shapes for Reshape and Expand with chains of Shape, Gather, Slice,
+Unsqueeze and Concat; these are followed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qruntime.ir import Node, Value
+
+Dim = int | tuple[Value, int]
+"""A size, or "the size of this value along this axis". In the contents of a shape −1 is what Reshape takes it for."""
+
+_DEPTH = 24
+
+
+def dims(value: Value | None, rank: int | None = None, depth: int = _DEPTH) -> tuple[Dim, ...] | None:
+    """Shape of `value`; None when not even its rank, unless given, is known."""
+    if value is None or depth == 0:
+        return None
+    if value.data is not None:
+        return value.data.shape
+    declared = None
+    if value.type is not None and value.type.kind == "tensor" and value.type.shape is not None:
+        declared = value.type.shape
+        rank = len(declared)
+    found = _made(value.producer, rank, depth) if value.producer is not None else None
+    if found is None:
+        found = None if rank is None else tuple((value, axis) for axis in range(rank))
+    if found is not None and declared is not None and len(found) == len(declared):
+        found = tuple(d if isinstance(d, int) and d >= 0 else f for d, f in zip(declared, found))
+    return found
+
+
+def _made(node: Node, rank: int | None, depth: int) -> tuple[Dim, ...] | None:
+    perm = node.attr("perm")
+    if node.is_op("Transpose") and perm is not None:
+        source = dims(node.input(0), len(perm), depth - 1)
+        return None if source is None or len(source) != len(perm) else tuple(source[axis] for axis in perm)
+    if node.is_op("Reshape"):
+        wanted = contents(node.input(1), depth - 1)
+        if wanted is None or 0 in wanted:
+            return None
+        output = node.outputs[0]
+        return tuple((output, axis) if d == -1 else d for axis, d in enumerate(wanted))
+    return None
+
+
+def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False) -> list[Dim] | None:
+    """Elements of an integer vector (of one element when `value` is a scalar) that is computed from shapes.
+
+    With `partial` an element of a Concat that is computed otherwise is a token of its own.
+    """
+    if value is None or depth == 0:
+        return None
+    if value.data is not None:
+        is_small = value.data.dtype.kind in "iu" and value.data.ndim < 2 and value.data.size <= 16
+        return [int(n) for n in value.data.reshape(-1)] if is_small else None
+    node = value.producer
+    if node is None or node.domain:
+        return None
+    if node.op_type == "Shape":
+        found = dims(node.input(0), None, depth - 1)
+        return None if found is None else list(found)[slice(node.attr("start", 0), node.attr("end"))]
+    if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
+        found = contents(node.input(0), depth - 1)
+        return found if found is not None and len(found) == 1 else None
+    if node.op_type == "Reshape":
+        shape = node.input(1)
+        is_flat = shape is not None and shape.data is not None and shape.data.reshape(-1).tolist() == [-1]
+        return contents(node.input(0), depth - 1) if is_flat else None
+    if node.op_type == "Concat":
+        parts = [contents(part, depth - 1) for part in node.inputs]
+        if partial:
+            parts = [_unknown(v) if part is None else part for v, part in zip(node.inputs, parts)]
+        return None if any(part is None for part in parts) else [d for part in parts if part is not None for d in part]
+    if node.op_type == "Gather":
+        found, index = contents(node.input(0), depth - 1), contents(node.input(1), depth - 1)
+        if found is None or index is None or len(index) != 1 or not isinstance(index[0], int):
+            return None
+        return [found[index[0]]] if -len(found) <= index[0] < len(found) else None
+    if node.op_type == "Slice":
+        return _sliced(node, depth)
+    if node.op_type == "Where":
+        return _replaced(node, depth)
+    return None
+
+
+def _unknown(value: Value | None) -> list[Dim] | None:
+    """A token for what an Unsqueeze makes a vector of one element."""
+    node = None if value is None else value.producer
+    return [(node.outputs[0], 0)] if node is not None and node.is_op("Unsqueeze") else None
+
+
+def _sliced(node: Node, depth: int) -> list[Dim] | None:
+    found, start, end = (contents(node.input(i), depth - 1) for i in range(3))
+    axes, steps = node.input(3), node.input(4)
+    if found is None or start is None or end is None or len(start) != 1 or len(end) != 1:
+        return None
+    for value, allowed in ((axes, 0), (steps, 1)):
+        if value is not None and (value.data is None or not np.all(value.data == allowed)):
+            return None
+    if not isinstance(start[0], int) or not isinstance(end[0], int):
+        return None
+    return found[start[0] : end[0]]
+
+
+def _replaced(node: Node, depth: int) -> list[Dim] | None:
+    """Where(shape == −1, 1, shape), as torch's exporter writes the shape of an Expand."""
+    test, ones, shape = node.inputs
+    if test is None or test.producer is None or not test.producer.is_op("Equal") or shape not in test.producer.inputs:
+        return None
+    filled = None if ones is None else ones.producer
+    if filled is None or not filled.is_op("ConstantOfShape") or not np.all(filled.attr("value", np.zeros(1)) == 1):
+        return None
+    found = contents(shape, depth - 1)
+    return None if found is None else [1 if d == -1 else d for d in found]
+
+
+def same(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    """Whether two shapes are surely equal."""
+    return len(a) == len(b) and all(x == y and x != -1 for x, y in zip(a, b))

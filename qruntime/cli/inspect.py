@@ -134,13 +134,13 @@ def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNod
             name = call.node.name or (call.node.outputs[0].name if call.node.outputs else "")
             kernel = call.native.kernel if call.native else "-"
             rows.append((name, _operator(call.node.domain, call.node.op_type), call.source, kernel))
-        lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in table(rows, left=4))]
+        lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in table(rows, left=range(4)))]
     if arguments.weights:
         rows = [("weight", "dtype", "shape", "bytes")]
         for value in _weights(model):
             assert value.data is not None
             rows.append((value.name, value.data.dtype.name, "×".join(map(str, value.data.shape)), f"{value.data.nbytes:,}"))
-        lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in table(rows, left=3))]
+        lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in table(rows, left=range(3)))]
     return lines
 
 

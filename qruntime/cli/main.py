@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import qruntime
 from qruntime.cli import bench, compare, convert, inspect, terminal
-from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, UnsupportedModel, UnsupportedOp
+from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, SaveError, UnsupportedModel, UnsupportedOp
 
 OK, DIFFERENT, USAGE, BAD_MODEL, UNSUPPORTED, FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
@@ -34,25 +34,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without ×
     try:
-        arguments = make_parser().parse_args(argv)
-    except SystemExit as exit:  # argparse has said why
-        return exit.code if isinstance(exit.code, int) else USAGE
-    try:
-        code = arguments.run(arguments)
-        sys.stdout.flush()
+        code = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return BROKEN_PIPE
     except Exception as error:
         if os.environ.get("QRUNTIME_DEBUG") == "1":
             raise
         code, message = explain(error)
         terminal.error(message)
+        if isinstance(error, OSError):
+            _discard_output()
         return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = make_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said why
+        return stop.code if isinstance(stop.code, int) else USAGE
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    return run(arguments)
+
+
+def _discard_output() -> None:
+    """What is left in the buffer of stdout must not fail again when Python flushes it on its way out."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,11 +97,14 @@ def explain(error: Exception) -> tuple[int, str]:
         return USAGE, f"{text}. See the names of the layers with: qruntime inspect --nodes MODEL"
     if isinstance(error, InputError):
         return USAGE, f"{text}. See the inputs with: qruntime inspect MODEL; feed your own with --npz FILE."
+    if isinstance(error, SaveError):
+        return FAILED, f"{text}. Choose another output path, or make room and run it again."
     if isinstance(error, QRuntimeError):
         return FAILED, f"{text}. For the place in the code, set QRUNTIME_DEBUG=1 and run it again."
+    if isinstance(error, OSError) and error.filename is not None:
+        return BAD_MODEL, f"cannot read {error.filename!r}: {error.strerror or text}. Check the path and its permissions."
     if isinstance(error, OSError):
-        what = f"cannot read {error.filename!r}: {error.strerror}" if error.filename and error.strerror else text
-        return BAD_MODEL, f"{what}. Check the path and its permissions."
+        return FAILED, f"{text}. Check where the output goes."
     if isinstance(error, MemoryError):
         return FAILED, f"out of memory{f' ({text})' if str(error) else ''}. Use smaller shapes (--shape) or fewer threads."
     return FAILED, f"unexpected {type(error).__name__}: {text}. Run it again with QRUNTIME_DEBUG=1 and report the traceback."

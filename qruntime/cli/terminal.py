@@ -53,6 +53,8 @@ def error(text: str) -> None:
 
 
 def _to_stderr(line: str) -> None:
+    if sys.stderr is None:
+        return
     with contextlib.suppress(OSError, ValueError):  # closed: nobody listens
         print(line, file=sys.stderr, flush=True)
 
@@ -74,14 +76,14 @@ def heading(text: str) -> str:
     return style(text, "1", sys.stdout)
 
 
-def style(text: str, code: str, stream: TextIO) -> str:
+def style(text: str, code: str, stream: TextIO | None) -> str:
     """`text` in an ANSI style where `stream` is a terminal that wants it."""
     if os.environ.get("NO_COLOR") or not _is_terminal(stream):
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from qruntime.ir import Graph, Node
@@ -149,7 +149,7 @@ def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
         before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
         snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
         rows.append((layer.name, layer.kind, shape, layer.scheme, before, after, snr))
-    return table(rows, left=4)
+    return table(rows, left=range(4))
 
 
 def skipped_lines(report: Report) -> list[str]:
@@ -176,11 +176,11 @@ def node_lines(planned: Sequence[Any]) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines of columns, the first `left` aligned to the left and the others to the right, a rule under the first row."""
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Lines of columns, those in `left` aligned to the left and the others to the right, a rule under the first row."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
+    lines = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
     lines.insert(1, "  ".join("─" * w for w in widths))
     return [line.rstrip() for line in lines]
 

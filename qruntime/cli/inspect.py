@@ -1,0 +1,148 @@
+"""`qruntime inspect`: what a model file holds and how it runs here."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import qruntime
+from qruntime import Model, TensorInfo
+from qruntime.cli import terminal
+from qruntime.cli.arguments import Subparsers, add_command, add_json
+from qruntime.cli.convert import size_on_disk
+from qruntime.ir import Value
+from qruntime.quantization.printing import node_lines, printable, quantized_lines, table
+from qruntime.runtime.plan import Plan, PlannedNode
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    parser = add_command(
+        subparsers,
+        "inspect",
+        "show a model's inputs, outputs, operators, quantized layers, and how its nodes run here",
+        "qruntime inspect model.onnx --nodes --weights",
+    )
+    parser.add_argument("model", help="an ONNX model, float or quantized")
+    parser.add_argument("--nodes", action="store_true", help="list the nodes as they run here, with the kernel chosen")
+    parser.add_argument("--weights", action="store_true", help="list the constants with type, shape and bytes")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with terminal.progress(f"Loading {arguments.model}"):
+        model = qruntime.load(arguments.model)
+        planned = list(walk(model._plan(tuple(model.graph.output_names))))
+    if arguments.json:
+        terminal.json_result("inspect", _fields(arguments, model, planned))
+    else:
+        terminal.result(_lines(arguments, model, planned))
+    return 0
+
+
+def walk(plan: Plan) -> Iterator[PlannedNode]:
+    """The nodes of a plan and of the plans of its subgraphs."""
+    yield from plan.nodes
+    for below in plan.subplans:
+        yield from walk(below)
+
+
+def _weights(model: Model) -> list[Value]:
+    """Constants with more than one element: those with fewer are settings, not parameters."""
+    return [value for value in model.graph.constants() if value.data is not None and value.data.size > 1]
+
+
+def _operators(model: Model) -> Counter[str]:
+    return Counter(_operator(node.domain, node.op_type) for node in model.graph.walk_nodes())
+
+
+def _operator(domain: str, op_type: str) -> str:
+    return f"{domain}.{op_type}" if domain else op_type
+
+
+def _parameters(model: Model) -> int:
+    """Numbers that training chose: neither integers that steer operators nor scales and zero points."""
+    return sum(v.data.size for v in _weights(model) if v.data is not None and v.data.dtype.itemsize < 8 and not _is_scale(v))
+
+
+def _is_scale(value: Value) -> bool:
+    return bool(value.uses) and all(node.is_op("DequantizeLinear") and index > 0 for node, index in value.uses)
+
+
+def _fields(arguments: argparse.Namespace, model: Model, planned: list[PlannedNode]) -> dict[str, Any]:
+    info = model.info
+    fields: dict[str, Any] = {
+        "model": arguments.model,
+        "file_bytes": size_on_disk(arguments.model, model),
+        "ir_version": info.ir_version,
+        "opset": info.opset_imports,
+        "producer": {"name": info.producer_name, "version": info.producer_version},
+        "metadata": info.metadata,
+        "inputs": [tensor._asdict() for tensor in model.inputs],
+        "outputs": [tensor._asdict() for tensor in model.outputs],
+        "parameters": _parameters(model),
+        "operators": dict(_operators(model).most_common()),
+        "isa": qruntime.isa(),
+        "runs": dict(Counter(call.source for call in planned)),
+        "quantized": [layer._asdict() for layer in model.report.layers],
+    }
+    if arguments.nodes:
+        fields["nodes"] = [
+            {
+                "name": call.node.name,
+                "operator": _operator(call.node.domain, call.node.op_type),
+                "source": call.source,
+                "kernel": call.native.kernel if call.native else None,
+                "inputs": [None if v is None else v.name for v in call.node.inputs],
+                "outputs": [v.name for v in call.node.outputs],
+            }
+            for call in planned
+        ]
+    if arguments.weights:
+        fields["weights"] = [
+            {"name": v.name, "dtype": v.data.dtype.name, "shape": v.data.shape, "bytes": v.data.nbytes}
+            for v in _weights(model)
+            if v.data is not None
+        ]
+    return fields
+
+
+def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNode]) -> list[str]:
+    info = model.info
+    opsets = ", ".join(f"{printable(domain) or 'onnx'} {version}" for domain, version in info.opset_imports.items())
+    producer = printable(f"{info.producer_name} {info.producer_version}".strip()) or "unknown"
+    operators = _operators(model)
+    lines = [
+        terminal.heading(printable(arguments.model)),
+        f"  size        {terminal.size(size_on_disk(arguments.model, model))}",
+        f"  parameters  {_parameters(model):,}",
+        f"  producer    {producer}",
+        f"  opset       {opsets} (IR version {info.ir_version})",
+    ]
+    for key, text in info.metadata.items():
+        lines.append(f"  metadata    {printable(key, 40)} = {printable(text, 60)}")
+    lines += ["", *_tensors("inputs", model.inputs), *_tensors("outputs", model.outputs)]
+    lines += ["", terminal.heading(f"operators ({sum(operators.values())}):")]
+    lines.append("  " + (", ".join(f"{printable(op)} ×{n}" for op, n in operators.most_common()) or "none"))
+    lines += ["", terminal.heading(f"as it runs here ({qruntime.isa()}):"), *(f"  {line}" for line in node_lines(planned))]
+    lines += ["", terminal.heading("quantized layers:"), *(f"  {line}" if line else "" for line in quantized_lines(model.report))]
+    if arguments.nodes:
+        rows = [("node", "operator", "runs as", "kernel")]
+        for call in planned:
+            name = call.node.name or (call.node.outputs[0].name if call.node.outputs else "")
+            kernel = call.native.kernel if call.native else "-"
+            rows.append((name, _operator(call.node.domain, call.node.op_type), call.source, kernel))
+        lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in table(rows, left=range(4)))]
+    if arguments.weights:
+        rows = [("weight", "dtype", "shape", "bytes")]
+        for value in _weights(model):
+            assert value.data is not None
+            rows.append((value.name, value.data.dtype.name, "×".join(map(str, value.data.shape)), f"{value.data.nbytes:,}"))
+        lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in table(rows, left=range(3)))]
+    return lines
+
+
+def _tensors(title: str, tensors: tuple[TensorInfo, ...]) -> list[str]:
+    return [terminal.heading(f"{title}:"), *(f"  {printable(str(tensor), 200)}" for tensor in tensors)]

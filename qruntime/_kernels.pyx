@@ -637,8 +637,8 @@ cdef class Executable:
             frame = Frame(self)
         frame.run.num_threads = self.num_threads
         try:
-            kept = self._feed(frame, values)
-            self._execute(frame)
+            copies = self._feed(frame, values)
+            remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
             return self._collect(frame)
         finally:
             for i in range(self.num_inputs):
@@ -667,11 +667,11 @@ cdef class Executable:
             frame.objects[slot] = value
         return kept
 
-    cdef int _execute(self, Frame frame) except -1:
+    cdef object _execute(self, Frame frame):
         cdef const int *order = self.order_all
         cdef int count = self.num_steps
         cdef bint remember = False
-        key = None
+        key = entry = None
         if self.boundary:
             key = self._signature(frame)
             entry = self.memory.get(key)
@@ -686,7 +686,7 @@ cdef class Executable:
         except BaseException:
             self._abandon(frame)
             raise
-        return 0
+        return entry
 
     cdef object _signature(self, Frame frame):
         """Shapes of the inputs as bytes; None when an input is no tensor."""

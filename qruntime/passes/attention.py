@@ -16,7 +16,7 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.rewriting import Builder, Skip, scalar, trace
-from qruntime.passes.symbolic_shapes import contents, dims, same
+from qruntime.passes.symbolic_shapes import Dim, contents, dims, same
 
 Perm = tuple[int, ...]
 
@@ -101,12 +101,8 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
     k, v, repeats = _without_repeats(k, v)
     mask = _mask(op, scores, masks)
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
-    output, replaced = root.outputs[0], root.outputs[0]
-    out_layout = "BHSD"
-    if not output.output_of and len(output.uses) == 1:
-        (reader, _) = next(iter(output.uses))
-        if reader.graph is graph and reader.is_op("Transpose") and _perm(reader) == (0, 2, 1, 3):
-            out_layout, replaced = "BSHD", reader.outputs[0]
+    output = root.outputs[0]
+    transpose = _transpose_after(output, _result_dims(output, q, v))
     inputs: list[Value | None] = [q.value, k.value, v.value, mask, scale_tensor]
     while inputs[-1] is None:
         inputs.pop()
@@ -117,15 +113,50 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
         q_layout=q.layout,
         k_layout=k.layout,
         v_layout=v.layout,
-        out_layout=out_layout,
+        out_layout="BHSD" if transpose is None else "BSHD",
         parts=(q.part, k.part, v.part),
         kv_repeats=repeats,
         nan_rows_to_zero=int(guarded),
     )
-    new.type = replaced.type
+    if transpose is None:
+        graph.insert_before(root, *op.nodes)
+        graph.replace_uses(output, new)
+        return None
+    if any(user.is_op("Shape") for user, _ in output.uses):
+        graph.replace_uses(output, op.Transpose(new, domain="", perm=(0, 2, 1, 3)))  # only shapes are read of it
     graph.insert_before(root, *op.nodes)
-    graph.replace_uses(replaced, new)
+    graph.replace_uses(transpose.outputs[0], new)
     return None
+
+
+def _result_dims(output: Value, q: _Operand, v: _Operand) -> tuple[Dim, ...]:
+    """[B, H, Sq, Dv] of the result."""
+    of_q, of_v = dims(q.value, 4), dims(v.value, 4)
+    length: Dim = (output, 2)
+    size: Dim = (output, 3)
+    if of_q is not None and of_v is not None and len(of_q) >= 4 and len(of_v) >= 4:
+        length, size = of_q[1 if q.layout == "BSHD" else 2], of_v[-1]
+    return (output, 0), (output, 1), length, size
+
+
+def _transpose_after(output: Value, shape: tuple[Dim, ...]) -> Node | None:
+    """The Transpose to [B, S, H, D] that alone reads the result; a reshape to the same shape may stand between."""
+    node = _only_reader(output)
+    if node is not None and node.is_op("Reshape") and node.input(0) is output:
+        wanted = contents(node.input(1))
+        if wanted is None or len(wanted) != 4 or wanted.count(-1) > 1:
+            return None
+        if not all(a in (b, -1) for a, b in zip(wanted, shape)):
+            return None
+        node = _only_reader(node.outputs[0])
+    is_found = node is not None and node.is_op("Transpose") and _perm(node) == (0, 2, 1, 3)
+    return node if is_found else None
+
+
+def _only_reader(value: Value) -> Node | None:
+    """The one node that reads the data of `value`; others may read its shape."""
+    readers = {user for user, _ in value.uses if not user.is_op("Shape")}
+    return readers.pop() if len(readers) == 1 and not value.output_of else None
 
 
 def _mask(op: Builder, scores: _Scores, masks: dict[tuple[Value, ...], Value]) -> Value | None:

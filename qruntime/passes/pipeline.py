@@ -23,6 +23,7 @@ from qruntime.passes.layer_norm import fuse_layer_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
+from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 
 Pass = Callable[[Graph], None]
 
@@ -39,6 +40,7 @@ LOWERED: list[Pass] = [
     fuse_layer_norm,
     fuse_gelu,
     fuse_attention,
+    read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
     lower_linear,
     lower_recurrent,

@@ -80,14 +80,24 @@ def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False)
         return None if any(part is None for part in parts) else [d for part in parts if part is not None for d in part]
     if node.op_type == "Gather":
         found, index = contents(node.input(0), depth - 1), contents(node.input(1), depth - 1)
-        if found is None or index is None or len(index) != 1 or not isinstance(index[0], int):
+        if index is None or len(index) != 1 or not isinstance(index[0], int):
             return None
+        if found is None:
+            return _one_dim(node.input(0), index[0])
         return [found[index[0]]] if -len(found) <= index[0] < len(found) else None
     if node.op_type == "Slice":
         return _sliced(node, depth)
     if node.op_type == "Where":
         return _replaced(node, depth)
     return None
+
+
+def _one_dim(shape: Value | None, axis: int) -> list[Dim] | None:
+    """A dim of a tensor of unknown rank, counted from the front."""
+    node = None if shape is None else shape.producer
+    is_whole = node is not None and node.is_op("Shape") and not node.attributes
+    source = node.input(0) if node is not None and is_whole else None
+    return None if source is None or axis < 0 else [(source, axis)]
 
 
 def _unknown(value: Value | None) -> list[Dim] | None:

@@ -1,0 +1,43 @@
+"""Shapes are read from before a transpose, so that nothing but a shape keeps the transpose alive."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ir import Graph, Node, TypeInfo, Value
+from qruntime.passes.cleanup import remove_dead_nodes
+from qruntime.passes.rewriting import as_attribute
+
+
+def read_shapes_before_transposes(graph: Graph) -> None:
+    """Shape(Transpose(x, perm))  →  Gather(Shape(x), perm), where only shapes are read of the transposed tensor."""
+    for nested in graph.walk_graphs():
+        nodes: list[Node] = []
+        for node in nested.nodes:
+            transpose = node.input(0).producer if node.is_op("Shape") and node.input(0) is not None else None
+            if transpose is not None and transpose.is_op("Transpose") and _is_read_for_its_shape(transpose):
+                nodes += _read_before(node, transpose)
+            nodes.append(node)
+        nested.nodes = nodes
+        for node in nodes:
+            node.graph = nested
+    remove_dead_nodes(graph)
+
+
+def _is_read_for_its_shape(transpose: Node) -> bool:
+    output = transpose.outputs[0]
+    readers = {user for user, _ in output.uses}
+    return transpose.attr("perm") is not None and not output.output_of and all(r.is_op("Shape") for r in readers)
+
+
+def _read_before(node: Node, transpose: Node) -> list[Node]:
+    """`node`, a Shape, becomes the Gather; returns what has to stand before it."""
+    perm = np.array(transpose.attr("perm"), np.int64)[slice(node.attr("start", 0), node.attr("end"))]
+    name = node.outputs[0].name
+    whole = Value(f"{name}/whole", TypeInfo("tensor", 7, (len(transpose.attr("perm")),)))
+    shape = Node("Shape", [transpose.input(0)], [whole], version=node.version, name=node.name)
+    node.op_type = "Gather"
+    node.set_input(0, whole)
+    node.append_input(Value(f"{name}/order", TypeInfo("tensor", 7, perm.shape), perm))
+    node.attributes = {"axis": as_attribute(0)}
+    return [shape]

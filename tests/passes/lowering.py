@@ -1,0 +1,53 @@
+"""Run a hand-built graph as it is and lowered, and say what the lowered one is made of."""
+
+from collections import Counter
+
+import numpy as np
+from onnx import TensorProto, helper
+
+import qruntime
+from qruntime.ir import clone
+from qruntime.passes import pipeline
+from qruntime.runtime.plan import make_plan
+
+FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+_CODES = {"f": FLOAT, "b": BOOL, "i": INT64}
+
+
+def model(nodes, inputs, outputs, constants=None, opset=17):
+    """`nodes` are (op, inputs, outputs, attributes); inputs and outputs are names, typed by a dict {name: array}."""
+    made = [helper.make_node(op, ins, outs, **attributes) for op, ins, outs, attributes in nodes]
+    graph = helper.make_graph(
+        made,
+        "g",
+        [helper.make_tensor_value_info(n, _CODES[a.dtype.kind], [None] * a.ndim) for n, a in inputs.items()],
+        [helper.make_tensor_value_info(n, FLOAT, None) for n in outputs],
+        [helper.make_tensor(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True) for n, a in (constants or {}).items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return qruntime.load(proto.SerializeToString())
+
+
+def lowered_ops(loaded, inputs, atol=2e-6):
+    """Operators of the lowered graph, after checking that it computes what the graph as loaded computes.
+
+    No native node may have declined, so that what is compared are the kernels.
+    """
+    plain = make_plan(clone(loaded.graph), num_threads=1)
+    graph = pipeline.lowered(clone(loaded.graph))
+    graph.check()
+    plan = make_plan(graph, num_threads=1)
+    values = [inputs[v.name] for v in loaded.graph.inputs]
+    expected, found = plain.executable.run(values), plan.executable.run(values)
+    for e, f in zip(expected, found):
+        assert e.shape == f.shape
+        assert e.dtype == f.dtype
+        np.testing.assert_allclose(f, e, rtol=2e-5, atol=atol)
+    declined = [c.node.label for c, d in zip(plan.nodes, plan.executable.declined) if d]
+    assert not declined
+    return Counter(node.op_type for node in graph.nodes)
+
+
+def attributes_of(loaded, op_type):
+    graph = pipeline.lowered(clone(loaded.graph))
+    return [{k: a.value for k, a in n.attributes.items()} for n in graph.nodes if n.op_type == op_type]

@@ -60,7 +60,7 @@ def latencies(models: list[qruntime.Model], ids: np.ndarray, runs: int) -> list[
     times: list[list[float]] = [[] for _ in models]
     state = zero_state()
     for turn in range(runs + 3):
-        for model, taken in zip(models, times):
+        for model, taken in zip(models, times, strict=True):
             start = time.perf_counter()
             step(model, ids, state)
             if turn >= 3:  # the first runs pack weights and warm caches

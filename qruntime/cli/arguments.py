@@ -23,12 +23,18 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="most threads one run uses (default: what this process may)")
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="most threads one run uses (default: what this process may)"
+    )
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inputs", "Without --npz they are random (always the same), of the declared types.")
-    group.add_argument("--npz", metavar="FILE", help="read inputs by name from a NumPy .npz file; the others are made up")
+    group = parser.add_argument_group(
+        "inputs", "Without --npz they are random (always the same), of the declared types."
+    )
+    group.add_argument(
+        "--npz", metavar="FILE", help="read inputs by name from a NumPy .npz file; the others are made up"
+    )
     group.add_argument(
         "--shape",
         action="append",
@@ -37,7 +43,11 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="shape of an input (ids=1,128) or value of a symbolic dimension (batch=8); may be repeated",
     )
     group.add_argument(
-        "--fill", action="append", default=[], metavar="NAME=NUMBER", help="fill an input with one number; may be repeated"
+        "--fill",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="fill an input with one number; may be repeated",
     )
 
 

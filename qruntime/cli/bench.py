@@ -30,9 +30,18 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("model", help="an ONNX model, float or quantized")
     parser.add_argument("--int8", action="store_true", help="quantize the model first, with the defaults of `convert`")
-    parser.add_argument("--seconds", type=non_negative, default=3.0, help=f"measure for this long, and at least {MIN_RUNS} runs (default: 3)")
-    parser.add_argument("--warmup", type=non_negative, default=0.5, metavar="SECONDS", help="run for this long before (default: 0.5)")
-    parser.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts to measure, one after the other")
+    parser.add_argument(
+        "--seconds",
+        type=non_negative,
+        default=3.0,
+        help=f"measure for this long, and at least {MIN_RUNS} runs (default: 3)",
+    )
+    parser.add_argument(
+        "--warmup", type=non_negative, default=0.5, metavar="SECONDS", help="run for this long before (default: 0.5)"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, nargs="+", metavar="N", help="thread counts to measure, one after the other"
+    )
     add_inputs(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -56,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     assert feed is not None
     shapes = {name: list(np.shape(value)) for name, value in feed.items()}
     if arguments.json:
-        fields = {"model": arguments.model, "int8": arguments.int8, "inputs": shapes, "machine": machine(), "results": results}
-        terminal.json_result("bench", fields)
+        what = {"model": arguments.model, "int8": arguments.int8, "inputs": shapes}
+        terminal.json_result("bench", {**what, "machine": machine(), "results": results})
     else:
         terminal.result(_lines(arguments, shapes, results))
     return 0
@@ -110,7 +119,7 @@ def _cpu_name() -> str:
 def _lines(arguments: argparse.Namespace, shapes: dict[str, list[int]], results: list[dict[str, Any]]) -> list[str]:
     facts = machine()
     fed = ", ".join(f"{printable(name)}[{', '.join(map(str, shape))}]" for name, shape in shapes.items()) or "none"
-    rows = [("threads", "median", "p90", "p99", "min", "runs", "runs/s")]
+    rows: list[tuple[str, ...]] = [("threads", "median", "p90", "p99", "min", "runs", "runs/s")]
     for r in results:
         times = (terminal.duration(r["seconds"][name]) for name in ("median", "p90", "p99", "min"))
         rows.append((str(r["threads"]), *times, str(r["runs"]), f"{r['runs_per_second']:,.1f}"))

@@ -78,7 +78,7 @@ def _paired_outputs(a: Model, b: Model) -> list[tuple[str, str]]:
         return [(name, name) for name in names_a]
     if len(names_a) != len(names_b):
         raise InputError(f"the models have different outputs: {', '.join(names_a)} and {', '.join(names_b)}")
-    return list(zip(names_a, names_b))
+    return list(zip(names_a, names_b, strict=True))
 
 
 def _renamed(feed: dict[str, Any], a: Model, b: Model) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _renamed(feed: dict[str, Any], a: Model, b: Model) -> dict[str, Any]:
         return feed
     if len(names_a) != len(names_b):
         raise InputError(f"the models have different inputs: {', '.join(names_a)} and {', '.join(names_b)}")
-    names = dict(zip(names_a, names_b))
+    names = dict(zip(names_a, names_b, strict=True))
     return {names[name]: value for name, value in feed.items()}
 
 
@@ -99,7 +99,12 @@ def difference(expected: Any, got: Any) -> dict[str, Any]:
     power of the difference; `cosine`. Elements where both are NaN or the same infinity agree; where only one is,
     they are counted in `nonfinite_mismatches` and left out. `mismatch` says why outputs cannot be compared.
     """
-    none = {"max_abs_error": math.nan, "relative_error": math.nan, "snr_db": math.nan, "cosine": math.nan}
+    none: dict[str, Any] = {
+        "max_abs_error": math.nan,
+        "relative_error": math.nan,
+        "snr_db": math.nan,
+        "cosine": math.nan,
+    }
     none |= {"identical": False, "nonfinite_mismatches": 0, "mismatch": None}
     if not isinstance(expected, np.ndarray) or not isinstance(got, np.ndarray):
         same = _same(expected, got)
@@ -157,7 +162,8 @@ def _passes(one: dict[str, Any], expected: Any, got: Any, arguments: argparse.Na
     if arguments.rtol is None and arguments.atol is None:
         return True
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
-    return bool(np.allclose(got.astype(wide), expected.astype(wide), arguments.rtol or 0.0, arguments.atol or 0.0, equal_nan=True))
+    a, b = expected.astype(wide), got.astype(wide)
+    return bool(np.allclose(b, a, arguments.rtol or 0.0, arguments.atol or 0.0, equal_nan=True))
 
 
 def _lines(arguments: argparse.Namespace, results: list[dict[str, Any]], passed: bool) -> list[str]:

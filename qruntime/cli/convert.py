@@ -26,8 +26,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "qruntime convert model.onnx model.int8.onnx --per-channel --exclude lm_head",
     )
     parser.add_argument("input", help="the float ONNX model")
-    parser.add_argument("output", help="where to write the int8 model; may be the input: the file appears whole or not at all")
-    parser.add_argument("--per-channel", action="store_true", help="one weight scale per output channel instead of one per tensor")
+    parser.add_argument("output", help="where to write the int8 model; may be the input")
+    parser.add_argument(
+        "--per-channel", action="store_true", help="one weight scale per output channel instead of one per tensor"
+    )
     parser.add_argument(
         "--activation",
         choices=ACTIVATIONS,
@@ -41,8 +43,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="PATTERN",
         help="quantize nothing but these: names, globs ('*/attention/*'), operator types (LSTM), kinds (Linear)",
     )
-    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="leave these as they are")
-    parser.add_argument("--strict", action="store_true", help="fail when a layer cannot be quantized or a pattern selects nothing")
+    parser.add_argument(
+        "--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="leave these as they are"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail when a layer cannot be quantized or a pattern selects nothing"
+    )
     add_threads(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -56,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     for pattern in (*(arguments.only or ()), *arguments.exclude):
         if not any(matches(node, pattern) for node in model.graph.walk_nodes()):
-            terminal.warn(f"nothing is called {printable(pattern)!r}; list the nodes with: qruntime inspect --nodes {arguments.input}")
+            terminal.warn(f"nothing is called {printable(pattern)!r}; {_list_nodes(arguments)}")
     with terminal.progress("Quantizing"):
         model.quantize_dynamic(
             inplace=True,
@@ -70,17 +76,22 @@ def run(arguments: argparse.Namespace) -> int:
     with terminal.progress(f"Writing {arguments.output}"):
         model.save(arguments.output)
     saved = time.perf_counter()
-    seconds = {"load": loaded - start, "quantize": quantized - loaded, "save": saved - quantized, "total": saved - start}
+    seconds = {"load": loaded - start, "quantize": quantized - loaded, "save": saved - quantized}
+    seconds["total"] = saved - start
     sizes = (size_before, size_on_disk(arguments.output, model))
     if arguments.json:
         terminal.json_result("convert", _fields(arguments, model, sizes, seconds))
     else:
         terminal.result(_lines(arguments, model, sizes, seconds))
     if not model.report.layers:
-        terminal.warn(f"no layer was quantized; list the nodes with: qruntime inspect --nodes {arguments.input}")
+        terminal.warn(f"no layer was quantized; {_list_nodes(arguments)}")
     elif os.path.realpath(arguments.input) != os.path.realpath(arguments.output):
         terminal.note(f"see what it costs in accuracy: qruntime compare {arguments.input} {arguments.output}")
     return 0
+
+
+def _list_nodes(arguments: argparse.Namespace) -> str:
+    return f"list the nodes with: qruntime inspect --nodes {arguments.input}"
 
 
 def size_on_disk(path: str, model: Model) -> int:
@@ -90,7 +101,9 @@ def size_on_disk(path: str, model: Model) -> int:
     return size if weights <= size else size + weights
 
 
-def _fields(arguments: argparse.Namespace, model: Model, sizes: tuple[int, int], seconds: dict[str, float]) -> dict[str, Any]:
+def _fields(
+    arguments: argparse.Namespace, model: Model, sizes: tuple[int, int], seconds: dict[str, float]
+) -> dict[str, Any]:
     report = model.report
     return {
         "input": arguments.input,

@@ -45,11 +45,13 @@ def make_inputs(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
         names = {value.name for value in model.graph.inputs}
         unknown = sorted(set(arrays) - names)
         if unknown:
-            raise InputError(f"{arguments.npz!r} has an array {unknown[0]!r}, but the inputs are: {', '.join(sorted(names))}")
+            raise InputError(
+                f"{arguments.npz!r} has an array {unknown[0]!r}, but the inputs are: {', '.join(sorted(names))}"
+            )
         feed.update(arrays)
     for value in model.graph.inputs:
         known = feed[value.name].shape if value.name in feed else shapes.get(value.name, ())
-        for dim, size in zip((value.type and value.type.shape) or (), known):
+        for dim, size in zip((value.type and value.type.shape) or (), known, strict=False):
             if isinstance(dim, str):
                 dims.setdefault(dim, size)
     random = np.random.default_rng(SEED)
@@ -62,7 +64,9 @@ def make_inputs(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
         declared = _tensor_type(value)
         shape = shapes[value.name] if value.name in shapes else _shape(value.name, declared, dims, guesses)
         if math.prod(shape) > MAX_ELEMENTS:
-            raise InputError(f"input {value.name!r} of shape {shape} is too large to make up; give smaller sizes with --shape")
+            raise InputError(
+                f"input {value.name!r} of shape {shape} is too large to make up; give smaller sizes with --shape"
+            )
         if value.name in fills:
             feed[value.name] = _filled(value.name, declared, shape, fills[value.name])
         else:
@@ -75,9 +79,10 @@ def make_inputs(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
 def read_npz(path: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; pickled objects are refused. Raises InputError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path!r} is a single array; save inputs by name with numpy.savez")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path!r} is a single array; save inputs by name with numpy.savez")
+        with archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"cannot read {path!r}: {error.strerror or error}") from error
@@ -159,9 +164,9 @@ def _made_up(
     value: Value, declared: TypeInfo, shape: tuple[int, ...], random: np.random.Generator, guesses: list[str]
 ) -> np.ndarray:
     dtype = numpy_dtype(declared.dtype)
-    if dtype == object:
+    if dtype.kind == "O":
         raise InputError(f"input {value.name!r} holds strings, which cannot be made up; give it with --npz")
-    if dtype == bool or (dtype.kind in "iu" and "mask" in value.name.lower()):
+    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in value.name.lower()):
         guesses.append(f"{printable(value.name)} all ones")
         return np.ones(shape, dtype)
     if dtype.kind in "iu":

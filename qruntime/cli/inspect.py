@@ -64,7 +64,9 @@ def _operator(domain: str, op_type: str) -> str:
 
 def _parameters(model: Model) -> int:
     """Numbers that training chose: neither integers that steer operators nor scales and zero points."""
-    return sum(v.data.size for v in _weights(model) if v.data is not None and v.data.dtype.itemsize < 8 and not _is_scale(v))
+    return sum(
+        v.data.size for v in _weights(model) if v.data is not None and v.data.dtype.itemsize < 8 and not _is_scale(v)
+    )
 
 
 def _is_scale(value: Value) -> bool:
@@ -126,8 +128,16 @@ def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNod
     lines += ["", *_tensors("inputs", model.inputs), *_tensors("outputs", model.outputs)]
     lines += ["", terminal.heading(f"operators ({sum(operators.values())}):")]
     lines.append("  " + (", ".join(f"{printable(op)} ×{n}" for op, n in operators.most_common()) or "none"))
-    lines += ["", terminal.heading(f"as it runs here ({qruntime.isa()}):"), *(f"  {line}" for line in node_lines(planned))]
-    lines += ["", terminal.heading("quantized layers:"), *(f"  {line}" if line else "" for line in quantized_lines(model.report))]
+    lines += [
+        "",
+        terminal.heading(f"as it runs here ({qruntime.isa()}):"),
+        *(f"  {line}" for line in node_lines(planned)),
+    ]
+    lines += [
+        "",
+        terminal.heading("quantized layers:"),
+        *(f"  {line}" if line else "" for line in quantized_lines(model.report)),
+    ]
     if arguments.nodes:
         rows = [("node", "operator", "runs as", "kernel")]
         for call in planned:
@@ -139,7 +149,9 @@ def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNod
         rows = [("weight", "dtype", "shape", "bytes")]
         for value in _weights(model):
             assert value.data is not None
-            rows.append((value.name, value.data.dtype.name, "×".join(map(str, value.data.shape)), f"{value.data.nbytes:,}"))
+            rows.append(
+                (value.name, value.data.dtype.name, "×".join(map(str, value.data.shape)), f"{value.data.nbytes:,}")
+            )
         lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in table(rows, left=range(3)))]
     return lines
 

@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 
 import qruntime
 from qruntime.cli import bench, compare, convert, inspect, terminal
-from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, SaveError, UnsupportedModel, UnsupportedOp
+from qruntime.errors import (
+    InputError,
+    InvalidModel,
+    QRuntimeError,
+    QuantizationError,
+    SaveError,
+    UnsupportedModel,
+    UnsupportedOp,
+)
 
 OK, DIFFERENT, USAGE, BAD_MODEL, UNSUPPORTED, FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
@@ -88,7 +96,7 @@ def explain(error: Exception) -> tuple[int, str]:
     """Exit code, and the message with what to do next."""
     text = str(error).rstrip(". ") or type(error).__name__
     if isinstance(error, InvalidModel):
-        return BAD_MODEL, f"{text}. Download or export the model again."
+        return BAD_MODEL, f"{text}. Check the file, or export the model again."
     if isinstance(error, UnsupportedOp):
         return UNSUPPORTED, f"{text}."
     if isinstance(error, UnsupportedModel):
@@ -102,9 +110,18 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, QRuntimeError):
         return FAILED, f"{text}. For the place in the code, set QRUNTIME_DEBUG=1 and run it again."
     if isinstance(error, OSError) and error.filename is not None:
-        return BAD_MODEL, f"cannot read {error.filename!r}: {error.strerror or text}. Check the path and its permissions."
+        return (
+            BAD_MODEL,
+            f"cannot read {error.filename!r}: {error.strerror or text}. Check the path and its permissions.",
+        )
     if isinstance(error, OSError):
         return FAILED, f"{text}. Check where the output goes."
     if isinstance(error, MemoryError):
-        return FAILED, f"out of memory{f' ({text})' if str(error) else ''}. Use smaller shapes (--shape) or fewer threads."
-    return FAILED, f"unexpected {type(error).__name__}: {text}. Run it again with QRUNTIME_DEBUG=1 and report the traceback."
+        return (
+            FAILED,
+            f"out of memory{f' ({text})' if str(error) else ''}. Use smaller shapes (--shape) or fewer threads.",
+        )
+    return (
+        FAILED,
+        f"unexpected {type(error).__name__}: {text}. Run it again with QRUNTIME_DEBUG=1 and report the traceback.",
+    )

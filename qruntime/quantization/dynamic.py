@@ -117,8 +117,9 @@ class _Weights:
         replaced: list[tuple[int, Value]] = []
         tensors: list[QuantizedTensor] = []
         shared = []
-        for position, value in zip(positions, values):
-            assert value is not None and value.data is not None
+        for position, value in zip(positions, values, strict=True):
+            assert value is not None
+            assert value.data is not None
             shared.append((value, axis) in self._made)
             try:
                 dequantized, parts = self._dequantized(graph, node, value, axis)
@@ -228,7 +229,8 @@ def describe_existing(graph: Graph) -> Report:
         stored = [_stored_weights(value) for value in values]
         if not all(stored):
             continue
-        fresh = [weight for value, weights in zip(values, stored) if value not in seen for weight in weights]
+        unseen = [weights for value, weights in zip(values, stored, strict=True) if value not in seen]
+        fresh = [weight for weights in unseen for weight in weights]
         # Directions are stored one by one; the layer's shape is that of any of them.
         layers.append(
             _layer(

@@ -180,13 +180,17 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[s
     """Lines of columns, those in `left` aligned to the left and the others to the right, a rule under the first row."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
-    lines.insert(1, "  ".join("─" * w for w in widths))
-    return [line.rstrip() for line in lines]
+    cells.insert(1, ["─" * width for width in widths])
+    return [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 def printable(text: str, limit: int = 100) -> str:
-    """`text` without control characters (a model's names must not drive the terminal), its middle cut out beyond `limit`."""
+    """`text` without control characters, as a model's names must not drive the terminal; cut in its middle at `limit`."""
     if len(text) > limit:
         text = f"{text[: limit // 2]}…{text[-(limit // 2 - 1) :]}"
     if text.isprintable():

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import qruntime
+from tests.cli.conftest import SHAKESPEARE, Command
+
+
+def test_writes_a_valid_model_and_reports(command: Command, linear: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    done = command("convert", linear, output)
+    assert done.code == 0
+    onnx.checker.check_model(onnx.load(output), full_check=True)
+    assert "Linear ×2" in done.out
+    assert "/head/MatMul" in done.out
+    assert "both inputs are computed: MatMul ×1 (/MatMul)" in done.out
+    assert "qruntime compare" in done.err
+    assert "note" not in done.out
+    x = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
+    expected = qruntime.load(linear).quantize_dynamic().run({"x": x})
+    got = qruntime.load(output).run({"x": x})
+    for name in expected:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_json(command: Command, linear: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    done = command("convert", linear, output, "--json", "--per-channel", "--activation", "per_tensor", "--threads", 1)
+    report = done.json
+    assert report["schema"] == 1
+    assert report["command"] == "convert"
+    assert report["per_channel"] is True
+    assert report["activation"] == "per_tensor"
+    assert report["file_bytes_before"] == linear.stat().st_size
+    assert report["file_bytes_after"] == output.stat().st_size
+    assert report["weight_bytes_before"] == 4 * (8 * 4 + 4 * 4)
+    assert [layer["shape"] for layer in report["layers"]] == [[8, 4], [4, 4]]
+    assert {layer["scheme"] for layer in report["layers"]} == {"per_channel_affine"}
+    assert [layer["name"] for layer in report["skipped"]] == ["/MatMul"]
+    snr = {layer["name"]: layer["snr_db"] for layer in report["layers"]}
+    assert report["worst"] == sorted(snr, key=snr.__getitem__)
+    assert report["seconds"]["total"] >= report["seconds"]["quantize"] > 0
+    modes = {p.key: p.value for n in onnx.load(output).graph.node for p in n.metadata_props}
+    assert modes["qruntime.dynamic"] == "per_tensor"
+
+
+def test_only_and_exclude(command: Command, linear: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    only = command("convert", linear, output, "--only", "/head/*", "nothing", "--json")
+    assert [layer["name"] for layer in only.json["layers"]] == ["/head/MatMul"]
+    assert "nothing is called 'nothing'" in only.err
+    exclude = command("convert", linear, output, "--exclude", "head", "--json")
+    assert [layer["name"] for layer in exclude.json["layers"]] == ["/encoder/layer.0/fc/MatMul"]
+    assert exclude.err.count("warning") == 0
+
+
+def test_strict_refuses_and_writes_nothing(command: Command, linear: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    done = command("convert", linear, output, "--only", "nothing", "--strict")
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.splitlines()[-1].startswith("qruntime: error: strict=True")
+    assert not output.exists()
+
+
+def test_nothing_quantized_is_said(command: Command, lookup: Path, tmp_path: Path) -> None:
+    done = command("convert", lookup, tmp_path / "int8.onnx")
+    assert done.code == 0
+    assert "no layer was quantized" in done.err
+
+
+def test_in_place(command: Command, linear: Path) -> None:
+    before = linear.stat().st_size
+    done = command("convert", linear, linear, "--json")
+    assert done.code == 0
+    assert done.json["file_bytes_before"] == before
+    assert len(qruntime.load(linear).report.layers) == 2
+    assert os.listdir(linear.parent) == ["linear.onnx"]
+
+
+@pytest.mark.parametrize("target", ["missing/out.onnx", "."])
+def test_a_failed_write_leaves_the_folder_alone(command: Command, linear: Path, target: str) -> None:
+    before = linear.read_bytes()
+    done = command("convert", linear, linear.parent / target)
+    assert done.code == 5
+    assert done.out == ""
+    assert len(done.err.splitlines()) == 1
+    assert done.err.startswith("qruntime: error: cannot write")
+    assert os.listdir(linear.parent) == ["linear.onnx"]
+    assert linear.read_bytes() == before
+
+
+def test_a_crash_while_writing_keeps_the_old_file(
+    command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = linear.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    done = command("convert", linear, linear)
+    assert done.code == 5
+    assert "No space left on device" in done.err
+    assert linear.read_bytes() == before
+    assert os.listdir(linear.parent) == ["linear.onnx"]
+
+
+def test_shakespeare_is_a_quarter_of_its_size(command: Command, tmp_path: Path) -> None:
+    output = tmp_path / "int8.onnx"
+    report = command("convert", SHAKESPEARE, output, "--json").json
+    assert [(layer["kind"], layer["shape"]) for layer in report["layers"]] == [
+        ("LSTM", [64, 288]),
+        ("LSTM", [288, 288]),
+        ("Linear", [288, 65]),
+    ]
+    assert output.stat().st_size < SHAKESPEARE.stat().st_size / 3.8

@@ -465,6 +465,7 @@ cdef class Executable:
     cdef readonly list native_constants, python_constants
     cdef list labels, definitions, definition_inputs, keepalive
     cdef list boundary
+    cdef set constant_slots
     cdef dict memory
     cdef size_t memory_bytes
     cdef list frames
@@ -484,6 +485,7 @@ cdef class Executable:
         self.num_inputs = len(input_slots)
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
+        self.constant_slots = {slot for slot, _ in constants}
         for slot, value in constants:
             if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
                 array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
@@ -572,7 +574,7 @@ cdef class Executable:
         if self.input_codes == NULL:
             raise MemoryError
         for i in range(self.num_inputs):
-            self.input_codes[i] = codes[i]
+            self.input_codes[i] = codes[i] if codes[i] < 17 and _TYPENUM[codes[i]] >= 0 else 0
         self.input_shapes = [None if s is None else np.array(s, dtype=np.int64) for s in shapes]
         self.convert = convert
 
@@ -845,10 +847,10 @@ cdef class Executable:
             t = &frame.slots[slot]
             if t.dtype == 0:
                 results.append(_owned(frame.objects[slot]))
-                if not self._comes_again(i):
+                if not self._comes_again(i) and slot not in self.constant_slots:
                     frame.objects[slot] = None
                 continue
-            if self._comes_again(i):
+            if self._comes_again(i) or slot in self.constant_slots:
                 results.append(np.array(_view(t)))
                 continue
             if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import qruntime
-from qruntime import Model, _kernels
+from qruntime import _kernels
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, non_negative, positive_int
 from qruntime.cli.inputs import make_inputs
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def measure(model: Model, feed: dict[str, Any], seconds: float, warmup: float) -> dict[str, Any]:
+def measure(model: qruntime.Model, feed: dict[str, Any], seconds: float, warmup: float) -> dict[str, Any]:
     """Statistics of runs one after the other."""
     _repeat(lambda: model.run(feed), warmup, at_least=1)
     times = _repeat(lambda: model.run(feed), seconds, at_least=MIN_RUNS)

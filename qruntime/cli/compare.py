@@ -13,7 +13,6 @@ from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, add_threads, non_negative
 from qruntime.cli.inputs import make_inputs
 from qruntime.errors import InputError
-from qruntime.model import Model
 from qruntime.quantization.printing import printable, table
 
 TOLERANCE = 0.1
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _paired_outputs(a: Model, b: Model) -> list[tuple[str, str]]:
+def _paired_outputs(a: qruntime.Model, b: qruntime.Model) -> list[tuple[str, str]]:
     """Outputs by name; by position when the names differ and the counts do not."""
     names_a, names_b = [t.name for t in a.outputs], [t.name for t in b.outputs]
     if set(names_a) == set(names_b):
@@ -81,7 +80,7 @@ def _paired_outputs(a: Model, b: Model) -> list[tuple[str, str]]:
     return list(zip(names_a, names_b, strict=True))
 
 
-def _renamed(feed: dict[str, Any], a: Model, b: Model) -> dict[str, Any]:
+def _renamed(feed: dict[str, Any], a: qruntime.Model, b: qruntime.Model) -> dict[str, Any]:
     """The feed of `a` as `b` calls it: by name, or by position when the names differ and the counts do not."""
     names_a, names_b = [t.name for t in a.inputs], [t.name for t in b.inputs]
     if set(feed) <= set(names_b):

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import qruntime
-from qruntime import Model
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads
 from qruntime.quantization.dynamic import ACTIVATIONS
@@ -94,7 +93,7 @@ def _list_nodes(arguments: argparse.Namespace) -> str:
     return f"list the nodes with: qruntime inspect --nodes {arguments.input}"
 
 
-def size_on_disk(path: str, model: Model) -> int:
+def size_on_disk(path: str, model: qruntime.Model) -> int:
     """Bytes of the model file and of the weights that it keeps elsewhere."""
     size = os.path.getsize(path)
     weights = sum(value.data.nbytes for value in model.graph.constants() if value.data is not None)
@@ -102,7 +101,7 @@ def size_on_disk(path: str, model: Model) -> int:
 
 
 def _fields(
-    arguments: argparse.Namespace, model: Model, sizes: tuple[int, int], seconds: dict[str, float]
+    arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]
 ) -> dict[str, Any]:
     report = model.report
     return {
@@ -121,7 +120,9 @@ def _fields(
     }
 
 
-def _lines(arguments: argparse.Namespace, model: Model, sizes: tuple[int, int], seconds: dict[str, float]) -> list[str]:
+def _lines(
+    arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]
+) -> list[str]:
     report = model.report
     kinds = {layer.kind: sum(other.kind == layer.kind for other in report.layers) for layer in report.layers}
     counted = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items()) or "none"

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+import qruntime
 from qruntime.cli import terminal
 from qruntime.errors import InputError
 from qruntime.ir import TypeInfo, Value
 from qruntime.ir.dtypes import numpy_dtype, type_name
-from qruntime.model import Model
 from qruntime.quantization.printing import printable
 
 MAX_ELEMENTS = 1 << 28
@@ -32,7 +32,7 @@ _DIMENSION_GUESSES = (
 )
 
 
-def make_inputs(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
+def make_inputs(model: qruntime.Model, arguments: argparse.Namespace) -> dict[str, Any]:
     """A feed for `model` from the arguments of `add_inputs`; says on stderr what was guessed.
 
     Raises InputError for arguments that do not fit the model or inputs that cannot be made up.
@@ -90,7 +90,7 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
         raise InputError(f"{path!r} is not a NumPy .npz file of plain arrays: {error}") from error
 
 
-def _read_shapes(texts: Sequence[str], model: Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+def _read_shapes(texts: Sequence[str], model: qruntime.Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """(shapes by input, sizes by symbolic dimension)."""
     inputs = {tensor.name: tensor for tensor in model.inputs}
     symbols = {d for tensor in model.inputs for d in tensor.shape or () if isinstance(d, str)}
@@ -112,7 +112,7 @@ def _read_shapes(texts: Sequence[str], model: Model) -> tuple[dict[str, tuple[in
     return shapes, dims
 
 
-def _read_fills(texts: Sequence[str], model: Model) -> dict[str, float]:
+def _read_fills(texts: Sequence[str], model: qruntime.Model) -> dict[str, float]:
     inputs = {tensor.name for tensor in model.inputs}
     fills: dict[str, float] = {}
     for text in texts:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import qruntime
-from qruntime import Model, TensorInfo
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json
 from qruntime.cli.convert import size_on_disk
@@ -49,12 +49,12 @@ def walk(plan: Plan) -> Iterator[PlannedNode]:
         yield from walk(below)
 
 
-def _weights(model: Model) -> list[Value]:
+def _weights(model: qruntime.Model) -> list[Value]:
     """Constants with more than one element: those with fewer are settings, not parameters."""
     return [value for value in model.graph.constants() if value.data is not None and value.data.size > 1]
 
 
-def _operators(model: Model) -> Counter[str]:
+def _operators(model: qruntime.Model) -> Counter[str]:
     return Counter(_operator(node.domain, node.op_type) for node in model.graph.walk_nodes())
 
 
@@ -62,7 +62,17 @@ def _operator(domain: str, op_type: str) -> str:
     return f"{domain}.{op_type}" if domain else op_type
 
 
-def _parameters(model: Model) -> int:
+_FOREIGN = re.compile(
+    r"(com\.microsoft\.)?(QLinear\w+|QGemm|QAttention|\w+Integer(ToFloat)?|DynamicQuantize\w+|\w+NBits)"
+)
+
+
+def _foreign(model: qruntime.Model) -> dict[str, int]:
+    """Integer operators that another tool put into the model."""
+    return {op: n for op, n in _operators(model).items() if _FOREIGN.fullmatch(op)}
+
+
+def _parameters(model: qruntime.Model) -> int:
     """Numbers that training chose: neither integers that steer operators nor scales and zero points."""
     return sum(
         v.data.size for v in _weights(model) if v.data is not None and v.data.dtype.itemsize < 8 and not _is_scale(v)
@@ -73,7 +83,7 @@ def _is_scale(value: Value) -> bool:
     return bool(value.uses) and all(node.is_op("DequantizeLinear") and index > 0 for node, index in value.uses)
 
 
-def _fields(arguments: argparse.Namespace, model: Model, planned: list[PlannedNode]) -> dict[str, Any]:
+def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode]) -> dict[str, Any]:
     info = model.info
     fields: dict[str, Any] = {
         "model": arguments.model,
@@ -88,6 +98,7 @@ def _fields(arguments: argparse.Namespace, model: Model, planned: list[PlannedNo
         "operators": dict(_operators(model).most_common()),
         "isa": qruntime.isa(),
         "runs": dict(Counter(call.source for call in planned)),
+        "quantized_by_others": _foreign(model),
         "quantized": [layer._asdict() for layer in model.report.layers],
     }
     if arguments.nodes:
@@ -111,7 +122,7 @@ def _fields(arguments: argparse.Namespace, model: Model, planned: list[PlannedNo
     return fields
 
 
-def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNode]) -> list[str]:
+def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode]) -> list[str]:
     info = model.info
     opsets = ", ".join(f"{printable(domain) or 'onnx'} {version}" for domain, version in info.opset_imports.items())
     producer = printable(f"{info.producer_name} {info.producer_version}".strip()) or "unknown"
@@ -133,28 +144,37 @@ def _lines(arguments: argparse.Namespace, model: Model, planned: list[PlannedNod
         terminal.heading(f"as it runs here ({qruntime.isa()}):"),
         *(f"  {line}" for line in node_lines(planned)),
     ]
-    lines += [
-        "",
-        terminal.heading("quantized layers:"),
-        *(f"  {line}" if line else "" for line in quantized_lines(model.report)),
-    ]
+    foreign = _foreign(model)
+    if foreign:
+        listed = ", ".join(f"{printable(op)} ×{n}" for op, n in foreign.items())
+        lines += ["", terminal.heading("quantized by another tool:"), f"  {listed}"]
+    if model.report.layers or not foreign:
+        layers = quantized_lines(model.report)
+        lines += ["", terminal.heading("quantized layers:"), *(f"  {line}".rstrip() for line in layers)]
     if arguments.nodes:
-        rows = [("node", "operator", "runs as", "kernel")]
-        for call in planned:
-            name = call.node.name or (call.node.outputs[0].name if call.node.outputs else "")
-            kernel = call.native.kernel if call.native else "-"
-            rows.append((name, _operator(call.node.domain, call.node.op_type), call.source, kernel))
-        lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in table(rows, left=range(4)))]
+        lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in _node_table(planned))]
     if arguments.weights:
-        rows = [("weight", "dtype", "shape", "bytes")]
-        for value in _weights(model):
-            assert value.data is not None
-            rows.append(
-                (value.name, value.data.dtype.name, "×".join(map(str, value.data.shape)), f"{value.data.nbytes:,}")
-            )
-        lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in table(rows, left=range(3)))]
+        lines += ["", terminal.heading("weights:"), *(f"  {line}" for line in _weight_table(model))]
     return lines
 
 
-def _tensors(title: str, tensors: tuple[TensorInfo, ...]) -> list[str]:
+def _node_table(planned: list[PlannedNode]) -> list[str]:
+    rows = [("node", "operator", "runs as", "kernel")]
+    for call in planned:
+        name = call.node.name or (call.node.outputs[0].name if call.node.outputs else "")
+        kernel = call.native.kernel if call.native else "-"
+        rows.append((name, _operator(call.node.domain, call.node.op_type), call.source, kernel))
+    return table(rows, left=range(4))
+
+
+def _weight_table(model: qruntime.Model) -> list[str]:
+    rows = [("weight", "dtype", "shape", "bytes")]
+    for value in _weights(model):
+        assert value.data is not None
+        shape = "×".join(map(str, value.data.shape))
+        rows.append((value.name, value.data.dtype.name, shape, f"{value.data.nbytes:,}"))
+    return table(rows, left=range(3))
+
+
+def _tensors(title: str, tensors: tuple[qruntime.TensorInfo, ...]) -> list[str]:
     return [terminal.heading(f"{title}:"), *(f"  {printable(str(tensor), 200)}" for tensor in tensors)]

@@ -14,6 +14,7 @@ from qruntime.errors import (
     InvalidModel,
     QRuntimeError,
     QuantizationError,
+    RunError,
     SaveError,
     UnsupportedModel,
     UnsupportedOp,
@@ -105,6 +106,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return USAGE, f"{text}. See the names of the layers with: qruntime inspect --nodes MODEL"
     if isinstance(error, InputError):
         return USAGE, f"{text}. See the inputs with: qruntime inspect MODEL; feed your own with --npz FILE."
+    if isinstance(error, RunError):
+        return FAILED, f"{text}. Feed other inputs with --shape, --fill or --npz."
     if isinstance(error, SaveError):
         return FAILED, f"{text}. Choose another output path, or make room and run it again."
     if isinstance(error, QRuntimeError):

@@ -80,3 +80,20 @@ def test_subgraphs_are_counted(command: Command, tmp_path: Path) -> None:
     found = command("inspect", path, "--json").json
     assert found["operators"] == {"If": 1, "Neg": 1, "Abs": 1}
     assert sum(found["runs"].values()) == 3
+
+
+def test_models_that_others_quantized(command: Command, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, [2, 2])
+    path = save(tmp_path / "m.onnx", nodes, [x], [y], {"w": np.ones((2, 2), np.int8)})
+    done = command("inspect", path)
+    assert "quantized by another tool:\n  DynamicQuantizeLinear ×1, MatMulInteger ×1" in done.out
+    assert "No layer is quantized" not in done.out
+    assert command("inspect", path, "--json").json["quantized_by_others"] == {
+        "DynamicQuantizeLinear": 1,
+        "MatMulInteger": 1,
+    }

@@ -13,8 +13,8 @@ _BOOLEAN = frozenset({
 _INTEGER = frozenset({"Shape", "Size", "NonZero", "ArgMax", "ArgMin"})
 _LIKE_FIRST = frozenset({
     "Abs", "Add", "Concat", "Conv", "Cos", "Div", "Einsum", "Elu", "Erf", "Exp", "Expand", "Flatten", "Gather",
-    "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "LayerNormalization", "Log", "MatMul", "Max", "Mean", "Min",
-    "Mul", "Neg", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin",
+    "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "LayerNormalization", "Log", "MatMul", "Max", "Mean",
+    "Min", "Mul", "Neg", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin",
     "ReduceSum", "Relu", "Reshape", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
     "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
 })  # fmt: skip

@@ -7,29 +7,28 @@ from typing import Any
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value
+from qruntime.passes.linear import keeps_activation_shape
 from qruntime.passes.rewriting import QRUNTIME, Rewrite, Skip, as_attribute, rewrite_graph, scalar, trace
 
 
-def _axis(*reductions: Node | None) -> int | Skip:
-    """First of the axes, counted from the end, over which every one of the reductions runs."""
+def _axis(*reductions: Node) -> int | Skip:
+    """First of the axes, counted from the end, over which every one of the reductions (of equal rank) runs."""
+    sources = [node.input(0) for node in reductions]
+    shapes = [v.type.shape for v in sources if v is not None and v.type is not None and v.type.shape is not None]
     found = set()
     for node in reductions:
-        if node is None:
-            continue
         axes = node.attr("axes")
         if axes is None:
             given = node.input(1)
             axes = None if given is None or given.data is None else given.data.reshape(-1).tolist()
-        if axes is None or not node.attr("keepdims", 1):
+        if not axes or not node.attr("keepdims", 1):
             return Skip("the axes are not known, or dropped")
         axes = sorted(int(axis) for axis in axes)
-        source = node.input(0)
-        if axes and axes[0] >= 0:
-            shape = None if source is None or source.type is None else source.type.shape
-            if shape is None:
+        if axes[0] >= 0:
+            if not shapes:
                 return Skip(f"the rank is not known and the axes are {axes}")
-            axes = [axis - len(shape) for axis in axes]
-        if not axes or axes != list(range(axes[0], 0)):
+            axes = [axis - len(shapes[0]) for axis in axes]
+        if axes != list(range(axes[0], 0)):
             return Skip(f"the axes {axes} are not the last ones")
         found.add(axes[0])
     return found.pop() if len(found) == 1 else Skip("the two means run over different axes")
@@ -129,11 +128,55 @@ def fuse_residual_norm(graph: Graph) -> None:
     for nested in graph.walk_graphs():
         gone: set[Node] = set()
         for node in nested.nodes:
-            reason = _absorb_residual(nested, node, gone)
-            if reason:
+            add = None if node.input(0) is None else node.input(0).producer  # type: ignore[union-attr]
+            if add is None or add.graph is not nested or not add.is_op("Add"):
+                continue
+            if not node.is_op(*_NORMS) and not node.is_op(*_NORMS, domain=QRUNTIME):
+                continue
+            reason = _declines(node, add)
+            if reason is not None:
                 trace(f"fuse_residual_norm declines at {node.label}: {reason}")
-        nested.nodes = [node for node in nested.nodes if node not in gone]
+                continue
+            _absorb_residual(nested, node, add)
+            gone.add(add)
+        if gone:
+            nested.nodes = [node for node in nested.nodes if node not in gone]
+            nested.sort()  # the sum may have been read before it was normalised
 
 
-def _absorb_residual(graph: Graph, node: Node, gone: set[Node]) -> Skip | None:
+_NORMS = ("LayerNormalization", "RMSNormalization")
+
+
+def _declines(node: Node, add: Node) -> Skip | None:
+    if not all(v is not None and keeps_activation_shape(v) for v in add.inputs):
+        return Skip("the shapes may differ")
+    if len(node.inputs) > 3 or any(v is not None and not v.is_constant for v in node.inputs[1:]):
+        return Skip("scale or bias are computed at run time")
+    if node.attr("stash_type", 1) != 1 or any(o.uses or o.output_of for o in node.outputs[1:]):
+        return Skip("it does not compute in float32, or its statistics are read")
     return None
+
+
+def _absorb_residual(graph: Graph, node: Node, add: Node) -> None:
+    a, b = add.inputs
+    total = add.outputs[0]
+    node.set_input(0, a)
+    while len(node.inputs) < 3:
+        node.append_input(None)
+    node.append_input(b)
+    node.domain, node.version = QRUNTIME, 1
+    node.attributes = {
+        "axis": as_attribute(int(node.attr("axis", -1))),
+        "epsilon": as_attribute(float(node.attr("epsilon", 1e-5))),
+    }
+    for output in node.outputs[1:]:
+        output.producer = None
+    del node.outputs[1:]
+    for i in range(2):
+        add.set_input(i, None)
+    add.graph = None
+    if total.uses or total.output_of:
+        handed_on = Value(total.name, total.type)
+        handed_on.producer = node
+        node.outputs.append(handed_on)
+        graph.replace_uses(total, handed_on)

@@ -166,7 +166,7 @@ def _absorb(node: Node, user: Node) -> bool:
             return False
         if other.data is not None:
             return activation == "none" and _absorb_bias(node, bias_at, other.data)
-        if _keeps_activation_shape(other):
+        if keeps_activation_shape(other):
             node.set_input(residual_at, other)
             return True
         return False
@@ -200,7 +200,7 @@ def _absorb_bias(node: Node, bias_at: int, data: np.ndarray) -> bool:
     return True
 
 
-def _keeps_activation_shape(value: Value) -> bool:
+def keeps_activation_shape(value: Value) -> bool:
     """Whether a residual very likely has the shape of the layer's output.
 
     A wrong guess costs speed only: the kernel declines what does not fit and the definition broadcasts.
@@ -208,6 +208,6 @@ def _keeps_activation_shape(value: Value) -> bool:
     node = value.producer
     if node is None:
         return False
-    if node.is_op(*_LINEAR, "AddLayerNormalization", domain=QRUNTIME):
+    if node.is_op(*_LINEAR, "LayerNormalization", "RMSNormalization", domain=QRUNTIME):
         return True
     return node.is_op("LayerNormalization", "Add", "RMSNormalization", "Relu")

@@ -19,7 +19,7 @@ from qruntime.passes.attention import fuse_attention
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.gelu import fuse_gelu
-from qruntime.passes.layer_norm import fuse_layer_norm
+from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
@@ -45,6 +45,7 @@ LOWERED: list[Pass] = [
     lower_linear,
     lower_recurrent,
     fuse_epilogues,
+    fuse_residual_norm,
     remove_dead_nodes,
 ]
 

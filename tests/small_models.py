@@ -54,10 +54,12 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 def linear_bytes(k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17, weight: np.ndarray | None = None) -> bytes:
     """y = relu(x @ w + b), x float32 [batch, k]."""
-    weights = {"w": random(k, n) if weight is None else weight}
+    weight = random(k, n) if weight is None else weight
+    k, n = weight.shape
+    weights = {"w": weight}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["product" if bias else "sum"], name="/fc/MatMul")]
     if bias:
-        weights["b"] = random(weights["w"].shape[1], seed=1)
+        weights["b"] = random(n, seed=1)
         nodes.append(helper.make_node("Add", ["product", "b"], ["sum"], name="/fc/Add"))
     nodes.append(helper.make_node("Relu", ["sum"], ["y"], name="/act/Relu"))
     return model_bytes(nodes, [("x", FLOAT, ["batch", k])], [("y", FLOAT, ["batch", n])], weights, opset)

@@ -191,9 +191,10 @@ class Model:
         """
         _check_dtype(dtype)
         kinds, excluded = _read_spec(qconfig_spec)
-        target = self if inplace else Model(clone(self.graph), self.info, path=self.path, threads=self.threads)
-        target.report = dynamic.quantize_graph(
-            target.graph,
+        # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
+        graph = clone(self.graph)
+        report = dynamic.quantize_graph(
+            graph,
             kinds=kinds,
             per_channel=per_channel,
             activation=activation,
@@ -201,9 +202,11 @@ class Model:
             exclude=[*([exclude] if isinstance(exclude, (str, type)) else exclude), *excluded],
             strict=strict,
         )
-        target._plans = {}
-        target._run_named = None
-        return target
+        if not inplace:
+            return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
+        self.graph, self.report = graph, report
+        self._plans, self._run_named = {}, None
+        return self
 
     def summary(self) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, QuantizationError
+from qruntime.errors import InputError, InvalidModel, QuantizationError
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import exporter, importer
@@ -46,7 +48,9 @@ def load(source: Source, *, threads: int | None = None) -> Model:
     """
     graph, info = importer.load_graph(source)
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    return Model(graph, info, path=path, threads=threads)
+    model = Model(graph, info, path=path, threads=threads)
+    model._file = None if path is None else _file_identity(path)
+    return model
 
 
 class Model:
@@ -72,6 +76,7 @@ class Model:
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._planning = threading.Lock()
         self._run_named = None
+        self._file: tuple[int, ...] | None = None  # the file that holds this very graph
         self.inputs = tuple(_describe(v, v.name) for v in self.graph.inputs)
         self.outputs = tuple(_describe(v, name) for v, name in zip(self.graph.outputs, self.graph.output_names))
 
@@ -191,9 +196,10 @@ class Model:
         """
         _check_dtype(dtype)
         kinds, excluded = _read_spec(qconfig_spec)
-        target = self if inplace else Model(clone(self.graph), self.info, path=self.path, threads=self.threads)
-        target.report = dynamic.quantize_graph(
-            target.graph,
+        # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
+        graph = clone(self.graph)
+        report = dynamic.quantize_graph(
+            graph,
             kinds=kinds,
             per_channel=per_channel,
             activation=activation,
@@ -201,9 +207,11 @@ class Model:
             exclude=[*([exclude] if isinstance(exclude, (str, type)) else exclude), *excluded],
             strict=strict,
         )
-        target._plans = {}
-        target._run_named = None
-        return target
+        if not inplace:
+            return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
+        self.graph, self.report = graph, report
+        self._plans, self._run_named, self._file = {}, None, None
+        return self
 
     def summary(self) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
@@ -213,12 +221,42 @@ class Model:
     def __str__(self) -> str:
         return printing.tree(self.graph, self.report)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
+        if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
+            return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads)
+        return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one ONNX file (weights beside it in `<path>.data` when they exceed 2 GB).
 
         The file appears whole or not at all. Raises SaveError.
         """
         exporter.save_graph(self.graph, self.info, path)
+
+
+def _file_identity(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return hashlib.sha256(data).hexdigest()
+
+
+def _load_again(path: str, digest: str, threads: int) -> Model:
+    if _digest(path) != digest:
+        raise InvalidModel(f"{path!r} has changed since the model was pickled")
+    return load(path, threads=threads)
+
+
+def _rebuild(data: bytes, path: str | None, threads: int, report: Report) -> Model:
+    graph, info = importer.load_graph(data)
+    return Model(graph, info, path=path, threads=threads, report=report)
 
 
 def _check_dtype(dtype: object) -> None:

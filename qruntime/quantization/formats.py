@@ -97,7 +97,7 @@ def _best_share(weight: np.ndarray, bound: float) -> float:
         # Runs drawn at random: a regular stride could meet the same columns over and over.
         starts = np.random.default_rng(0).integers(0, sample.size - _RUN, _RUNS)
         sample = np.concatenate([sample[start : start + _RUN] for start in starts])
-    bins = (np.abs(sample) * np.float32((_BINS - 1) / bound)).astype(np.intp)
+    bins = (np.abs(sample) / np.float32(bound) * np.float32(_BINS - 1)).astype(np.intp)
     centre = (np.arange(_BINS) + 0.5) / (_BINS - 1)
     counts = np.bincount(bins, minlength=_BINS)[:_BINS].astype(np.float64)
     # Running moments, so that each candidate costs a look-up.

@@ -1,0 +1,76 @@
+"""The names and signatures that users write. A change here is a change for the changelog."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import qruntime
+from qruntime import Model
+
+NAMES = {
+    "InputError", "InvalidModel", "KernelUnavailable", "Model", "QRuntimeError", "QuantizationError", "RunError",
+    "SaveError", "TensorInfo", "UnsupportedModel", "UnsupportedOp", "available_isas", "isa", "load",
+}  # fmt: skip
+
+SIGNATURES = {
+    qruntime.load: "(source, *, threads=None)",
+    Model.run: "(self, feed, outputs=None, *, out=None)",
+    Model.__call__: "(self, *values)",
+    Model.quantize_dynamic: (
+        "(self, qconfig_spec=None, dtype='qint8', inplace=False, *, per_channel=False, activation='per_token', "
+        "only=None, exclude=(), strict=False)"
+    ),
+    Model.summary: "(self)",
+    Model.save: "(self, path)",
+}
+
+ATTRIBUTES = {"graph", "info", "inputs", "metadata", "outputs", "path", "report", "threads"}
+
+
+def untyped(function: object) -> str:
+    signature = inspect.signature(function)  # type: ignore[arg-type]
+    parameters = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(parameters))
+
+
+def test_public_names():
+    assert set(qruntime.__all__) == NAMES
+    for name in NAMES:
+        assert getattr(qruntime, name).__doc__, f"{name} has no docstring"
+
+
+def test_signatures():
+    assert {f.__qualname__: untyped(f) for f in SIGNATURES} == {f.__qualname__: s for f, s in SIGNATURES.items()}
+
+
+def test_members_of_a_model():
+    model = qruntime.load(_identity())
+    public = {name for name in (*dir(Model), *vars(model)) if not name.startswith("_")}
+    methods = {f.__name__ for f in SIGNATURES if f.__qualname__.startswith("Model.") and not f.__name__.startswith("_")}
+    assert public == methods | ATTRIBUTES
+    for name in methods:
+        assert getattr(Model, name).__doc__
+
+
+def _identity() -> bytes:
+    from tests.small_models import FLOAT, helper, model_bytes
+
+    return model_bytes([helper.make_node("Identity", ["x"], ["y"])], [("x", FLOAT, [1])], [("y", FLOAT, [1])])
+
+
+def test_one_tree_of_errors():
+    for name in NAMES:
+        thing = getattr(qruntime, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert issubclass(thing, qruntime.QRuntimeError)
+    assert issubclass(qruntime.InputError, ValueError)
+    assert issubclass(qruntime.QuantizationError, ValueError)
+    assert issubclass(qruntime.RunError, RuntimeError)
+    assert issubclass(qruntime.UnsupportedOp, qruntime.UnsupportedModel)
+    assert not issubclass(qruntime.UnsupportedModel, qruntime.InvalidModel)
+
+
+def test_one_version():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{qruntime.__version__}"\n' in text

@@ -1,0 +1,75 @@
+"""Where the time of a run goes, node by node."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from qruntime.runtime.plan import PlannedNode
+
+
+class NodeTime(NamedTuple):
+    """`seconds` is the median over the repetitions; `kernel` is the C function, None for a numpy definition."""
+
+    name: str
+    op_type: str
+    kernel: str | None
+    seconds: float
+
+
+class Profile(NamedTuple):
+    """Times of the nodes of one plan in running order. Prints as a table by operator."""
+
+    nodes: tuple[NodeTime, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(node.seconds for node in self.nodes)
+
+    def by_operator(self) -> list[tuple[str, str, int, float]]:
+        """(operator, kernel, number of nodes, seconds), the longest first."""
+        counts: dict[tuple[str, str], int] = defaultdict(int)
+        times: dict[tuple[str, str], float] = defaultdict(float)
+        for node in self.nodes:
+            key = (node.op_type, node.kernel or "numpy")
+            counts[key] += 1
+            times[key] += node.seconds
+        return [(*key, counts[key], times[key]) for key in sorted(times, key=times.__getitem__, reverse=True)]
+
+    def __str__(self) -> str:
+        lines = [f"{'operator':28}{'kernel':18}{'nodes':>6}{'µs':>12}{'share':>8}"]
+        total = self.seconds or 1.0
+        for op_type, kernel, count, seconds in self.by_operator():
+            lines.append(f"{op_type:28}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}")
+        lines.append(f"{'total':46}{len(self.nodes):6}{self.seconds * 1e6:12.1f}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """One object: schema, seconds, nodes."""
+        nodes = [node._asdict() for node in self.nodes]
+        return json.dumps({"schema": 1, "seconds": self.seconds, "nodes": nodes}, indent=1)
+
+    def to_chrome_trace(self) -> str:
+        """Events for chrome://tracing and Perfetto, one run laid out in time."""
+        events: list[dict[str, Any]] = []
+        start = 0.0
+        for node in self.nodes:
+            events.append(
+                {"name": node.name, "cat": node.op_type, "ph": "X", "pid": 0, "tid": 0, "ts": start * 1e6,
+                 "dur": node.seconds * 1e6, "args": {"kernel": node.kernel or "numpy"}}
+            )  # fmt: skip
+            start += node.seconds
+        return json.dumps({"traceEvents": events})
+
+
+def make_profile(planned: Sequence[PlannedNode], runs: Sequence[Sequence[float]]) -> Profile:
+    """Medians over `runs`, each the seconds of every node."""
+    nodes = []
+    for index, call in enumerate(planned):
+        times = sorted(run[index] for run in runs)
+        kernel = call.native.kernel if call.native is not None else None
+        name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
+        nodes.append(NodeTime(name, call.node.op_type, kernel, times[len(times) // 2]))
+    return Profile(tuple(nodes))

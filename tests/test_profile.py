@@ -1,0 +1,45 @@
+"""Model.profile: every node is timed, and the forms it is written in agree."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qruntime
+
+SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare" / "shakespeare.onnx"
+
+
+@pytest.fixture(scope="module")
+def profile():
+    model = qruntime.load(SHAKESPEARE, threads=1).quantize_dynamic()
+    state = np.zeros((2, 1, 288), np.float32)
+    return model.profile({"ids": np.zeros((16, 1), np.int64), "h": state, "c": state}, repeat=3)
+
+
+def test_every_node_is_timed(profile):
+    assert all(node.seconds > 0 for node in profile.nodes)
+    operators = {operator: (kernel, count) for operator, kernel, count, _ in profile.by_operator()}
+    assert operators["DynamicQuantizedLSTM"] == ("lstm", 2)
+    assert operators["DynamicQuantizedLinear"] == ("linear_q8", 1)
+    assert sum(row[3] for row in profile.by_operator()) == pytest.approx(profile.seconds)
+
+
+def test_written_forms_agree(profile):
+    table = str(profile).splitlines()
+    assert len(table) == len(profile.by_operator()) + 2
+    data = json.loads(profile.to_json())
+    assert data["schema"] == 1
+    assert len(data["nodes"]) == len(profile.nodes)
+    events = json.loads(profile.to_chrome_trace())["traceEvents"]
+    assert [event["cat"] for event in events] == [node.op_type for node in profile.nodes]
+    assert events[-1]["ts"] + events[-1]["dur"] == pytest.approx(profile.seconds * 1e6)
+
+
+def test_wrong_arguments_are_refused():
+    model = qruntime.load(SHAKESPEARE)
+    with pytest.raises(qruntime.InputError, match="missing input 'ids'"):
+        model.profile({})
+    with pytest.raises(qruntime.InputError, match="at least 1"):
+        model.profile({}, repeat=0)

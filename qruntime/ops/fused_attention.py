@@ -80,7 +80,8 @@ def _is_read(node: Node, index: int) -> bool:
 
 
 def _has_rank(value: Value | None, rank: int) -> bool:
-    return value is not None and value.type is not None and value.type.shape is not None and len(value.type.shape) == rank
+    shape = None if value is None or value.type is None else value.type.shape
+    return shape is not None and len(shape) == rank
 
 
 def _onnx_attention(node: Node) -> NativeCall | None:

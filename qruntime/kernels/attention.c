@@ -1,5 +1,6 @@
 #include "attention.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -23,6 +24,17 @@ typedef struct {
     int64_t score_stride, k_floats, v_floats, slot_floats;
     float *scratch;
 } plan;
+
+/// Whether the mask hides the first `keys` keys from row `row`.
+static bool sees_nothing(const qrt_mask *mask, int64_t row, int64_t keys) {
+    int64_t at = row * mask->row_stride;
+    for (int64_t j = 0; j < keys; j++, at += mask->key_stride) {
+        bool hidden = mask->kind == QRT_MASK_ADD ? ((const float *)mask->data)[at] == -INFINITY
+                    : mask->kind != QRT_MASK_NONE && !((const uint8_t *)mask->data)[at] && mask->fill == -INFINITY;
+        if (!hidden) return false;
+    }
+    return true;
+}
 
 static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
                          const float *k, const float *v, float *k_panels, const float *v_panels, float *scores) {
@@ -54,9 +66,9 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
     }
     float sums[MAX_BLOCK_ROWS];
     attention->exponentials(rows, keys, scores, p->score_stride, job->scale, &mask, visible, sums);
-    if (job->nan_rows_to_zero)
+    if (job->dead_rows != QRT_DEAD_AS_COMPUTED)
         for (int64_t i = 0; i < rows; i++)
-            if (!(sums[i] > 0)) {
+            if (!(sums[i] > 0) && (job->dead_rows == QRT_DEAD_TO_ZERO || sees_nothing(&mask, i, min64(keys, visible + i)))) {
                 memset(scores + i * p->score_stride, 0, (size_t)keys * sizeof(float));
                 sums[i] = 1.0f;
             }

@@ -46,6 +46,13 @@ typedef struct {
     int64_t batch, head, row;
 } qrt_heads;
 
+/// What becomes of a row whose weights are NaN.
+typedef enum {
+    QRT_DEAD_AS_COMPUTED,
+    QRT_DEAD_TO_ZERO,         ///< its weights become 0
+    QRT_DEAD_MASKED_TO_ZERO   ///< likewise, when it sees no key because of its mask or of causality
+} qrt_dead_rows;
+
 typedef struct {
     qrt_heads q, k, v;
     float *y;
@@ -57,7 +64,7 @@ typedef struct {
     int64_t mask_batch, mask_head;  ///< strides in elements
     bool causal;
     int64_t causal_offset;      ///< query i sees the keys j ≤ i + causal_offset
-    bool nan_rows_to_zero;      ///< a row whose weights are NaN gets weights 0
+    qrt_dead_rows dead_rows;
 } qrt_attention_job;
 
 qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run);

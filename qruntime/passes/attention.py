@@ -146,7 +146,7 @@ def _transpose_after(output: Value, shape: tuple[Dim, ...]) -> Node | None:
         wanted = contents(node.input(1))
         if wanted is None or len(wanted) != 4 or wanted.count(-1) > 1:
             return None
-        if not all(a in (b, -1) for a, b in zip(wanted, shape)):
+        if not all(a in (b, -1) for a, b in zip(wanted, shape, strict=True)):
             return None
         node = _only_reader(node.outputs[0])
     is_found = node is not None and node.is_op("Transpose") and _perm(node) == (0, 2, 1, 3)
@@ -450,7 +450,8 @@ def _without_repeats(k: _Operand, v: _Operand) -> tuple[_Operand, _Operand, int]
         return k, v, 1
     plain_k = _operand(found[0][0], _LAYOUTS, may_scale=False)
     plain_v = _operand(found[1][0], _LAYOUTS, may_scale=False)
-    assert plain_k is not None and plain_v is not None
+    assert plain_k is not None
+    assert plain_v is not None
     k = k._replace(value=plain_k.value, layout=plain_k.layout, part=plain_k.part)
     v = v._replace(value=plain_v.value, layout=plain_v.layout, part=plain_v.part)
     return k, v, found[0][1]
@@ -469,13 +470,17 @@ def _repeated(operand: _Operand) -> tuple[Value, int] | None:
         return None
     x = unsqueeze.input(0)
     shape, wide, final = dims(x, 4), contents(expand.input(1)), contents(reshape.input(1), partial=True)
-    if x is None or shape is None or wide is None or final is None or len(wide) != 5 or len(final) != 4 or len(shape) != 4:
+    if x is None or shape is None or wide is None or final is None:
+        return None
+    if len(shape) != 4 or len(wide) != 5 or len(final) != 4:
         return None
     repeats = wide[2]
     if not isinstance(repeats, int) or repeats < 1:
         return None
     kept = [wide[0], wide[1], wide[3], wide[4]]
-    if not all(a in (b, 1) for a, b in zip(kept, shape)) or not same((shape[0], *shape[2:]), (final[0], *final[2:])):
+    if not all(a in (b, 1) for a, b in zip(kept, shape, strict=True)):
+        return None
+    if not same((shape[0], *shape[2:]), (final[0], *final[2:])):
         return None
     return x, repeats
 

@@ -14,9 +14,9 @@ _INTEGER = frozenset({"Shape", "Size", "NonZero", "ArgMax", "ArgMin"})
 _LIKE_FIRST = frozenset({
     "Abs", "Add", "Concat", "Conv", "Cos", "Div", "Einsum", "Elu", "Erf", "Exp", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "LayerNormalization", "Log", "MatMul", "Max", "Mean",
-    "Min", "Mul", "Neg", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin",
-    "ReduceSum", "Relu", "Reshape", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub",
-    "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
+    "Min", "Mul", "Neg", "Pad", "Pow", "RMSNormalization", "Range", "Reciprocal", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceSum", "Relu", "Reshape", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt",
+    "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
 })  # fmt: skip
 
 
@@ -34,7 +34,9 @@ def remove_casts(graph: Graph) -> None:
                 if code:
                     known[output] = code
             source = node.input(0)
-            if node.is_op("Cast") and source is not None and _known(source, known) == code and not node.outputs[0].output_of:
+            if not node.is_op("Cast") or source is None or _known(source, known) != code or node.outputs[0].output_of:
+                continue
+            if code:
                 nested.replace_uses(node.outputs[0], source)
                 gone.append(node)
         nested.remove(*gone)

@@ -111,7 +111,9 @@ def _absorb_affine(graph: Graph, node: Node, op_type: str, position: int, gone: 
     if reader.graph is not graph or not reader.is_op(op_type):
         return
     vector = reader.input(1 - index)
-    if vector is None or vector.data is None or vector.data.dtype != np.float32 or vector.data.ndim > -node.attr("axis"):
+    if vector is None or vector.data is None or vector.data.dtype != np.float32:
+        return
+    if vector.data.ndim > -node.attr("axis"):
         return
     while len(node.inputs) < position:
         node.append_input(None)

@@ -127,11 +127,14 @@ def fuse_epilogues(graph: Graph) -> None:
                 continue
             while True:
                 user = _only_reader(nested, node)
-                if user is None or not _absorb(node, user):
-                    break
-                output = user.outputs[0]
                 own = node.outputs[0]
-                nested.replace_uses(output, own)
+                if user is not None and user.is_op("Reshape") and user.input(0) is own:
+                    own, user = user.outputs[0], _only_reader(nested, user)
+                    if user is None or not _absorb_activation(node, user):
+                        break
+                elif user is None or not _absorb(node, user):
+                    break
+                nested.replace_uses(user.outputs[0], own)
                 for index in range(len(user.inputs)):
                     user.set_input(index, None)
                 user.graph = None
@@ -170,7 +173,11 @@ def _absorb(node: Node, user: Node) -> bool:
             node.set_input(residual_at, other)
             return True
         return False
-    if activation != "none":
+    return _absorb_activation(node, user)
+
+
+def _absorb_activation(node: Node, user: Node) -> bool:
+    if node.attr("activation") != "none" or node.input(_bias_index(node) + 1) is not None:
         return False
     kind = None
     if user.is_op(*_ACTIVATIONS):

@@ -16,6 +16,8 @@ Dim = int | tuple[Value, int]
 """A size, or "the size of this value along this axis". In the contents of a shape −1 is what Reshape takes it for."""
 
 _DEPTH = 24
+_MAX_LENGTH = 16
+"""No vector that is followed is empty or longer: so a graph made for it cannot keep us busy."""
 
 
 def dims(value: Value | None, rank: int | None = None, depth: int = _DEPTH) -> tuple[Dim, ...] | None:
@@ -32,7 +34,7 @@ def dims(value: Value | None, rank: int | None = None, depth: int = _DEPTH) -> t
     if found is None:
         found = None if rank is None else tuple((value, axis) for axis in range(rank))
     if found is not None and declared is not None and len(found) == len(declared):
-        found = tuple(d if isinstance(d, int) and d >= 0 else f for d, f in zip(declared, found))
+        found = tuple(d if isinstance(d, int) and d >= 0 else f for d, f in zip(declared, found, strict=True))
     return found
 
 
@@ -58,14 +60,14 @@ def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False)
     if value is None or depth == 0:
         return None
     if value.data is not None:
-        is_small = value.data.dtype.kind in "iu" and value.data.ndim < 2 and value.data.size <= 16
+        is_small = value.data.dtype.kind in "iu" and value.data.ndim < 2 and 1 <= value.data.size <= _MAX_LENGTH
         return [int(n) for n in value.data.reshape(-1)] if is_small else None
     node = value.producer
     if node is None or node.domain:
         return None
     if node.op_type == "Shape":
         found = dims(node.input(0), None, depth - 1)
-        return None if found is None else list(found)[slice(node.attr("start", 0), node.attr("end"))]
+        return None if found is None else list(found)[slice(node.attr("start", 0), node.attr("end"))] or None
     if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
         found = contents(node.input(0), depth - 1)
         return found if found is not None and len(found) == 1 else None
@@ -74,17 +76,15 @@ def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False)
         is_flat = shape is not None and shape.data is not None and shape.data.reshape(-1).tolist() == [-1]
         return contents(node.input(0), depth - 1) if is_flat else None
     if node.op_type == "Concat":
-        parts = [contents(part, depth - 1) for part in node.inputs]
-        if partial:
-            parts = [_unknown(v) if part is None else part for v, part in zip(node.inputs, parts)]
-        return None if any(part is None for part in parts) else [d for part in parts if part is not None for d in part]
+        return _joined(node, depth, partial)
     if node.op_type == "Gather":
-        found, index = contents(node.input(0), depth - 1), contents(node.input(1), depth - 1)
-        if index is None or len(index) != 1 or not isinstance(index[0], int):
+        index = _constant(node.input(1))
+        if index is None:
             return None
+        found = contents(node.input(0), depth - 1)
         if found is None:
-            return _one_dim(node.input(0), index[0])
-        return [found[index[0]]] if -len(found) <= index[0] < len(found) else None
+            return _one_dim(node.input(0), index)
+        return [found[index]] if -len(found) <= index < len(found) else None
     if node.op_type == "Slice":
         return _sliced(node, depth)
     if node.op_type == "Where":
@@ -106,17 +106,33 @@ def _unknown(value: Value | None) -> list[Dim] | None:
     return [(node.outputs[0], 0)] if node is not None and node.is_op("Unsqueeze") else None
 
 
-def _sliced(node: Node, depth: int) -> list[Dim] | None:
-    found, start, end = (contents(node.input(i), depth - 1) for i in range(3))
-    axes, steps = node.input(3), node.input(4)
-    if found is None or start is None or end is None or len(start) != 1 or len(end) != 1:
-        return None
-    for value, allowed in ((axes, 0), (steps, 1)):
-        if value is not None and (value.data is None or not np.all(value.data == allowed)):
+def _joined(node: Node, depth: int, partial: bool) -> list[Dim] | None:
+    whole: list[Dim] = []
+    for value in node.inputs:
+        part = contents(value, depth - 1)
+        if part is None and partial:
+            part = _unknown(value)
+        if part is None or len(whole) + len(part) > _MAX_LENGTH:
             return None
-    if not isinstance(start[0], int) or not isinstance(end[0], int):
+        whole += part
+    return whole
+
+
+def _constant(value: Value | None) -> int | None:
+    if value is None or value.data is None or value.data.size != 1 or value.data.dtype.kind not in "iu":
         return None
-    return found[start[0] : end[0]]
+    return int(value.data.reshape(-1)[0])
+
+
+def _sliced(node: Node, depth: int) -> list[Dim] | None:
+    start, end = _constant(node.input(1)), _constant(node.input(2))
+    for value, allowed in ((node.input(3), 0), (node.input(4), 1)):
+        if value is not None and _constant(value) != allowed:
+            return None
+    if start is None or end is None:
+        return None
+    found = contents(node.input(0), depth - 1)
+    return None if found is None else found[start:end] or None
 
 
 def _replaced(node: Node, depth: int) -> list[Dim] | None:
@@ -133,4 +149,4 @@ def _replaced(node: Node, depth: int) -> list[Dim] | None:
 
 def same(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
     """Whether two shapes are surely equal."""
-    return len(a) == len(b) and all(x == y and x != -1 for x, y in zip(a, b))
+    return len(a) == len(b) and all(x == y and x != -1 for x, y in zip(a, b, strict=True))

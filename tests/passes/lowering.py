@@ -3,7 +3,7 @@
 from collections import Counter
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
 from qruntime.ir import clone
@@ -22,7 +22,7 @@ def model(nodes, inputs, outputs, constants=None, opset=17):
         "g",
         [helper.make_tensor_value_info(n, _CODES[a.dtype.kind], [None] * a.ndim) for n, a in inputs.items()],
         [helper.make_tensor_value_info(n, FLOAT, None) for n in outputs],
-        [helper.make_tensor(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True) for n, a in (constants or {}).items()],
+        [numpy_helper.from_array(np.asarray(a), n) for n, a in (constants or {}).items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     return qruntime.load(proto.SerializeToString())
@@ -39,11 +39,11 @@ def lowered_ops(loaded, inputs, atol=2e-6):
     plan = make_plan(graph, num_threads=1)
     values = [inputs[v.name] for v in loaded.graph.inputs]
     expected, found = plain.executable.run(values), plan.executable.run(values)
-    for e, f in zip(expected, found):
+    for e, f in zip(expected, found, strict=True):
         assert e.shape == f.shape
         assert e.dtype == f.dtype
         np.testing.assert_allclose(f, e, rtol=2e-5, atol=atol)
-    declined = [c.node.label for c, d in zip(plan.nodes, plan.executable.declined) if d]
+    declined = [c.node.label for c, d in zip(plan.nodes, plan.executable.declined, strict=True) if d]
     assert not declined
     return Counter(node.op_type for node in graph.nodes)
 

@@ -66,7 +66,8 @@ def test_scale_computed_from_a_shape():
 
 
 def test_a_scale_per_channel_is_no_scale():
-    nodes = [("Mul", ["q", "channels"], ["q1"], {}), QK[0], ("MatMul", ["q1", "kt"], ["s0"], {}), *tail("s0")]
+    nodes = [("Mul", ["q", "channels"], ["q1"], {}), QK[0]]
+    nodes += [("MatMul", ["q1", "kt"], ["s0"], {}), *tail("s0")]
     ops = lowered_ops(model(nodes, HEADS, ["y"], {"channels": rng(D)}), HEADS)
     assert ops == {"Mul": 1, "Attention": 1}
 
@@ -174,7 +175,10 @@ def merged(scores="s0"):
 
 
 def test_heads_are_read_where_they_lie():
-    nodes = [*split("q", "x"), *split("kt", "z", (0, 2, 3, 1)), *split("v", "z"), ("MatMul", ["q", "kt"], ["s0"], {}), *merged()]
+    nodes = [
+        *split("q", "x"), *split("kt", "z", (0, 2, 3, 1)), *split("v", "z"),
+        ("MatMul", ["q", "kt"], ["s0"], {}), *merged(),
+    ]  # fmt: skip
     loaded = model(nodes, ROWS, ["out"], SHAPES)
     assert lowered_ops(loaded, ROWS) == {"Reshape": 3, "Attention": 1}
     (attributes,) = attributes_of(loaded, "Attention")
@@ -259,7 +263,8 @@ def test_repeated_key_heads(expanded):
         ("Transpose", ["kw"], ["kt"], {"perm": [0, 1, 3, 2]}), ("MatMul", ["q", "kt"], ["s0"], {}),
         ("Softmax", ["s0"], ["p"], {"axis": -1}), ("MatMul", ["p", "vw"], ["y"], {}),
     ]  # fmt: skip
-    constants = {"two": ints(2), "wide": wide, "final": final, "k_shape": ints(*shapes["k0"]), "v_shape": ints(*shapes["v0"])}
+    constants = {"two": ints(2), "wide": wide, "final": final}
+    constants |= {"k_shape": ints(*shapes["k0"]), "v_shape": ints(*shapes["v0"])}
     ops = lowered_ops(model(nodes, inputs, ["y"], constants), inputs)
     assert ops["Attention"] == 1
     assert ops["Expand"] == (0 if expanded == "heads" else 2)
@@ -284,7 +289,8 @@ def test_empty(batch, queries, keys):
 
 def test_mask_that_widens_the_scores():
     """The kernel declines, the definition broadcasts."""
-    inputs = {"q": rng(1, H, S, D), "k": rng(1, H, S, D, seed=1), "v": rng(1, H, S, D, seed=2), "mask": rng(B, 1, S, S, seed=3)}
+    inputs = {n: rng(1, H, S, D, seed=i) for i, n in enumerate("qkv")}
+    inputs["mask"] = rng(B, 1, S, S, seed=3)
     loaded = model([*QK, ("Add", ["s0", "mask"], ["s1"], {}), *tail("s1")], inputs, ["y"])
     q, k, v, mask = inputs.values()
     scores = q @ k.swapaxes(2, 3) + mask

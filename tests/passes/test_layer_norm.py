@@ -105,7 +105,12 @@ def test_casts_that_change_the_type_stay():
     assert lowered_ops(model(nodes, X, ["y"]), X)["Cast"] == 2
 
 
-RESIDUAL = [("Relu", ["x"], ["p"], {}), ("Neg", ["x"], ["n0"], {}), ("Relu", ["n0"], ["q"], {}), ("Add", ["p", "q"], ["t"], {})]
+RESIDUAL = [
+    ("Relu", ["x"], ["p"], {}),
+    ("Neg", ["x"], ["n0"], {}),
+    ("Relu", ["n0"], ["q"], {}),
+    ("Add", ["p", "q"], ["t"], {}),
+]
 NORM = ("LayerNormalization", ["t", "w", "b"], ["y"], {"axis": -1, "epsilon": 1e-3})
 
 

@@ -1,4 +1,6 @@
 /// Fused scaled dot-product attention: the scores of a few query rows at a time, never the whole S × S.
+#include <math.h>
+
 #include "../attention.h"
 #include "../nodes.h"
 
@@ -15,16 +17,16 @@ enum {
     Q_LAYOUT, K_LAYOUT, V_LAYOUT, OUT_LAYOUT,  ///< out BHSD: [B, H, S, Dv] ([B, S, Dv] when q is); BSR: [B, S, H·Dv];
                                                ///< BSHD: [B, S, H, Dv]
     NUM_HEADS, NUM_KV_HEADS,  ///< needed for BSR
-    HEAD_SIZE, VALUE_SIZE,    ///< needed for BSR
+    HEAD_SIZE, VALUE_SIZE,    ///< BSR: 0 means the row of a [B, S, R] divided by the number of heads
     Q_OFFSET, K_OFFSET, V_OFFSET,                 ///< BSR: elements before head 0 in a row
     Q_HEAD_STRIDE, K_HEAD_STRIDE, V_HEAD_STRIDE,  ///< BSR: 0 means the head size
     CAUSAL,            ///< query i sees keys j ≤ i + causal_offset
     CAUSAL_OFFSET,     ///< −1: number of keys minus number of queries
     BOOL_MASK_ADDS,    ///< a false in a boolean mask adds the fill value; else it replaces the score
     NUM_INTS,
-    NAN_ROWS_TO_ZERO = NUM_INTS  ///< optional: weights of a row that are NaN become 0
+    DEAD_ROWS = NUM_INTS  ///< optional: a qrt_dead_rows
 };
-/// The floats: scale, fill value of a boolean mask.
+/// The floats: scale (NaN: 1 / √head size), fill value of a boolean mask.
 
 /// Resolve one tensor; false when it does not fit.
 static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int64_t size, int64_t offset, int64_t stride,
@@ -58,9 +60,13 @@ static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int
         heads->data += offset * *found_heads * *found_size;
         return true;
     }
-    if (wanted != BSR || transposed || t->rank < 3 || num_heads == 0 || size == 0) return false;
+    if (wanted != BSR || transposed || t->rank < 3 || num_heads == 0) return false;
     int64_t row, last;
     if (!qrt_num_elements(t->rank - 2, t->dims + 2, &row)) return false;
+    if (size == 0) {
+        if (t->rank != 3 || offset || stride || row == 0 || row % num_heads) return false;
+        size = row / num_heads;
+    }
     if (stride == 0) stride = size;
     if (__builtin_mul_overflow(num_heads - 1, stride, &last) || __builtin_add_overflow(last, size, &last) ||
         __builtin_add_overflow(last, offset, &last) || last > row)
@@ -121,7 +127,11 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
         if (job.causal_offset < -job.num_queries) job.causal_offset = -job.num_queries;
         if (job.causal_offset > job.num_keys) job.causal_offset = job.num_keys;
     }
-    job.nan_rows_to_zero = node->num_ints > NAN_ROWS_TO_ZERO && p[NAN_ROWS_TO_ZERO] != 0;
+    if (isnan(node->floats[0])) job.scale = job.head_size ? (float)(1.0 / sqrt((double)job.head_size)) : 1.0f;
+    if (node->num_ints > DEAD_ROWS) {
+        if (p[DEAD_ROWS] < QRT_DEAD_AS_COMPUTED || p[DEAD_ROWS] > QRT_DEAD_MASKED_TO_ZERO) return QRT_DECLINE;
+        job.dead_rows = (qrt_dead_rows)p[DEAD_ROWS];
+    }
     if (node->num_inputs > 4 && in[4]) {
         if (in[4]->dtype != QRT_F32 || in[4]->size != 1) return QRT_DECLINE;
         job.scale *= *(const float *)in[4]->data;

@@ -105,11 +105,11 @@ class Rewrite:
     def pattern(self, op: Any, *variables: Any) -> Any:
         raise NotImplementedError
 
-    def check(self, **bound: Value) -> Skip | None:
+    def check(self, *args: Any, **bound: Any) -> Skip | None:
         """None to go on, or why not. Receives variables and named nodes by keyword, as `replace` does."""
         return None
 
-    def replace(self, op: Any, **bound: Any) -> Value:
+    def replace(self, *args: Any, **bound: Any) -> Value:
         raise NotImplementedError
 
     def patterns(self) -> list[_Call]:

@@ -116,7 +116,8 @@ class Model:
 
     def _run(self, feed: Mapping[str, Any], outputs: Sequence[str] | None, out: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
         if not isinstance(feed, Mapping):
-            raise InputError(f"run needs a mapping of names to values, got {type(feed).__name__}; the model's inputs are: {_listing(self.inputs)}")
+            listing = _listing(self.inputs)
+            raise InputError(f"run needs a mapping of names to values, got {type(feed).__name__}; the model's inputs are: {listing}")
         if isinstance(outputs, str):
             raise InputError(f"outputs is a list of names, got a string; write [{outputs!r}]")
         names = tuple(self.graph.output_names if outputs is None else outputs)

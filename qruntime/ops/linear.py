@@ -41,7 +41,9 @@ def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
 
 
 @operator("Linear", domain="qruntime")
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none") -> np.ndarray:
+def linear(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none"
+) -> np.ndarray:
     """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
     return _finish(np.matmul(x, weight), bias, residual, activation)
 

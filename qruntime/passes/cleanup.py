@@ -75,7 +75,8 @@ def _could_exceed(node: Node, read: list[Value], budget: int) -> bool:
     if node.op_type not in _GROWING or node.domain:
         return False
     try:
-        numbers = [np.asarray(v.data, dtype=np.float64) for v in read if v.data is not None and v.data.dtype.kind in "iuf" and v.data.size <= 64]
+        arrays = [v.data for v in read if v.data is not None]
+        numbers = [a.astype(np.float64) for a in arrays if a.dtype.kind in "iuf" and a.size <= 64]
         if node.op_type == "Range":
             start, limit, delta = (float(np.asarray(v.data).flat[0]) for v in read)
             return delta == 0 or (limit - start) / delta * 8 > budget

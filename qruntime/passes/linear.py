@@ -107,7 +107,7 @@ def _as_columns(quantized: QuantizedWeight, transposed: bool) -> tuple[Any, np.n
     return (quantized.q.T if transposed else quantized.q), quantized.scale, quantized.zero_point
 
 
-def _gemm_bias(node: Node, n: int) -> np.ndarray | None | Skip:
+def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
     c = node.input(2)
     if c is None:
         return None

@@ -102,13 +102,11 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
             for i, slot in enumerate(kernel_inputs[:64]):
                 if slot in released[index] and slot not in held and kernel_inputs.count(slot) == 1:
                     dying |= 1 << i
-        steps.append(
-            (
-                kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
-                slots[call.node.outputs[0]] if call.node.outputs else 0, len(call.node.outputs),
-                dying, released[index], call.definition, call.node.label,
-            )  # fmt: skip
-        )
+        first_output = slots[call.node.outputs[0]] if call.node.outputs else 0
+        steps.append((
+            kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
+            first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
+        ))  # fmt: skip
     executable = _kernels.Executable(
         len(slots),
         constants,
@@ -160,7 +158,8 @@ def _bind_definition(
     graphs: dict[str, Graph] = {}
     for name, attribute in node.attributes.items():
         if name not in spec.keywords:
-            raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {sorted(spec.keywords)}")
+            known = sorted(spec.keywords)
+            raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {known}")
         if attribute.type is AttributeType.GRAPH:
             graphs[name] = attribute.value
         else:

@@ -22,7 +22,10 @@ def model(nodes, inputs, outputs, constants=None, opset=17):
         "g",
         [helper.make_tensor_value_info(n, _CODES[a.dtype.kind], [None] * a.ndim) for n, a in inputs.items()],
         [helper.make_tensor_value_info(n, FLOAT, None) for n in outputs],
-        [helper.make_tensor(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True) for n, a in (constants or {}).items()],
+        [
+            helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape, a.tobytes(), raw=True)
+            for name, a in (constants or {}).items()
+        ],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     return qruntime.load(proto.SerializeToString())

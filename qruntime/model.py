@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ class Model:
         check_supported(self.graph)
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._planning = threading.Lock()
-        self._run_named = None
+        self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
         self._file: tuple[int, ...] | None = None  # the file that holds this very graph
         self.inputs = tuple(_describe(v, v.name) for v in self.graph.inputs)
         self.outputs = tuple(_describe(v, name) for v, name in zip(self.graph.outputs, self.graph.output_names))

@@ -52,7 +52,9 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def linear_bytes(k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17, weight: np.ndarray | None = None) -> bytes:
+def linear_bytes(
+    k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17, weight: np.ndarray | None = None
+) -> bytes:
     """y = relu(x @ w + b), x float32 [batch, k]."""
     weight = random(k, n) if weight is None else weight
     k, n = weight.shape
@@ -65,15 +67,25 @@ def linear_bytes(k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17,
     return model_bytes(nodes, [("x", FLOAT, ["batch", k])], [("y", FLOAT, ["batch", n])], weights, opset)
 
 
-def recurrent_bytes(op: str, input_size: int = 5, hidden: int = 4, *, directions: int = 1, opset: int = 17, bias: bool = True) -> bytes:
+def recurrent_bytes(
+    op: str, input_size: int = 5, hidden: int = 4, *, directions: int = 1, opset: int = 17, bias: bool = True
+) -> bytes:
     """x [time, batch, input_size] → y [time, directions, batch, hidden] and the last state."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
     quarter = np.float32(0.25)  # larger weights make the states chaotic, and int8 follows another path than float
-    weights = {"w": random(directions, gates * hidden, input_size), "r": random(directions, gates * hidden, hidden, seed=1) * quarter}
+    weights = {
+        "w": random(directions, gates * hidden, input_size),
+        "r": random(directions, gates * hidden, hidden, seed=1) * quarter,
+    }
     if bias:
         weights["b"] = random(directions, 2 * gates * hidden, seed=2) * quarter
     node = helper.make_node(
-        op, ["x", *weights], ["y", "h"], name="rnn", hidden_size=hidden, direction="bidirectional" if directions == 2 else "forward"
+        op,
+        ["x", *weights],
+        ["y", "h"],
+        name="rnn",
+        hidden_size=hidden,
+        direction="bidirectional" if directions == 2 else "forward",
     )
     inputs = [("x", FLOAT, ["time", "batch", input_size])]
     outputs = [("y", FLOAT, ["time", directions, "batch", hidden]), ("h", FLOAT, [directions, "batch", hidden])]
@@ -84,7 +96,12 @@ def encoder_bytes(width: int = 32, *, layers: int = 2) -> bytes:
     """A small transformer encoder over x [batch, time, width] with a residual, layer norms and GELU."""
     nodes: list[onnx.NodeProto] = []
     weights: dict[str, np.ndarray] = {"eps": np.float32(1e-5), "shape": np.array([0, 0, 4, width // 4], np.int64)}
-    weights |= {"joined": np.array([0, 0, width], np.int64), "root2": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    weights |= {
+        "joined": np.array([0, 0, width], np.int64),
+        "root2": np.float32(2**0.5),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+    }
     weights["temperature"] = np.float32((width // 4) ** -0.5)
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -115,12 +132,18 @@ def encoder_bytes(width: int = 32, *, layers: int = 2) -> bytes:
         gelu = add("Mul", [add("Mul", [up, erf], f"l{i}.g4"), "half"], f"l{i}.gelu")
         x = normalize(add("Add", [x, linear(gelu, f"l{i}.down", 4 * width, width)], f"l{i}.sum2"), f"l{i}.norm2")
     add("Identity", [x], "y")
-    return model_bytes(nodes, [("x", FLOAT, ["batch", "time", width])], [("y", FLOAT, ["batch", "time", width])], weights)
+    return model_bytes(
+        nodes, [("x", FLOAT, ["batch", "time", width])], [("y", FLOAT, ["batch", "time", width])], weights
+    )
 
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
     """Equal bit for bit, NaN and the sign of zero included."""
     assert a.dtype == b.dtype
     assert a.shape == b.shape
-    same = np.ascontiguousarray(a).view(np.uint8) == np.ascontiguousarray(b).view(np.uint8) if a.size and a.ndim else a.tobytes() == b.tobytes()
+    same = (
+        np.ascontiguousarray(a).view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)
+        if a.size and a.ndim
+        else a.tobytes() == b.tobytes()
+    )
     assert np.all(same), f"differ at {np.argwhere(a != b)[:5].tolist()}: {a[a != b][:5]} and {b[a != b][:5]}"

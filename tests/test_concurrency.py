@@ -34,7 +34,10 @@ def test_many_threads_share_a_model(threads: int):
 
 
 def test_models_run_side_by_side():
-    models = [qruntime.load(data, threads=2) for data in (encoder_bytes(64), linear_bytes(64, 200), recurrent_bytes("GRU", 64, 32))]
+    models = [
+        qruntime.load(data, threads=2)
+        for data in (encoder_bytes(64), linear_bytes(64, 200), recurrent_bytes("GRU", 64, 32))
+    ]
     inputs = [random(2, 9, 64), random(65, 64), random(9, 3, 64)]
     expected = [np.asarray(_first(m(x))) for m, x in zip(models, inputs, strict=True)]
     failures: list[BaseException] = []
@@ -137,7 +140,9 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
     assert done.stdout.strip() == "interrupted", done.stderr
     assert done.returncode == 0
 
@@ -201,7 +206,10 @@ def test_subgraphs_run_parallel_kernels_inside_parallel_runs():
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
-    for loaded in (qruntime.load(model.SerializeToString(), threads=2), qruntime.load(model.SerializeToString(), threads=2).quantize_dynamic()):
+    for loaded in (
+        qruntime.load(model.SerializeToString(), threads=2),
+        qruntime.load(model.SerializeToString(), threads=2).quantize_dynamic(),
+    ):
         x = random(130, 96)
         expected = loaded(x)
         with ThreadPoolExecutor(4) as pool:

@@ -90,7 +90,10 @@ def test_any_number_of_rows(add_one: qruntime.Model, shape: tuple[int, ...]):
 
 
 REFUSED = {
-    "float64": (X.astype(np.float64), r"input 'x': needs float32\[rows, 3\], got float64\[2, 3\].*astype\(np.float32\)"),
+    "float64": (
+        X.astype(np.float64),
+        r"input 'x': needs float32\[rows, 3\], got float64\[2, 3\].*astype\(np.float32\)",
+    ),
     "float16": (X.astype(np.float16), r"needs float32\[rows, 3\], got float16\[2, 3\].*astype\(np.float32\)"),
     "bfloat16": (X.astype(ml_dtypes.bfloat16), r"needs float32\[rows, 3\], got bfloat16\[2, 3\]"),
     "int64": (X.astype(np.int64), r"needs float32\[rows, 3\], got int64\[2, 3\]"),
@@ -187,7 +190,9 @@ def test_outputs_can_be_chosen(three_outputs: qruntime.Model, names: list[str]):
 
 
 def test_unknown_outputs_are_refused(three_outputs: qruntime.Model):
-    with pytest.raises(InputError, match=r"unknown output 'nothing'; the model's outputs are: total: float32\[n\]; same"):
+    with pytest.raises(
+        InputError, match=r"unknown output 'nothing'; the model's outputs are: total: float32\[n\]; same"
+    ):
         three_outputs.run({"a": A, "b": B}, ["nothing"])
 
 
@@ -263,7 +268,9 @@ def test_an_output_that_is_a_constant_is_a_copy():
 
 def test_a_string_constant_can_be_an_output():
     node = helper.make_node("Identity", ["w"], ["y"])
-    model = qruntime.load(model_bytes([node], [], [("y", TensorProto.STRING, [2])], {"w": np.array(["a", "b"], object)}))
+    model = qruntime.load(
+        model_bytes([node], [], [("y", TensorProto.STRING, [2])], {"w": np.array(["a", "b"], object)})
+    )
     for _ in range(2):
         y = model()
         assert y.tolist() == ["a", "b"]
@@ -326,7 +333,9 @@ def test_an_optional_input_may_be_left_out_or_none():
     maybe = helper.make_value_info("x", helper.make_optional_type_proto(tensor))
     answer = helper.make_tensor_value_info("y", TensorProto.BOOL, [])
     graph = helper.make_graph([helper.make_node("OptionalHasElement", ["x"], ["y"])], "g", [maybe], [answer])
-    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString())
+    model = qruntime.load(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+    )
     assert not model.run({})["y"]
     assert not model.run({"x": None})["y"]
     assert model.run({"x": A})["y"]
@@ -432,10 +441,17 @@ def test_a_number_of_threads_below_one_is_refused(threads: int):
 
 
 def test_all_missing_operators_are_listed_at_once():
-    nodes = [helper.make_node(op, ["x"], [op], domain="my.domain", name=op.lower()) for op in ("Alpha", "Beta", "Alpha")]
+    nodes = [
+        helper.make_node(op, ["x"], [op], domain="my.domain", name=op.lower()) for op in ("Alpha", "Beta", "Alpha")
+    ]
     nodes[2].output[0] = "other"
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", FLOAT, [1])], [helper.make_tensor_value_info("Beta", FLOAT, [1])]),
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", FLOAT, [1])],
+            [helper.make_tensor_value_info("Beta", FLOAT, [1])],
+        ),
         opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("my.domain", 1)],
     )
     with pytest.raises(qruntime.UnsupportedOp, match=r"my\.domain\.Beta") as caught:

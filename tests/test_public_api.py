@@ -21,6 +21,7 @@ SIGNATURES = {
         "(self, qconfig_spec=None, dtype='qint8', inplace=False, *, per_channel=False, activation='per_token', "
         "only=None, exclude=(), strict=False)"
     ),
+    Model.profile: "(self, feed, *, repeat=20)",
     Model.summary: "(self)",
     Model.save: "(self, path)",
 }

@@ -64,7 +64,11 @@ def test_saved_and_loaded_it_is_the_same_model(kind: str, tmp_path: Path):
     path = tmp_path / "saved.onnx"
     model(kind).save(path)
     state = np.zeros((2, 1, 288), np.float32)
-    for a, b in zip(qruntime.load(path)(text()[:200, None], state, state), model(kind)(text()[:200, None], state, state), strict=True):
+    for a, b in zip(
+        qruntime.load(path)(text()[:200, None], state, state),
+        model(kind)(text()[:200, None], state, state),
+        strict=True,
+    ):
         assert_same_bits(a, b)
 
 

@@ -46,11 +46,12 @@ ONNX_TYPES: dict[int, tuple[str, int]] = {
 ONNX_CODES = {name: code for code, (name, _) in ONNX_TYPES.items()}
 
 _NUMPY_NATIVE = frozenset(
-    "float32 uint8 int8 uint16 int16 int32 int64 bool float16 float64 uint32 uint64 complex64 complex128".split()
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float16", "float32", "float64", "complex64", "complex128"}
 )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def numpy_dtype(code: int) -> np.dtype:
     """numpy dtype of an ONNX element type code; strings are `object`."""
     if code not in ONNX_TYPES:

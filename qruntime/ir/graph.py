@@ -370,10 +370,10 @@ class ModelInfo(NamedTuple):
     """What a file says beside its graph; kept so that `save` writes it back."""
 
     ir_version: int = 10
-    opset_imports: dict[str, int] = {}
+    opset_imports: dict[str, int] = {}  # noqa: RUF012 (no field is ever changed)
     producer_name: str = ""
     producer_version: str = ""
     domain: str = ""
     model_version: int = 0
     doc: str = ""
-    metadata: dict[str, str] = {}
+    metadata: dict[str, str] = {}  # noqa: RUF012

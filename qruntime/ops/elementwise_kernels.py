@@ -116,22 +116,28 @@ def _reduction(opcode: str) -> Binder:
     return bind
 
 
+def _arg_reduction(kernel: str) -> Binder:
+    return lambda node: NativeCall(
+        kernel, ints=[node.attr("axis", 0), node.attr("keepdims", 1), node.attr("select_last_index", 0)]
+    )
+
+
+def _along_axis(kernel: str) -> Binder:
+    return lambda node: NativeCall(kernel, ints=[node.attr("axis", -1)])
+
+
 for _name, _opcode in _REDUCTIONS.items():
     for _spec in versions(_name):
         _spec.native(_reduction(_opcode))
 for _name, _kernel in {"ArgMax": "argmax", "ArgMin": "argmin"}.items():
     for _spec in versions(_name):
-        _spec.native(
-            lambda node, kernel=_kernel: NativeCall(
-                kernel, ints=[node.attr("axis", 0), node.attr("keepdims", 1), node.attr("select_last_index", 0)]
-            )
-        )
+        _spec.native(_arg_reduction(_kernel))
 for _spec in versions("CumSum"):
     _spec.native(lambda node: NativeCall("cumsum", ints=[node.attr("exclusive", 0), node.attr("reverse", 0)]))
 
 for _name, _kernel in {"Softmax": "softmax", "LogSoftmax": "log_softmax"}.items():
     for _spec in versions(_name, at_least=13):
-        _spec.native(lambda node, kernel=_kernel: NativeCall(kernel, ints=[node.attr("axis", -1)]))
+        _spec.native(_along_axis(_kernel))
 
 
 def _normalization(kernel: str, num_inputs: int) -> Binder:

@@ -21,10 +21,16 @@ def _activate(y: np.ndarray, activation: str) -> np.ndarray:
     if activation == "none":
         return y
     if activation == "silu":
-        return y * find("", "Sigmoid", 13)(y)
+        return y * _evaluate("Sigmoid", y)
     if activation in ("gelu", "gelu_tanh"):
-        return find("", "Gelu", 20)(y, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return find("", activation.capitalize(), 14)(y)
+        return _evaluate("Gelu", y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return _evaluate(activation.capitalize(), y)
+
+
+def _evaluate(op_type: str, y: np.ndarray, **attributes: Any) -> np.ndarray:
+    spec = find("", op_type, 20)
+    assert spec is not None
+    return spec(y, **attributes)
 
 
 def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str) -> np.ndarray:
@@ -35,7 +41,9 @@ def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None,
 
 
 @operator("Linear", domain="qruntime")
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none") -> np.ndarray:
+def linear(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none"
+) -> np.ndarray:
     """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
     return _finish(np.matmul(x, weight), bias, residual, activation)
 

@@ -22,7 +22,9 @@ Pack = Callable[[int, slice, np.ndarray | None], Any]
 """(direction, rows of the weight, bias) → packed weights."""
 
 
-def _call(node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, mode: int, inputs: list[int]) -> NativeCall | None:
+def _call(
+    node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, mode: int, inputs: list[int]
+) -> NativeCall | None:
     """The kernel call of one layer, None when it has activations that the kernels lack. See kernels/nodes/rnn.c."""
     direction = node.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1

@@ -179,7 +179,7 @@ def _mask(op: Builder, scores: _Scores, masks: dict[tuple[Value, ...], Value]) -
     return total
 
 
-def _standard(op: Builder, op_type: str, *inputs: Value) -> Value:
+def _standard(op: Builder, op_type: str, *inputs: Value | None) -> Value:
     return getattr(op, op_type)(*inputs, domain="")
 
 
@@ -382,7 +382,8 @@ def _operand(value: Value | None, layouts: Mapping[Perm, str], *, may_scale: boo
     rank = _rank(value)
     best = _Operand(value, identity, rank=rank)
     perm: Perm | None = None
-    scale, scales = 1.0, ()
+    scale = 1.0
+    scales: tuple[tuple[str, Value], ...] = ()
     while value is not None and value.producer is not None:
         node = value.producer
         if may_scale and (scaled := _scaled(node)) is not None and scaled[0] is not None:

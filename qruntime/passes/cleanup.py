@@ -75,15 +75,16 @@ def _could_exceed(node: Node, read: list[Value], budget: int) -> bool:
     if node.op_type not in _GROWING or node.domain:
         return False
     try:
-        numbers = [np.asarray(v.data, dtype=np.float64) for v in read if v.data is not None and v.data.dtype.kind in "iuf" and v.data.size <= 64]
+        arrays = [v.data for v in read if v.data is not None]
+        numbers = [a.astype(np.float64) for a in arrays if a.dtype.kind in "iuf" and a.size <= 64]
         if node.op_type == "Range":
-            start, limit, delta = (float(v.data.reshape(-1)[0]) for v in read)
+            start, limit, delta = (float(np.asarray(v.data).flat[0]) for v in read)
             return delta == 0 or (limit - start) / delta * 8 > budget
         if node.op_type == "Tile":
             return float(np.prod(numbers[-1])) * _nbytes(read[0].data) > budget
         if node.op_type in ("Expand", "ConstantOfShape", "OneHot"):
             size = float(np.prod(np.maximum(np.abs(numbers[-1 if node.op_type != "OneHot" else 0]), 1)))
-            return size * 16 * max(1, read[0].data.size if node.op_type == "OneHot" else 1) > budget * 2
+            return size * 16 * max(1, np.asarray(read[0].data).size if node.op_type == "OneHot" else 1) > budget * 2
         return any(float(np.abs(n).sum()) > 1e6 for n in numbers)
     except (ValueError, IndexError, TypeError):
         return True

@@ -66,14 +66,16 @@ def _lower(node: Node) -> Skip | tuple[Builder, Value]:
         return Skip(f"the weight has rank {0 if stored is None else stored.ndim}, need 2")
     if quantized is None and stored.dtype != np.float32:
         return Skip(f"the weight is {stored.dtype}, need float32")
-    transposed, alpha, bias = False, 1.0, None
+    transposed, alpha = False, 1.0
+    bias: np.ndarray | None = None
     if node.op_type == "Gemm":
         if node.attr("transA", 0):
             return Skip("the left-hand side is transposed")
         transposed, alpha = bool(node.attr("transB", 0)), float(node.attr("alpha", 1.0))
-        bias = _gemm_bias(node, stored.shape[0 if transposed else 1])
-        if isinstance(bias, Skip):
-            return bias
+        found = _gemm_bias(node, stored.shape[0 if transposed else 1])
+        if isinstance(found, Skip):
+            return found
+        bias = found
     builder = Builder(node)
     bias_value = None if bias is None else constant(f"{weight.name}/bias", bias)
     if quantized is None:
@@ -105,7 +107,7 @@ def _as_columns(quantized: QuantizedWeight, transposed: bool) -> tuple[Any, np.n
     return (quantized.q.T if transposed else quantized.q), quantized.scale, quantized.zero_point
 
 
-def _gemm_bias(node: Node, n: int) -> np.ndarray | None | Skip:
+def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
     c = node.input(2)
     if c is None:
         return None

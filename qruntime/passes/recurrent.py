@@ -37,7 +37,8 @@ def _lower(node: Node) -> Skip | Node:
     inputs = [node.input(0), *w, *r, *(node.input(i) for i in range(3, max(4, len(node.inputs))))]
     attributes = {**node.attributes, "range": as_attribute(node.metadata[DYNAMIC])}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
-    return Node(f"DynamicQuantized{node.op_type}", inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=dict(node.metadata))
+    op_type, metadata = f"DynamicQuantized{node.op_type}", dict(node.metadata)
+    return Node(op_type, inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=metadata)
 
 
 def _directions(value: Value | None) -> list[Value] | None:

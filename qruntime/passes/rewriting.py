@@ -105,11 +105,11 @@ class Rewrite:
     def pattern(self, op: Any, *variables: Any) -> Any:
         raise NotImplementedError
 
-    def check(self, **bound: Value) -> Skip | None:
+    def check(self, *args: Any, **bound: Any) -> Skip | None:
         """None to go on, or why not. Receives variables and named nodes by keyword, as `replace` does."""
         return None
 
-    def replace(self, op: Any, **bound: Any) -> Value:
+    def replace(self, *args: Any, **bound: Any) -> Value:
         raise NotImplementedError
 
     def patterns(self) -> list[_Call]:
@@ -126,7 +126,11 @@ def scalar(value: Value | None) -> float | None:
     return float(value.data.reshape(-1)[0])
 
 
-def _match(value: Value | None, pattern: Any, bound: dict[str, Any], inner: tuple[Node, ...], is_root: bool) -> Iterator[tuple[dict[str, Any], tuple[Node, ...]]]:
+_Match = tuple[dict[str, Any], tuple[Node, ...]]
+"""What the names of a pattern are bound to, and the nodes that the match consumes."""
+
+
+def _match(value: Value | None, pattern: Any, bound: dict[str, Any], inner: tuple[Node, ...], is_root: bool) -> Iterator[_Match]:
     if isinstance(pattern, _Variable):
         if value is None:
             return
@@ -168,7 +172,9 @@ def _match(value: Value | None, pattern: Any, bound: dict[str, Any], inner: tupl
         yield from _match_inputs(given, order, bound, (*inner, node))
 
 
-def _match_inputs(given: Sequence[Value | None], patterns: Sequence[Any], bound: dict[str, Any], inner: tuple[Node, ...]) -> Iterator[tuple[dict[str, Any], tuple[Node, ...]]]:
+def _match_inputs(
+    given: Sequence[Value | None], patterns: Sequence[Any], bound: dict[str, Any], inner: tuple[Node, ...]
+) -> Iterator[_Match]:
     if not given:
         yield bound, inner
         return

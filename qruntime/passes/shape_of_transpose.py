@@ -14,7 +14,8 @@ def read_shapes_before_transposes(graph: Graph) -> None:
     for nested in graph.walk_graphs():
         nodes: list[Node] = []
         for node in nested.nodes:
-            transpose = node.input(0).producer if node.is_op("Shape") and node.input(0) is not None else None
+            source = node.input(0) if node.is_op("Shape") else None
+            transpose = None if source is None else source.producer
             if transpose is not None and transpose.is_op("Transpose") and _is_read_for_its_shape(transpose):
                 nodes += _read_before(node, transpose)
             nodes.append(node)

@@ -67,14 +67,14 @@ def _from_cast_chain(node: Node) -> QuantizedWeight | None:
     cast = None if inner is None else inner.producer
     if cast is None or not cast.is_op("Cast") or scale is None or scale.data is None or scale.data.dtype != np.float32:
         return None
-    q = cast.input(0)
+    q, offsets = cast.input(0), None if zero is None else zero.data
     if q is None or q.data is None or q.data.dtype != np.int8 or cast.attr("to") != 1:
         return None
     axes = [i for i, n in enumerate(scale.data.shape) if n != 1]
     if len(axes) > 1 or scale.data.ndim > q.data.ndim:
         return None
     axis = axes[0] + q.data.ndim - scale.data.ndim if axes else 0
-    return _checked(q.data, scale.data.reshape(-1), None if zero is None else zero.data.reshape(-1), axis)
+    return _checked(q.data, scale.data.reshape(-1), None if offsets is None else offsets.reshape(-1), axis)
 
 
 def _checked(q: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int) -> QuantizedWeight | None:

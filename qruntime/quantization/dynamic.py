@@ -47,23 +47,23 @@ def quantize_graph(
     """
     if activation not in ACTIVATIONS:
         raise QuantizationError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    kinds = None if kinds is None else [pattern_name(k) for k in kinds]
-    only = None if only is None else [pattern_name(p) for p in _listed(only)]
-    exclude = [pattern_name(p) for p in _listed(exclude)]
+    wanted = None if kinds is None else [pattern_name(k) for k in kinds]
+    named = None if only is None else [pattern_name(p) for p in _listed(only)]
+    excluded = [pattern_name(p) for p in _listed(exclude)]
     candidates = [node for node in graph.walk_nodes() if not node.domain and kind_of(node.op_type)]
     if strict:
-        _refuse_idle_patterns(candidates, [*(kinds or ()), *(only or ()), *exclude])
+        _refuse_idle_patterns(candidates, [*(wanted or ()), *(named or ()), *excluded])
 
     weights = _Weights(per_channel)
     layers: list[QuantizedLayer] = []
     skipped: list[SkippedLayer] = []
     for node in candidates:
         reason = None
-        if kinds is not None and not matches_any(node, kinds):
+        if wanted is not None and not matches_any(node, wanted):
             reason = "not selected by qconfig_spec"
-        elif only is not None and not matches_any(node, only):
+        elif named is not None and not matches_any(node, named):
             reason = "not selected by only="
-        elif matches_any(node, exclude):
+        elif matches_any(node, excluded):
             reason = "excluded by exclude="
         if reason is None:
             made = weights.quantize_node(graph, node)

@@ -32,7 +32,8 @@ def pattern_name(pattern: object) -> str:
         return pattern
     if isinstance(pattern, type):
         return pattern.__name__
-    raise QuantizationError(f"cannot select layers by {pattern!r}: use names, globs such as 'encoder/*', operator types or kinds {sorted(KINDS)}")
+    known = "names, globs such as 'encoder/*', operator types or kinds"
+    raise QuantizationError(f"cannot select layers by {pattern!r}: use {known} {sorted(KINDS)}")
 
 
 def matches(node: Node, pattern: str) -> bool:

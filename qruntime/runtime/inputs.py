@@ -35,7 +35,7 @@ def convert_input(declared: Value, value: Any) -> Any:
         return value
     wanted = numpy_dtype(typ.dtype)
     array = _as_array(name, value, wanted)
-    if wanted == object:
+    if wanted.kind == "O":
         if array.dtype.kind not in "OSUT":
             raise InputError(f"input {name!r}: needs strings, got {array.dtype}")
         array = array.astype(object)
@@ -63,8 +63,9 @@ def _as_array(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
                 return np.from_dlpack(value)
         array = np.asarray(value)
         is_plain = isinstance(value, (bool, int, float, complex, str, list, tuple))
-        if is_plain and wanted != object and array.dtype != wanted:
-            if array.size and not np.can_cast(array.dtype, wanted, "same_kind") and not (array.dtype.kind in "iu" and wanted.kind in "iufV"):
+        if is_plain and wanted.kind != "O" and array.dtype != wanted:
+            is_number = array.dtype.kind in "iu" and wanted.kind in "iufV"
+            if array.size and not is_number and not np.can_cast(array.dtype, wanted, "same_kind"):
                 return array
             return np.asarray(value, dtype=wanted)
     except (ValueError, TypeError, OverflowError) as error:

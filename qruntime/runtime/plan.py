@@ -66,24 +66,21 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
     inputs = [*graph.inputs, *captures]
     slots: dict[Value, int] = {}
     constants: list[tuple[int, Any]] = []
-    for value in inputs:
+    for value in (*inputs, *(output for call in planned for output in call.node.outputs)):
         slots[value] = len(slots)
-    for call in planned:
-        for value in call.node.outputs:
-            slots[value] = len(slots)
-    for value in (*(v for call in planned for v in call.arguments), *outputs):
-        if value is not None and value.is_constant and value not in slots:
-            slots[value] = len(slots)
-            constants.append((slots[value], value.data))
+    for read in (*(v for call in planned for v in call.arguments), *outputs):
+        if read is not None and read.is_constant and read not in slots:
+            slots[read] = len(slots)
+            constants.append((slots[read], read.data))
 
     memoised, boundary = shape_only_nodes([call.node for call in planned], graph.inputs if not captures else [], outputs)
     kept = {slots[v] for v in (*outputs, *inputs)} | {slot for slot, _ in constants}
     held = {slots[v] for v in boundary}
     last_use: dict[int, int] = {}
     for index, call in enumerate(planned):
-        for value in (*call.node.outputs, *call.arguments):
-            if value is not None:
-                last_use[slots[value]] = index
+        for touched in (*call.node.outputs, *call.arguments):
+            if touched is not None:
+                last_use[slots[touched]] = index
     released: list[list[int]] = [[] for _ in planned]
     for slot, index in last_use.items():
         if slot not in kept:
@@ -105,13 +102,11 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
             for i, slot in enumerate(kernel_inputs[:64]):
                 if slot in released[index] and slot not in held and kernel_inputs.count(slot) == 1:
                     dying |= 1 << i
-        steps.append(
-            (
-                kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
-                slots[call.node.outputs[0]] if call.node.outputs else 0, len(call.node.outputs),
-                dying, released[index], call.definition, call.node.label,
-            )  # fmt: skip
-        )
+        first_output = slots[call.node.outputs[0]] if call.node.outputs else 0
+        steps.append((
+            kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
+            first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
+        ))  # fmt: skip
     executable = _kernels.Executable(
         len(slots),
         constants,
@@ -163,7 +158,8 @@ def _bind_definition(
     graphs: dict[str, Graph] = {}
     for name, attribute in node.attributes.items():
         if name not in spec.keywords:
-            raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {sorted(spec.keywords)}")
+            known = sorted(spec.keywords)
+            raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {known}")
         if attribute.type is AttributeType.GRAPH:
             graphs[name] = attribute.value
         else:

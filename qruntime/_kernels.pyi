@@ -1,0 +1,70 @@
+"""Types of the extension; the contracts are in `_kernels.pyx`."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+UNARY: dict[str, int]
+BINARY: dict[str, int]
+REDUCE: dict[str, int]
+
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def set_isa(name: str) -> None: ...
+def default_threads() -> int: ...
+def has_node(name: str) -> bool: ...
+def shape_text(value: object) -> str: ...
+def call_node(
+    kernel: str,
+    inputs: Iterable[ArrayLike | None],
+    ints: Sequence[int] = (),
+    floats: Sequence[float] = (),
+    packed: Sequence[Packed | None] = (),
+    num_outputs: int = 1,
+    num_threads: int = 1,
+) -> list[Any] | None: ...
+
+class Packed:
+    @property
+    def nbytes(self) -> int: ...
+
+class PackedQ8(Packed):
+    def __init__(
+        self, weight: np.ndarray, scale: ArrayLike, zero_point: ArrayLike | None = None, bias: ArrayLike | None = None
+    ) -> None: ...
+
+class PackedF32(Packed):
+    def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None) -> None: ...
+
+@final
+class Executable:
+    native_constants: list[tuple[int, np.ndarray]]
+    python_constants: list[tuple[int, Any]]
+    num_threads: int
+    declined: list[int]
+
+    def __init__(
+        self,
+        num_slots: int,
+        constants: list[tuple[int, Any]],
+        input_slots: list[int],
+        output_slots: list[int],
+        steps: list[tuple[Any, ...]],
+        memoised: set[int],
+        boundary: list[int],
+        num_threads: int,
+    ) -> None: ...
+    def name_inputs(
+        self,
+        input_names: tuple[str, ...],
+        codes: list[int],
+        shapes: list[tuple[int, ...] | None],
+        output_names: tuple[str, ...],
+        convert: Callable[[int, Any], Any],
+    ) -> None: ...
+    def run(self, values: Sequence[Any]) -> list[Any]: ...
+    def run_values(self, values: list[Any]) -> list[Any]: ...
+    def run_named(self, feed: dict[str, Any]) -> dict[str, Any] | None: ...
+    def __call__(self, *values: Any) -> tuple[Any, ...]: ...

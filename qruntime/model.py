@@ -142,7 +142,8 @@ class Model:
     def _values(self, feed: Mapping[str, Any]) -> list[Any]:
         """What is fed, in the order of the inputs; InputError for wrong names."""
         if not isinstance(feed, Mapping):
-            raise InputError(f"run needs a mapping of names to values, got {type(feed).__name__}; the model's inputs are: {_listing(self.inputs)}")
+            needed = f"the model's inputs are: {_listing(self.inputs)}"
+            raise InputError(f"run needs a mapping of names to values, got {type(feed).__name__}; {needed}")
         known = [v.name for v in self.graph.inputs]
         unknown = [name for name in feed if name not in known]
         if unknown:

@@ -66,8 +66,8 @@ def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False)
     if node is None or node.domain:
         return None
     if node.op_type == "Shape":
-        found = dims(node.input(0), None, depth - 1)
-        return None if found is None else list(found)[slice(node.attr("start", 0), node.attr("end"))] or None
+        sizes = dims(node.input(0), None, depth - 1)
+        return None if sizes is None else list(sizes)[slice(node.attr("start", 0), node.attr("end"))] or None
     if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
         found = contents(node.input(0), depth - 1)
         return found if found is not None and len(found) == 1 else None

@@ -583,7 +583,7 @@ cdef class Executable:
         cdef cnp.ndarray array, shape
         cdef const int64_t *wanted
         cdef int j
-        if type(value) is not np.ndarray:
+        if self.input_codes == NULL or type(value) is not np.ndarray:
             return False
         array = value
         if self.input_codes[i] == 0 or cnp.PyArray_TYPE(array) != _TYPENUM[self.input_codes[i]] or not PyArray_ISCARRAY_RO(array):

@@ -93,6 +93,11 @@ class Value:
     def is_constant(self) -> bool:
         return self.data is not None
 
+    @property
+    def is_read(self) -> bool:
+        """True when a node reads it or a graph, its own or a nested one, gives it out."""
+        return bool(self.uses or self.output_of)
+
     def __repr__(self) -> str:
         return f"Value({self.name!r}{', constant' if self.is_constant else ''})"
 
@@ -303,9 +308,6 @@ class Graph:
                 seen.update((v, None) for v in node.inputs if v is not None and v.is_constant)
             seen.update((v, None) for v in graph.outputs if v.is_constant)
         return list(seen)
-
-    def is_output(self, value: Value) -> bool:
-        return self in value.output_of
 
     def sort(self) -> None:
         """Order nodes after the producers of what they and their subgraphs read (stable).

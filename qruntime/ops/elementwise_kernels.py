@@ -142,7 +142,7 @@ for _name, _kernel in {"Softmax": "softmax", "LogSoftmax": "log_softmax"}.items(
 
 def _normalization(kernel: str, num_inputs: int) -> Binder:
     def bind(node: Node) -> NativeCall | None:
-        if any(output.uses or (node.graph is not None and node.graph.is_output(output)) for output in node.outputs[1:]):
+        if any(output.is_read for output in node.outputs[1:]):
             return None  # mean and inverse deviation are wanted: training graphs only
         if node.attr("stash_type", 1) != 1:
             return None

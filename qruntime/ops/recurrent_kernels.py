@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.ir import Node, Value
+from qruntime.ir import Node
 from qruntime.ops import recurrent
 from qruntime.ops.linear import RANGES, quantize_rows
 from qruntime.ops.registry import NativeCall, OpSpec, operator
@@ -42,7 +42,7 @@ def _call(
         gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
         wb, rb = (None, None) if bias is None else (bias[d, :gates], bias[d, gates:])
         packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
-    wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.uses or _is_graph_output(node, output))
+    wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.is_read)
     clip = node.attr("clip") or math.inf
     ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant]
     return NativeCall(op.lower(), ints=ints, floats=[clip], packed=packed, inputs=inputs)
@@ -63,10 +63,6 @@ def _pack_direction(
     if op == "GRU":
         return [pack_w(d, everything, both), pack_r(d, slice(0, 2 * hidden), None), pack_r(d, slice(2 * hidden, gates), None)]
     return [pack_w(d, everything, both), pack_r(d, everything, None)]
-
-
-def _is_graph_output(node: Node, value: Value) -> bool:
-    return node.graph is not None and node.graph.is_output(value)
 
 
 def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | None]:

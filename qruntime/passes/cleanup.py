@@ -101,11 +101,9 @@ def remove_identities(graph: Graph) -> None:
         gone = []
         for node in nested.nodes:
             source = node.input(0)
-            if source is None or not _hands_on(node) or any(output.uses for output in node.outputs[1:]):
+            if source is None or not _hands_on(node) or any(output.is_read for output in node.outputs[1:]):
                 continue
-            if any(nested.is_output(output) for output in node.outputs[1:]):
-                continue
-            if nested.is_output(node.outputs[0]) and (source.producer is None or source.producer.graph is not nested):
+            if node.outputs[0].output_of and (source.producer is None or source.producer.graph is not nested):
                 continue  # an output must be made in its own graph
             nested.replace_uses(node.outputs[0], source)
             gone.append(node)
@@ -126,9 +124,8 @@ def remove_dead_nodes(graph: Graph) -> None:
     for nested in reversed(list(graph.walk_graphs())):  # innermost first: it may be the last reader outside
         dead: list[Node] = []
         gone: set[Node] = set()
-        outputs = set(nested.outputs)
         for node in reversed(nested.nodes):
-            if all(o not in outputs and all(user in gone for user, _ in o.uses) for o in node.outputs):
+            if all(not o.output_of and all(user in gone for user, _ in o.uses) for o in node.outputs):
                 dead.append(node)
                 gone.add(node)
         if dead:
@@ -149,7 +146,7 @@ def merge_duplicates(graph: Graph) -> None:
             twin = seen.setdefault(key, node)
             if twin is node or len(twin.outputs) != len(node.outputs):
                 continue
-            if any(nested.is_output(o) for o in node.outputs):
+            if any(o.output_of for o in node.outputs):
                 continue
             for old, new in zip(node.outputs, twin.outputs):
                 nested.replace_uses(old, new)

@@ -149,7 +149,7 @@ def fuse_epilogues(graph: Graph) -> None:
 
 def _only_reader(graph: Graph, node: Node) -> Node | None:
     output = node.outputs[0]
-    if graph.is_output(output) or len(output.uses) != 1:
+    if output.output_of or len(output.uses) != 1:
         return None
     (user, _) = next(iter(output.uses))
     return user if user.graph is graph else None

@@ -182,14 +182,14 @@ def _match_inputs(
         yield from _match_inputs(given[1:], patterns[1:], bound_here, inner_here)
 
 
-def _is_closed(graph: Graph, root: Node, inner: Sequence[Node]) -> bool:
+def _is_closed(root: Node, inner: Sequence[Node]) -> bool:
     """True when nothing inside the match is read outside it (the root's output excepted)."""
     members = set(inner)
     for node in members:
         if node is root:
             continue
         for output in node.outputs:
-            if any(user not in members for user, _ in output.uses) or graph.is_output(output):
+            if output.output_of or any(user not in members for user, _ in output.uses):
                 return False
     return True
 
@@ -243,7 +243,7 @@ def _sweep(graph: Graph, by_root: dict[tuple[str, str], list[tuple[Rewrite, _Cal
 
 def _try(graph: Graph, root: Node, rewrite: Rewrite, pattern: _Call, removed: set[Node]) -> tuple[list[Node], list[Node]] | None:
     for bound, inner in _match(root.outputs[0], pattern, {}, (), True):
-        if not removed.isdisjoint(inner) or not _is_closed(graph, root, inner):
+        if not removed.isdisjoint(inner) or not _is_closed(root, inner):
             continue
         reason = rewrite.check(**bound)
         if reason is not None:

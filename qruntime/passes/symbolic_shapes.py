@@ -66,15 +66,13 @@ def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False)
     if node is None or node.domain:
         return None
     if node.op_type == "Shape":
-        sizes = dims(node.input(0), None, depth - 1)
-        return None if sizes is None else list(sizes)[slice(node.attr("start", 0), node.attr("end"))] or None
+        shape = dims(node.input(0), None, depth - 1)
+        return None if shape is None else list(shape)[slice(node.attr("start", 0), node.attr("end"))] or None
     if node.op_type in ("Unsqueeze", "Squeeze", "Cast", "Identity"):
         found = contents(node.input(0), depth - 1)
         return found if found is not None and len(found) == 1 else None
     if node.op_type == "Reshape":
-        shape = node.input(1)
-        is_flat = shape is not None and shape.data is not None and shape.data.reshape(-1).tolist() == [-1]
-        return contents(node.input(0), depth - 1) if is_flat else None
+        return contents(node.input(0), depth - 1) if _constant(node.input(1)) == -1 else None
     if node.op_type == "Concat":
         return _joined(node, depth, partial)
     if node.op_type == "Gather":

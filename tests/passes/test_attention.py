@@ -55,7 +55,8 @@ def test_scale_before_the_product():
 def test_scale_computed_from_a_shape():
     nodes = [
         ("Shape", ["q"], ["shape"], {}), ("Slice", ["shape", "last", "end"], ["size"], {}),
-        ("Cast", ["size"], ["size_f"], {"to": 1}), ("Sqrt", ["size_f"], ["root"], {}), ("Sqrt", ["root"], ["root_2"], {}),
+        ("Cast", ["size"], ["size_f"], {"to": 1}), ("Sqrt", ["size_f"], ["root"], {}),
+        ("Sqrt", ["root"], ["root_2"], {}),
         ("Div", ["q", "root_2"], ["q1"], {}), ("Transpose", ["k"], ["kt"], {"perm": [0, 1, 3, 2]}),
         ("Div", ["kt", "root_2"], ["kt1"], {}), ("MatMul", ["q1", "kt1"], ["s0"], {}), *tail("s0"),
     ]  # fmt: skip

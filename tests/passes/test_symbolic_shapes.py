@@ -4,7 +4,8 @@ import time
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Node, TypeInfo, Value
+from qruntime.ir import Node, TypeInfo, Value
+from qruntime.passes.rewriting import as_attribute
 from qruntime.passes.symbolic_shapes import contents, dims
 
 
@@ -14,7 +15,7 @@ def value(name, data=None, rank=None):
 
 
 def make(op, *inputs, **attributes):
-    kinds = {k: Attribute(AttributeType.INTS if isinstance(v, tuple) else AttributeType.INT, v) for k, v in attributes.items()}
+    kinds = {k: as_attribute(v) for k, v in attributes.items()}
     output = Value(op)
     Node(op, inputs, [output], kinds, version=17)
     return output

@@ -40,7 +40,7 @@ build: $(VENV)/.build
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10; choose another with PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install 'setuptools>=70.1' 'cython>=3.0.10' 'numpy>=2.0'
+	$(PIP) install 'setuptools>=77' 'cython>=3.0.10' 'numpy>=2.0'
 	@touch $@
 
 $(VENV)/.build: $(VENV)/.venv $(SOURCES)

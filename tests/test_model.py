@@ -388,6 +388,17 @@ def test_errors_of_nodes_name_the_node_and_its_inputs():
     assert model(np.ones((2, 3), np.float32), np.ones((3, 5), np.float32)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("shape", [(3, 15), (15,), (), (0, 17)])
+def test_a_linear_layer_says_what_width_it_needs(shape: tuple[int, ...], quantized: bool):
+    node = helper.make_node("MatMul", ["x", "w"], ["scores"])
+    model = qruntime.load(model_bytes([node], [("x", FLOAT, None)], [("scores", FLOAT, None)], {"w": random(16, 8)}))
+    model = model.quantize_dynamic() if quantized else model
+    got = re.escape(f"got float32[{', '.join(map(str, shape))}]")
+    with pytest.raises(RunError, match=rf"'scores'.*\[16, 8\] needs an input whose last dimension is 16, {got}"):
+        model(np.zeros(shape, np.float32))
+
+
 def test_a_run_after_a_failure_is_unharmed():
     nodes = [
         helper.make_node("Add", ["a", "a"], ["double"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,14 @@ def _evaluate(op_type: str, y: np.ndarray, **attributes: Any) -> np.ndarray:
     return spec(y, **attributes)
 
 
+def _check_last_dimension(x: np.ndarray, weight: np.ndarray) -> None:
+    if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(
+            f"the weight [{weight.shape[0]}, {weight.shape[1]}] needs an input whose last dimension is {weight.shape[0]}, "
+            f"got {_kernels.shape_text(x)}"
+        )
+
+
 def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str) -> np.ndarray:
     if bias is not None:
         y = y + bias
@@ -45,6 +54,7 @@ def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none"
 ) -> np.ndarray:
     """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
+    _check_last_dimension(x, weight)
     return _finish(np.matmul(x, weight), bias, residual, activation)
 
 
@@ -83,7 +93,8 @@ def dynamic_quantized_linear(
 
     Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
     """
-    rows = x.reshape(-1, x.shape[-1])
+    _check_last_dimension(x, weight)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
     total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))

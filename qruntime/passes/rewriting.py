@@ -73,7 +73,8 @@ class Builder:
             output = Value(f"{root.outputs[0].name}/{op_type}" if self.nodes else f"{root.outputs[0].name}/fused")
             node = Node(
                 op_type, inputs, [output], {k: as_attribute(v) for k, v in attributes.items()},
-                domain=domain, version=1 if domain == QRUNTIME else root.version, name=root.name, metadata=dict(root.metadata),
+                domain=domain, version=1 if domain == QRUNTIME else root.version,
+                name=root.name or root.outputs[0].name, metadata=dict(root.metadata),
             )  # fmt: skip
             self.nodes.append(node)
             return output

@@ -85,7 +85,7 @@ setup(
                 ["qruntime/_kernels.pyx", *kernel_sources()],
                 include_dirs=["qruntime/kernels", numpy.get_include()],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_23_API_VERSION")],
-                depends=["setup.py", *glob("qruntime/kernels/**/*.h", recursive=True)],
+                depends=["setup.py", *glob("qruntime/*.pxi"), *glob("qruntime/kernels/**/*.h", recursive=True)],
                 extra_compile_args=FLAGS,
                 extra_link_args=LINK_FLAGS,
             )

@@ -1,0 +1,520 @@
+# The executor: a flat list of bound nodes over numbered slots.
+
+cdef struct Step:
+    qrt_node node
+    qrt_node_fn fn
+    int first_input      # into the frame's array of input pointers
+    int first_output     # slot; the outputs of a node are adjacent
+    int first_release    # into the executable's array of slots to release
+    int num_releases
+    bint has_fallback    # a Python definition stands by
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Frame:
+    """Slots and free buffers of one run at a time."""
+
+    cdef qrt_tensor *slots
+    cdef const qrt_tensor **inputs
+    cdef int num_slots
+    cdef qrt_run run
+    cdef list objects
+
+    def __cinit__(self, Executable plan):
+        cdef int i, slot
+        self.num_slots = plan.num_slots
+        self.slots = <qrt_tensor *>calloc(max(1, plan.num_slots), sizeof(qrt_tensor))
+        self.inputs = <const qrt_tensor **>calloc(max(1, plan.num_input_refs), sizeof(qrt_tensor *))
+        if self.slots == NULL or self.inputs == NULL:
+            raise MemoryError
+        memset(&self.run, 0, sizeof(qrt_run))
+        self.objects = [None] * plan.num_slots
+        for slot, array in plan.native_constants:
+            _describe(&self.slots[slot], array, _native_code(array))
+        for slot, value in plan.python_constants:
+            self.objects[slot] = value
+        for i in range(plan.num_input_refs):
+            if plan.input_refs[i] >= 0:
+                self.inputs[i] = &self.slots[plan.input_refs[i]]
+
+    def __dealloc__(self):
+        cdef int i
+        if self.slots != NULL:
+            for i in range(self.num_slots):
+                qrt_release(&self.run, &self.slots[i])
+            _bury(&self.run)
+            qrt_run_clear(&self.run)
+        free(self.slots)
+        free(self.inputs)
+
+
+@cython.final
+cdef class Executable:
+    """A plan bound to slots, ready to run.
+
+    `steps` are tuples (kernel name or None, ints, floats, packed, input slots of the kernel (-1 =
+    absent), input slots of the definition, first output slot, number of outputs, dying inputs bit set,
+    slots to release, definition or None, label). `memoised` are the step numbers whose results depend on
+    the input shapes only, `boundary` the slots they fill for the others.
+    """
+
+    cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
+    cdef Step *steps
+    cdef int *input_refs
+    cdef int *releases
+    cdef int *order_all
+    cdef int *order_rest
+    cdef int num_rest
+    cdef int *output_slots
+    cdef int *input_slots
+    cdef readonly list native_constants, python_constants
+    cdef list labels, definitions, definition_inputs, keepalive
+    cdef list boundary
+    cdef set constant_slots
+    cdef dict memory
+    cdef size_t memory_bytes
+    cdef list frames
+    cdef public int num_threads
+    cdef readonly list declined
+    cdef tuple input_names, output_names
+    cdef int *input_codes
+    cdef list input_shapes
+    cdef object convert
+
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads):
+        cdef int i, j, at_input = 0, at_release = 0
+        cdef Step *step
+        self.num_slots = num_slots
+        self.num_steps = len(steps)
+        self.num_threads = num_threads
+        self.num_inputs = len(input_slots)
+        self.num_outputs = len(output_slots)
+        self.native_constants, self.python_constants = [], []
+        self.constant_slots = {slot for slot, _ in constants}
+        for slot, value in constants:
+            if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
+                array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
+                self.native_constants.append((slot, array))
+            else:
+                self.python_constants.append((slot, value))
+        self.num_input_refs = sum(len(s[4]) for s in steps)
+        self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
+        self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))
+        self.releases = <int *>calloc(max(1, sum(len(s[9]) for s in steps)), sizeof(int))
+        self.order_all = <int *>calloc(max(1, self.num_steps), sizeof(int))
+        self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
+        self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
+        self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        if (self.steps == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
+                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL):
+            raise MemoryError
+        self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
+        self.declined = [0] * self.num_steps
+        self.frames = []
+        self.memory = {}
+        self.memory_bytes = 0
+        self.boundary = list(boundary)
+        for i, slot in enumerate(input_slots):
+            self.input_slots[i] = slot
+        for i, slot in enumerate(output_slots):
+            self.output_slots[i] = slot
+        for i, (kernel, ints, floats, packed, inputs, definition_inputs, first_output, num_outputs, dying, release, definition, label) in enumerate(steps):
+            step = &self.steps[i]
+            self.labels.append(label)
+            self.definitions.append(definition)
+            self.definition_inputs.append(definition_inputs)
+            step.has_fallback = definition is not None
+            if kernel is not None:
+                step.fn = qrt_find_node(kernel.encode())
+                if step.fn == NULL:
+                    raise RuntimeError(f"no kernel is called {kernel!r}")
+            ints_array = np.array(ints, dtype=np.int64).reshape(-1)
+            floats_array = np.array(floats, dtype=np.float64).reshape(-1)
+            packed_array = np.array([_address(p) for p in packed], dtype=np.uintp)
+            self.keepalive.append((ints_array, floats_array, packed_array, tuple(packed)))
+            step.node.ints = <const int64_t *>cnp.PyArray_DATA(ints_array)
+            step.node.floats = <const double *>cnp.PyArray_DATA(floats_array)
+            step.node.packed = <void *const *>cnp.PyArray_DATA(packed_array)
+            step.node.num_ints = len(ints)
+            step.node.num_floats = len(floats)
+            step.node.num_packed = len(packed)
+            step.node.num_inputs = len(inputs)
+            step.node.num_outputs = num_outputs
+            step.node.dying = dying
+            step.first_input = at_input
+            step.first_output = first_output
+            step.first_release = at_release
+            step.num_releases = len(release)
+            for slot in inputs:
+                self.input_refs[at_input] = slot
+                at_input += 1
+            for slot in release:
+                self.releases[at_release] = slot
+                at_release += 1
+            self.order_all[i] = i
+            if i not in memoised:
+                self.order_rest[self.num_rest] = i
+                self.num_rest += 1
+
+    def __dealloc__(self):
+        free(self.steps)
+        free(self.input_refs)
+        free(self.releases)
+        free(self.order_all)
+        free(self.order_rest)
+        free(self.output_slots)
+        free(self.input_slots)
+        free(self.input_codes)
+
+    def name_inputs(self, tuple input_names, list codes, list shapes, tuple output_names, convert):
+        """Prepare `run_named`.
+
+        `codes` are ONNX element codes (0: not a tensor that native code knows), `shapes` tuples of int
+        (-1: any size) or None, `convert(i, value)` makes an array of input i from anything that is not
+        one already, or raises InputError.
+        """
+        cdef int i
+        self.input_names, self.output_names = input_names, output_names
+        self.input_codes = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        if self.input_codes == NULL:
+            raise MemoryError
+        for i in range(self.num_inputs):
+            self.input_codes[i] = codes[i] if codes[i] < 17 and _TYPENUM[codes[i]] >= 0 else 0
+        self.input_shapes = [None if s is None else np.array(s, dtype=np.int64) for s in shapes]
+        self.convert = convert
+
+    cdef bint _fits(self, int i, object value):
+        """True when `value` is an array that can be used as it is."""
+        cdef cnp.ndarray array, shape
+        cdef const int64_t *wanted
+        cdef int j
+        if self.input_codes == NULL or type(value) is not np.ndarray:
+            return False
+        array = value
+        if self.input_codes[i] == 0 or cnp.PyArray_TYPE(array) != _TYPENUM[self.input_codes[i]] or not PyArray_ISCARRAY_RO(array):
+            return False
+        expected = self.input_shapes[i]
+        if expected is None:
+            return True
+        shape = expected
+        if cnp.PyArray_NDIM(array) != cnp.PyArray_DIM(shape, 0):
+            return False
+        wanted = <const int64_t *>cnp.PyArray_DATA(shape)
+        for j in range(cnp.PyArray_NDIM(array)):
+            if wanted[j] >= 0 and cnp.PyArray_DIM(array, j) != wanted[j]:
+                return False
+        return True
+
+    cpdef list run_values(self, list values):
+        """Outputs in order for values of any kind that `convert` understands."""
+        cdef int i
+        for i in range(self.num_inputs):
+            if not self._fits(i, values[i]):
+                values[i] = self.convert(i, values[i])
+        return self.run(values)
+
+    cpdef dict run_named(self, dict feed):
+        """{output name: value} for {input name: value}; None when the names of `feed` do not match."""
+        cdef int i
+        cdef list values = [], results
+        cdef dict named = {}
+        if len(feed) != self.num_inputs:
+            return None
+        for i in range(self.num_inputs):
+            name = self.input_names[i]
+            if name not in feed:
+                return None
+            values.append(feed[name])
+        results = self.run_values(values)
+        for i in range(self.num_outputs):
+            named[self.output_names[i]] = results[i]
+        return named
+
+    def __call__(self, *values):
+        """Run on values that fit already (a subgraph, a test); returns the outputs as a tuple."""
+        return tuple(self.run(values))
+
+    cpdef list run(self, values):
+        """Outputs for `values`, one per input, each an ndarray of the declared type (or a Python value)."""
+        cdef Frame frame
+        cdef int i
+        try:
+            frame = self.frames.pop()
+        except IndexError:
+            frame = Frame(self)
+        frame.run.num_threads = self.num_threads
+        try:
+            copies = self._feed(frame, values)
+            remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
+            return self._collect(frame)
+        finally:
+            for i in range(self.num_inputs):
+                frame.slots[self.input_slots[i]].dtype = 0
+                frame.slots[self.input_slots[i]].buffer = NULL
+            if frame.run.graveyard != NULL:
+                _bury(&frame.run)
+            self.frames.append(frame)
+
+    def time_steps(self, list values):
+        """Seconds that each step takes in one run, in running order (inputs as for `run_values`)."""
+        cdef Frame frame = Frame(self)
+        cdef int i
+        cdef double start
+        frame.run.num_threads = self.num_threads
+        for i in range(self.num_inputs):
+            if not self._fits(i, values[i]):
+                values[i] = self.convert(i, values[i])
+        copies = self._feed(frame, values)
+        seconds = []
+        try:
+            for i in range(self.num_steps):
+                start = qrt_seconds()
+                self._loop(frame, self.order_all + i, 1, False, None)
+                seconds.append(qrt_seconds() - start)
+        finally:
+            for i in range(self.num_inputs):
+                frame.slots[self.input_slots[i]].dtype = 0
+        return seconds
+
+    cdef object _feed(self, Frame frame, values):
+        cdef int i, code, slot
+        cdef cnp.ndarray array
+        kept = []
+        for i in range(self.num_inputs):
+            value = values[i]
+            slot = self.input_slots[i]
+            if isinstance(value, np.ndarray):
+                array = value
+                code = _native_code(array)
+                if code != 0 and cnp.PyArray_NDIM(array) <= QRT_MAX_RANK:
+                    if not PyArray_ISCARRAY_RO(array):
+                        array = np.array(array, order="C", copy=True)
+                        kept.append(array)
+                    _describe(&frame.slots[slot], array, code)
+                    continue
+            frame.objects[slot] = value
+        return kept
+
+    cdef object _execute(self, Frame frame):
+        cdef const int *order = self.order_all
+        cdef int count = self.num_steps
+        cdef bint remember = False
+        key = entry = None
+        if self.boundary:
+            key = self._signature(frame)
+            entry = self.memory.get(key)
+            if entry is not None:
+                for slot, array in entry:
+                    _describe(&frame.slots[slot], array, _native_code(array))
+                order, count = self.order_rest, self.num_rest
+            else:
+                remember = key is not None
+        try:
+            self._loop(frame, order, count, remember, key)
+        except BaseException:
+            self._abandon(frame)
+            raise
+        return entry
+
+    cdef object _signature(self, Frame frame):
+        """Shapes of the inputs as bytes; None when an input is no tensor."""
+        cdef int64_t sizes[256]
+        cdef int i, j, at = 0
+        cdef qrt_tensor *t
+        for i in range(self.num_inputs):
+            t = &frame.slots[self.input_slots[i]]
+            if t.dtype == 0 or at + t.rank + 1 > 256:
+                return None
+            sizes[at] = t.rank
+            at += 1
+            for j in range(t.rank):
+                sizes[at] = t.dims[j]
+                at += 1
+        return PyBytes_FromStringAndSize(<char *>sizes, at * sizeof(int64_t))
+
+    cdef int _loop(self, Frame frame, const int *order, int count, bint remember, object key) except -1:
+        cdef int at = 0, i = 0, j, ran, position
+        cdef qrt_status status = QRT_OK
+        cdef Step *step
+        cdef double checked = qrt_seconds()
+        cdef set kept = set(self.boundary) if remember else None
+        while at < count:
+            # Native nodes, up to the next one that needs Python.
+            if remember:
+                status = QRT_OK
+                while at < count:
+                    step = &self.steps[order[at]]
+                    if step.fn == NULL:
+                        break
+                    status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                    if status != QRT_OK:
+                        break
+                    self._release(frame, step, kept)
+                    at += 1
+            else:
+                with nogil:
+                    status = QRT_OK
+                    while at < count:
+                        step = &self.steps[order[at]]
+                        if step.fn == NULL:
+                            break
+                        status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                        if status != QRT_OK:
+                            break
+                        for j in range(step.num_releases):
+                            qrt_release(&frame.run, &frame.slots[self.releases[step.first_release + j]])
+                        at += 1
+                        if at & 15 == 0 and qrt_seconds() - checked > 0.05:
+                            checked = qrt_seconds()
+                            with gil:
+                                PyErr_CheckSignals()
+            if at >= count:
+                break
+            i = order[at]
+            step = &self.steps[i]
+            if status == QRT_NO_MEMORY:
+                raise MemoryError(f"{self.labels[i]}: no memory for its outputs; inputs are {self._inputs_text(frame, i)}")
+            if step.fn != NULL:
+                self.declined[i] += 1
+            self._run_definition(frame, i)
+            if remember:
+                self._release(frame, step, kept)
+            else:
+                for j in range(step.num_releases):
+                    self._release_one(frame, self.releases[step.first_release + j])
+            at += 1
+        if remember:
+            self._remember(frame, key)
+        return 0
+
+    cdef void _release_one(self, Frame frame, int slot):
+        qrt_release(&frame.run, &frame.slots[slot])
+        if frame.objects[slot] is not None:
+            frame.objects[slot] = None
+
+    cdef int _release(self, Frame frame, Step *step, set kept) except -1:
+        cdef int j, slot
+        for j in range(step.num_releases):
+            slot = self.releases[step.first_release + j]
+            if slot not in kept:
+                self._release_one(frame, slot)
+        return 0
+
+    cdef int _remember(self, Frame frame, object key) except -1:
+        """Keep what depends on the input shapes only, for the next run with the same shapes."""
+        cdef size_t total = 0
+        cdef set outputs = {self.output_slots[i] for i in range(self.num_outputs)}
+        entry = []
+        for slot in self.boundary:
+            if frame.slots[<int>slot].dtype == 0:
+                return self._forget_rest(frame, outputs)
+            array = np.array(_view(&frame.slots[<int>slot]))
+            total += array.nbytes
+            entry.append((slot, array))
+        if total <= (16 << 20):
+            # Few shapes recur in practice; a decoder whose past grows would otherwise fill the memory.
+            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (64 << 20)):
+                oldest = next(iter(self.memory))
+                self.memory_bytes -= sum(a.nbytes for _, a in self.memory.pop(oldest))
+            self.memory[key] = entry
+            self.memory_bytes += total
+        return self._forget_rest(frame, outputs)
+
+    cdef int _forget_rest(self, Frame frame, set outputs) except -1:
+        for slot in self.boundary:
+            if slot not in outputs:
+                self._release_one(frame, slot)
+        return 0
+
+    cdef int _run_definition(self, Frame frame, int i) except -1:
+        cdef Step *step = &self.steps[i]
+        cdef int j, slot, num_outputs = step.node.num_outputs
+        definition = self.definitions[i]
+        for j in range(num_outputs):
+            qrt_release(&frame.run, &frame.slots[step.first_output + j])
+        if frame.run.graveyard != NULL:
+            _bury(&frame.run)
+        arguments = [self._python_value(frame, slot) for slot in self.definition_inputs[i]]
+        if definition is None:
+            raise RunError(f"{self.labels[i]} cannot run on inputs {', '.join(map(shape_text, arguments))}")
+        try:
+            result = definition(*arguments)
+        except (MemoryError, KeyboardInterrupt, RunError, RecursionError):
+            raise
+        except Exception as error:
+            shown = ", ".join(map(shape_text, arguments))
+            raise RunError(f"{self.labels[i]}: {error} (inputs: {shown})") from error
+        if not isinstance(result, tuple):
+            result = (result,)
+        if len(result) < num_outputs:
+            raise RunError(f"{self.labels[i]}: made {len(result)} outputs, {num_outputs} are declared")
+        for j in range(num_outputs):
+            slot = step.first_output + j
+            frame.objects[slot] = result[j] if _store(&frame.slots[slot], result[j]) else None
+        return 0
+
+    cdef object _python_value(self, Frame frame, int slot):
+        if slot < 0:
+            return None
+        if frame.slots[slot].dtype != 0:
+            return _view(&frame.slots[slot])
+        return frame.objects[slot]
+
+    def _inputs_text(self, Frame frame, int i):
+        return ", ".join(shape_text(self._python_value(frame, slot)) for slot in self.definition_inputs[i])
+
+    cdef list _collect(self, Frame frame):
+        cdef int i, slot
+        cdef qrt_tensor *t
+        cdef list results = []
+        cdef cnp.ndarray array
+        for i in range(self.num_outputs):
+            slot = self.output_slots[i]
+            t = &frame.slots[slot]
+            if t.dtype == 0:
+                results.append(_owned(frame.objects[slot]))
+                if not self._comes_again(i) and slot not in self.constant_slots:
+                    frame.objects[slot] = None
+                continue
+            if self._comes_again(i) or slot in self.constant_slots:
+                results.append(np.array(_view(t)))
+                continue
+            if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
+                results.append(_view(t))
+                qrt_release(&frame.run, t)
+            elif t.buffer != NULL and t.buffer.owner != NULL and t.buffer.refcount == 1 and self._is_own(<object>t.buffer.owner, t):
+                array = <object>t.buffer.owner
+                results.append(array)
+                qrt_release(&frame.run, t)
+            else:
+                results.append(np.array(_view(t)))
+                qrt_release(&frame.run, t)
+        return results
+
+    cdef bint _comes_again(self, int i):
+        """True when a later output is the same slot."""
+        cdef int j
+        for j in range(i + 1, self.num_outputs):
+            if self.output_slots[j] == self.output_slots[i]:
+                return True
+        return False
+
+    cdef bint _is_own(self, cnp.ndarray array, qrt_tensor *t):
+        """True when nobody but this slot can reach the array's bytes, and it has the tensor's shape."""
+        cdef int i
+        # A view of a borrowed tensor has neither a base nor bytes of its own.
+        if not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA | cnp.NPY_ARRAY_WRITEABLE) or array.ndim != t.rank:
+            return False
+        for i in range(t.rank):
+            if cnp.PyArray_DIM(array, i) != t.dims[i]:
+                return False
+        return True
+
+    cdef int _abandon(self, Frame frame) except -1:
+        """Empty every slot that is not a constant, after a failure."""
+        cdef int i, j
+        for i in range(self.num_steps):
+            for j in range(self.steps[i].node.num_outputs):
+                self._release_one(frame, self.steps[i].first_output + j)
+        return 0

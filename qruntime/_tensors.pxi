@@ -1,0 +1,133 @@
+# Tensors between numpy and C: views of ours for numpy, views of numpy's for C.
+
+cdef int _TYPENUM[17]      # ONNX code -> numpy type number, -1 when native code does not know it
+cdef object _CODE_OF = {}  # numpy dtype -> ONNX code (also of types numpy lacks)
+
+cdef _fill_type_table():
+    for code in range(17):
+        _TYPENUM[code] = -1
+    for code, name in {1: "f4", 2: "u1", 3: "i1", 4: "u2", 5: "i2", 6: "i4", 7: "i8", 9: "?", 10: "f2", 11: "f8", 12: "u4", 13: "u8"}.items():
+        dtype = np.dtype(name)
+        _TYPENUM[code] = dtype.num
+        _CODE_OF[dtype] = code
+
+_fill_type_table()
+
+
+cdef class _BufferOwner:
+    """Base object of arrays that view one of our buffers."""
+
+    cdef qrt_buffer *buffer
+
+    def __dealloc__(self):
+        if self.buffer != NULL:
+            qrt_buffer_drop(self.buffer)
+
+
+cdef int _native_code(cnp.ndarray array) except -1:
+    """ONNX code when native code handles this element type, else 0."""
+    code = _CODE_OF.get(array.dtype)
+    if code is None:
+        code = 0
+        if array.dtype.isnative and array.dtype.name == "bfloat16":
+            code = 16
+        if array.dtype.isnative and array.dtype.fields is None and array.dtype.num in (np.dtype("longlong").num, np.dtype("ulonglong").num):
+            code = 7 if array.dtype.kind == "i" else 13
+        _CODE_OF[array.dtype] = code
+    return code
+
+
+cdef inline void _describe(qrt_tensor *t, cnp.ndarray array, int code) noexcept:
+    """View a C-contiguous array; its bytes must outlive the tensor."""
+    cdef int i, rank = cnp.PyArray_NDIM(array)
+    t.data = cnp.PyArray_DATA(array)
+    t.buffer = NULL
+    t.size = cnp.PyArray_SIZE(array)
+    t.rank = rank
+    t.dtype = code
+    for i in range(rank):
+        t.dims[i] = cnp.PyArray_DIM(array, i)
+
+
+cdef cnp.dtype _dtype_of(int code):
+    return numpy_dtype(code)
+
+
+cdef object _view(qrt_tensor *t):
+    """numpy view of a tensor; keeps the buffer alive. The bytes of borrowed tensors must outlive it."""
+    cdef cnp.npy_intp dims[8]
+    cdef int i
+    cdef _BufferOwner owner
+    for i in range(t.rank):
+        dims[i] = t.dims[i]
+    cdef int num = _TYPENUM[t.dtype] if t.dtype < 17 else -1
+    cdef cnp.dtype descr = cnp.PyArray_DescrFromType(num) if num >= 0 else _dtype_of(t.dtype)
+    Py_INCREF(descr)  # the next call steals a reference
+    cdef cnp.ndarray array = PyArray_NewFromDescr(cnp.ndarray, descr, t.rank, dims, NULL, t.data, cnp.NPY_ARRAY_CARRAY, None)
+    if t.buffer != NULL:
+        if t.buffer.owner != NULL:
+            cnp.set_array_base(array, <object>t.buffer.owner)
+        else:
+            owner = _BufferOwner.__new__(_BufferOwner)
+            owner.buffer = t.buffer
+            qrt_buffer_retain(t.buffer)
+            cnp.set_array_base(array, owner)
+    return array
+
+
+cdef int _store(qrt_tensor *t, object value) except -1:
+    """Put a Python result into a slot. Returns 1 when it stays a Python object."""
+    cdef cnp.ndarray array
+    cdef qrt_buffer *buffer
+    cdef int code
+    if not isinstance(value, np.ndarray):
+        if not isinstance(value, np.generic) or value.dtype.kind == "U":
+            return 1
+        value = np.asarray(value)
+    array = value
+    code = _native_code(array)
+    if code == 0 or array.ndim > QRT_MAX_RANK:
+        return 1
+    if not PyArray_ISCARRAY_RO(array):
+        array = np.array(array, order="C", copy=True)
+    buffer = <qrt_buffer *>malloc(sizeof(qrt_buffer))
+    if buffer == NULL:
+        raise MemoryError
+    _describe(t, array, code)
+    buffer.data = t.data
+    buffer.capacity = 0
+    buffer.refcount = 1
+    buffer.next = NULL
+    buffer.owner = <void *>array
+    Py_INCREF(array)
+    t.buffer = buffer
+    return 0
+
+
+cdef object _owned(object value):
+    """Sequences and arrays of strings or narrow types as the caller may keep them: views become copies."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, list):
+        return [_owned(v) for v in value]
+    return value
+
+
+cdef void _bury(qrt_run *run) noexcept:
+    """Drop what died while the GIL was not held."""
+    cdef qrt_buffer *buffer
+    while run.graveyard != NULL:
+        buffer = run.graveyard
+        run.graveyard = buffer.next
+        Py_DECREF(<object>buffer.owner)
+        free(buffer)
+
+
+def shape_text(value) -> str:
+    """How messages show a value: float32[1, 128, 768]."""
+    if isinstance(value, np.ndarray):
+        name = "string" if value.dtype.kind in "OSU" else value.dtype.name
+        return f"{name}[{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (list, tuple)):
+        return f"sequence of {len(value)}"
+    return "absent" if value is None else type(value).__name__

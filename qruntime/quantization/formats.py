@@ -127,6 +127,7 @@ def _round(weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: 
         shape[form.axis] = -1
     scale, zero_point = scale.reshape(shape if weight.ndim else ()), zero_point.astype(np.float32).reshape(shape if weight.ndim else ())
     inverse = (1.0 / scale.astype(np.float64)).astype(np.float32)
+    unit = scale.max(initial=np.finfo(np.float32).tiny)
     rows = weight.shape[0] if weight.ndim else 1
     step = max(1, _BLOCK // max(1, weight.size // max(1, rows)))
     for start in range(0, rows, step):
@@ -138,8 +139,10 @@ def _round(weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: 
         codes += z
         np.clip(codes, lowest, QMAX, out=codes)
         q[part] = codes
+        # Powers in units of the largest scale: squares of the weights themselves could leave float32.
+        block = block * np.float32(1 / unit)
         codes -= z
-        codes *= s
+        codes *= s / unit
         signal += float(np.vdot(block, block))
         codes -= block
         noise += float(np.vdot(codes, codes))

@@ -96,7 +96,8 @@ typedef struct {
     int64_t ldy_elems;
 } qrt_q8_block;
 
-/// What a rung provides. Packed activations are row after row of `item_bytes` each.
+/// What a rung provides. Packed activations are row after row of `item_bytes` each; a rung may keep QRT_ALIGNMENT bytes
+/// of its own behind a row.
 typedef struct qrt_gemm_q8 {
     const char *name;
     int mr, nr, kr;     ///< tile; k is padded to a multiple of kr

@@ -1,5 +1,5 @@
 /// int8 GEMM on AVX2 for any weights: activations widened to int16 while they are packed, weights while they are
-/// loaded, so that vpmaddwd loses nothing. Weights that are mostly small go faster: gemm_q8_paired.c.
+/// loaded, so that vpmaddwd loses nothing. For K that gemm_q8_signed.c refuses.
 #include <math.h>
 #include <string.h>
 
@@ -7,7 +7,7 @@
 
 #if defined(__x86_64__)
 
-enum { MR = 6, NR = 16, KR = 4 };
+enum { MR = 6, NR = 16, KR = 4, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx2.h"
 

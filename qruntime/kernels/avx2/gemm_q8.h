@@ -3,7 +3,7 @@
 
 #include "../gemm_q8.h"
 
-/// For weights that gemm_q8_paired.c refuses.
+/// For K beyond QRT_Q8_MAX_K.
 extern const qrt_gemm_q8 qrt_avx2_gemm_q8_widening;
 
 #endif

@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 
 #define QRT_TILE_ROWS 8
-enum { MR = QRT_TILE_ROWS, NR = 48 };
+enum { MR = QRT_TILE_ROWS, NR = 48, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx512.h"
 

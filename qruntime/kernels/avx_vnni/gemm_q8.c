@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 
 #define QRT_TILE_ROWS 4
-enum { MR = QRT_TILE_ROWS, NR = 24 };
+enum { MR = QRT_TILE_ROWS, NR = 24, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx2.h"
 

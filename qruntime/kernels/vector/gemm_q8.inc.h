@@ -1,5 +1,8 @@
 /// What the vector rungs of the int8 GEMM share: range of a row, epilogue of a tile. Over the vocabulary of
-/// simd_*.h, with MR, NR, a multiple of VL, and CODE_OFFSET defined: the sums are of q − CODE_OFFSET.
+/// simd_*.h, with MR, NR, a multiple of VL, and
+///
+///     int32_t code_offset(const qrt_q8_block *block, int r)      the sums of row r are of q − this
+/// 
 
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     vf low0 = vf_set(*lo), low1 = low0, high0 = vf_set(*hi), high1 = high0;
@@ -64,7 +67,7 @@ static inline void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *bloc
         vi sums = vi_load(w->col_sums + column);
         for (int r = 0; r < rows; r++) {
             const qrt_q8_row *row = &block->rows[first + r];
-            vi x = vi_sub(vi_load(acc + r * NR + j), vi_mul(vi_set(row->zero_point - CODE_OFFSET), sums));
+            vi x = vi_sub(vi_load(acc + r * NR + j), vi_mul(vi_set(row->zero_point - code_offset(block, first + r)), sums));
             if (w->zero_points)
                 x = vi_sub(x, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
             vf_store(t + r * NR + j, vi_to_vf(x));

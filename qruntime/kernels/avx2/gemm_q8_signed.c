@@ -6,9 +6,9 @@
 ///     a' · w = |a'| · (w ^ s) + |a'| · (a' < 0),     s = −1 where a' < 0, else 0
 ///
 /// The second part belongs to the row alone. |w ^ s| ≤ 128, so products may be added in int16 while their |a'| sum to
-/// at most 256. Four codes of a row nearly always do, for most lie near the mean; each *octet* of a row is marked once,
-/// while it is packed, and then meets every panel of weights in one of three ways: four products a lane before
-/// vpmaddwd widens them, two, or, where two neighbours lie far from the mean, one.
+/// at most 256. Four codes of a row nearly always do, for most lie near the mean. So while a row is packed its quads of
+/// codes are put in pairs that do, mostly neighbours; a pair then meets every panel of weights with four products a
+/// lane before vpmaddwd widens them. What cannot be paired meets them with two, or, where two codes lie far out, one.
 #include <math.h>
 #include <string.h>
 
@@ -19,16 +19,16 @@
 
 enum { MR = 1, NR = 64, KR = 32, QUAD = 4, OCTET = 8 };
 
-/// Depth of a block of weights that stays in the L1 cache while rows pass, and its octets.
-enum { BLOCK_K = 256, BLOCK_OCTETS = BLOCK_K / OCTET };
+/// Largest depth of a block of weights, which stays in the L1 cache while rows pass, and its pairs of quads.
+enum { BLOCK_K = 384, BLOCK_PAIRS = BLOCK_K / OCTET };
 
 /// Largest Σ |a'| of products added in int16: −128 · 256 is its end.
 enum { LIMIT = 256 };
 
-/// The octets of a block that meet weights four and two products a lane; the rest go one by one.
+/// The quads of a block: first pairs that meet weights with four products a lane, then with two, the rest one by one.
 typedef struct {
     uint8_t num_fours, num_twos;
-    uint8_t octets[BLOCK_OCTETS];
+    uint8_t quads[BLOCK_PAIRS][2];
 } schedule;
 
 /// A row: this, then for each quad of codes four magnitudes and four signs, then the schedules of its blocks.
@@ -43,6 +43,11 @@ static inline schedule *row_schedules(const void *row, int64_t k_padded) {
     return (schedule *)(row_codes(row) + 2 * k_padded);
 }
 static int64_t num_blocks(int64_t k_padded) { return (k_padded + BLOCK_K - 1) / BLOCK_K; }
+/// Blocks of one row are of equal depth but for the last.
+static int64_t block_depth(int64_t k_padded) {
+    int64_t blocks = num_blocks(k_padded), depth = blocks ? (k_padded + blocks - 1) / blocks : KR;
+    return (depth + KR - 1) / KR * KR;
+}
 static int64_t signed_row_bytes(int64_t k_padded) {
     return (int64_t)sizeof(row_head) + 2 * k_padded + num_blocks(k_padded) * (int64_t)sizeof(schedule);
 }
@@ -61,28 +66,56 @@ static inline int32_t code_offset(const qrt_q8_block *block, int r) {
 
 // -------------------------------------------------------------------------------------- activations
 
-/// Octets of one block, by what their codes allow: bits 8·i of `fours` and `ones` say that octet i of four breaks it.
+/// Of one block: Σ |a'| in the two lanes of each quad; bit i says that octet i breaks the limit with four products a
+/// lane, or with two.
 typedef struct {
-    int num_fours, num_twos, num_ones;
-    uint8_t fours[BLOCK_OCTETS], twos[BLOCK_OCTETS], ones[BLOCK_OCTETS];
-} sorting;
+    int16_t sums[BLOCK_K / 4][2];
+    uint64_t not_four, not_two;
+} block_sums;
 
-static inline void sort_octets(sorting *s, int first, uint32_t not_four, uint32_t not_two) {
-    for (int i = 0; i < 4; i++, not_four >>= 8, not_two >>= 8) {
-        bool one = not_two & 0xff, two = !one && (not_four & 0x0f);
-        s->fours[s->num_fours] = s->twos[s->num_twos] = s->ones[s->num_ones] = (uint8_t)(first + i);
-        s->num_fours += !one && !two;
-        s->num_twos += two;
-        s->num_ones += one;
+static inline bool fit(const int16_t *x, const int16_t *y) { return x[0] + y[0] <= LIMIT && x[1] + y[1] <= LIMIT; }
+
+/// Exchange quads between octet `i`, which breaks the limit, and one that does not, so that both keep it.
+static bool exchange(const block_sums *s, uint64_t broken, uint8_t (*quads)[2], int num_octets, int i) {
+    uint8_t *x = quads[i];
+    for (int j = 0; j < num_octets; j++) {
+        if (broken >> j & 1) continue;
+        uint8_t *y = quads[j];
+        for (int way = 0; way < 2; way++) {
+            if (!fit(s->sums[x[0]], s->sums[y[way]]) || !fit(s->sums[x[1]], s->sums[y[1 - way]])) continue;
+            uint8_t moved = x[1];
+            x[1] = y[way];
+            y[way] = moved;
+            return true;
+        }
     }
+    return false;
 }
 
-static inline void write_schedule(const sorting *s, schedule *out) {
-    out->num_fours = (uint8_t)s->num_fours;
-    out->num_twos = (uint8_t)s->num_twos;
-    memcpy(out->octets, s->fours, (size_t)s->num_fours);
-    memcpy(out->octets + s->num_fours, s->twos, (size_t)s->num_twos);
-    memcpy(out->octets + s->num_fours + s->num_twos, s->ones, (size_t)s->num_ones);
+static void plan(const block_sums *s, int num_octets, schedule *out) {
+    uint8_t quads[BLOCK_PAIRS][2];
+    for (int i = 0; i < num_octets; i++) {
+        quads[i][0] = (uint8_t)(2 * i);
+        quads[i][1] = (uint8_t)(2 * i + 1);
+    }
+    out->num_fours = (uint8_t)num_octets;
+    out->num_twos = 0;
+    uint64_t broken = s->not_four | s->not_two;
+    if (!broken) {
+        memcpy(out->quads, quads, sizeof quads);
+        return;
+    }
+    for (int i = 0; i < num_octets; i++)
+        if ((broken & ~s->not_two) >> i & 1 && exchange(s, broken, quads, num_octets, i)) broken &= ~(1ull << i);
+    int placed = 0, counts[3] = {0};
+    for (int kind = 0; kind < 3; kind++)
+        for (int i = 0; i < num_octets; i++) {
+            if ((int)(broken >> i & 1) + (int)(s->not_two >> i & 1) != kind) continue;
+            memcpy(out->quads[placed++], quads[i], 2);
+            counts[kind]++;
+        }
+    out->num_fours = (uint8_t)counts[0];
+    out->num_twos = (uint8_t)counts[1];
 }
 
 static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
@@ -97,10 +130,11 @@ static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float i
     const __m256i zero = _mm256_setzero_si256(), limit = _mm256_set1_epi16(LIMIT), c = _mm256_set1_epi8((char)center);
     __m256i start = zero;
     schedule *schedules = row_schedules(packed, k_padded);
-    for (int64_t first = 0; first < k_padded; first += BLOCK_K) {
-        int64_t last = k_padded - first < BLOCK_K ? k_padded : first + BLOCK_K;
-        sorting sorted;
-        sorted.num_fours = sorted.num_twos = sorted.num_ones = 0;
+    const int64_t depth = block_depth(k_padded);
+    for (int64_t first = 0; first < k_padded; first += depth) {
+        int64_t last = k_padded - first < depth ? k_padded : first + depth;
+        block_sums sums;
+        sums.not_four = sums.not_two = 0;
         for (int64_t i = first; i < last; i += KR) {
             __m256i q = _mm256_loadu_si256((const __m256i *)(codes + i)), high = _mm256_max_epu8(q, c);
             __m256i size = _mm256_sub_epi8(high, _mm256_min_epu8(q, c)), sign = _mm256_cmpeq_epi8(high, c);
@@ -110,16 +144,22 @@ static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float i
             _mm256_storeu_si256((__m256i *)(out + 2 * i + 32), _mm256_permute2x128_si256(x, y, 0x31));
             __m256i two = _mm256_maddubs_epi16(size, _mm256_set1_epi8(1));
             __m256i four = _mm256_add_epi16(two, _mm256_srli_epi64(two, 32));
-            sort_octets(&sorted, (int)(i - first) / OCTET,
-                        (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(four, limit)),
-                        (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(two, limit)));
+            _mm256_storeu_si256((__m256i *)sums.sums[(i - first) / QUAD], two);
+            uint32_t not_four = (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(four, limit)) & 0x0f0f0f0f;
+            uint32_t not_two = (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(two, limit));
+            if (not_four)
+                for (int octet = 0; octet < 4; octet++) {
+                    uint64_t bit = 1ull << ((i - first) / OCTET + octet);
+                    if (not_four >> 8 * octet & 0xff) sums.not_four |= bit;
+                    if (not_two >> 8 * octet & 0xff) sums.not_two |= bit;
+                }
         }
-        write_schedule(&sorted, schedules++);
+        plan(&sums, (int)(last - first) / OCTET, schedules++);
     }
-    __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(start), _mm256_extracti128_si256(start, 1));
+    __m128i starts = _mm_add_epi64(_mm256_castsi256_si128(start), _mm256_extracti128_si256(start, 1));
     row_head *head = packed;
     head->center = center;
-    head->start = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
+    head->start = _mm_cvtsi128_si32(_mm_add_epi64(starts, _mm_unpackhi_epi64(starts, starts)));
 }
 
 // ------------------------------------------------------------------------------------------ packing
@@ -174,30 +214,31 @@ static inline __attribute__((always_inline)) __m256i four_at(const int8_t *a) {
 
 /// Add a block of a row against 8 · `vectors` columns to acc.
 static inline __attribute__((always_inline)) void
-row_block(const int vectors, const int8_t *codes, const schedule *s, int num_octets, const __m256i *panel,
+row_block(const int vectors, const int8_t *codes, const schedule *s, int num_pairs, const __m256i *panel,
           int32_t *acc) {
     enum { STRIDE = NR / 8 };
     const __m256i ones = _mm256_set1_epi16(1);
-    const uint8_t *octet = s->octets, *end = octet + s->num_fours;
+    const uint8_t(*pair)[2] = s->quads, (*end)[2] = pair + s->num_fours;
     __m256i c[STRIDE];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) c[v] = _mm256_loadu_si256((const __m256i *)(acc + 8 * v));
-    for (; octet < end; octet++) {
-        const int8_t *a = codes + (int64_t)*octet * 2 * OCTET;
-        const __m256i *b = panel + (int64_t)*octet * 2 * STRIDE;
-        __m256i x = four_at(a), x_sign = four_at(a + 4), y = four_at(a + 8), y_sign = four_at(a + 12);
+    for (; pair < end; pair++) {
+        const int64_t first = (*pair)[0], second = (*pair)[1];
+        const __m256i *b = panel + first * STRIDE, *d = panel + second * STRIDE;
+        __m256i x = four_at(codes + first * 8), x_sign = four_at(codes + first * 8 + 4);
+        __m256i y = four_at(codes + second * 8), y_sign = four_at(codes + second * 8 + 4);
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             __m256i t = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
-            t = _mm256_add_epi16(t, _mm256_maddubs_epi16(y, _mm256_xor_si256(y_sign, b[STRIDE + v])));
+            t = _mm256_add_epi16(t, _mm256_maddubs_epi16(y, _mm256_xor_si256(y_sign, d[v])));
             c[v] = _mm256_add_epi32(c[v], _mm256_madd_epi16(t, ones));
             HOLD(c[v]);
         }
     }
-    for (end += s->num_twos; octet < end; octet++)
-        for (int quad = 0; quad < 2; quad++) {
-            const int8_t *a = codes + (int64_t)*octet * 2 * OCTET + quad * 8;
-            const __m256i *b = panel + (int64_t)*octet * 2 * STRIDE + quad * STRIDE;
+    for (end += s->num_twos; pair < end; pair++)
+        for (int i = 0; i < 2; i++) {
+            const int8_t *a = codes + (int64_t)(*pair)[i] * 8;
+            const __m256i *b = panel + (int64_t)(*pair)[i] * STRIDE;
             __m256i x = four_at(a), x_sign = four_at(a + 4);
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
@@ -206,11 +247,11 @@ row_block(const int vectors, const int8_t *codes, const schedule *s, int num_oct
                 HOLD(c[v]);
             }
         }
-    for (end = s->octets + num_octets; octet < end; octet++)
-        for (int half = 0; half < 4; half++) {
-            const int8_t *a = codes + (int64_t)*octet * 2 * OCTET + half / 2 * 8;
-            const __m256i *b = panel + (int64_t)*octet * 2 * STRIDE + half / 2 * STRIDE;
-            __m256i x = _mm256_and_si256(four_at(a), _mm256_set1_epi16(half % 2 ? -256 : 255)), x_sign = four_at(a + 4);
+    for (end = s->quads + num_pairs; pair < end; pair++)
+        for (int i = 0; i < 4; i++) {
+            const int8_t *a = codes + (int64_t)(*pair)[i / 2] * 8;
+            const __m256i *b = panel + (int64_t)(*pair)[i / 2] * STRIDE;
+            __m256i x = _mm256_and_si256(four_at(a), _mm256_set1_epi16(i % 2 ? -256 : 255)), x_sign = four_at(a + 4);
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++) {
                 __m256i t = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
@@ -223,9 +264,9 @@ row_block(const int vectors, const int8_t *codes, const schedule *s, int num_oct
 }
 
 #define ROW_BLOCK(vectors)                                                                                             \
-    static __attribute__((noinline)) void row_block##vectors(const int8_t *codes, const schedule *s, int num_octets,   \
+    static __attribute__((noinline)) void row_block##vectors(const int8_t *codes, const schedule *s, int num_pairs,    \
                                                              const __m256i *panel, int32_t *acc) {                     \
-        row_block(vectors, codes, s, num_octets, panel, acc);                                                          \
+        row_block(vectors, codes, s, num_pairs, panel, acc);                                                           \
     }
 ROW_BLOCK(2)
 ROW_BLOCK(4)
@@ -235,6 +276,7 @@ ROW_BLOCK(8)
 enum { GROUP_ROWS = 128 };
 
 static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    const int64_t block_k = block_depth(w->k_padded);
     int32_t acc[GROUP_ROWS * NR];
     for (int64_t panel = first; panel < last; panel++) {
         int64_t columns = w->n - panel * NR;
@@ -248,12 +290,12 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
                 vi start = vi_set(((const row_head *)(a + r * block->a_stride_bytes))->start);
                 for (int j = 0; j < NR; j += VL) vi_store(acc + r * NR + j, start);
             }
-            for (int64_t k = 0; k < w->k_padded; k += BLOCK_K) {
-                int64_t depth = w->k_padded - k < BLOCK_K ? w->k_padded - k : BLOCK_K;
+            for (int64_t k = 0, i = 0; k < w->k_padded; k += block_k, i++) {
+                int64_t depth = w->k_padded - k < block_k ? w->k_padded - k : block_k;
                 const __m256i *block_b = (const __m256i *)(b + k * NR);
                 for (int r = 0; r < rows; r++) {
                     const char *row = a + r * block->a_stride_bytes;
-                    add_block(row_codes(row) + 2 * k, row_schedules(row, w->k_padded) + k / BLOCK_K,
+                    add_block(row_codes(row) + 2 * k, row_schedules(row, w->k_padded) + i,
                               (int)(depth / OCTET), block_b, acc + r * NR);
                     if (k + depth == w->k_padded) finish_tile(w, block, panel, group + r, 1, acc + r * NR);
                 }

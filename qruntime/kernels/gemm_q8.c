@@ -130,9 +130,7 @@ static qrt_q8_row choose_parameters(float lo, float hi) {
 
 /// Bytes from one packed row to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
 static int64_t row_bytes(const qrt_q8_weights *w) {
-    const qrt_gemm_q8 *kernel = w->kernel;
-    int64_t bytes = kernel->row_bytes ? kernel->row_bytes(w->k_padded) : w->k_padded * kernel->item_bytes;
-    bytes = round_up(bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
+    int64_t bytes = round_up(w->k_padded * w->kernel->item_bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
     return bytes / QRT_ALIGNMENT % 2 ? bytes : bytes + QRT_ALIGNMENT;
 }
 

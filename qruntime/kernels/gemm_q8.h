@@ -96,12 +96,12 @@ typedef struct {
     int64_t ldy_elems;
 } qrt_q8_block;
 
-/// What a rung provides. Packed activations are row after row of `item_bytes` each, or as `row_bytes` says.
+/// What a rung provides. Packed activations are row after row of `item_bytes` each; a rung may keep QRT_ALIGNMENT bytes
+/// of its own behind a row.
 typedef struct qrt_gemm_q8 {
     const char *name;
     int mr, nr, kr;     ///< tile; k is padded to a multiple of kr
     int item_bytes;
-    int64_t (*row_bytes)(int64_t k_padded);  ///< of a packed row; NULL: k_padded · item_bytes
     const struct qrt_gemm_q8 *fallback;  ///< for weights that pack_panel refuses; NULL when it refuses none
 
     /// Widen [*lo, *hi] by k values; both become NaN when one of them is.

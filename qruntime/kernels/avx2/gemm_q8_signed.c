@@ -1,14 +1,14 @@
 /// int8 GEMM on AVX2: exact sums from vpmaddubsw, which multiplies twice as much as vpmaddwd but saturates.
 ///
-/// The codes of a row are kept as magnitude and sign of a' = q − c, c their mean, for a product of int8 and int8 has a
-/// bit to spare:
+/// Codes are moved to a' = q − 128 and kept as magnitude and sign, for a product of int8 and int8 has a bit to spare:
 ///
 ///     a' · w = |a'| · (w ^ s) + |a'| · (a' < 0),     s = −1 where a' < 0, else 0
 ///
-/// The second part belongs to the row alone. |w ^ s| ≤ 128, so products may be added in int16 while their |a'| sum to
-/// at most 256. Four codes of a row nearly always do, for most lie near the mean. So while a row is packed its quads of
-/// codes are put in pairs that do, mostly neighbours; a pair then meets every panel of weights with four products a
-/// lane before vpmaddwd widens them. What cannot be paired meets them with two, or, where two codes lie far out, one.
+/// The second part belongs to the row alone. |a'| ≤ 128 and |w ^ s| ≤ 128, and −128 · 128 · 2 still fits int16, so
+/// a pair of products never saturates. Four fit when Σ max(w + 1, −w) ≤ 256, that is Σ (w ^ (w >> 7)) ≤ 252: so
+/// weights are cut into *items*, the four weights of NR columns that meet the same four codes, and items whose sums
+/// together keep that bound are paired and added in int16 before one vpmaddwd widens both. Items need not stay in
+/// the order of k, each says where its codes are.
 #include <math.h>
 #include <string.h>
 
@@ -17,187 +17,159 @@
 
 #if defined(__x86_64__)
 
-enum { MR = 1, NR = 64, KR = 32, QUAD = 4, OCTET = 8 };
+enum { MR = 2, NR = 32, KR = 4, ITEM = KR * NR, VECTORS = NR / 8 };
 
-/// Largest depth of a block of weights, which stays in the L1 cache while rows pass, and its pairs of quads.
-enum { BLOCK_K = 384, BLOCK_PAIRS = BLOCK_K / OCTET };
+/// What zero points of activations are moved by.
+enum { CODE_OFFSET = 128 };
 
-/// Largest Σ |a'| of products added in int16: −128 · 256 is its end.
-enum { LIMIT = 256 };
+/// Largest Σ (w ^ (w >> 7)) over the four weights of a lane.
+enum { LIMIT = 252 };
 
-/// The quads of a block: first pairs that meet weights with four products a lane, then with two, the rest one by one.
+/// A panel: places of the codes, then items. The first `num_paired` of `num_items` are pairs, one after the other.
 typedef struct {
-    uint8_t num_fours, num_twos;
-    uint8_t quads[BLOCK_PAIRS][2];
-} schedule;
+    int32_t num_paired, num_items;
+    int32_t places[];  ///< in bytes
+} panel_head;
 
-/// A row: this, then for each quad of codes four magnitudes and four signs, then the schedules of its blocks.
-typedef struct {
-    int32_t center;
-    int32_t start;      ///< Σ |a'| over a' < 0
-    int32_t unused[14];
-} row_head;
-
-static inline int8_t *row_codes(const void *row) { return (int8_t *)row + sizeof(row_head); }
-static inline schedule *row_schedules(const void *row, int64_t k_padded) {
-    return (schedule *)(row_codes(row) + 2 * k_padded);
+static int64_t head_bytes(int64_t num_items) {
+    int64_t bytes = (int64_t)sizeof(panel_head) + num_items * (int64_t)sizeof(int32_t);
+    return (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
 }
-static int64_t num_blocks(int64_t k_padded) { return (k_padded + BLOCK_K - 1) / BLOCK_K; }
-/// Blocks of one row are of equal depth but for the last.
-static int64_t block_depth(int64_t k_padded) {
-    int64_t blocks = num_blocks(k_padded), depth = blocks ? (k_padded + blocks - 1) / blocks : KR;
-    return (depth + KR - 1) / KR * KR;
-}
-static int64_t signed_row_bytes(int64_t k_padded) {
-    return (int64_t)sizeof(row_head) + 2 * k_padded + num_blocks(k_padded) * (int64_t)sizeof(schedule);
-}
+static int64_t panel_bytes(int64_t k_padded) { return head_bytes(k_padded / KR) + k_padded * NR; }
 
 #include "../vector/simd_avx2.h"
 
 #include "../vector/math.inc.h"
 
 #include "../vector/activation.inc.h"
-
-static inline int32_t code_offset(const qrt_q8_block *block, int r) {
-    return ((const row_head *)((const char *)block->a + r * block->a_stride_bytes))->center;
-}
 #include "../vector/gemm_q8.inc.h"
 #include "quantize_u8.inc.h"
 
 // -------------------------------------------------------------------------------------- activations
 
-/// Of one block: Σ |a'| in the two lanes of each quad; bit i says that octet i breaks the limit with four products a
-/// lane, or with two.
-typedef struct {
-    int16_t sums[BLOCK_K / 4][2];
-    uint64_t not_four, not_two;
-} block_sums;
+/// Σ |a'| over a' < 0 is kept behind the row.
+static inline int32_t *row_start(const void *packed, int64_t k_padded) { return (int32_t *)packed + k_padded / 2; }
 
-static inline bool fit(const int16_t *x, const int16_t *y) { return x[0] + y[0] <= LIMIT && x[1] + y[1] <= LIMIT; }
-
-/// Exchange quads between octet `i`, which breaks the limit, and one that does not, so that both keep it.
-static bool exchange(const block_sums *s, uint64_t broken, uint8_t (*quads)[2], int num_octets, int i) {
-    uint8_t *x = quads[i];
-    for (int j = 0; j < num_octets; j++) {
-        if (broken >> j & 1) continue;
-        uint8_t *y = quads[j];
-        for (int way = 0; way < 2; way++) {
-            if (!fit(s->sums[x[0]], s->sums[y[way]]) || !fit(s->sums[x[1]], s->sums[y[1 - way]])) continue;
-            uint8_t moved = x[1];
-            x[1] = y[way];
-            y[way] = moved;
-            return true;
-        }
-    }
-    return false;
-}
-
-static void plan(const block_sums *s, int num_octets, schedule *out) {
-    uint8_t quads[BLOCK_PAIRS][2];
-    for (int i = 0; i < num_octets; i++) {
-        quads[i][0] = (uint8_t)(2 * i);
-        quads[i][1] = (uint8_t)(2 * i + 1);
-    }
-    out->num_fours = (uint8_t)num_octets;
-    out->num_twos = 0;
-    uint64_t broken = s->not_four | s->not_two;
-    if (!broken) {
-        memcpy(out->quads, quads, sizeof quads);
-        return;
-    }
-    for (int i = 0; i < num_octets; i++)
-        if ((broken & ~s->not_two) >> i & 1 && exchange(s, broken, quads, num_octets, i)) broken &= ~(1ull << i);
-    int placed = 0, counts[3] = {0};
-    for (int kind = 0; kind < 3; kind++)
-        for (int i = 0; i < num_octets; i++) {
-            if ((int)(broken >> i & 1) + (int)(s->not_two >> i & 1) != kind) continue;
-            memcpy(out->quads[placed++], quads[i], 2);
-            counts[kind]++;
-        }
-    out->num_fours = (uint8_t)counts[0];
-    out->num_twos = (uint8_t)counts[1];
-}
-
+/// Four magnitudes, four signs, and so on.
 static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
                             void *packed, int64_t *sum) {
-    int8_t *out = row_codes(packed);
-    uint8_t *codes = (uint8_t *)out + k_padded;  // each is read before anything is written there
-    int64_t total;
-    quantize(a, k, k_padded, inverse_scale, zero_point, codes, &total);
-    if (sum) *sum = total;
-    int32_t center = k ? (int32_t)((total + k / 2) / k) : 0;
-    memset(codes + k, center, (size_t)(k_padded - k));
-    const __m256i zero = _mm256_setzero_si256(), limit = _mm256_set1_epi16(LIMIT), c = _mm256_set1_epi8((char)center);
-    __m256i start = zero;
-    schedule *schedules = row_schedules(packed, k_padded);
-    const int64_t depth = block_depth(k_padded);
-    for (int64_t first = 0; first < k_padded; first += depth) {
-        int64_t last = k_padded - first < depth ? k_padded : first + depth;
-        block_sums sums;
-        sums.not_four = sums.not_two = 0;
-        for (int64_t i = first; i < last; i += KR) {
-            __m256i q = _mm256_loadu_si256((const __m256i *)(codes + i)), high = _mm256_max_epu8(q, c);
-            __m256i size = _mm256_sub_epi8(high, _mm256_min_epu8(q, c)), sign = _mm256_cmpeq_epi8(high, c);
-            start = _mm256_add_epi64(start, _mm256_sad_epu8(_mm256_and_si256(size, sign), zero));
-            __m256i x = _mm256_unpacklo_epi32(size, sign), y = _mm256_unpackhi_epi32(size, sign);
-            _mm256_storeu_si256((__m256i *)(out + 2 * i), _mm256_permute2x128_si256(x, y, 0x20));
-            _mm256_storeu_si256((__m256i *)(out + 2 * i + 32), _mm256_permute2x128_si256(x, y, 0x31));
-            __m256i two = _mm256_maddubs_epi16(size, _mm256_set1_epi8(1));
-            __m256i four = _mm256_add_epi16(two, _mm256_srli_epi64(two, 32));
-            _mm256_storeu_si256((__m256i *)sums.sums[(i - first) / QUAD], two);
-            uint32_t not_four = (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(four, limit)) & 0x0f0f0f0f;
-            uint32_t not_two = (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi16(two, limit));
-            if (not_four)
-                for (int octet = 0; octet < 4; octet++) {
-                    uint64_t bit = 1ull << ((i - first) / OCTET + octet);
-                    if (not_four >> 8 * octet & 0xff) sums.not_four |= bit;
-                    if (not_two >> 8 * octet & 0xff) sums.not_two |= bit;
-                }
-        }
-        plan(&sums, (int)(last - first) / OCTET, schedules++);
+    int8_t *out = packed;
+    uint8_t *codes = (uint8_t *)packed + k_padded;  // each is read before anything is written there
+    quantize(a, k, k_padded, inverse_scale, zero_point, codes, sum);
+    __m256i zero = _mm256_setzero_si256(), total = zero;
+    int64_t i = 0;
+    for (; i + 32 <= k_padded; i += 32) {
+        __m256i q = _mm256_loadu_si256((const __m256i *)(codes + i));
+        __m256i shifted = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+        __m256i size = _mm256_abs_epi8(shifted), sign = _mm256_cmpgt_epi8(zero, shifted);
+        total = _mm256_add_epi64(total, _mm256_sad_epu8(_mm256_and_si256(size, sign), zero));
+        __m256i low = _mm256_unpacklo_epi32(size, sign), high = _mm256_unpackhi_epi32(size, sign);
+        _mm256_storeu_si256((__m256i *)(out + 2 * i), _mm256_permute2x128_si256(low, high, 0x20));
+        _mm256_storeu_si256((__m256i *)(out + 2 * i + 32), _mm256_permute2x128_si256(low, high, 0x31));
     }
-    __m128i starts = _mm_add_epi64(_mm256_castsi256_si128(start), _mm256_extracti128_si256(start, 1));
-    row_head *head = packed;
-    head->center = center;
-    head->start = _mm_cvtsi128_si32(_mm_add_epi64(starts, _mm_unpackhi_epi64(starts, starts)));
+    __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    int32_t start = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
+    for (; i < k_padded; i += KR) {
+        uint8_t q[KR];
+        memcpy(q, codes + i, KR);
+        for (int j = 0; j < KR; j++) {
+            bool negative = q[j] < CODE_OFFSET;
+            int size = negative ? CODE_OFFSET - q[j] : q[j] - CODE_OFFSET;
+            out[2 * i + j] = (int8_t)size;
+            out[2 * i + KR + j] = negative ? -1 : 0;
+            start += negative ? size : 0;
+        }
+    }
+    *row_start(packed, k_padded) = start;
 }
 
 // ------------------------------------------------------------------------------------------ packing
 
-static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
+/// Items that wait for a partner, oldest first: what is hard to pair is tried first.
+enum { WAITING = 96 };
+
+typedef struct {
+    __m256i sums[2];        ///< of the 64 lanes of the item
+    __m256i w[VECTORS];
+    int32_t place;
+} item;
 
 /// Four rows of 16 columns as lanes of four.
-static inline void interleave16(const int8_t *w, int64_t row_stride_elems, int8_t *out) {
+static inline void interleave16(const int8_t *w, int64_t row_stride_elems, __m256i *out) {
     __m128i r0 = _mm_loadu_si128((const __m128i *)w);
     __m128i r1 = _mm_loadu_si128((const __m128i *)(w + row_stride_elems));
     __m128i r2 = _mm_loadu_si128((const __m128i *)(w + 2 * row_stride_elems));
     __m128i r3 = _mm_loadu_si128((const __m128i *)(w + 3 * row_stride_elems));
     __m128i low01 = _mm_unpacklo_epi8(r0, r1), low23 = _mm_unpacklo_epi8(r2, r3);
     __m128i high01 = _mm_unpackhi_epi8(r0, r1), high23 = _mm_unpackhi_epi8(r2, r3);
-    _mm_store_si128((__m128i *)out, _mm_unpacklo_epi16(low01, low23));
-    _mm_store_si128((__m128i *)(out + 16), _mm_unpackhi_epi16(low01, low23));
-    _mm_store_si128((__m128i *)(out + 32), _mm_unpacklo_epi16(high01, high23));
-    _mm_store_si128((__m128i *)(out + 48), _mm_unpackhi_epi16(high01, high23));
+    out[0] = _mm256_set_m128i(_mm_unpackhi_epi16(low01, low23), _mm_unpacklo_epi16(low01, low23));
+    out[1] = _mm256_set_m128i(_mm_unpackhi_epi16(high01, high23), _mm_unpacklo_epi16(high01, high23));
 }
 
-/// [k / 4][NR][4]
+static inline void load_item(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t rows,
+                             int64_t n, item *made) {
+    if (rows == KR && n == NR && col_stride_elems == 1) {
+        interleave16(w, row_stride_elems, made->w);
+        interleave16(w + 16, row_stride_elems, made->w + 2);
+    } else {
+        int8_t bytes[ITEM] = {0};
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < rows; i++) bytes[j * KR + i] = w[i * row_stride_elems + j * col_stride_elems];
+        memcpy(made->w, bytes, ITEM);
+    }
+    __m256i lanes[VECTORS], ones = _mm256_set1_epi8(1), zero = _mm256_setzero_si256();
+    for (int v = 0; v < VECTORS; v++)
+        lanes[v] = _mm256_maddubs_epi16(_mm256_xor_si256(made->w[v], _mm256_cmpgt_epi8(zero, made->w[v])), ones);
+    made->sums[0] = _mm256_packus_epi16(lanes[0], lanes[1]);
+    made->sums[1] = _mm256_packus_epi16(lanes[2], lanes[3]);
+}
+
+static inline bool may_pair(const item *x, const item *y) {
+    __m256i limit = _mm256_set1_epi8((char)LIMIT);
+    __m256i most = _mm256_max_epu8(_mm256_adds_epu8(x->sums[0], y->sums[0]), _mm256_adds_epu8(x->sums[1], y->sums[1]));
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(most, limit), limit)) == -1;
+}
+
+typedef struct {
+    panel_head *head;
+    int8_t *items;
+    int32_t first_single;  ///< pairs grow from the front, single items from the back
+} packing;
+
+static inline void put(packing *p, int32_t at, const item *x) {
+    memcpy(p->items + (int64_t)at * ITEM, x->w, ITEM);
+    p->head->places[at] = x->place;
+}
+
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        const int32_t *zero_points, void *panel) {
     (void)zero_points;
     if (k > QRT_Q8_MAX_K) return false;
-    int8_t *out = memset(panel, 0, (size_t)panel_bytes((k + KR - 1) / KR * KR));
-    for (int64_t i = 0; i < k; i += QUAD, out += QUAD * NR) {
-        const int8_t *from = w + i * row_stride_elems;
-        int64_t rows = k - i < QUAD ? k - i : QUAD;
-        if (rows == QUAD && n == NR && col_stride_elems == 1)
-            for (int j = 0; j < NR; j += 16) interleave16(from + j, row_stride_elems, out + j * QUAD);
-        else if (rows == QUAD && row_stride_elems == 1)
-            for (int64_t j = 0; j < n; j++) memcpy(out + j * QUAD, from + j * col_stride_elems, QUAD);
-        else
-            for (int64_t j = 0; j < n; j++)
-                for (int64_t r = 0; r < rows; r++)
-                    out[j * QUAD + r] = from[r * row_stride_elems + j * col_stride_elems];
+    panel_head *head = panel;
+    head->num_items = (int32_t)((k + KR - 1) / KR);
+    head->num_paired = 0;
+    packing p = {head, (int8_t *)panel + head_bytes(head->num_items), head->num_items};
+    item waiting[WAITING];
+    int count = 0;
+    for (int64_t i = 0; i < k; i += KR) {
+        item made = {.place = (int32_t)(2 * i)};
+        load_item(w + i * row_stride_elems, row_stride_elems, col_stride_elems, k - i < KR ? k - i : KR, n, &made);
+        int at = 0;
+        while (at < count && !may_pair(&made, &waiting[at])) at++;
+        bool paired = at < count;
+        if (paired) {
+            put(&p, head->num_paired++, &waiting[at]);
+            put(&p, head->num_paired++, &made);
+        } else if (count == WAITING) {
+            put(&p, --p.first_single, &waiting[at = 0]);
+        }
+        if (paired || count == WAITING) {
+            count--;
+            memmove(waiting + at, waiting + at + 1, sizeof *waiting * (size_t)(count - at));
+        }
+        if (!paired) waiting[count++] = made;
     }
+    for (int i = 0; i < count; i++) put(&p, --p.first_single, &waiting[i]);
     return true;
 }
 
@@ -212,96 +184,69 @@ static inline __attribute__((always_inline)) __m256i four_at(const int8_t *a) {
 /// Keeps the compiler from regrouping sums, for which it would need more registers than there are.
 #define HOLD(a) __asm__("" : "+x"(a))
 
-/// Add a block of a row against 8 · `vectors` columns to acc.
 static inline __attribute__((always_inline)) void
-row_block(const int vectors, const int8_t *codes, const schedule *s, int num_pairs, const __m256i *panel,
-          int32_t *acc) {
-    enum { STRIDE = NR / 8 };
+tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
     const __m256i ones = _mm256_set1_epi16(1);
-    const uint8_t(*pair)[2] = s->quads, (*end)[2] = pair + s->num_fours;
-    __m256i c[STRIDE];
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; v++) c[v] = _mm256_loadu_si256((const __m256i *)(acc + 8 * v));
-    for (; pair < end; pair++) {
-        const int64_t first = (*pair)[0], second = (*pair)[1];
-        const __m256i *b = panel + first * STRIDE, *d = panel + second * STRIDE;
-        __m256i x = four_at(codes + first * 8), x_sign = four_at(codes + first * 8 + 4);
-        __m256i y = four_at(codes + second * 8), y_sign = four_at(codes + second * 8 + 4);
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++) {
-            __m256i t = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
-            t = _mm256_add_epi16(t, _mm256_maddubs_epi16(y, _mm256_xor_si256(y_sign, d[v])));
-            c[v] = _mm256_add_epi32(c[v], _mm256_madd_epi16(t, ones));
-            HOLD(c[v]);
+    const __m256i *b = (const __m256i *)((const char *)head + head_bytes(head->num_items));
+    const int32_t *place = head->places, *pairs_end = place + head->num_paired, *end = place + head->num_items;
+    __m256i c[MR][VECTORS];
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) c[r][v] = _mm256_set1_epi32(*row_start(a + r * stride, k_padded));
+    for (; place < pairs_end; place += 2, b += 2 * VECTORS) {
+        const int8_t *first = a + place[0], *second = a + place[1];
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);
+            __m256i y = four_at(second + r * stride), y_sign = four_at(second + r * stride + KR);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                __m256i s = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
+                s = _mm256_add_epi16(s, _mm256_maddubs_epi16(y, _mm256_xor_si256(y_sign, b[VECTORS + v])));
+                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
+                HOLD(c[r][v]);
+            }
         }
     }
-    for (end += s->num_twos; pair < end; pair++)
-        for (int i = 0; i < 2; i++) {
-            const int8_t *a = codes + (int64_t)(*pair)[i] * 8;
-            const __m256i *b = panel + (int64_t)(*pair)[i] * STRIDE;
-            __m256i x = four_at(a), x_sign = four_at(a + 4);
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                __m256i t = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
-                c[v] = _mm256_add_epi32(c[v], _mm256_madd_epi16(t, ones));
-                HOLD(c[v]);
+    for (; place < end; place++, b += VECTORS) {
+        const int8_t *first = a + *place;
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                __m256i s = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
+                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
+                HOLD(c[r][v]);
             }
         }
-    for (end = s->quads + num_pairs; pair < end; pair++)
-        for (int i = 0; i < 4; i++) {
-            const int8_t *a = codes + (int64_t)(*pair)[i / 2] * 8;
-            const __m256i *b = panel + (int64_t)(*pair)[i / 2] * STRIDE;
-            __m256i x = _mm256_and_si256(four_at(a), _mm256_set1_epi16(i % 2 ? -256 : 255)), x_sign = four_at(a + 4);
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                __m256i t = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
-                c[v] = _mm256_add_epi32(c[v], _mm256_madd_epi16(t, ones));
-                HOLD(c[v]);
-            }
-        }
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; v++) _mm256_storeu_si256((__m256i *)(acc + 8 * v), c[v]);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + r * NR + v * 8), c[r][v]);
 }
 
-#define ROW_BLOCK(vectors)                                                                                             \
-    static __attribute__((noinline)) void row_block##vectors(const int8_t *codes, const schedule *s, int num_pairs,    \
-                                                             const __m256i *panel, int32_t *acc) {                     \
-        row_block(vectors, codes, s, num_pairs, panel, acc);                                                           \
-    }
-ROW_BLOCK(2)
-ROW_BLOCK(4)
-ROW_BLOCK(8)
-
-/// Rows whose sums wait together between two blocks.
-enum { GROUP_ROWS = 128 };
+static __attribute__((noinline)) void
+tile1(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    tile(1, a, stride, k_padded, head, acc);
+}
+static __attribute__((noinline)) void
+tile2(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    tile(2, a, stride, k_padded, head, acc);
+}
 
 static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
-    const int64_t block_k = block_depth(w->k_padded);
-    int32_t acc[GROUP_ROWS * NR];
+    int64_t stride = block->a_stride_bytes;
     for (int64_t panel = first; panel < last; panel++) {
-        int64_t columns = w->n - panel * NR;
-        void (*add_block)(const int8_t *, const schedule *, int, const __m256i *, int32_t *) =
-            columns > 32 ? row_block8 : columns > 16 ? row_block4 : row_block2;
-        const char *b = (const char *)w->panels + panel * w->panel_bytes;
-        for (int group = 0; group < block->num_rows; group += GROUP_ROWS) {
-            int rows = block->num_rows - group < GROUP_ROWS ? block->num_rows - group : GROUP_ROWS;
-            const char *a = (const char *)block->a + group * block->a_stride_bytes;
-            for (int r = 0; r < rows; r++) {
-                vi start = vi_set(((const row_head *)(a + r * block->a_stride_bytes))->start);
-                for (int j = 0; j < NR; j += VL) vi_store(acc + r * NR + j, start);
-            }
-            for (int64_t k = 0, i = 0; k < w->k_padded; k += block_k, i++) {
-                int64_t depth = w->k_padded - k < block_k ? w->k_padded - k : block_k;
-                const __m256i *block_b = (const __m256i *)(b + k * NR);
-                for (int r = 0; r < rows; r++) {
-                    const char *row = a + r * block->a_stride_bytes;
-                    add_block(row_codes(row) + 2 * k, row_schedules(row, w->k_padded) + i,
-                              (int)(depth / OCTET), block_b, acc + r * NR);
-                    if (k + depth == w->k_padded) finish_tile(w, block, panel, group + r, 1, acc + r * NR);
-                }
-            }
-            if (!w->k_padded)
-                for (int r = 0; r < rows; r++) finish_tile(w, block, panel, group + r, 1, acc + r * NR);
+        const panel_head *head = (const panel_head *)((const char *)w->panels + panel * w->panel_bytes);
+        for (int r = 0; r < block->num_rows; r += MR) {
+            int rows = block->num_rows - r < MR ? 1 : MR;
+            const int8_t *a = (const int8_t *)block->a + r * stride;
+            int32_t acc[MR * NR];
+            (rows == 1 ? tile1 : tile2)(a, stride, w->k_padded, head, acc);
+            finish_tile(w, block, panel, r, rows, acc);
         }
     }
 }
@@ -311,7 +256,6 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2, .fallback = &qrt_avx2_gemm_q8_widening,
-        .row_bytes = signed_row_bytes,
         .range = range, .quantize = quantize_signed, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .multiply = multiply, .finish = finish,
     };

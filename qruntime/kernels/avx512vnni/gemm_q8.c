@@ -7,18 +7,13 @@
 #if defined(__x86_64__)
 
 #define QRT_TILE_ROWS 8
-enum { MR = QRT_TILE_ROWS, NR = 48 };
+enum { MR = QRT_TILE_ROWS, NR = 48, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx512.h"
 
 #include "../vector/math.inc.h"
 
 #include "../vector/activation.inc.h"
-static inline int32_t code_offset(const qrt_q8_block *block, int r) {
-    (void)block;
-    (void)r;
-    return 0;
-}
 #include "../vector/gemm_q8.inc.h"
 
 /// Codes of 16 values as bytes.

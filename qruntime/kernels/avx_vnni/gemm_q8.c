@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 
 #define QRT_TILE_ROWS 4
-enum { MR = QRT_TILE_ROWS, NR = 24 };
+enum { MR = QRT_TILE_ROWS, NR = 24, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx2.h"
 
@@ -15,11 +15,6 @@ enum { MR = QRT_TILE_ROWS, NR = 24 };
 #include "../vector/math.inc.h"
 
 #include "../vector/activation.inc.h"
-static inline int32_t code_offset(const qrt_q8_block *block, int r) {
-    (void)block;
-    (void)r;
-    return 0;
-}
 #include "../vector/gemm_q8.inc.h"
 
 /// By hand, so that compilers without the target avxvnni do. {vex}: the other encoding is AVX-512's.

@@ -1,8 +1,5 @@
 /// What the vector rungs of the int8 GEMM share: range of a row, epilogue of a tile. Over the vocabulary of
-/// simd_*.h, with MR, NR, a multiple of VL, and
-///
-///     int32_t code_offset(const qrt_q8_block *block, int r)      the sums of row r are of q − this
-/// 
+/// simd_*.h, with MR, NR, a multiple of VL, and CODE_OFFSET defined: the sums are of q − CODE_OFFSET.
 
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     vf low0 = vf_set(*lo), low1 = low0, high0 = vf_set(*hi), high1 = high0;
@@ -58,21 +55,46 @@ static inline void finish_rows(const qrt_q8_weights *w, const qrt_q8_block *bloc
     }
 }
 
+static inline vf row_of_tile(const qrt_q8_weights *w, const qrt_q8_row *row, int64_t column, const int32_t *acc) {
+    vi x = vi_sub(vi_load(acc), vi_mul(vi_set(row->zero_point - CODE_OFFSET), vi_load(w->col_sums + column)));
+    if (w->zero_points) x = vi_sub(x, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
+    return vi_to_vf(x);
+}
+
+/// Whole panels without a polynomial, straight from the sums to y.
+static inline void finish_plain(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
+                                const int32_t *acc) {
+    bool relu = block->epilogue.activation == QRT_ACT_RELU;
+    for (int r = 0; r < rows; r++) {
+        const qrt_q8_row *row = &block->rows[first + r];
+        vf scale = vf_set(row->scale);
+        float *y = block->y + (first + r) * block->ldy_elems + panel * NR;
+        const float *residual = block->epilogue.residual;
+        if (residual) residual += (first + r) * block->epilogue.residual_stride_elems + panel * NR;
+#pragma GCC unroll 4
+        for (int j = 0; j < NR; j += VL) {
+            int64_t column = panel * NR + j;
+            vf x = row_of_tile(w, row, column, acc + r * NR + j);
+            x = vf_mul(x, vf_mul(scale, vf_load(w->scales + column)));
+            if (w->bias) x = vf_add(x, vf_load(w->bias + column));
+            if (relu) x = vf_max(vf_zero(), x);
+            if (residual) x = vf_add(x, vf_load(residual + j));
+            vf_store(y + j, x);
+        }
+    }
+}
+
 /// The epilogue of sums acc[rows][NR].
 static inline void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
                                const int32_t *acc) {
-    float t[MR * NR];
-    for (int j = 0; j < NR; j += VL) {
-        int64_t column = panel * NR + j;
-        vi sums = vi_load(w->col_sums + column);
-        for (int r = 0; r < rows; r++) {
-            const qrt_q8_row *row = &block->rows[first + r];
-            vi x = vi_sub(vi_load(acc + r * NR + j), vi_mul(vi_set(row->zero_point - code_offset(block, first + r)), sums));
-            if (w->zero_points)
-                x = vi_sub(x, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
-            vf_store(t + r * NR + j, vi_to_vf(x));
-        }
+    if (block->epilogue.activation <= QRT_ACT_RELU && (panel + 1) * NR <= w->n) {
+        finish_plain(w, block, panel, first, rows, acc);
+        return;
     }
+    float t[MR * NR];
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < NR; j += VL)
+            vf_store(t + r * NR + j, row_of_tile(w, &block->rows[first + r], panel * NR + j, acc + r * NR + j));
     finish_rows(w, block, panel, first, rows, t);
 }
 

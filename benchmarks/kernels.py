@@ -43,7 +43,7 @@ def gemm_q8(shape: tuple[int, int, int], weights: str, activation: int, threads:
     if weights == "uniform":
         w = rng.integers(-127, 128, (k, n), dtype=np.int8)
     else:
-        w = np.clip(np.rint(rng.standard_normal((k, n)) * 12), -127, 127).astype(np.int8)
+        w = np.clip(np.rint(rng.standard_normal((k, n)) * 36), -127, 127).astype(np.int8)
     packed = _kernels.PackedQ8(w, np.full(1, 1e-4, np.float32), None, np.zeros(n, np.float32))
     a = rng.standard_normal((m, k), dtype=np.float32)
     return 2e-9 * m * k * n / least_seconds(one_node("linear_q8", a, (activation, 0), packed, threads), seconds)

@@ -135,6 +135,40 @@ def test_sums_of_pairs_do_not_saturate(code, m):
         check(a, w, np.array([0.5], F32))
 
 
+@pytest.mark.parametrize("fill", ["all ends", "alternating", "random ends", "lanes at the limit"])
+@pytest.mark.parametrize("low", [-128, -127])
+def test_products_at_the_ends_of_int16(fill, low):
+    """Codes 0 and 255, next to a zero point in the middle, against weights at the ends, alone and in pairs of items."""
+    rng = np.random.default_rng(low + 128)
+    for k, n in ((2, 3), (8, 32), (37, 33), (64, 64), (260, 40)):
+        if fill == "all ends":
+            w = np.full((k, n), low, np.int8)
+            w[:, ::2] = 127
+        elif fill == "alternating":
+            w = np.where((np.arange(k)[:, None] + np.arange(n)) % 2, low, 127).astype(np.int8)
+        elif fill == "random ends":
+            w = rng.choice([low, 127], (k, n)).astype(np.int8)
+        else:  # four weights of a lane sum to one below, at, and one above what int16 holds
+            w = rng.choice([-64, -65, 62, 63, 64], (k, n)).astype(np.int8)
+        a = np.where(rng.random((9, k)) < 0.5, F32(-128), F32(127))
+        a[0], a[1] = -128, 127
+        a[2] = np.where(w[:, 0] > 0, -128, 127)
+        a[3] = np.where(w[:, -1] > 0, 127, -128)
+        a[:4, 0], a[:4, -1] = -128, 127
+        a[4:, ::3] = 0
+        zero = np.array([low], np.int32)
+        check(a.astype(F32), w, np.array([1.0], F32))
+        check(a.astype(F32), w, np.array([1.0], F32), zero)
+
+
+@pytest.mark.parametrize("spread", [20, 33, 42, 55, 128])
+def test_many_items_with_and_without_a_partner(spread):
+    rng = np.random.default_rng(spread)
+    for k in (380, 1100):
+        w = np.clip(np.rint(rng.standard_normal((k, 70)) * spread), -128, 127).astype(np.int8)
+        check(rng.standard_normal((3, k)).astype(F32), w, np.array([0.01], F32))
+
+
 def test_sparse_outliers_among_small_weights():
     rng = np.random.default_rng(7)
     for k, n in ((64, 48), (384, 100), (1000, 17)):

@@ -10,7 +10,8 @@
 /// A block of quantized rows shares the L2 cache with one panel of weights.
 enum { BLOCK_ROWS = 128, BLOCK_BYTES = 192 * 1024 };
 
-/// Fewer multiply-adds than this a thread (1 … 2 µs) are done sooner than another thread is woken.
+/// Fewer multiply-adds than this a thread are done sooner than another thread is woken. Two cores of a Zen 3 guest at
+/// 3.2 GHz, November 2026: 1×512×512 (5 µs) gains a sixth to a third from the second thread, 1×384×384 loses.
 enum { MACS_PER_THREAD = 1 << 17 };
 
 /// Beyond it the sums of a column do not fit int32.

@@ -181,8 +181,15 @@ static inline __attribute__((always_inline)) __m256i four_at(const int8_t *a) {
     return _mm256_set1_epi32(four);
 }
 
+enum { PREFETCH_BYTES = 2048 };
+
 /// Keeps the compiler from regrouping sums, for which it would need more registers than there are.
 #define HOLD(a) __asm__("" : "+x"(a))
+
+/// One row streams its weights: ask for those some 100 cycles ahead, past the end of the panel for the next one.
+static inline __attribute__((always_inline)) void prefetch(const __m256i *b, int bytes) {
+    for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)b + PREFETCH_BYTES + i, _MM_HINT_T0);
+}
 
 static inline __attribute__((always_inline)) void
 tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
@@ -196,6 +203,7 @@ tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const pa
         for (int v = 0; v < VECTORS; v++) c[r][v] = _mm256_set1_epi32(*row_start(a + r * stride, k_padded));
     for (; place < pairs_end; place += 2, b += 2 * VECTORS) {
         const int8_t *first = a + place[0], *second = a + place[1];
+        if (rows == 1) prefetch(b, 2 * ITEM);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);
@@ -211,6 +219,7 @@ tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const pa
     }
     for (; place < end; place++, b += VECTORS) {
         const int8_t *first = a + *place;
+        if (rows == 1) prefetch(b, ITEM);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
             __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);

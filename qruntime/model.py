@@ -12,12 +12,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel, QuantizationError
+from qruntime.errors import InputError, InvalidModel
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import exporter, importer
 from qruntime.passes import pipeline
-from qruntime.quantization import dynamic, printing
+from qruntime.quantization import dynamic, printing, specification
 from qruntime.quantization.report import Report
 from qruntime.runtime.inputs import convert_input, fixed_shape
 from qruntime.runtime.plan import Plan, check_supported, make_plan
@@ -188,10 +188,12 @@ class Model:
         self,
         qconfig_spec: Iterable[object] | Mapping[object, object] | None = None,
         dtype: object = "qint8",
+        mapping: Iterable[object] | Mapping[object, object] | None = None,
         inplace: bool = False,
         *,
         per_channel: bool = False,
-        activation: str = "per_token",
+        activation: str | None = None,
+        engine: str = "qruntime",
         only: Iterable[object] | None = None,
         exclude: Iterable[object] = (),
         strict: bool = False,
@@ -200,27 +202,32 @@ class Model:
 
         MatMul, Gemm, LSTM, GRU and RNN with constant float32 weights are quantized, in subgraphs too:
         weights to int8 per tensor, or per output channel; activations to uint8 per row (token), so that
-        a result does not depend on what shares its batch, or per tensor. Biases stay float, embeddings
-        are left alone.
+        a result does not depend on what shares its batch, or per tensor. Biases stay float.
 
-        `qconfig_spec` is torch's first argument: kinds of layers ("Linear", "LSTM", torch classes) or
-        names to quantize; a mapping with None as value excludes. `only` and `exclude` take node names,
-        module paths, globs and operator types. With `inplace` this model changes and is returned. What
-        was left alone and why is in `report` and in `summary()`; `strict` makes it an error.
+        `qconfig_spec`: a set of kinds of layers ("Linear", "LSTM", torch classes), names or module paths,
+        or a dict from such to a QConfig, or to None to exclude. The closest entry counts: a layer's own
+        name, the longest path around it, its operator or kind, "" for the whole model.
+        `dtype`: "qint8"; "float16" stores weights in half precision and computes in float32; "quint8" and
+        "quint4x2" are for embeddings. With a dict it has no say.
+        `mapping`: the kinds that may be quantized, instead of all.
+        `engine`: "fbgemm", "qnnpack" and "onnxruntime" reproduce the numbers of torch and ONNX Runtime.
+        `only` and `exclude` take node names, module paths, globs and operator types.
+
+        With `inplace` this model changes and is returned. What was left alone and why is in `report` and
+        in `summary()`; `strict` makes it an error.
 
         Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
         """
-        _check_dtype(dtype)
-        kinds, excluded = _read_spec(qconfig_spec)
+        wanted = specification.read(qconfig_spec, dtype, mapping, per_channel)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
         graph = clone(self.graph)
         report = dynamic.quantize_graph(
             graph,
-            kinds=kinds,
-            per_channel=per_channel,
+            wanted,
             activation=activation,
+            engine=engine,
             only=only,
-            exclude=[*([exclude] if isinstance(exclude, (str, type)) else exclude), *excluded],
+            exclude=exclude,
             strict=strict,
         )
         if not inplace:
@@ -273,25 +280,6 @@ def _load_again(path: str, digest: str, threads: int) -> Model:
 def _rebuild(data: bytes, path: str | None, threads: int, report: Report) -> Model:
     graph, info = importer.load_graph(data)
     return Model(graph, info, path=path, threads=threads, report=report)
-
-
-def _check_dtype(dtype: object) -> None:
-    name = dtype if isinstance(dtype, str) else str(dtype).rpartition(".")[2]
-    if name not in ("qint8", "int8"):
-        raise QuantizationError(f"dtype must be 'qint8', got {dtype!r}")
-
-
-def _read_spec(spec: Iterable[object] | Mapping[object, object] | None) -> tuple[list[object] | None, list[object]]:
-    """(what to quantize or None for everything, what to exclude)."""
-    if spec is None:
-        return None, []
-    if isinstance(spec, str):
-        raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
-    if isinstance(spec, Mapping):
-        excluded = [key for key, value in spec.items() if value is None]
-        chosen = [key for key, value in spec.items() if value is not None and key != ""]
-        return (chosen or None), excluded
-    return list(spec), []
 
 
 def _describe(value: Value, name: str) -> TensorInfo:

@@ -18,8 +18,8 @@ SIGNATURES = {
     Model.run: "(self, feed, outputs=None, *, out=None)",
     Model.__call__: "(self, *values)",
     Model.quantize_dynamic: (
-        "(self, qconfig_spec=None, dtype='qint8', inplace=False, *, per_channel=False, activation='per_token', "
-        "only=None, exclude=(), strict=False)"
+        "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=False, activation=None, "
+        "engine='qruntime', only=None, exclude=(), strict=False)"
     ),
     Model.profile: "(self, feed, *, repeat=20)",
     Model.summary: "(self)",

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
 from qruntime import QuantizationError
+from qruntime.quantization import default_dynamic_qconfig
 from tests.small_models import (
     FLOAT,
     assert_same_bits,
@@ -275,7 +276,7 @@ class LSTM:
         ({"qconfig_spec": {LSTM}}, []),
         ({"qconfig_spec": [Linear, LSTM]}, [FIRST, SECOND]),
         ({"qconfig_spec": {"encoder.layer.0.fc"}}, [FIRST]),
-        ({"qconfig_spec": {Linear: object(), "decoder.out": None}}, [FIRST]),
+        ({"qconfig_spec": {Linear: default_dynamic_qconfig, "decoder.out": None}}, [FIRST]),
         ({"qconfig_spec": set()}, []),
         ({"only": (pattern for pattern in ["Gemm"])}, [SECOND]),
         ({"exclude": (pattern for pattern in ["Gemm"])}, [FIRST]),

@@ -35,6 +35,7 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
         nodes.append(new)
     result = Graph(inputs, [value(v) for v in graph.outputs], nodes, name=graph.name, doc=graph.doc)
     result.output_names = list(graph.output_names)
+    result.output_types = list(graph.output_types)
     result.input_defaults = {value(v): data for v, data in graph.input_defaults.items()}
     return result
 

@@ -7,6 +7,7 @@ from qruntime.ops import casting as casting
 from qruntime.ops import control_flow as control_flow
 from qruntime.ops import convolution as convolution
 from qruntime.ops import detection as detection
+from qruntime.ops import embedding as embedding
 from qruntime.ops import image as image
 from qruntime.ops import indexing as indexing
 from qruntime.ops import layout as layout

@@ -9,6 +9,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, Value
+from qruntime.ops import engines
 from qruntime.ops.registry import NativeCall, find, operator
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
@@ -88,13 +89,18 @@ def dynamic_quantized_linear(
     *,
     activation: str = "none",
     range: str = "per_token",
+    engine: str = "qruntime",
 ) -> np.ndarray:
     """x [..., K] float32, weight int8 [K, N] with scale and zero point [1] or [N] → [..., N] float32.
 
     Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
+    Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
     """
     _check_last_dimension(x, weight)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if engine != "qruntime":
+        y = engines.product(rows, engines.prepare(weight, scale, zero_point), bias, engine)
+        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation)
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
     total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))
@@ -104,6 +110,8 @@ def dynamic_quantized_linear(
 
 @dynamic_quantized_linear.native
 def _linear_q8(node: Node) -> NativeCall | None:
+    if node.attr("engine", "qruntime") != "qruntime":
+        return None
     packed = _kernels.PackedQ8(*(_data(node.input(i)) for i in (1, 2, 3, 4)))
     inputs = [0] if node.input(5) is None else [0, 5]
     ints = [ACTIVATIONS.index(node.attr("activation", "none")), RANGES.index(node.attr("range", "per_token"))]

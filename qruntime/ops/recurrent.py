@@ -15,9 +15,17 @@ Activation = Callable[[np.ndarray], np.ndarray]
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
+# exp and tanh in float64: numpy's own float32 versions differ from CPU to CPU, and where a hidden state is
+# rounded to codes at every step the last bit may decide.
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
+        return 1 / (1 + np.exp(-x, dtype=np.float64).astype(x.dtype))
+
+
+def _tanh(x: np.ndarray) -> np.ndarray:
+    return np.tanh(x, dtype=np.float64).astype(x.dtype)
 
 
 def _elu(x: np.ndarray, alpha: float) -> np.ndarray:
@@ -27,7 +35,7 @@ def _elu(x: np.ndarray, alpha: float) -> np.ndarray:
 # Name in lower case → function of (x, alpha, beta), default alpha, default beta; None: takes no such value.
 _ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray, float, float], np.ndarray], float | None, float | None]] = {
     "relu": (lambda x, a, b: np.maximum(x, 0), None, None),
-    "tanh": (lambda x, a, b: np.tanh(x), None, None),
+    "tanh": (lambda x, a, b: _tanh(x), None, None),
     "sigmoid": (lambda x, a, b: _sigmoid(x), None, None),
     "affine": (lambda x, a, b: a * x + b, 1.0, 0.0),
     "leakyrelu": (lambda x, a, b: np.where(x >= 0, x, a * x).astype(x.dtype), 0.01, None),
@@ -82,20 +90,29 @@ def _bind(
     return lambda x: function(x, alpha, beta)
 
 
-Rounding = Callable[[np.ndarray], np.ndarray]
-"""What activations (rows, features) go through before they meet a weight matrix."""
+class Products:
+    """How a layer multiplies with its weights W (D, G · H, I) and R (D, G · H, H)."""
 
+    def __init__(self, w: np.ndarray, r: np.ndarray):
+        self.w, self.r = w, r
 
-def exact(x: np.ndarray) -> np.ndarray:
-    return x
+    def input(self, d: int, x: np.ndarray) -> np.ndarray:
+        """x (rows, I) of direction `d` → (rows, G · H)."""
+        return np.matmul(x, self.w[d].T)
+
+    def hidden(self, d: int, h: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        """h (N, H) against the `rows` of R."""
+        return h @ self.r[d, rows].T
+
+    def blend(self, update: np.ndarray, candidate: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """The next hidden state of a GRU."""
+        return (1 - update) * candidate + update * h
 
 
 class Layer(NamedTuple):
     """Checked inputs of a recurrent layer, time first, in the working dtype, absent ones filled with zeros."""
 
     x: np.ndarray  # (T, N, input)
-    w: np.ndarray  # (D, G · H, input)
-    r: np.ndarray  # (D, G · H, H)
     wb: np.ndarray  # (D, G · H)
     rb: np.ndarray  # (D, G · H)
     lengths: np.ndarray | None  # (N); None when every sequence is T long
@@ -104,7 +121,7 @@ class Layer(NamedTuple):
     hidden: int
     dtype: np.dtype
     batch_first: bool
-    rounding: Rounding
+    products: Products
 
 
 def prepare(
@@ -119,7 +136,7 @@ def prepare(
     direction: str,
     hidden_size: int | None,
     layout: int,
-    rounding: Rounding,
+    products: Products | None,
 ) -> Layer:
     """Check the shapes of a recurrent layer; ValueError says which one does not fit."""
     if direction not in DIRECTIONS:
@@ -154,9 +171,10 @@ def prepare(
     biases = np.zeros((count, 2 * gates * hidden), wide) if b is None else b.astype(wide)
     h0 = np.zeros((count, batch, hidden), wide) if initial_h is None else initial_h.astype(wide)
     wb, rb = biases[:, : gates * hidden], biases[:, gates * hidden :]
+    if products is None:
+        products = Products(w.astype(wide, copy=False), r.astype(wide, copy=False))
     return Layer(
-        x.astype(wide, copy=False), w.astype(wide, copy=False), r.astype(wide, copy=False),
-        wb, rb, lengths, h0, reverse, hidden, dtype, bool(layout), rounding,
+        x.astype(wide, copy=False), wb, rb, lengths, h0, reverse, hidden, dtype, bool(layout), products,
     )  # fmt: skip
 
 
@@ -171,22 +189,27 @@ def scan_direction(layer: Layer, d: int, bias: np.ndarray, state: State, step: S
     next state; its first array is the hidden one.
     """
     steps, batch, features = layer.x.shape
-    projected = np.matmul(layer.rounding(layer.x.reshape(steps * batch, features)), layer.w[d].T)
-    projected = projected.reshape(steps, batch, layer.w.shape[1]) + bias
     y = np.zeros((steps, batch, layer.hidden), layer.x.dtype)
-    everyone = np.arange(batch)
+    if layer.lengths is None:
+        projected = layer.products.input(d, layer.x.reshape(steps * batch, features)).reshape(steps, batch, bias.size) + bias
+        for t in reversed(range(steps)) if layer.reverse[d] else range(steps):
+            state = step(projected[t], state)
+            y[t] = state[0]
+        return y, state
+    # Only what belongs to a sequence is read: padding has no say in a scale.
+    inside = np.arange(steps)[:, None] < layer.lengths
+    projected = np.zeros((steps, batch, bias.size), layer.x.dtype)
+    projected[inside] = layer.products.input(d, layer.x[inside]) + bias
+    state = tuple(value.copy() for value in state)
     for t in range(steps):
-        if layer.lengths is None:
-            at = steps - 1 - t if layer.reverse[d] else t
-            state = step(projected[at], state)
-            y[at] = state[0]
-            continue
+        active = np.flatnonzero(t < layer.lengths)
+        if not active.size:
+            break
         # A reversed sequence starts at its own end, so rows read different time steps.
-        active = t < layer.lengths
-        where = np.where(active, layer.lengths - 1 - t, t) if layer.reverse[d] else np.full(batch, t)
-        new = step(projected[where, everyone], state)
-        state = tuple(np.where(active[:, None], n, old) for n, old in zip(new, state, strict=True))
-        y[where[active], everyone[active]] = state[0][active]
+        at = layer.lengths[active] - 1 - t if layer.reverse[d] else t
+        for value, new in zip(state, step(projected[at, active], tuple(v[active] for v in state)), strict=True):
+            value[active] = new
+        y[at, active] = state[0][active]
     return y, state
 
 
@@ -217,13 +240,13 @@ def rnn(
     hidden_size: int | None = None,
     layout: int = 0,
     output_sequence: int = 0,
-    rounding: Rounding = exact,
+    products: Products | None = None,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, H, I), R (D, H, H), B (D, 2H) → Y (T, D, N, H), Y_h (D, N, H).
 
     With layout 1 the batch comes first: X (N, T, I), Y (N, T, D, H), Y_h and initial_h (N, D, H).
     """
-    layer = prepare("RNN", 1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
+    layer = prepare("RNN", 1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     functions = activation_functions(
         "RNN", activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip
     )
@@ -231,7 +254,7 @@ def rnn(
     for d, (f,) in enumerate(functions):
 
         def step(gates: np.ndarray, state: State, d: int = d, f: Activation = f) -> State:
-            return (f(gates + rounding(state[0]) @ layer.r[d].T),)
+            return (f(gates + layer.products.hidden(d, state[0])),)
 
         y, state = scan_direction(layer, d, layer.wb[d] + layer.rb[d], (layer.h0[d],), step)
         ys.append(y)
@@ -257,20 +280,19 @@ def gru(
     layout: int = 0,
     linear_before_reset: int = 0,
     output_sequence: int = 0,
-    rounding: Rounding = exact,
+    products: Products | None = None,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, 3H, I), R (D, 3H, H), B (D, 6H), gates z, r, h → Y (T, D, N, H), Y_h (D, N, H).
 
     With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("GRU", 3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
+    layer = prepare("GRU", 3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     functions = activation_functions(
         "GRU", activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
     )
     n = layer.hidden
     ys, states = [], []
     for d, (f, g) in enumerate(functions):
-        recurrent = layer.r[d].T
         bias = layer.wb[d].copy()
         bias[: 2 * n] += layer.rb[d, : 2 * n]
         candidate_bias = layer.rb[d, 2 * n :]
@@ -280,18 +302,18 @@ def gru(
             state: State,
             f: Activation = f,
             g: Activation = g,
-            recurrent: np.ndarray = recurrent,
+            d: int = d,
             candidate_bias: np.ndarray = candidate_bias,
         ) -> State:
             (h,) = state
-            rounded = rounding(h)
-            both = f(gates[:, : 2 * n] + rounded @ recurrent[:, : 2 * n])
+            both = f(gates[:, : 2 * n] + layer.products.hidden(d, h, slice(0, 2 * n)))
             update, reset = both[:, :n], both[:, n:]
+            inner = layer.products.hidden(d, h if linear_before_reset else reset * h, slice(2 * n, 3 * n))
             if linear_before_reset:
-                candidate = g(gates[:, 2 * n :] + reset * (rounded @ recurrent[:, 2 * n :] + candidate_bias))
+                candidate = g(gates[:, 2 * n :] + reset * (inner + candidate_bias))
             else:
-                candidate = g(gates[:, 2 * n :] + rounding(reset * h) @ recurrent[:, 2 * n :] + candidate_bias)
-            return ((1 - update) * candidate + update * h,)
+                candidate = g(gates[:, 2 * n :] + inner + candidate_bias)
+            return (layer.products.blend(update, candidate, h),)
 
         y, state = scan_direction(layer, d, bias, (layer.h0[d],), step)
         ys.append(y)
@@ -319,13 +341,13 @@ def lstm(
     input_forget: int = 0,
     layout: int = 0,
     output_sequence: int = 0,
-    rounding: Rounding = exact,
+    products: Products | None = None,
 ) -> tuple[np.ndarray, ...]:
     """X (T, N, I), W (D, 4H, I), R (D, 4H, H), B (D, 8H), gates i, o, f, c; peepholes P (D, 3H) of i, o, f.
 
     Returns Y (T, D, N, H), Y_h (D, N, H), Y_c (D, N, H). With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, rounding)
+    layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     # `clip` bounds the gates but not the cell state on its way to the hidden one, as in ONNX Runtime.
     functions = activation_functions(
         "LSTM", activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip, 2
@@ -341,7 +363,7 @@ def lstm(
     peepholes = np.zeros((count, 3 * n), layer.h0.dtype) if p is None else p.astype(layer.h0.dtype)
     ys, states = [], []
     for d, (f, g, h) in enumerate(functions):
-        recurrent, peephole = layer.r[d].T, peepholes[d]
+        peephole = peepholes[d]
 
         def step(
             gates: np.ndarray,
@@ -349,11 +371,11 @@ def lstm(
             f: Activation = f,
             g: Activation = g,
             h: Activation = h,
-            recurrent: np.ndarray = recurrent,
+            d: int = d,
             peephole: np.ndarray = peephole,
         ) -> State:
             hidden, cell = state
-            gates = gates + rounding(hidden) @ recurrent
+            gates = gates + layer.products.hidden(d, hidden)
             i = f(gates[:, :n] + peephole[:n] * cell)
             forget = 1 - i if input_forget else f(gates[:, 2 * n : 3 * n] + peephole[2 * n :] * cell)
             cell = forget * cell + i * g(gates[:, 3 * n :])

@@ -10,7 +10,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node
-from qruntime.ops import recurrent
+from qruntime.ops import engines, recurrent
 from qruntime.ops.linear import RANGES, quantize_rows
 from qruntime.ops.registry import NativeCall, OpSpec, operator
 
@@ -103,20 +103,49 @@ recurrent.gru.native(_bind_float("GRU", [0, 4, 5]))
 recurrent.rnn.native(_bind_float("RNN", [0, 4, 5]))
 
 
-def _dequantize(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-    """Weight [D, rows, columns] of codes with scale and zero point [D, 1] or [D, rows]."""
-    return (q.astype(np.float32) - zero_point[..., None].astype(np.float32)) * scale[..., None]
+class _IntegerProducts(recurrent.Products):
+    """Exact sums over codes of rows, as in the kernels: a row's result is its own whatever stands beside it."""
 
+    def __init__(self, w: list[engines.Weights], r: list[engines.Weights], range_: str):
+        self.weights, self.recurrent, self.range = w, r, range_
 
-def _fake_quantize(range_: str) -> recurrent.Rounding:
-    """Rows as the kernels see them: rounded to uint8 and back."""
-
-    def rounded(x: np.ndarray) -> np.ndarray:
-        rows = np.ascontiguousarray(x, np.float32).reshape((1, -1) if range_ == "per_tensor" else x.shape)
+    def _product(self, x: np.ndarray, weights: engines.Weights) -> np.ndarray:
+        rows = np.ascontiguousarray(x, np.float32).reshape((1, -1) if self.range == "per_tensor" else x.shape)
         codes, scale, zero_point = quantize_rows(rows)
-        return ((codes.astype(np.float32) - zero_point) * scale).astype(np.float32).reshape(x.shape)
+        total = (codes.astype(np.float64) - zero_point).reshape(x.shape) @ weights.centred
+        return total.astype(np.float32) * (scale * weights.scale)
 
-    return rounded
+    def input(self, d: int, x: np.ndarray) -> np.ndarray:
+        return self._product(x, self.weights[d])
+
+    def hidden(self, d: int, h: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        return self._product(h, _some(self.recurrent[d], rows))
+
+
+def _some(weights: engines.Weights, rows: slice) -> engines.Weights:
+    centred, scale = weights
+    return engines.Weights(centred[:, rows], scale if scale.size == 1 else scale[rows])
+
+
+class _EngineProducts(recurrent.Products):
+    """Integer products and biases as another runtime computes them, one scale for all rows that are running."""
+
+    def __init__(self, w: list[engines.Weights], r: list[engines.Weights], b: np.ndarray | None, engine: str):
+        self.weights, self.recurrent, self.engine = w, r, engine
+        self.wb, self.rb = (None, None) if b is None else np.split(b, 2, axis=1)
+
+    def input(self, d: int, x: np.ndarray) -> np.ndarray:
+        return engines.product(x, self.weights[d], None if self.wb is None else self.wb[d], self.engine)
+
+    def hidden(self, d: int, h: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+        return engines.product(h, _some(self.recurrent[d], rows), None if self.rb is None else self.rb[d, rows], self.engine)
+
+    def blend(self, update: np.ndarray, candidate: np.ndarray, h: np.ndarray) -> np.ndarray:
+        return (h - candidate) * update + candidate  # the order of torch
+
+
+def _weights(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> list[engines.Weights]:
+    return [engines.prepare(q[d].T, scale[d], zero_point[d]) for d in range(len(q))]
 
 
 def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -> None:
@@ -142,21 +171,28 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         layout: int = 0,
         output_sequence: int = 0,
         range: str = "per_token",
+        engine: str = "qruntime",
     ) -> Any:
         """The layer over int8 W and R [D, G·H, …] with scales [D, 1] or [D, G·H]; X and h are rounded to uint8."""
+        if w.ndim != 3 or r.ndim != 3 or len(w) != len(r) or (b is not None and b.ndim != 2):
+            raise ValueError(f"{op}: W and R must have rank 3 and B rank 2, got {w.shape}, {r.shape} and {None if b is None else b.shape}")
         keywords: dict[str, Any] = {
             "activations": activations, "activation_alpha": activation_alpha, "activation_beta": activation_beta,
             "clip": clip, "direction": direction, "hidden_size": hidden_size, "layout": layout,
-            "rounding": _fake_quantize(range),
         }  # fmt: skip
         if op == "LSTM":
             keywords["input_forget"] = input_forget
         if op == "GRU":
             keywords["linear_before_reset"] = linear_before_reset
-        return definition(x, _dequantize(w, w_scale, w_zero_point), _dequantize(r, r_scale, r_zero_point), b, *rest, **keywords)
+        codes = _weights(w, w_scale, w_zero_point), _weights(r, r_scale, r_zero_point)
+        if engine != "qruntime":
+            return definition(x, w, r, None, *rest, **keywords, products=_EngineProducts(*codes, b, engine))
+        return definition(x, w, r, b, *rest, **keywords, products=_IntegerProducts(*codes, range))
 
     @quantized.native
     def _(node: Node) -> NativeCall | None:
+        if node.attr("engine", "qruntime") != "qruntime":
+            return None
         w, w_scale, w_zero, r, r_scale, r_zero, b = (None if v is None else v.data for v in (node.input(i) for i in range(1, 8)))
         if w is None or r is None or (b is None and node.input(7) is not None):
             return None

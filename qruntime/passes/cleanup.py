@@ -10,6 +10,7 @@ from qruntime.ir import AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ops import registry
 from qruntime.passes.rewriting import trace
+from qruntime.passes.weights import is_stored_half
 
 FOLDING_CAP = 1 << 20
 """Bytes a folded constant may have beyond what its inputs have: a few bytes of model must not become gigabytes."""
@@ -61,7 +62,7 @@ def _fold(node: Node) -> bool:
 
 
 def _is_dequantization(node: Node) -> bool:
-    if node.is_op("DequantizeLinear"):
+    if node.is_op("DequantizeLinear") or is_stored_half(node):
         return True
     source = node.input(0)
     return node.is_op("Cast") and source is not None and source.data is not None and source.data.dtype == np.int8 and source.data.ndim >= 2

@@ -8,8 +8,9 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
+from qruntime.ops.engines import ENGINES
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
-from qruntime.passes.weights import DYNAMIC, QuantizedWeight, quantized_weight
+from qruntime.passes.weights import DYNAMIC, ENGINE, QuantizedWeight, quantized_weight
 
 _ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
@@ -96,7 +97,13 @@ def _lower(node: Node) -> Skip | tuple[Builder, Value]:
         None,
         activation="none",
         range=node.metadata[DYNAMIC],
+        **engine_attribute(node),
     )
+
+
+def engine_attribute(node: Node) -> dict[str, str]:
+    """The attribute of a lowered node that computes as another runtime does."""
+    return {"engine": node.metadata[ENGINE]} if node.metadata.get(ENGINE) in ENGINES else {}
 
 
 def _as_columns(quantized: QuantizedWeight, transposed: bool) -> tuple[Any, np.ndarray, np.ndarray]:

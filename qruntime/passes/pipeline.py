@@ -18,12 +18,14 @@ from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
+from qruntime.passes.embedding import fuse_embeddings
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
+from qruntime.passes.weights import widen_half_weights
 
 Pass = Callable[[Graph], None]
 
@@ -35,6 +37,8 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
+    widen_half_weights,
+    fuse_embeddings,
     remove_casts,
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value
-from qruntime.passes.linear import constant, splice
+from qruntime.passes.linear import constant, engine_attribute, splice
 from qruntime.passes.rewriting import QRUNTIME, Skip, as_attribute, trace
 from qruntime.passes.weights import DYNAMIC, quantized_weight
 
@@ -36,6 +36,7 @@ def _lower(node: Node) -> Skip | Node:
         return Skip("the bias is computed at run time")
     inputs = [node.input(0), *w, *r, *(node.input(i) for i in range(3, max(4, len(node.inputs))))]
     attributes = {**node.attributes, "range": as_attribute(node.metadata[DYNAMIC])}
+    attributes |= {name: as_attribute(value) for name, value in engine_attribute(node).items()}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
     op_type, metadata = f"DynamicQuantized{node.op_type}", dict(node.metadata)
     return Node(op_type, inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=metadata)

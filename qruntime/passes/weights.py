@@ -1,7 +1,7 @@
-"""Constant weights as lowering sees them: float, or int8 behind a dequantization.
+"""Constant weights as lowering sees them: float, float16 behind a Cast, or int8 behind a dequantization.
 
-Two stored forms are recognised: `DequantizeLinear(q, scale, zero_point)` and, for opsets that lack it,
-`Mul(Sub(Cast(q), zero_point), scale)`.
+Two stored forms of int8 are recognised: `DequantizeLinear(q, scale, zero_point)` and, for opsets that lack
+it, `Mul(Sub(Cast(q), zero_point), scale)`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ir import Node, Value
+from qruntime.ir import Graph, Node, TypeInfo, Value
 
 DYNAMIC = "qruntime.dynamic"
 """Metadata key of a node whose activations are quantized at every run; the value is per_token or per_tensor."""
+
+ENGINE = "qruntime.engine"
+"""Metadata key of such a node when it computes as another runtime does; the value is one of qruntime.ops.engines."""
+
+STORED = "qruntime.dtype"
+"""Metadata key of a node whose weight is stored in another element type: float16, or quint8 and quint4x2 of embeddings."""
 
 
 class QuantizedWeight(NamedTuple):
@@ -30,6 +36,34 @@ class QuantizedWeight(NamedTuple):
             shape[self.axis] = -1
         centred = self.q.astype(np.int32) - self.zero_point.astype(np.int32).reshape(shape)
         return centred.astype(np.float32) * self.scale.reshape(shape)
+
+
+def half_weight(value: Value | None) -> np.ndarray | None:
+    """The float16 constant that `value` widens to float32, or None."""
+    node = None if value is None else value.producer
+    source = node.input(0) if node is not None and node.is_op("Cast") and node.attr("to") == 1 else None
+    if source is None or source.data is None or source.data.dtype != np.float16:
+        return None
+    return source.data
+
+
+def is_stored_half(node: Node) -> bool:
+    """A Cast whose float16 constant is how the weight of a layer is stored."""
+    if not node.is_op("Cast") or half_weight(node.outputs[0]) is None:
+        return False
+    return any(user.metadata.get(STORED) == "float16" for user, _ in node.outputs[0].uses)
+
+
+def widen_half_weights(graph: Graph) -> None:
+    """Weights stored as float16 become float32 constants: they are computed with as such."""
+    for nested in graph.walk_graphs():
+        gone = [node for node in nested.nodes if is_stored_half(node)]
+        for node in gone:
+            output, half = node.outputs[0], half_weight(node.outputs[0])
+            assert half is not None
+            output.producer, output.data = None, half.astype(np.float32)
+            output.type = TypeInfo("tensor", 1, half.shape)
+        nested.remove(*gone)
 
 
 def quantized_weight(value: Value | None) -> QuantizedWeight | None:

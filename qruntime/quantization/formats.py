@@ -61,7 +61,7 @@ def quantize(weight: np.ndarray, form: Int8) -> QuantizedTensor:
     if form.range == "mse":
         if form.axis is not None or not form.symmetric:
             raise ValueError("range 'mse' is for one symmetric scale")
-        share = _best_share(weight, max(-float(lows), float(highs)))
+        share = best_share(weight, max(-float(lows), float(highs)))
         lows, highs = lows * share, highs * share
     scale, zero_point = _parameters(np.minimum(lows, 0), np.maximum(highs, 0), form.symmetric)
     q, snr_db = _round(weight, scale, zero_point, form)
@@ -84,7 +84,7 @@ _RUNS, _RUN = 512, 1024
 _SHARES = np.linspace(1.0, 0.1, 91)
 
 
-def _best_share(weight: np.ndarray, bound: float) -> float:
+def best_share(weight: np.ndarray, bound: float) -> float:
     """The share of the largest magnitude `bound` that a symmetric range should cover for the least squared error.
 
     From a histogram of magnitudes: beyond the range the error is the distance to it, below half a step

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from qruntime.ir import Graph, Node
-from qruntime.passes.weights import DYNAMIC, quantized_weight
+from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
-from qruntime.quantization.selection import kind_of
+from qruntime.quantization.selection import RECURRENT, layer_kind, module_names
 
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
-
-_NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
 
 
 def tree(graph: Graph, report: Report) -> str:
@@ -56,51 +53,23 @@ def _lines(branch: Module, indent: int) -> list[str]:
     return lines
 
 
-_MAX_DEPTH = 32  # of printed modules: names are the file's to choose
-
-
-def module_names(node: Node) -> list[str]:
-    """Module names from the outermost to the layer itself, never empty.
-
-    From the node's name when it is a path (/encoder/layer.0/fc/MatMul); else from the scopes that torch's
-    dynamo exporter notes, whose node names say nothing (node_linear_3); else from the weight's name
-    (encoder.layer.0.fc.weight); else the name of the node or of its output.
-    """
-    scopes = re.findall(r"'([^']*)'", node.metadata.get(_NAME_SCOPES, ""))
-    weight = node.input(1)
-    of_weight = "" if weight is None else weight.name.removesuffix("_dequantized")
-    if "/" in node.name:
-        parts = [part for part in node.name.split("/") if part]
-        if len(parts) > 1 and parts[-1].startswith(node.op_type):
-            del parts[-1]
-        parts = [name for part in parts for name in (part.split(".") if _NUMBERED.fullmatch(part) else [part])]
-    elif len(scopes) > 1 and scopes[-2]:  # modules with their full paths, then the operator
-        parts = scopes[-2].split(".")
-    elif not node.name and of_weight.endswith(".weight"):
-        parts = of_weight.removesuffix(".weight").split(".")
-    else:
-        parts = [node.name or node.outputs[0].name]
-    parts = [part for part in parts if part] or [node.op_type]
-    return parts[:_MAX_DEPTH]
-
-
-_NUMBERED = re.compile(r"\w+(\.\d+)+")  # layer.0: an entry of torch's ModuleList
-
-
 def describe_layer(node: Node) -> str | None:
     """One line for a node with weights, None for the others."""
-    kind = None if node.domain else kind_of(node.op_type)
-    if kind is None:
+    kind = layer_kind(node)
+    shape = None if kind is None else _weight_shape(node)
+    if kind is None or shape is None:
         return None
-    shape = _weight_shape(node)
-    if shape is None:
-        return None
-    quantized = DYNAMIC in node.metadata
+    stored = node.metadata.get(STORED)
+    if kind == "Embedding":
+        return _describe_embedding(stored, shape)
+    quantized = DYNAMIC in node.metadata or stored == "float16"
     if kind == "Linear":
         transposed = node.op_type == "Gemm" and bool(node.attr("transB", 0))
         k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
         if not quantized:
             return f"Linear(in_features={k}, out_features={n})"
+        if stored == "float16":
+            return f"DynamicQuantizedLinear(in_features={k}, out_features={n}, dtype=torch.float16)"
         scheme = "torch.per_channel_affine" if _is_per_channel(node) else "torch.per_tensor_affine"
         return f"DynamicQuantizedLinear(in_features={k}, out_features={n}, dtype=torch.qint8, qscheme={scheme})"
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
@@ -109,17 +78,26 @@ def describe_layer(node: Node) -> str | None:
     return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{direction})"
 
 
+def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:
+    rows, columns = shape
+    if stored is None:
+        return f"Embedding({rows}, {columns})"
+    columns *= 2 if stored == "quint4x2" else 1
+    scheme = "torch.per_channel_affine_float_qparams"
+    return f"QuantizedEmbedding(num_embeddings={rows}, embedding_dim={columns}, dtype=torch.{stored}, qscheme={scheme})"
+
+
 def _weight_shape(node: Node) -> tuple[int, ...] | None:
-    weight = node.input(1)
+    weight = node.input(0 if node.is_op("Gather") else 1)
     if weight is None:
         return None
     if weight.data is not None:
         shape = weight.data.shape
-    elif DYNAMIC in node.metadata and weight.type is not None and weight.type.shape is not None:
+    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
         shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
     else:
         return None
-    return shape if len(shape) == (3 if node.is_op("LSTM", "GRU", "RNN") else 2) else None
+    return shape if len(shape) == (3 if node.is_op(*RECURRENT) else 2) else None
 
 
 def _is_per_channel(node: Node) -> bool:
@@ -129,7 +107,7 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    return "\n".join([*quantized_lines(report), *skipped_lines(report), "", *node_lines(planned)])
+    return "\n".join([*quantized_lines(report), *skipped_lines(report), *idle_lines(report), "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
@@ -163,6 +141,13 @@ def skipped_lines(report: Report) -> list[str]:
         first = printable(layers[0].name)
         lines.append(f"  {reason}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
     return lines
+
+
+def idle_lines(report: Report) -> list[str]:
+    """Names and kinds that were asked for and are not in the model."""
+    if not report.idle:
+        return []
+    return [f"nothing in the model is selected by: {', '.join(printable(repr(pattern)) for pattern in report.idle)}"]
 
 
 def node_lines(planned: Sequence[Any]) -> list[str]:

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class QuantizedLayer(NamedTuple):
-    """One quantized layer: its bytes as float and as int8, and how much of its weights survived rounding."""
+    """One quantized layer: its bytes before and after, and how much of its weights survived rounding."""
 
     name: str
     op_type: str
     kind: str
     shape: tuple[int, int]
-    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN."""
+    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN; of an Embedding its table."""
     scheme: str
     bytes_before: int
     bytes_after: int
@@ -33,6 +33,8 @@ class SkippedLayer(NamedTuple):
 class Report(NamedTuple):
     layers: tuple[QuantizedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
+    idle: tuple[str, ...] = ()
+    """Entries of qconfig_spec that select no layer."""
 
     @property
     def bytes_before(self) -> int:

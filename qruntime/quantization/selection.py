@@ -1,49 +1,123 @@
-"""Which nodes a call means: names, globs, operator types, kinds."""
+"""Which nodes a call means: names, module paths, globs, operator types, kinds."""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable
+
+import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
+from qruntime.passes.weights import STORED
 
 KINDS: dict[str, tuple[str, ...]] = {
     "Linear": ("MatMul", "Gemm"),
     "LSTM": ("LSTM",),
     "GRU": ("GRU",),
     "RNN": ("RNN",),
+    "Embedding": ("Gather",),
 }
 """Kinds of layers (torch's class names) and the ONNX operators they become."""
+
+_CLASSES = {
+    "NonDynamicallyQuantizableLinear": "Linear", "LinearReLU": "Linear", "LSTMCell": "LSTM", "GRUCell": "GRU",
+    "RNNCell": "RNN", "EmbeddingBag": "Embedding",
+}  # fmt: skip
+"""Classes of torch that are of a kind of another name."""
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+EMBEDDINGS = ("quint8", "quint4x2")
+
+_NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
+_NUMBERED = re.compile(r"\w+(\.\d+)+")  # layer.0: an entry of torch's ModuleList
+_MAX_DEPTH = 32  # of modules: names are the file's to choose
 
 
 def kind_of(op_type: str) -> str | None:
     return next((kind for kind, ops in KINDS.items() if op_type in ops), None)
 
 
-def module_path(name: str) -> str:
-    """Dotted module path that exporters write into node names: /encoder/layer.0/fc/MatMul → encoder.layer.0.fc."""
-    return name.strip("/").rpartition("/")[0].replace("/", ".")
+def layer_kind(node: Node) -> str | None:
+    """Kind of a node that is a layer; of the many uses of Gather only rows picked from a table of weights."""
+    kind = None if node.domain else kind_of(node.op_type)
+    if kind != "Embedding":
+        return kind
+    table = node.input(0)
+    if table is None or table.data is None or table.data.ndim != 2 or node.attr("axis", 0) not in (0, -2) or table.data.shape[1] < 2:
+        return None
+    if node.metadata.get(STORED) in EMBEDDINGS:
+        return kind if table.data.dtype == np.uint8 else None
+    return kind if table.data.dtype == np.float32 else None
+
+
+def module_names(node: Node) -> list[str]:
+    """Module names from the outermost to the layer itself, never empty.
+
+    From the node's name when it is a path (/encoder/layer.0/fc/MatMul); else from the scopes that torch's
+    dynamo exporter notes, whose node names say nothing (node_linear_3); else from the weight's name
+    (encoder.layer.0.fc.weight); else the name of the node or of its output.
+    """
+    scopes = re.findall(r"'([^']*)'", node.metadata.get(_NAME_SCOPES, ""))
+    weight = node.input(0 if node.op_type == "Gather" else 1)
+    of_weight = "" if weight is None else weight.name.removesuffix("_dequantized").removesuffix("_quantized")
+    if "/" in node.name:
+        parts = [part for part in node.name.split("/") if part]
+        if len(parts) > 1 and parts[-1].startswith(node.op_type):
+            del parts[-1]
+        parts = [name for part in parts for name in (part.split(".") if _NUMBERED.fullmatch(part) else [part])]
+    elif len(scopes) > 1 and scopes[-2]:  # modules with their full paths, then the operator
+        parts = scopes[-2].split(".")
+    elif not node.name and of_weight.endswith(".weight"):
+        parts = of_weight.removesuffix(".weight").split(".")
+    else:
+        parts = [node.name or node.outputs[0].name]
+    parts = [part for part in parts if part] or [node.op_type]
+    return parts[:_MAX_DEPTH]
+
+
+def _paths(node: Node) -> set[str]:
+    """Dotted module paths of a layer: what its name says (/encoder/fc/MatMul: encoder.fc), and what it prints as."""
+    return {node.name.strip("/").rpartition("/")[0].replace("/", "."), ".".join(module_names(node))} - {""}
 
 
 def pattern_name(pattern: object) -> str:
     """Text of a pattern: a string, or a (torch) class by its name."""
     if isinstance(pattern, str):
-        return pattern
+        return _CLASSES.get(pattern, pattern)
     if isinstance(pattern, type):
-        return pattern.__name__
+        return _CLASSES.get(pattern.__name__, pattern.__name__)
     known = "names, globs such as 'encoder/*', operator types or kinds"
     raise QuantizationError(f"cannot select layers by {pattern!r}: use {known} {sorted(KINDS)}")
 
 
+OWN_NAME, PATH, KIND, WHOLE_MODEL = 3, 2, 1, 0
+
+
+def rank(node: Node, pattern: str) -> tuple[int, int] | None:
+    """How closely `pattern` means the node, the larger the closer; None when it does not.
+
+    Its own name or module path, then a container around it or a glob (the longer the closer), then its
+    operator type or kind, then "" for the whole model.
+    """
+    if not pattern:
+        return WHOLE_MODEL, 0
+    paths = _paths(node)
+    if pattern == node.name or pattern in paths:
+        return OWN_NAME, len(pattern)
+    if node.name.startswith(pattern.rstrip("/") + "/") or any(path.startswith(pattern.rstrip(".") + ".") for path in paths):
+        return PATH, len(pattern)
+    if pattern in (node.op_type, kind_of(node.op_type)):
+        return KIND, int(pattern == node.op_type)
+    if any(fnmatch.fnmatchcase(name, pattern) for name in (node.name, *paths)):
+        return PATH, len(pattern)
+    return None
+
+
 def matches(node: Node, pattern: str) -> bool:
     """True when `pattern` is the node's operator type, kind, name, module path (or above), or a glob over name or path."""
-    path = module_path(node.name)
-    if pattern in (node.op_type, node.name, path) or pattern == kind_of(node.op_type):
-        return True
-    if path.startswith(pattern.rstrip(".") + ".") or node.name.startswith(pattern.rstrip("/") + "/"):
-        return bool(pattern)
-    return fnmatch.fnmatchcase(node.name, pattern) or fnmatch.fnmatchcase(path, pattern)
+    return rank(node, pattern) is not None
 
 
 def matches_any(node: Node, patterns: Iterable[str]) -> bool:

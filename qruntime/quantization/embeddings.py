@@ -1,0 +1,145 @@
+"""Embedding tables in 8 or 4 bits, one scale and one offset for every row.
+
+    row = scale · q + offset
+
+Stored as plain arithmetic after Gather, which every runtime has: Gather of the codes, Cast, Mul by the
+gathered scales, Add of the gathered offsets. 4-bit codes are two to a byte, column j in the low half and
+column j + D/2 in the high half, so that Floor and Concat take them apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qruntime.ir import Attribute, AttributeType, Node, Value
+from qruntime.passes.weights import STORED
+from qruntime.quantization.observed import snr_db
+from qruntime.quantization.qconfig import Observer
+from qruntime.quantization.report import QuantizedLayer
+from qruntime.quantization.storage import SNR, constant, stored_snr
+
+SCHEME = "per_channel_affine_float_qparams"
+_ROWS = 4096
+
+
+class Table(NamedTuple):
+    """A quantized table as constants: codes (packed when of 4 bits), scale and offset."""
+
+    codes: Value
+    scale: Value
+    offset: Value
+    snr_db: float
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.data.nbytes for part in self[:3] if part.data is not None)
+
+
+class Tables:
+    """Quantizes each table once, however many look-ups read it."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Value, Observer], Table] = {}
+
+    def quantize_node(self, node: Node, observer: Observer) -> str | QuantizedLayer:
+        """Replace a Gather from a float table; a string says why that cannot be."""
+        value, owner = node.input(0), node.graph
+        assert value is not None
+        assert value.data is not None
+        assert owner is not None
+        reason = _obstacle(node, value.data, observer)
+        if reason:
+            return reason
+        shared = (value, observer) in self._made
+        if not shared:
+            self._made[value, observer] = _quantize_table(value.name, value.data, observer)
+        table = self._made[value, observer]
+        nodes = _look_up(node, value.name, table, observer)
+        owner.insert_before(node, *nodes)
+        owner.replace_uses(node.outputs[0], nodes[-1].outputs[0])
+        owner.remove(node)
+        before, after = (0, 0) if shared else (value.data.nbytes, table.nbytes)
+        name = node.name or node.outputs[0].name
+        return QuantizedLayer(name, "Gather", "Embedding", value.data.shape, SCHEME, before, after, table.snr_db, shared)
+
+
+def _obstacle(node: Node, data: np.ndarray, observer: Observer) -> str | None:
+    if data.size == 0:
+        return "the table is empty"
+    if not np.isfinite(data).all():
+        return "the table holds NaN or infinity"
+    if observer.dtype == "quint4x2" and data.shape[1] % 2:
+        return f"the table has {data.shape[1]} columns, quint4x2 needs an even number"
+    return f"opset {node.version} lacks the arithmetic, need 6" if node.version < 6 else None
+
+
+def _quantize_table(name: str, data: np.ndarray, observer: Observer) -> Table:
+    q, scale, offset, snr = quantize_rows(data, observer)
+    if observer.dtype == "quint4x2":
+        half = q.shape[1] // 2
+        q = q[:, :half] | q[:, half:] << 4
+    return Table(constant(f"{name}_quantized", q), constant(f"{name}_scale", scale), constant(f"{name}_offset", offset), snr)
+
+
+def _look_up(node: Node, name: str, table: Table, observer: Observer) -> list[Node]:
+    made = _Nodes(node)
+    metadata = {**node.metadata, STORED: observer.dtype, SNR: f"{table.snr_db:.2f}"}
+    rows = made("Cast", [made("Gather", [table.codes, node.input(1)], metadata, node.name)], to=1)
+    if observer.dtype == "quint4x2":
+        high = made("Floor", [made("Mul", [rows, constant(f"{name}_sixteenth", np.float32(1 / 16))])])
+        low = made("Sub", [rows, made("Mul", [high, constant(f"{name}_sixteen", np.float32(16))])])
+        rows = made("Concat", [low, high], axis=-1)
+    scaled = made("Mul", [rows, made("Gather", [table.scale, node.input(1)])])
+    made("Add", [scaled, made("Gather", [table.offset, node.input(1)])]).type = node.outputs[0].type
+    return made.nodes
+
+
+def quantize_rows(table: np.ndarray, observer: Observer) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Codes uint8 [N, D], scale and offset float32 [N, 1] of `table`, with torch's arithmetic; signal to noise in dB."""
+    qmin, qmax = observer.codes
+    low, high = table.min(axis=1, keepdims=True), table.max(axis=1, keepdims=True)
+    q = np.empty(table.shape, np.uint8)
+    restored = np.empty_like(table)
+    with np.errstate(over="ignore"):
+        scale = (high - low) / np.float32(qmax - qmin)
+        scale = np.where(np.isfinite(scale), scale, (high.astype(np.float64) - low) / (qmax - qmin)).astype(np.float32)
+        scale = np.where(scale > np.float32(observer.eps), scale, np.float32(1))
+        zero_point = -low / scale
+        inverse = np.float32(1) / scale
+        offset = -zero_point * scale
+        for start in range(0, table.shape[0], _ROWS):
+            part = slice(start, start + _ROWS)
+            q[part] = np.clip(np.rint(table[part] * inverse[part] + zero_point[part]), qmin, qmax)
+            restored[part] = q[part] * scale[part] + offset[part]
+    return q, scale, offset, snr_db(table, restored)
+
+
+class _Nodes:
+    """Nodes of one look-up, in its opset."""
+
+    def __init__(self, node: Node):
+        self.node = node
+        self.nodes: list[Node] = []
+
+    def __call__(self, op: str, inputs: list[Value | None], metadata: dict[str, str] | None = None, name: str = "", **ints: int) -> Value:
+        output = Value(f"{self.node.outputs[0].name}_{op.lower()}{len(self.nodes)}")
+        attributes = {key: Attribute(AttributeType.INT, value) for key, value in ints.items()}
+        self.nodes.append(Node(op, inputs, [output], attributes, version=self.node.version, name=name, metadata=metadata))
+        return output
+
+
+def describe_embedding(node: Node, seen: set[Any]) -> QuantizedLayer | None:
+    """Report row of a quantized lookup that was loaded from a file; `seen` holds the tables already counted."""
+    table = node.input(0)
+    if table is None or table.data is None:
+        return None
+    rows, width = table.data.shape
+    columns = width * (2 if node.metadata[STORED] == "quint4x2" else 1)
+    shared = table in seen
+    seen.add(table)
+    before, after = (0, 0) if shared else (rows * columns * 4, table.data.nbytes + 8 * rows)
+    return QuantizedLayer(
+        node.name or node.outputs[0].name, "Gather", "Embedding", (rows, columns), SCHEME, before, after, stored_snr(node), shared
+    )

@@ -1,0 +1,114 @@
+"""What a call of `quantize_dynamic` asks for, layer by layer: qconfig_spec, dtype and mapping of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from qruntime.errors import QuantizationError
+from qruntime.ir import Node
+from qruntime.quantization import qconfig as presets
+from qruntime.quantization.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
+from qruntime.quantization.selection import EMBEDDINGS, KIND, KINDS, OWN_NAME, matches, pattern_name, rank
+
+Spec = Iterable[object] | Mapping[object, object]
+
+_DEFAULTS = {
+    "qint8": presets.default_weight_observer,
+    "float16": presets.float16_dynamic_qconfig.weight,
+    "quint8": presets.default_float_qparams_observer,
+    "quint4x2": presets.default_float_qparams_observer_4bit,
+}
+_LAYERS = ("Linear", "LSTM", "GRU", "RNN")
+
+
+class Unselected(str):
+    """Why a layer is left alone though nothing is wrong with it."""
+
+
+class Specification(NamedTuple):
+    """`entries`: pattern → observer of the weights, None to exclude; `mapping`: the kinds that may be quantized."""
+
+    entries: dict[str, Observer | None]
+    mapping: frozenset[str]
+    is_default: bool
+
+    def observer_of(self, node: Node, kind: str) -> Observer | Unselected | str:
+        """The observer for a layer; Unselected, or a plain string when the request does not fit the layer.
+
+        Raises QuantizationError when it does not fit and names just this layer or its kind.
+        """
+        ranked = [(found, pattern) for pattern in self.entries if (found := rank(node, pattern)) is not None]
+        if not ranked:
+            if kind == "Embedding" and self.is_default:
+                return Unselected("not selected: embeddings are quantized by dtype='quint8'")
+            return Unselected("not selected by qconfig_spec")
+        (closeness, _), pattern = max(ranked)
+        observer = self.entries[pattern]
+        if observer is None:
+            return Unselected("excluded by qconfig_spec")
+        if kind not in self.mapping and node.op_type not in self.mapping:
+            return Unselected("not selected by mapping")
+        misfit = _misfit(kind, observer)
+        if misfit and closeness in (OWN_NAME, KIND) and not self.is_default:
+            raise QuantizationError(f"qconfig_spec {pattern!r} selects {node.label}: {misfit}")
+        return misfit or observer
+
+    def idle(self, nodes: Iterable[Node]) -> list[str]:
+        """Patterns that select nothing."""
+        nodes = list(nodes)
+        return [p for p in self.entries if p and not self.is_default and not any(matches(node, p) for node in nodes)]
+
+
+def _misfit(kind: str, observer: Observer) -> str | None:
+    is_half = isinstance(observer, PlaceholderObserver) and observer.dtype == "float16"
+    if kind == "Embedding":
+        if observer.dtype in EMBEDDINGS and observer.qscheme == "per_channel_affine_float_qparams":
+            return None
+        return "an Embedding needs float_qparams_weight_only_qconfig (dtype='quint8'), or its 4-bit form (dtype='quint4x2')"
+    if is_half or (observer.dtype == "qint8" and not isinstance(observer, PlaceholderObserver)):
+        return None
+    return f"the only dtypes for {kind} are qint8 and float16, got {observer.dtype}"
+
+
+def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bool) -> Specification:
+    """Check and resolve the arguments of a call. Raises QuantizationError for those that mean nothing."""
+    kinds = frozenset(KINDS) if mapping is None else _read_mapping(mapping)
+    name = dtype_name(dtype)
+    if isinstance(spec, str):
+        raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
+    if isinstance(spec, Mapping):
+        if per_channel:
+            raise QuantizationError("per_channel=True says nothing beside a dict of QConfigs: write per_channel_dynamic_qconfig into it")
+        values = {pattern_name(key): None if value is None else weight_observer(value, key) for key, value in spec.items()}
+        return Specification(values, kinds, False)
+    if name not in _DEFAULTS:
+        raise QuantizationError(f"do not know how to quantize to dtype {dtype!r}; known are {', '.join(_DEFAULTS)}")
+    observer: Observer = _DEFAULTS[name]
+    if per_channel:
+        if name == "float16":
+            raise QuantizationError("per_channel has no meaning for dtype='float16', which has no scales")
+        observer = presets.default_per_channel_weight_observer if name == "qint8" else observer
+    if spec is None:
+        chosen: Iterable[object] = ("Embedding",) if name in EMBEDDINGS else _LAYERS
+    else:
+        chosen = spec
+    return Specification({pattern_name(key): observer for key in chosen}, kinds, spec is None)
+
+
+def _read_mapping(mapping: Spec) -> frozenset[str]:
+    if isinstance(mapping, str):
+        raise QuantizationError(f"mapping must be a dict or a set of kinds, got the string {mapping!r}; write {{{mapping!r}}}")
+    kinds = {}
+    for key in mapping:
+        kind = pattern_name(key)
+        if kind not in KINDS and not any(kind in ops for ops in KINDS.values()):
+            raise QuantizationError(f"mapping: there is no quantized form of {kind!r}; kinds are {', '.join(KINDS)}")
+        kinds[kind] = key
+    if isinstance(mapping, Mapping):
+        for kind, key in kinds.items():
+            target = pattern_name(mapping[key]).removeprefix("Dynamic").removeprefix("Quantized")
+            kind = next((k for k, ops in KINDS.items() if kind in ops), kind)
+            if pattern_name(target) != kind:
+                raise QuantizationError(f"mapping[{key!r}]: a layer of kind {kind} becomes DynamicQuantized{kind}, got {mapping[key]!r}")
+    return frozenset(kinds)

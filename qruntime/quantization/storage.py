@@ -1,0 +1,189 @@
+"""How quantized weights stand in the graph: int8 behind DequantizeLinear (for opsets without it: Cast, Sub, Mul),
+float16 behind Cast. Standard operators only, so that every runtime reads them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
+from qruntime.ir.dtypes import onnx_code
+from qruntime.passes.weights import half_weight, quantized_weight
+from qruntime.quantization.formats import QuantizedTensor
+from qruntime.quantization.observed import quantize_weight, snr_db
+from qruntime.quantization.qconfig import Observer
+from qruntime.quantization.report import QuantizedLayer
+from qruntime.quantization.selection import RECURRENT, kind_of
+
+SNR = "qruntime.weight_snr_db"
+"""Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
+
+FLOAT16_MAX = np.float32(65504)
+
+
+class HalfTensor:
+    """A weight in half precision, saturated to ±65504 as torch does."""
+
+    def __init__(self, weight: np.ndarray):
+        if not np.isfinite(weight).all():
+            raise ValueError("the weight holds NaN or infinity")
+        self.q = np.clip(weight, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+        self.snr_db = snr_db(weight, self.q.astype(np.float32))
+        self.nbytes = self.q.nbytes
+
+
+class Weights:
+    """Quantizes each weight once, however many nodes read it."""
+
+    def __init__(self, engine: str):
+        self.engine = engine
+        self._made: dict[tuple[Value, Observer, int | None], tuple[Value, list[QuantizedTensor | HalfTensor]]] = {}
+
+    def quantize_node(self, graph: Graph, node: Node, observer: Observer) -> str | QuantizedLayer:
+        """Replace the weights of one node; a string says why that cannot be."""
+        recurrent = node.is_op(*RECURRENT)
+        positions = (1, 2) if recurrent else (1,)
+        values = [node.input(i) for i in positions]
+        for value in values:
+            reason = _obstacle(node, value, 3 if recurrent else 2)
+            if reason:
+                return reason
+        if observer.dtype == "float16" and node.version < 6:
+            return f"opset {node.version} cannot cast from float16, need 6"
+        axis = 0 if node.op_type == "Gemm" and node.attr("transB", 0) else 1
+        before = after = 0
+        replaced: list[tuple[int, Value]] = []
+        tensors: list[QuantizedTensor | HalfTensor] = []
+        shared = []
+        for position, value in zip(positions, values, strict=True):
+            assert value is not None
+            assert value.data is not None
+            shared.append((value, observer, axis if observer.per_channel else None) in self._made)
+            try:
+                restored, parts = self._restored(graph, node, value, observer, axis)
+            except ValueError as error:
+                return str(error)
+            tensors += parts
+            replaced.append((position, restored))
+            if not shared[-1]:
+                before += value.data.nbytes
+                after += sum(t.nbytes for t in parts)
+        for position, restored in replaced:
+            node.set_input(position, restored)
+        shapes = [value.data.shape for value in values if value is not None and value.data is not None]
+        return layer_report(node, shapes, _scheme(tensors[0]), before, after, min(t.snr_db for t in tensors), all(shared))
+
+    def _restored(
+        self, graph: Graph, node: Node, value: Value, observer: Observer, axis: int
+    ) -> tuple[Value, list[QuantizedTensor | HalfTensor]]:
+        key = (value, observer, axis if observer.per_channel else None)
+        if key not in self._made:
+            data = value.data
+            assert data is not None
+            nodes: list[Node] = []
+            parts: list[QuantizedTensor | HalfTensor] = []
+            if observer.dtype == "float16":
+                half = HalfTensor(data)
+                parts.append(half)
+                output = Value(f"{value.name}_dequantized", value.type)
+                to = {"to": Attribute(AttributeType.INT, 1)}
+                nodes.append(Node("Cast", [constant(f"{value.name}_float16", half.q)], [output], to, version=node.version))
+            else:
+                # One scale per direction, as each direction is a layer of its own.
+                pieces = [data] if data.ndim < 3 or data.shape[0] == 1 else [data[d : d + 1] for d in range(data.shape[0])]
+                made = [quantize_weight(piece, observer, axis, self.engine) for piece in pieces]
+                parts += made
+                nodes, output = _dequantization(value, made, node.version)
+            graph.insert_before(graph.nodes[0], *nodes)
+            self._made[key] = (output, parts)
+        return self._made[key]
+
+
+def _obstacle(node: Node, value: Value | None, rank: int) -> str | None:
+    if value is None:
+        return "the weight is missing"
+    if value.data is None:
+        if quantized_weight(value) is not None or half_weight(value) is not None:
+            return "already quantized"
+        first = node.input(0)
+        return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
+    if value.data.dtype != np.float32:
+        return f"the weight is {value.data.dtype}, need float32"
+    if value.data.ndim != rank:
+        return f"the weight has rank {value.data.ndim}, need {rank}"
+    if value.data.size == 0:
+        return "the weight is empty"
+    if node.op_type == "Gemm" and node.attr("transA", 0):
+        return "the left-hand side is transposed"
+    return None
+
+
+def constant(name: str, data: np.ndarray | np.generic) -> Value:
+    data = np.asarray(data)
+    return Value(name, TypeInfo("tensor", onnx_code(data.dtype), data.shape), data)
+
+
+def _dequantization(value: Value, parts: list[QuantizedTensor], version: int) -> tuple[list[Node], Value]:
+    """Nodes that turn the codes back into the weight, valid in opset `version`."""
+    nodes: list[Node] = []
+    outputs = []
+    for i, part in enumerate(parts):
+        name = value.name if len(parts) == 1 else f"{value.name}_direction{i}"
+        outputs.append(_dequantize_one(name, part, version, nodes))
+    if len(outputs) == 1:
+        return nodes, outputs[0]
+    joined = Value(f"{value.name}_dequantized", value.type)
+    nodes.append(Node("Concat", outputs, [joined], {"axis": Attribute(AttributeType.INT, 0)}, version=version))
+    return nodes, joined
+
+
+def _dequantize_one(name: str, part: QuantizedTensor, version: int, nodes: list[Node]) -> Value:
+    typ = TypeInfo("tensor", onnx_code(np.dtype(np.float32)), part.q.shape)
+    q = constant(f"{name}_quantized", part.q)
+    output = Value(f"{name}_dequantized", typ)
+    if version >= (10 if part.axis is None else 13):
+        scale, zero = constant(f"{name}_scale", part.scale), constant(f"{name}_zero_point", part.zero_point)
+        attributes = {} if part.axis is None else {"axis": Attribute(AttributeType.INT, part.axis)}
+        nodes.append(Node("DequantizeLinear", [q, scale, zero], [output], attributes, version=version))
+        return output
+    shape = [1] * part.q.ndim
+    if part.axis is not None:
+        shape[part.axis] = -1
+    cast = Value(f"{name}_cast", typ)
+    nodes.append(Node("Cast", [q], [cast], {"to": Attribute(AttributeType.INT, 1)}, version=version))
+    centred = cast
+    if part.zero_point.any():
+        centred = Value(f"{name}_centred", typ)
+        zero = constant(f"{name}_zero_point", part.zero_point.astype(np.float32).reshape(shape))
+        nodes.append(Node("Sub", [cast, zero], [centred], version=version))
+    scale = constant(f"{name}_scale", part.scale.reshape(shape))
+    nodes.append(Node("Mul", [centred, scale], [output], version=version))
+    return output
+
+
+def stored_snr(node: Node) -> float:
+    """What `SNR` says, NaN when that is unknown or unreadable."""
+    try:
+        return float(node.metadata.get(SNR, math.nan))
+    except ValueError:
+        return math.nan
+
+
+def _scheme(tensor: QuantizedTensor | HalfTensor) -> str:
+    if isinstance(tensor, HalfTensor):
+        return "float16"
+    return "per_tensor_affine" if tensor.axis is None else "per_channel_affine"
+
+
+def layer_report(
+    node: Node, shapes: list[tuple[int, ...]], scheme: str, before: int, after: int, snr: float, shared: bool
+) -> QuantizedLayer:
+    """One row of the report for a node whose weights have `shapes` ([K, N] or [N, K]; W and R of recurrent nodes)."""
+    inputs, outputs = shapes[0][-2:]
+    if node.is_op(*RECURRENT):
+        inputs, outputs = shapes[0][-1], shapes[1][-1]
+    elif node.op_type == "Gemm" and node.attr("transB", 0):
+        inputs, outputs = outputs, inputs
+    kind = kind_of(node.op_type) or node.op_type
+    return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, (inputs, outputs), scheme, before, after, snr, shared)

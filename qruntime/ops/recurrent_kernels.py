@@ -132,7 +132,9 @@ class _EngineProducts(recurrent.Products):
 
     def __init__(self, w: list[engines.Weights], r: list[engines.Weights], b: np.ndarray | None, engine: str):
         self.weights, self.recurrent, self.engine = w, r, engine
-        self.wb, self.rb = (None, None) if b is None else np.split(b, 2, axis=1)
+        gates = 0 if b is None else b.shape[1] // 2
+        self.wb = None if b is None else b[:, :gates]
+        self.rb = None if b is None else b[:, gates:]
 
     def input(self, d: int, x: np.ndarray) -> np.ndarray:
         return engines.product(x, self.weights[d], None if self.wb is None else self.wb[d], self.engine)

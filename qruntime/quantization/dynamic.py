@@ -130,8 +130,9 @@ def describe_existing(graph: Graph) -> Report:
             layers += [embedding] if embedding else []
             continue
         values = [node.input(i) for i in ((1, 2) if node.is_op(*RECURRENT) else (1,))]
-        stored = [_stored_weights(value) for value in values]
-        if not all(stored):
+        found = [_stored_weights(value) for value in values]
+        stored = [weights for weights in found if weights is not None]
+        if len(stored) < len(found):
             continue
         # Directions are stored one by one; the layer's shape is that of any of them.
         shapes = [parts[0].shape for parts, _, _ in stored]

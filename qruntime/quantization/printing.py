@@ -54,7 +54,11 @@ def _lines(branch: Module, indent: int) -> list[str]:
 
 
 def describe_layer(node: Node) -> str | None:
-    """One line for a node with weights, None for the others."""
+    """One line for a node with weights or an activation that is a module of its own, None for the others."""
+    if node.is_op("Conv"):
+        return _describe_convolution(node)
+    if node.is_op("Relu") and node.name.count("/") > 1:
+        return "ReLU()"
     kind = layer_kind(node)
     shape = None if kind is None else _weight_shape(node)
     if kind is None or shape is None:
@@ -76,6 +80,24 @@ def describe_layer(node: Node) -> str | None:
     prefix = "DynamicQuantized" if quantized else ""
     direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
     return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{direction})"
+
+
+def _describe_convolution(node: Node) -> str | None:
+    weight = node.input(1)
+    if weight is None or weight.data is None or not 3 <= weight.data.ndim <= 5:
+        return None
+    spatial = weight.data.ndim - 2
+    outputs, inputs = weight.data.shape[:2]
+    groups = node.attr("group", 1)
+    pads = tuple(node.attr("pads", ())) or (0,) * (2 * spatial)
+    strides, dilations = tuple(node.attr("strides", (1,) * spatial)), tuple(node.attr("dilations", (1,) * spatial))
+    text = f"Conv{spatial}d({inputs * groups}, {outputs}, kernel_size={weight.data.shape[2:]}, stride={strides}"
+    if any(pads):
+        text += f", padding={pads[:spatial] if pads[:spatial] == pads[spatial:] else pads}"
+    if any(d != 1 for d in dilations):
+        text += f", dilation={dilations}"
+    text += f", groups={groups}" if groups != 1 else ""
+    return text + ("" if node.input(2) is not None else ", bias=False") + ")"
 
 
 def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:

@@ -244,3 +244,21 @@ def test_printable() -> None:
     assert printable("größe ×2") == "größe ×2"
     assert printable("a\x1b\u202e\ud800") == "a\\x1b\\u202e\\ud800"
     assert len(printable("x" * 1000)) == 100
+
+
+def test_convolutions_and_activations_print_as_modules() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="/conv/Conv", pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["c"], name="/act/Relu"),
+        helper.make_node("Conv", ["c", "v"], ["y"], name="/depthwise/Conv", group=4, dilations=[2, 2], pads=[0, 0, 1, 1]),
+        helper.make_node("Relu", ["y"], ["z"]),
+    ]
+    text = str(load(nodes, {"w": weight(4, 3, 3, 3), "b": weight(4), "v": weight(4, 1, 3, 3)}, ["z"]))
+    assert text == (
+        "Model(\n"
+        "  (conv): Conv2d(3, 4, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))\n"
+        "  (act): ReLU()\n"
+        "  (depthwise): Conv2d(4, 4, kernel_size=(3, 3), stride=(1, 1), padding=(0, 0, 1, 1), dilation=(2, 2),"
+        " groups=4, bias=False)\n"
+        ")"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,11 @@ def test_the_default_is_closer_to_float_than_torch_is(name: str):
     assert np.square(ours - y).mean() < np.square(torch_y - y).mean()
 
 
-def test_the_founding_example():
+def test_the_founding_example(capsys):
+    runpy.run_path(str(Path(__file__).parents[2] / "examples/founding/founding.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "(fc): Linear(in_features=2, out_features=2)" in printed
+    assert "largest difference to torch 2.13: 0.0e+00" in printed
     quantized = model("founding").quantize_dynamic(engine="fbgemm")
     assert "(fc): DynamicQuantizedLinear(in_features=2, out_features=2, dtype=torch.qint8, qscheme=torch.per_tensor_affine)" in str(
         quantized

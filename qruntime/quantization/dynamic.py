@@ -37,7 +37,7 @@ def quantize_graph(
     exclude: Iterable[object] = (),
     strict: bool = False,
 ) -> Report:
-    """Quantize `graph` in place and report what was done.
+    """Quantize `graph` in place and report what was done, layers that earlier calls quantized included.
 
     `only` and `exclude` take names, module paths, globs and operator types. `strict` turns every skipped
     candidate and every pattern that selects nothing into an error.
@@ -47,7 +47,7 @@ def quantize_graph(
     activation = _checked_activation(activation, engine)
     named = None if only is None else [pattern_name(p) for p in _listed(only)]
     excluded = [pattern_name(p) for p in _listed(exclude)]
-    candidates = [(node, kind) for node in graph.walk_nodes() if (kind := layer_kind(node)) and node.metadata.get(STORED) is None]
+    candidates = [(node, kind) for node in graph.walk_nodes() if (kind := layer_kind(node))]
     nodes = [node for node, _ in candidates]
     idle = specification.idle(nodes)
     if strict:
@@ -56,9 +56,12 @@ def quantize_graph(
     if unknown:
         warnings.warn(f"nothing in the model is selected by {', '.join(map(repr, unknown))}", stacklevel=4)
     weights, tables = Weights(engine), Tables()
-    layers: list[QuantizedLayer] = []
+    layers = list(describe_existing(graph).layers)
+    done = {layer.name for layer in layers}
     skipped: list[SkippedLayer] = []
     for node, kind in candidates:
+        if not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and (node.name or node.outputs[0].name) in done:
+            continue
         observer = specification.observer_of(node, kind)
         if isinstance(observer, Observer):
             if named is not None and not matches_any(node, named):

@@ -18,6 +18,7 @@ from qruntime.passes.weights import STORED
 from qruntime.quantization.observed import snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
+from qruntime.quantization.selection import is_quantized_embedding
 from qruntime.quantization.storage import SNR, constant, stored_snr
 
 SCHEME = "per_channel_affine_float_qparams"
@@ -133,7 +134,7 @@ class _Nodes:
 def describe_embedding(node: Node, seen: set[Any]) -> QuantizedLayer | None:
     """Report row of a quantized lookup that was loaded from a file; `seen` holds the tables already counted."""
     table = node.input(0)
-    if table is None or table.data is None:
+    if table is None or table.data is None or not is_quantized_embedding(node):
         return None
     rows, width = table.data.shape
     columns = width * (2 if node.metadata[STORED] == "quint4x2" else 1)

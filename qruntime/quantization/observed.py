@@ -19,6 +19,8 @@ from qruntime.quantization.qconfig import (
     default_weight_observer,
 )
 
+_BLOCK = 1 << 16
+
 
 def quantize_weight(weight: np.ndarray, observer: Observer, channel_axis: int, engine: str) -> QuantizedTensor:
     """Codes of `weight` (float32, not empty) with one scale, or one for each slice along `channel_axis`.
@@ -94,6 +96,11 @@ def _tensor(weight: np.ndarray, q: np.ndarray, scale: np.ndarray, zero_point: np
 
 def snr_db(weight: np.ndarray, restored: np.ndarray) -> float:
     """Power of the weight over that of its rounding error, in decibels; inf when nothing was lost."""
-    error = (restored - weight).ravel().astype(np.float64)
-    noise, flat = float(np.vdot(error, error)), weight.ravel().astype(np.float64)
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(float(np.vdot(flat, flat)), 1e-300) / noise))
+    signal = noise = 0.0
+    flat, other = weight.ravel(), restored.ravel()
+    for start in range(0, flat.size, _BLOCK):  # float64, in blocks that stay in cache
+        block = flat[start : start + _BLOCK].astype(np.float64)
+        error = other[start : start + _BLOCK] - block
+        signal += float(np.vdot(block, block))
+        noise += float(np.vdot(error, error))
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))

@@ -10,7 +10,7 @@ from typing import Any
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
-from qruntime.quantization.selection import RECURRENT, layer_kind, module_names
+from qruntime.quantization.selection import RECURRENT, is_quantized_embedding, layer_kind, module_names
 
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
@@ -65,7 +65,7 @@ def describe_layer(node: Node) -> str | None:
         return None
     stored = node.metadata.get(STORED)
     if kind == "Embedding":
-        return _describe_embedding(stored, shape)
+        return _describe_embedding(stored if is_quantized_embedding(node) else None, shape)
     quantized = DYNAMIC in node.metadata or stored == "float16"
     if kind == "Linear":
         transposed = node.op_type == "Gemm" and bool(node.attr("transB", 0))

@@ -47,9 +47,13 @@ def layer_kind(node: Node) -> str | None:
     table = node.input(0)
     if table is None or table.data is None or table.data.ndim != 2 or node.attr("axis", 0) not in (0, -2) or table.data.shape[1] < 2:
         return None
-    if node.metadata.get(STORED) in EMBEDDINGS:
-        return kind if table.data.dtype == np.uint8 else None
-    return kind if table.data.dtype == np.float32 else None
+    return kind if table.data.dtype == np.float32 or is_quantized_embedding(node) else None
+
+
+def is_quantized_embedding(node: Node) -> bool:
+    table = node.input(0)
+    is_bytes = table is not None and table.data is not None and table.data.dtype == np.uint8
+    return is_bytes and node.metadata.get(STORED) in EMBEDDINGS
 
 
 def module_names(node: Node) -> list[str]:

@@ -65,6 +65,7 @@ def test_with_linear_layers_in_one_call():
     spec = {"Embedding": float_qparams_weight_only_qconfig, "Linear": default_dynamic_qconfig}
     assert {layer.kind for layer in model.quantize_dynamic(spec).report.layers} == {"Embedding", "Linear"}
     twice = model.quantize_dynamic().quantize_dynamic(dtype="quint8")
+    assert {layer.kind for layer in twice.report.layers} == {"Embedding", "Linear"}
     ids = np.arange(6).reshape(2, 3)
     assert_same_bits(twice(ids)[0], model.quantize_dynamic(spec)(ids)[0])
 
@@ -150,3 +151,19 @@ def test_an_index_out_of_range_is_an_error():
     quantized = qruntime.load(lookup(random(30, 8))).quantize_dynamic(dtype="quint8")
     with pytest.raises(qruntime.RunError, match="29"):
         quantized([[30]])
+
+
+@pytest.mark.parametrize("key", ["qruntime.dtype", "qruntime.dynamic", "qruntime.engine"])
+@pytest.mark.parametrize("value", ["quint8", "quint4x2", "float16", "per_token", "nonsense"])
+def test_metadata_that_lie_change_nothing(key: str, value: str):
+    data = onnx.load_from_string(lookup(random(30, 8)))
+    for node in data.graph.node:
+        entry = node.metadata_props.add()
+        entry.key, entry.value = key, value
+    model, honest = qruntime.load(data.SerializeToString()), qruntime.load(lookup(random(30, 8)))
+    ids = np.arange(6).reshape(2, 3)
+    assert not model.report.layers
+    assert "Quantized" not in str(model) or key != "qruntime.engine"
+    for quantized, expected in ((model, honest), (model.quantize_dynamic(dtype="quint8"), honest.quantize_dynamic(dtype="quint8"))):
+        for a, b in zip(quantized(ids), expected(ids), strict=True):
+            assert_same_bits(a, b)

@@ -16,8 +16,8 @@ from qruntime.ops.contrib.matmul_nbits import dequantized
 from qruntime.passes.linear import constant, splice
 from qruntime.passes.rewriting import Builder, Skip, trace
 
-Expansion = Callable[["Pieces", Node], "Value | None | Skip | tuple[Value | None, ...]"]
-"""Returns the new first output, or as many outputs as the node may have; None for one that the pieces lack."""
+Expansion = Callable[["Pieces", Node], "Value | Skip | tuple[Value | None, ...]"]
+"""Returns the new first output, or one per output of the node, None where the pieces have nothing to give."""
 
 _LAST = -1
 

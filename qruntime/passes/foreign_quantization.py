@@ -4,6 +4,7 @@
   `MatMulIntegerToFloat`, become `DynamicQuantizedLinear` with one range per tensor; `DynamicQuantizeLSTM` likewise.
 - A weight behind a `DequantizeLinear` that no dynamic kernel reads as codes becomes a float constant, so that
   weight-only models and those with static QDQ pairs run on the float kernels. The pairs on activations stay.
+  Of a quantized table, rows are looked up as codes and dequantized then.
 
 `DynamicQuantizeLinear` divides by its scale where the kernels multiply by the reciprocal: a code may differ by one,
 and results by as much as that makes.
@@ -142,20 +143,19 @@ def _linear(
 
 def _lstm(node: Node) -> Skip | tuple[Node, Node]:
     w, r = (_data(node.input(i)) for i in (1, 2))
-    parameters = [_data(node.input(i)) for i in (8, 9, 10, 11)]
+    w_scale, w_zero, r_scale, r_zero = (_data(node.input(i)) for i in (8, 9, 10, 11))
     bias = node.input(3)
-    if w is None or r is None or any(p is None for p in parameters) or (bias is not None and bias.data is None):
-        return Skip("a weight or what belongs to it is no constant")
+    if w is None or r is None or w_scale is None or r_scale is None or w_zero is None or r_zero is None:
+        return Skip("a weight, its scale or its zero point is no constant")
+    if bias is not None and bias.data is None:
+        return Skip("the bias is computed at run time")
     directions = 2 if node.attr("direction", "forward") == "bidirectional" else 1
-    weights: list[Value | None] = []
     try:
-        for name, q, scale, zero in (("W", w, *parameters[:2]), ("R", r, *parameters[2:])):
-            assert scale is not None
-            made = lstm_weight(name, q, scale, zero, directions)
-            stem = node.name or node.outputs[0].name
-            weights += [constant(f"{stem}/{name}/{i}", data) for i, data in enumerate(made)]
+        made = (*lstm_weight("W", w, w_scale, w_zero, directions), *lstm_weight("R", r, r_scale, r_zero, directions))
     except ValueError as error:
         return Skip(error)
+    names = [f"{node.name or node.outputs[0].name}/{name}{part}" for name in "WR" for part in ("", "/scale", "/zero_point")]
+    weights = [constant(name, data) for name, data in zip(names, made, strict=True)]
     inputs = [node.input(0), *weights, *(node.input(i) for i in range(3, 8))]
     attributes = {**node.attributes, "range": as_attribute("per_tensor")}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
@@ -177,6 +177,7 @@ def _only_reader(graph: Graph, node: Node) -> Node | None:
 
 def fold_dequantized_weights(graph: Graph) -> None:
     """Constants behind a dequantization become float constants, for readers that are not dynamic layers."""
+    _look_up_codes(graph)
     folded: dict[Value, Value | None] = {}
     for nested in graph.walk_graphs():
         for node in nested.nodes:
@@ -188,6 +189,29 @@ def fold_dequantized_weights(graph: Graph) -> None:
                 new = folded[value]
                 if new is not None:
                     node.set_input(index, new)
+
+
+def _look_up_codes(graph: Graph) -> None:
+    """Gather(DequantizeLinear(table), i)  →  DequantizeLinear(Gather(table, i)), with one scale for all."""
+    for nested in graph.walk_graphs():
+        replaced: dict[Node, list[Node]] = {}
+        for node in nested.nodes:
+            table = node.input(0)
+            dequantize = None if table is None or not node.is_op("Gather") else table.producer
+            if dequantize is None or not dequantize.is_op("DequantizeLinear") or dequantize.attr("block_size", 0):
+                continue
+            codes, scale, zero = (dequantize.input(i) for i in range(3))
+            if codes is None or codes.data is None or scale is None or scale.data is None or scale.data.size != 1:
+                continue
+            if zero is not None and (zero.data is None or zero.data.size != 1):
+                continue
+            op = Builder(node)
+            rows = op.Gather(codes, node.input(1), domain="", **node.attributes)
+            op = Builder(dequantize)
+            real = op.DequantizeLinear(rows, scale, zero, domain="", **dequantize.attributes)
+            nested.replace_uses(node.outputs[0], real)
+            replaced[node] = [rows.producer, real.producer]  # type: ignore[list-item]
+        splice(nested, replaced)
 
 
 def _reads_codes(node: Node) -> bool:

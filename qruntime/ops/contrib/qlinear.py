@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.contrib.domain import MICROSOFT, standard
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
+
+_UINT8 = 2
+"""Code of the ONNX element type."""
 
 
 def _real(op: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
@@ -41,6 +45,16 @@ def dequantize_linear(
 ) -> np.ndarray:
     """As the standard operator."""
     return standard("DequantizeLinear", x, x_scale, x_zero_point, axis=axis)
+
+
+@quantize_linear.native
+def _quantize(node: Node) -> NativeCall:
+    return NativeCall("quantize_linear", ints=[node.attr("axis", 1), 0 if node.input(2) else _UINT8])
+
+
+@dequantize_linear.native
+def _dequantize(node: Node) -> NativeCall:
+    return NativeCall("dequantize_linear", ints=[node.attr("axis", 1), 0])
 
 
 def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:

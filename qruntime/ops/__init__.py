@@ -34,3 +34,6 @@ from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: sk
 from qruntime.ops import fused_attention as fused_attention  # isort: skip
 from qruntime.ops import fused_normalization as fused_normalization  # isort: skip
 from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip
+
+# Operators of other domains, defined by means of those above.
+from qruntime.ops import contrib as contrib  # isort: skip

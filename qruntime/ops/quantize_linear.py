@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ir.dtypes import bits, numpy_dtype, onnx_code
 from qruntime.ops.numerics import normalized_axis, working_dtype
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 _INTEGER_RANGES = {
     "int2": (-2, 1),
@@ -18,6 +19,9 @@ _INTEGER_RANGES = {
     "int16": (-32768, 32767),
     "uint16": (0, 65535),
 }
+_FLOAT, _UINT8 = 1, 2
+"""Codes of ONNX element types."""
+
 _FLOAT_MAXIMA = {
     "float4_e2m1fn": 6.0,
     "float8_e4m3fn": 448.0,
@@ -177,6 +181,26 @@ def dynamic_quantize_linear(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
         zero_point = saturated(np.clip(-low / scale, 0, 255), 0, np.dtype(np.uint8))
         y = saturated(x / scale, zero_point, np.dtype(np.uint8))
     return y, np.asarray(scale, np.float32), np.asarray(zero_point)
+
+
+@quantize_linear.native
+def _quantize(node: Node) -> NativeCall | None:
+    if node.attr("block_size", 0) or node.attr("precision", 0) not in (0, _FLOAT):
+        return None
+    default = _UINT8 if node.input(2) is None else 0
+    return NativeCall("quantize_linear", ints=[node.attr("axis", 1), node.attr("output_dtype", 0) or default])
+
+
+@dequantize_linear.native
+def _dequantize(node: Node) -> NativeCall | None:
+    if node.attr("block_size", 0) or node.attr("output_dtype", 0) not in (0, _FLOAT):
+        return None
+    return NativeCall("dequantize_linear", ints=[node.attr("axis", 1), 0])
+
+
+@dynamic_quantize_linear.native
+def _dynamic_quantize(node: Node) -> NativeCall | None:
+    return NativeCall("dynamic_quantize_linear") if len(node.outputs) == 3 else None
 
 
 def _row_parameter(op: str, name: str, value: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:

@@ -18,7 +18,9 @@ from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
+from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.embedding import fuse_embeddings
+from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
@@ -37,8 +39,12 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
+    # Weights and tables that are stored in fewer bits.
     widen_half_weights,
     fuse_embeddings,
+    # What other tools fused or quantized, in the terms of the passes below.
+    lower_foreign_quantization,
+    expand_contrib,
     remove_casts,
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,
@@ -46,6 +52,7 @@ LOWERED: list[Pass] = [
     fuse_attention,
     read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
+    fold_dequantized_weights,
     lower_linear,
     lower_recurrent,
     fuse_epilogues,

@@ -61,10 +61,14 @@ class _PatternBuilder:
 
 
 class Builder:
-    """Makes the nodes of a replacement: `op.Gelu(x, approximate="none")` returns the new value."""
+    """Makes the nodes of a replacement: `op.Gelu(x, approximate="none")` returns the new value.
 
-    def __init__(self, root: Node):
+    Nodes of the standard domain are of `opset`, or of the version of the node that they replace.
+    """
+
+    def __init__(self, root: Node, opset: int | None = None):
         self._root = root
+        self._opset = root.version if opset is None else opset
         self.nodes: list[Node] = []
 
     def __getattr__(self, op_type: str) -> Callable[..., Value]:
@@ -73,7 +77,7 @@ class Builder:
             output = Value(f"{root.outputs[0].name}/{op_type}" if self.nodes else f"{root.outputs[0].name}/fused")
             node = Node(
                 op_type, inputs, [output], {k: as_attribute(v) for k, v in attributes.items()},
-                domain=domain, version=1 if domain == QRUNTIME else root.version,
+                domain=domain, version=1 if domain == QRUNTIME else self._opset,
                 name=root.name or root.outputs[0].name, metadata=dict(root.metadata),
             )  # fmt: skip
             self.nodes.append(node)

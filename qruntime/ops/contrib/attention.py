@@ -1,0 +1,251 @@
+"""Attention (packed projections), QAttention and MultiHeadAttention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qruntime.ops.attention import masked_softmax, split_heads
+from qruntime.ops.contrib.domain import MICROSOFT, standard
+from qruntime.ops.contrib.quantized_matmul import matmul_integer_to_float
+from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.registry import operator
+
+_FILTER = -10000.0
+
+
+def mask_bias(op: str, mask: np.ndarray | None, batch: int, queries: int, keys: int, value: float) -> np.ndarray | None:
+    """What `mask` adds to scores [B, N, S, T]: `value` where a key is hidden.
+
+    Masks are ends [B], ends and starts [2·B], or raw ones: [B, T], [B, S, T], [B, 1, M, M] with M ≥ T.
+    """
+    if mask is None:
+        return None
+    positions = np.arange(keys)
+    if mask.ndim == 1 and mask.shape[0] in (batch, 2 * batch):
+        seen = positions < mask[:batch, None]
+        if mask.shape[0] == 2 * batch and batch:
+            seen &= positions >= mask[batch:, None]
+        seen = seen[:, None, None]
+    elif mask.shape == (batch, keys):
+        seen = mask[:, None, None] > 0
+    elif mask.shape == (batch, queries, keys):
+        seen = mask[:, None] > 0
+    elif mask.ndim == 4 and mask.shape[:2] == (batch, 1) and mask.shape[2] == mask.shape[3] >= keys:
+        seen = mask[:, :, keys - queries : keys, :keys] > 0
+    else:
+        raise ValueError(
+            f"{op}: the mask must have the shape ({batch},), ({2 * batch},), {(batch, keys)}, {(batch, queries, keys)} "
+            f"or ({batch}, 1, M, M) with M ≥ {keys}, got {mask.shape}"
+        )
+    return np.where(seen, np.float32(0), np.float32(value))
+
+
+def attend(
+    op: str,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    bias: np.ndarray | None,
+    attention_bias: np.ndarray | None,
+    *,
+    scale: float,
+    causal: int,
+) -> np.ndarray:
+    """softmax(q · kᵀ · scale + biases) · v of [B, N, S, H], as [B, S, N · Hv]."""
+    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"{op}: queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    checked_shape(op, "the scores", (batch, heads, queries, keys))
+    wide = working_dtype(q.dtype)
+    factor = wide.type(scale or (1 / math.sqrt(size) if size else 1))
+    scores = np.matmul(q.astype(wide, copy=False), k.astype(wide, copy=False).swapaxes(-1, -2)) * factor
+    for extra in (bias, attention_bias):
+        if extra is not None:
+            try:
+                fits = np.broadcast_shapes(extra.shape, scores.shape) == scores.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"{op}: the attention bias must broadcast to {scores.shape}, got {extra.shape}")
+            scores = scores + extra.astype(wide, copy=False)
+    if causal:
+        hidden = np.arange(keys) > np.arange(queries)[:, None] + (keys - queries)
+        scores = np.where(hidden, wide.type(-np.inf), scores)
+    y = np.matmul(masked_softmax(scores), v.astype(wide, copy=False)).astype(q.dtype, copy=False)
+    return np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(batch, queries, heads * v.shape[3])
+
+
+def _packed(
+    op: str,
+    projected: np.ndarray,
+    mask: np.ndarray | None,
+    past: np.ndarray | None,
+    attention_bias: np.ndarray | None,
+    num_heads: int,
+    sizes: tuple[int, int, int],
+    causal: int,
+    scale: float,
+    filter_value: float,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Attention over the last dimension of `projected`, which holds q, k and v; and the grown cache."""
+    if num_heads < 1 or any(size % num_heads or size < 0 for size in sizes) or sizes[0] != sizes[1]:
+        raise ValueError(f"{op}: num_heads {num_heads} must divide the hidden sizes {sizes} of q, k (equal) and v")
+    parts = np.split(projected, (sizes[0], sizes[0] + sizes[1]), axis=2)
+    q, k, v = (split_heads(op, name, part, num_heads) for name, part in zip("qkv", parts, strict=True))
+    batch = q.shape[0]
+    present = None
+    if past is not None:
+        if sizes[1] != sizes[2]:
+            raise ValueError(f"{op}: a past needs keys and values of equal size, got {sizes}")
+        expected = (2, batch, num_heads, past.shape[3] if past.ndim == 5 else 0, k.shape[3])
+        require_shape(op, "past", past, expected)
+        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
+    if sizes[1] == sizes[2]:
+        present = np.stack([k, v])
+    bias = mask_bias(op, mask, batch, q.shape[2], k.shape[2], filter_value)
+    return attend(op, q, k, v, bias, attention_bias, scale=scale, causal=causal), present
+
+
+@operator("Attention", domain=MICROSOFT)
+def attention(
+    x: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray | None = None,
+    mask_index: np.ndarray | None = None,
+    past: np.ndarray | None = None,
+    attention_bias: np.ndarray | None = None,
+    past_sequence_length: np.ndarray | None = None,
+    *,
+    num_heads: int,
+    unidirectional: int = 0,
+    qkv_hidden_sizes: Sequence[int] | None = None,
+    scale: float = 0.0,
+    mask_filter_value: float = _FILTER,
+    do_rotary: int = 0,
+    past_present_share_buffer: int = 0,
+    rotary_embedding_dim: int = 0,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """x [B, S, I], weights [I, 3 · D] and bias of q, k and v side by side → [B, S, D] and present [2, B, N, T, H]."""
+    op = "Attention"
+    if do_rotary or past_present_share_buffer:
+        raise ValueError(f"{op}: do_rotary and past_present_share_buffer are not supported")
+    require_rank(op, "the input", x, 3)
+    require_rank(op, "weights", weights, 2)
+    require_shape(op, "bias", bias, weights.shape[1:])
+    sizes = _hidden_sizes(op, weights.shape[1], qkv_hidden_sizes)
+    projected = standard("MatMul", x, weights)
+    if bias is not None:
+        projected = projected + bias
+    return _packed(
+        op, projected, mask_index, past, attention_bias, num_heads, sizes, unidirectional, scale, mask_filter_value
+    )
+
+
+def _hidden_sizes(op: str, total: int, sizes: Sequence[int] | None) -> tuple[int, int, int]:
+    if not sizes:
+        sizes = (total // 3,) * 3
+    if len(sizes) != 3 or sum(sizes) != total or min(sizes) < 0:
+        raise ValueError(f"{op}: the weights have {total} columns, which the hidden sizes {tuple(sizes)} must fill")
+    return sizes[0], sizes[1], sizes[2]
+
+
+@operator("QAttention", domain=MICROSOFT)
+def qattention(
+    x: np.ndarray,
+    weights: np.ndarray,
+    bias: np.ndarray,
+    x_scale: np.ndarray,
+    weight_scale: np.ndarray,
+    mask_index: np.ndarray | None = None,
+    x_zero_point: np.ndarray | None = None,
+    weight_zero_point: np.ndarray | None = None,
+    past: np.ndarray | None = None,
+    *,
+    num_heads: int,
+    unidirectional: int = 0,
+    past_sequence_length: int = 0,
+    do_rotary: int = 0,
+    scale: float = 0.0,
+    mask_filter_value: float = _FILTER,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Attention whose input and weights are 8-bit codes; weight parameters per tensor or per column."""
+    op = "QAttention"
+    if do_rotary:
+        raise ValueError(f"{op}: do_rotary is not supported")
+    require_rank(op, "the input", x, 3)
+    require_rank(op, "weights", weights, 2)
+    require_shape(op, "bias", bias, weights.shape[1:])
+    projected = matmul_integer_to_float(x, weights, x_scale, weight_scale, x_zero_point, weight_zero_point, bias)
+    sizes = _hidden_sizes(op, weights.shape[1], None)
+    return _packed(op, projected, mask_index, past, None, num_heads, sizes, unidirectional, scale, mask_filter_value)
+
+
+def _with_bias(
+    op: str, bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]
+) -> list[np.ndarray]:
+    """q, k and v [B, N, S, H], with their share of bias [Dq + Dk + Dv]; a cross-attention cache has it already."""
+    if bias is None:
+        return parts
+    widths = [num_heads * part.shape[3] for part in parts]
+    require_shape(op, "bias", bias, (sum(widths),))
+    pieces = np.split(bias, (widths[0], widths[0] + widths[1]))
+    return [
+        part if is_head else part + piece.reshape(num_heads, 1, part.shape[3])
+        for part, piece, is_head in zip(parts, pieces, are_heads, strict=True)
+    ]
+
+
+@operator("MultiHeadAttention", domain=MICROSOFT)
+def multi_head_attention(
+    query: np.ndarray,
+    key: np.ndarray | None = None,
+    value: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    key_padding_mask: np.ndarray | None = None,
+    attention_bias: np.ndarray | None = None,
+    past_key: np.ndarray | None = None,
+    past_value: np.ndarray | None = None,
+    *,
+    num_heads: int,
+    mask_filter_value: float = _FILTER,
+    scale: float = 0.0,
+    unidirectional: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """query [B, S, D], key [B, T, D], value [B, T, Dv] → [B, S, Dv] and the keys and values [B, N, T, H] it used.
+
+    Or query [B, S, N, 3, H] alone, or query and key [B, T, N, 2, H], or key and value [B, N, T, H] as a cache.
+    """
+    op = "MultiHeadAttention"
+    if num_heads < 1:
+        raise ValueError(f"{op}: num_heads must be positive, got {num_heads}")
+    cached = False
+    if key is None:
+        require_shape(op, "query", query, (*query.shape[:2], num_heads, 3, query.shape[4] if query.ndim == 5 else 0))
+        parts = [query[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3)]
+    else:
+        require_rank(op, "query", query, 3)
+        q = split_heads(op, "query", query, num_heads)
+        if value is None:
+            require_shape(op, "key", key, (*key.shape[:2], num_heads, 2, q.shape[3]))
+            parts = [q, *(key[:, :, :, i].transpose(0, 2, 1, 3) for i in range(2))]
+        elif key.ndim == 4 and value.ndim == 4:
+            parts, cached = [q, key, value], True
+        else:
+            require_rank(op, "key", key, 3)
+            require_rank(op, "value", value, 3)
+            parts = [q, split_heads(op, "key", key, num_heads), split_heads(op, "value", value, num_heads)]
+    q, k, v = _with_bias(op, bias, parts, num_heads, [False, cached, cached])
+    if (past_key is None) != (past_value is None):
+        raise ValueError(f"{op}: past_key and past_value come together")
+    if past_key is not None and past_value is not None:
+        for name, past, new in (("past_key", past_key, k), ("past_value", past_value, v)):
+            require_rank(op, name, past, 4)
+            require_shape(op, name, past, (*new.shape[:2], past.shape[2], new.shape[3]))
+        k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
+    mask = mask_bias(op, key_padding_mask, q.shape[0], q.shape[2], k.shape[2], mask_filter_value)
+    y = attend(op, q, k, v, mask, attention_bias, scale=scale, causal=unidirectional)
+    return y, np.ascontiguousarray(k), np.ascontiguousarray(v)

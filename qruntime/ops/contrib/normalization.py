@@ -1,0 +1,100 @@
+"""Layer and RMS normalization with what is added before; the embeddings of BERT."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ops.contrib.activations import biased
+from qruntime.ops.contrib.domain import MICROSOFT, standard
+from qruntime.ops.numerics import normalized_axis, require_rank, require_shape, working_dtype
+from qruntime.ops.registry import operator
+
+
+def simplified_layer_normalization(
+    x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """x over its root mean square on the axes from `axis` on, times scale; also the inverse of that root."""
+    op = "SimplifiedLayerNormalization"
+    axis = normalized_axis(op, axis, x.ndim)
+    require_shape(op, "scale", scale, x.shape[axis:])
+    wide = x.astype(working_dtype(x.dtype), copy=False)
+    square = np.mean(wide * wide, axis=tuple(range(axis, x.ndim)), keepdims=True)
+    inverse = 1 / np.sqrt(square + wide.dtype.type(epsilon))
+    return (wide * inverse * scale.astype(wide.dtype)).astype(x.dtype, copy=False), inverse
+
+
+for _domain in ("", MICROSOFT):  # ONNX Runtime writes it into the standard domain
+    operator("SimplifiedLayerNormalization", domain=_domain)(simplified_layer_normalization)
+
+
+def _sum(op: str, x: np.ndarray, skip: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    require_rank(op, "the input", x, 2, 3)
+    if skip.shape not in (x.shape, (1, *x.shape[1:]), x.shape[1:]) or skip.dtype != x.dtype:
+        raise ValueError(f"{op}: skip must be {x.dtype} of shape {x.shape}, got {skip.dtype} of shape {skip.shape}")
+    return biased(op, x, bias) + skip
+
+
+@operator("SkipLayerNormalization", domain=MICROSOFT)
+def skip_layer_normalization(
+    x: np.ndarray,
+    skip: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    *,
+    epsilon: float = 1e-12,
+) -> tuple[np.ndarray, ...]:
+    """LayerNormalization of x + skip + bias [..., N]; mean; 1 / deviation; x + skip + bias."""
+    total = _sum("SkipLayerNormalization", x, skip, bias)
+    require_shape("SkipLayerNormalization", "gamma", gamma, total.shape[-1:])
+    require_shape("SkipLayerNormalization", "beta", beta, total.shape[-1:])
+    return (*standard("LayerNormalization", total, gamma, beta, epsilon=epsilon), total)
+
+
+@operator("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
+def skip_simplified_layer_normalization(
+    x: np.ndarray, skip: np.ndarray, gamma: np.ndarray, bias: np.ndarray | None = None, *, epsilon: float = 1e-12
+) -> tuple[np.ndarray, ...]:
+    """RMS normalization of x + skip + bias [..., N]; an unused mean; 1 / root mean square; x + skip + bias."""
+    total = _sum("SkipSimplifiedLayerNormalization", x, skip, bias)
+    y, inverse = simplified_layer_normalization(total, gamma, epsilon=epsilon)
+    return y, np.zeros_like(inverse), inverse, total
+
+
+@operator("EmbedLayerNormalization", domain=MICROSOFT)
+def embed_layer_normalization(
+    input_ids: np.ndarray,
+    segment_ids: np.ndarray | None,
+    word_embedding: np.ndarray,
+    position_embedding: np.ndarray,
+    segment_embedding: np.ndarray | None,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    mask: np.ndarray | None = None,
+    position_ids: np.ndarray | None = None,
+    *,
+    epsilon: float = 1e-12,
+    mask_index_type: int = 0,
+) -> tuple[np.ndarray, ...]:
+    """Word, position and segment embeddings of ids [B, S], added and normalized [B, S, N]; mask index [B]; the sum."""
+    op = "EmbedLayerNormalization"
+    require_rank(op, "input_ids", input_ids, 2)
+    batch, length = input_ids.shape
+    if position_ids is None:
+        position_ids = np.arange(length)[None]
+    elif position_ids.shape not in ((1, length), (batch, length)):
+        raise ValueError(f"{op}: position_ids must have the shape {(batch, length)}, got {position_ids.shape}")
+    total = _rows(op, "word", word_embedding, input_ids) + _rows(op, "position", position_embedding, position_ids)
+    if segment_ids is not None and segment_embedding is not None:
+        require_shape(op, "segment_ids", segment_ids, input_ids.shape)
+        total = total + _rows(op, "segment", segment_embedding, segment_ids)
+    require_shape(op, "mask", mask, input_ids.shape)
+    counts = np.zeros(batch, np.int32) if mask is None else (mask == 1).sum(axis=1, dtype=np.int32)
+    return standard("LayerNormalization", total, gamma, beta, epsilon=epsilon)[0], counts, total
+
+
+def _rows(op: str, name: str, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    require_rank(op, f"the {name} embedding", table, 2)
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
+        raise IndexError(f"{op}: {name} ids must lie in [0, {table.shape[0]}), got {ids.min()} to {ids.max()}")
+    return table[ids.astype(np.int64)]

@@ -1,0 +1,313 @@
+"""Fused operators that ONNX Runtime's optimizers write (com.microsoft), taken apart again.
+
+The pieces are standard operators, so that every later pass sees what it knows. What has no pieces here, or
+uses inputs and outputs that the pieces lack, keeps its numpy definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qruntime.ir import Graph, Node, Value
+from qruntime.ops.contrib.domain import MICROSOFT, NEWEST
+from qruntime.ops.contrib.matmul_nbits import dequantized
+from qruntime.passes.linear import constant, splice
+from qruntime.passes.rewriting import Builder, Skip, trace
+
+Expansion = Callable[["Pieces", Node], "Value | Skip | tuple[Value | None, ...]"]
+"""Returns the new first output, or one per output of the node, None where the pieces have nothing to give."""
+
+_LAST = -1
+
+
+class Pieces:
+    """Makes nodes of the standard domain, in its newest version."""
+
+    def __init__(self, node: Node):
+        self.builder = Builder(node, NEWEST)
+
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
+        make = getattr(self.builder, op_type)
+        return lambda *inputs, **attributes: make(*inputs, domain="", **attributes)
+
+    def number(self, value: float) -> Value:
+        return constant(f"{value}", np.float32(value).reshape(()))
+
+
+def expand_contrib(graph: Graph) -> None:
+    """Gelu, SkipLayerNormalization, FusedMatMul, Attention, MatMulNBits, …  →  standard operators."""
+    for nested in graph.walk_graphs():
+        replaced: dict[Node, list[Node]] = {}
+        for node in nested.nodes:
+            expand = _EXPANSIONS.get((node.domain, node.op_type))
+            if expand is None:
+                continue
+            pieces = Pieces(node)
+            made = expand(pieces, node)
+            if isinstance(made, Skip):
+                trace(f"expand_contrib declines at {node.label}: {made}")
+                continue
+            outputs = made if isinstance(made, tuple) else (made,)
+            pairs = [(old, outputs[i] if i < len(outputs) else None) for i, old in enumerate(node.outputs)]
+            if any(new is None and old.is_read for old, new in pairs):
+                trace(f"expand_contrib declines at {node.label}: a further output is read")
+                continue
+            for old, new in pairs:
+                if new is not None:
+                    nested.replace_uses(old, new)
+            replaced[node] = pieces.builder.nodes
+            trace(f"expand_contrib at {node.label}")
+        splice(nested, replaced)
+
+
+def _needed(node: Node, count: int) -> bool:
+    return all(node.input(i) is not None for i in range(count))
+
+
+def _plus(op: Pieces, x: Value | None, bias: Value | None) -> Value | None:
+    return x if bias is None else op.Add(x, bias)
+
+
+def _gelu(op: Pieces, node: Node) -> Value:
+    return op.Gelu(_plus(op, node.input(0), node.input(1)), approximate="none")
+
+
+def _fast_gelu(op: Pieces, node: Node) -> Value:
+    return op.Gelu(_plus(op, node.input(0), node.input(1)), approximate="tanh")
+
+
+def _quick_gelu(op: Pieces, node: Node) -> Value:
+    x, alpha = node.input(0), node.attr("alpha", 1.702)
+    return op.Mul(x, op.Sigmoid(x if alpha == 1 else op.Mul(x, op.number(alpha))))
+
+
+def _skip_layer_norm(op: Pieces, node: Node) -> Skip | tuple[Value | None, ...]:
+    if not _needed(node, 3):
+        return Skip("an input is missing")
+    total = op.Add(_plus(op, node.input(0), node.input(4)), node.input(1))
+    y = op.LayerNormalization(total, node.input(2), node.input(3), axis=_LAST, epsilon=node.attr("epsilon", 1e-12))
+    return y, None, None, total
+
+
+def _skip_rms_norm(op: Pieces, node: Node) -> Skip | tuple[Value | None, ...]:
+    if not _needed(node, 3):
+        return Skip("an input is missing")
+    total = op.Add(_plus(op, node.input(0), node.input(3)), node.input(1))
+    y = op.RMSNormalization(total, node.input(2), axis=_LAST, epsilon=node.attr("epsilon", 1e-12))
+    return y, None, None, total
+
+
+def _rms_norm(op: Pieces, node: Node) -> Value:
+    axis, epsilon = node.attr("axis", _LAST), node.attr("epsilon", 1e-5)
+    return op.RMSNormalization(node.input(0), node.input(1), axis=axis, epsilon=epsilon)
+
+
+def _fused_matmul(op: Pieces, node: Node) -> Skip | Value:
+    if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
+        return Skip("a batch is transposed")
+    sides = [_transposed(op, node.input(i), node.attr(name, 0)) for i, name in enumerate(("transA", "transB"))]
+    for side in sides:
+        if isinstance(side, Skip):
+            return side
+    product = op.MatMul(*sides)
+    alpha = node.attr("alpha", 1.0)
+    return product if alpha == 1 else op.Mul(product, op.number(alpha))
+
+
+def _transposed(op: Pieces, value: Value | None, transpose: int) -> Skip | Value:
+    if value is None:
+        return Skip("an input is missing")
+    if not transpose:
+        return value
+    rank = _rank(value)
+    if rank is None:
+        return Skip("what is transposed has an unknown rank")
+    if rank < 2:
+        return value
+    if value.data is not None:
+        return constant(value.name, value.data.swapaxes(-1, -2))
+    return op.Transpose(value, perm=(*range(rank - 2), rank - 1, rank - 2))
+
+
+def _rank(value: Value | None) -> int | None:
+    """How many dimensions a value has, also through what keeps their number."""
+    for _ in range(64):
+        if value is None:
+            return None
+        if value.data is not None:
+            return value.data.ndim
+        if value.type is not None and value.type.shape is not None:
+            return len(value.type.shape)
+        node = value.producer
+        if node is None:
+            return None
+        if node.is_op("Transpose") and node.attr("perm"):
+            return len(node.attr("perm"))
+        if node.is_op("Reshape"):
+            shape = node.input(1)
+            if shape is None:
+                return None
+            if shape.data is not None:
+                return int(shape.data.size)
+            joined = shape.producer
+            if joined is not None and joined.is_op("Concat") and all(_is_one(v) for v in joined.inputs):
+                return len(joined.inputs)
+            return None
+        if not node.is_op(*_KEEPING_RANK) and not node.is_op(*_KEEPING_RANK, domain=MICROSOFT):
+            return None
+        value = node.input(0)
+    return None
+
+
+_KEEPING_RANK = (
+    "Cast", "Identity", "Softmax", "LayerNormalization", "Gelu", "BiasGelu", "FastGelu", "Relu", "Tanh", "Erf",
+    "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "Dropout",
+)  # fmt: skip
+
+
+def _is_one(value: Value | None) -> bool:
+    """Whether a value is a vector of one number."""
+    if value is None:
+        return False
+    if value.data is not None:
+        return value.data.shape == (1,)
+    node = value.producer
+    if node is None or not node.is_op("Unsqueeze"):
+        return False
+    source = node.input(0)
+    return source is not None and source.producer is not None and source.producer.is_op("Gather")
+
+
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "": (), "Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta"),
+}  # fmt: skip
+
+
+def _activated(op: Pieces, y: Value, activation: str, parameters: tuple[float | None, ...]) -> Skip | Value:
+    if activation == "":
+        return y
+    if activation == "Clip" and len(parameters) >= 2 and None not in parameters[:2]:
+        return op.Clip(y, *(op.number(p) for p in parameters[:2] if p is not None))
+    if activation not in _ACTIVATIONS:
+        return Skip(f"the activation {activation}")
+    names = _ACTIVATIONS[activation]
+    return getattr(op, activation)(y, **{n: p for n, p in zip(names, parameters, strict=False) if p is not None})
+
+
+def _fused_gemm(op: Pieces, node: Node) -> Skip | Value:
+    if not _needed(node, 2):
+        return Skip("an input is missing")
+    kept = {name: node.attributes[name] for name in ("alpha", "beta", "transA", "transB") if name in node.attributes}
+    parameters = (node.attr("activation_alpha"), node.attr("activation_beta"))
+    return _activated(op, op.Gemm(*node.inputs[:3], **kept), node.attr("activation", ""), parameters)
+
+
+def _fused_conv(op: Pieces, node: Node) -> Skip | Value:
+    if not _needed(node, 2):
+        return Skip("an input is missing")
+    kept = {name: a for name, a in node.attributes.items() if not name.startswith("activation")}
+    y = op.Conv(node.input(0), node.input(1), node.input(2), **kept)
+    if node.input(3) is not None:
+        y = op.Add(y, node.input(3))
+    return _activated(op, y, node.attr("activation", ""), tuple(node.attr("activation_params", ())))
+
+
+def _matmul_nbits(op: Pieces, node: Node) -> Skip | Value:
+    arrays = [None if v is None else v.data for v in (node.input(i) for i in range(1, 5))]
+    b, scales = arrays[:2]
+    if b is None or scales is None or any(v is not None and v.data is None for v in node.inputs[1:5]):
+        return Skip("the weight is computed at run time")
+    if node.attr("weight_prepacked", 0) or scales.dtype != np.float32:
+        return Skip("the weight is packed for a machine, or not float32")
+    sizes = {"K": node.attr("K", 0), "N": node.attr("N", 0), "bits": node.attr("bits", 4)}
+    try:
+        weight = dequantized(b, scales, arrays[2], arrays[3], **sizes, block_size=node.attr("block_size", 32))
+    except ValueError as error:
+        return Skip(error)
+    stem = "" if node.input(1) is None else node.inputs[1].name  # type: ignore[union-attr]
+    y = op.MatMul(node.input(0), constant(stem, weight))
+    bias = node.input(5)
+    return y if bias is None else op.Add(y, bias)
+
+
+def _attention(op: Pieces, node: Node) -> Skip | Value:
+    """Without a past: one linear layer, whose result q, k and v share, and the fused kernel."""
+    weights, bias = node.input(1), node.input(2)
+    if not _needed(node, 2) or weights is None or weights.data is None or weights.data.ndim != 2:
+        return Skip("the weights are no constant matrix")
+    if any(node.input(i) is not None for i in (4, 6)) or node.attr("unidirectional", 0) or node.attr("do_rotary", 0):
+        return Skip("it is causal, rotary or has a past")
+    heads, width = node.attr("num_heads", 0), weights.data.shape[1] // 3
+    sizes = node.attr("qkv_hidden_sizes") or (width,) * 3
+    if heads < 1 or width * 3 != weights.data.shape[1] or tuple(sizes) != (width,) * 3 or width % heads or not width:
+        return Skip("q, k and v differ in size, or the heads do not divide it")
+    mask = _mask(op, node)
+    if isinstance(mask, Skip):
+        return mask
+    if mask is not None and node.input(5) is not None:
+        mask = op.Add(node.input(5), mask)
+    elif mask is None:
+        mask = node.input(5)
+    projected = _plus(op, op.MatMul(node.input(0), weights), bias)
+    size = width // heads
+    split = constant("heads", np.array([0, 0, 3, heads, size], np.int64))
+    packed = op.Reshape(projected, split)
+    inputs = [packed, packed, packed] if mask is None else [packed, packed, packed, mask]
+    y = op.builder.Attention(
+        *inputs, scale=float(node.attr("scale", 0.0) or size**-0.5), q_layout="BSHD", k_layout="BSHD", v_layout="BSHD",
+        out_layout="BSHD", parts=(0, 1, 2),
+    )  # fmt: skip
+    return op.Reshape(y, constant("merged", np.array([0, 0, width], np.int64)))
+
+
+def _mask(op: Pieces, node: Node) -> Skip | Value | None:
+    """What a raw mask [B, T] adds to the scores."""
+    mask = node.input(3)
+    if mask is None:
+        return None
+    if _rank(mask) != 2:
+        return Skip("the mask is not known to be [B, T]")
+    seen = op.Greater(mask, constant("zero", np.zeros((), np.int32)))
+    bias = op.Where(seen, op.number(0.0), op.number(node.attr("mask_filter_value", -10000.0)))
+    return op.Unsqueeze(bias, constant("axes", np.array([1, 2], np.int64)))
+
+
+def _multi_head_attention(op: Pieces, node: Node) -> Skip | Value:
+    """[B, S, D] each, without padding mask and past: the standard operator."""
+    heads, bias = node.attr("num_heads", 0), node.input(3)
+    if not _needed(node, 3) or any(_rank(node.input(i)) != 3 for i in (1, 2)):
+        return Skip("query, key and value are not known to be [B, S, D]")
+    if any(node.input(i) is not None for i in (4, 6, 7, 8, 9)) or node.attr("unidirectional", 0) or heads < 1:
+        return Skip("it is causal or has a padding mask or a past")
+    parts: list[Value | None] = list(node.inputs[:3])
+    if bias is not None:
+        if bias.data is None or bias.data.ndim != 1 or bias.data.size % 3:
+            return Skip("the bias is no constant, or query, key and value differ in size")
+        pieces = np.split(bias.data, 3)
+        parts = [op.Add(part, constant(f"{bias.name}/{i}", pieces[i])) for i, part in enumerate(parts)]
+    if node.input(5) is not None:
+        parts.append(node.input(5))
+    attributes = {"q_num_heads": heads, "kv_num_heads": heads}
+    scale = node.attr("scale", 0.0)
+    return op.Attention(*parts, **attributes, **({"scale": float(scale)} if scale else {}))
+
+
+_EXPANSIONS: dict[tuple[str, str], Expansion] = {
+    (MICROSOFT, "Gelu"): _gelu,
+    (MICROSOFT, "BiasGelu"): _gelu,
+    (MICROSOFT, "FastGelu"): _fast_gelu,
+    (MICROSOFT, "QuickGelu"): _quick_gelu,
+    (MICROSOFT, "SkipLayerNormalization"): _skip_layer_norm,
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"): _skip_rms_norm,
+    (MICROSOFT, "SimplifiedLayerNormalization"): _rms_norm,
+    ("", "SimplifiedLayerNormalization"): _rms_norm,
+    (MICROSOFT, "FusedMatMul"): _fused_matmul,
+    (MICROSOFT, "TransposeMatMul"): _fused_matmul,
+    (MICROSOFT, "FusedGemm"): _fused_gemm,
+    (MICROSOFT, "FusedConv"): _fused_conv,
+    (MICROSOFT, "MatMulNBits"): _matmul_nbits,
+    (MICROSOFT, "Attention"): _attention,
+    (MICROSOFT, "MultiHeadAttention"): _multi_head_attention,
+}

@@ -13,6 +13,7 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.ops.contrib.domain import MICROSOFT, NEWEST
 from qruntime.ops.contrib.matmul_nbits import dequantized
+from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
 from qruntime.passes.linear import constant, splice
 from qruntime.passes.rewriting import Builder, Skip, trace
 
@@ -33,7 +34,7 @@ class Pieces:
         return lambda *inputs, **attributes: make(*inputs, domain="", **attributes)
 
     def number(self, value: float) -> Value:
-        return constant(f"{value}", np.float32(value).reshape(()))
+        return constant(f"{value}", np.array(value, np.float32))
 
 
 def expand_contrib(graph: Graph) -> None:
@@ -107,12 +108,15 @@ def _rms_norm(op: Pieces, node: Node) -> Value:
 def _fused_matmul(op: Pieces, node: Node) -> Skip | Value:
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
         return Skip("a batch is transposed")
+    alpha = node.attr("alpha", 1.0)
     sides = [_transposed(op, node.input(i), node.attr(name, 0)) for i, name in enumerate(("transA", "transB"))]
     for side in sides:
         if isinstance(side, Skip):
             return side
+    weight = sides[1]
+    if isinstance(weight, Value) and weight.data is not None and weight.data.dtype == np.float32:
+        sides[1], alpha = constant(weight.name, weight.data * np.float32(alpha)) if alpha != 1 else weight, 1.0
     product = op.MatMul(*sides)
-    alpha = node.attr("alpha", 1.0)
     return product if alpha == 1 else op.Mul(product, op.number(alpha))
 
 
@@ -234,44 +238,91 @@ def _matmul_nbits(op: Pieces, node: Node) -> Skip | Value:
 
 def _attention(op: Pieces, node: Node) -> Skip | Value:
     """Without a past: one linear layer, whose result q, k and v share, and the fused kernel."""
-    weights, bias = node.input(1), node.input(2)
+    weights = node.input(1)
     if not _needed(node, 2) or weights is None or weights.data is None or weights.data.ndim != 2:
         return Skip("the weights are no constant matrix")
-    if any(node.input(i) is not None for i in (4, 6)) or node.attr("unidirectional", 0) or node.attr("do_rotary", 0):
-        return Skip("it is causal, rotary or has a past")
-    heads, width = node.attr("num_heads", 0), weights.data.shape[1] // 3
-    sizes = node.attr("qkv_hidden_sizes") or (width,) * 3
-    if heads < 1 or width * 3 != weights.data.shape[1] or tuple(sizes) != (width,) * 3 or width % heads or not width:
+    if node.input(4) is not None or node.input(6) is not None:
+        return Skip("it has a past")
+    reason = _unlike_the_kernel(node, weights.data.shape[1])
+    if reason is not None:
+        return reason
+    projected = _plus(op, op.MatMul(node.input(0), weights), node.input(2))
+    return _attend(op, node, projected, weights.data.shape[1] // 3, node.input(3), node.input(5))
+
+
+def _quantized_attention(op: Pieces, node: Node) -> Skip | Value:
+    """The same behind a DynamicQuantizeLinear, with a dynamic linear layer."""
+    weights, bias = node.input(1), node.input(2)
+    if weights is None or weights.data is None or weights.data.ndim != 2 or bias is None or node.input(8) is not None:
+        return Skip("the weights are no constant matrix, or it has a past")
+    source = dynamic_source(node.input(0), node.input(6), node.input(3))
+    reason = source if isinstance(source, Skip) else _unlike_the_kernel(node, weights.data.shape[1])
+    if isinstance(source, Skip) or reason is not None:
+        return reason or Skip("")
+    made = dynamic_linear(node, node, source.input(0), weights, node.input(4), node.input(7), bias)
+    if isinstance(made, Skip):
+        return made
+    op.builder.nodes.append(made[1])
+    return _attend(op, node, made[1].outputs[0], weights.data.shape[1] // 3, node.input(5), None)
+
+
+def _unlike_the_kernel(node: Node, columns: int) -> Skip | None:
+    heads, width = node.attr("num_heads", 0), columns // 3
+    if node.attr("unidirectional", 0) or node.attr("do_rotary", 0) or node.attr("past_present_share_buffer", 0):
+        return Skip("it is causal or rotary")
+    sizes = tuple(node.attr("qkv_hidden_sizes") or (width,) * 3)
+    if heads < 1 or width * 3 != columns or sizes != (width,) * 3 or width % heads or not width:
         return Skip("q, k and v differ in size, or the heads do not divide it")
-    mask = _mask(op, node)
-    if isinstance(mask, Skip):
-        return mask
-    if mask is not None and node.input(5) is not None:
-        mask = op.Add(node.input(5), mask)
-    elif mask is None:
-        mask = node.input(5)
-    projected = _plus(op, op.MatMul(node.input(0), weights), bias)
+    return None
+
+
+def _attend(
+    op: Pieces, node: Node, projected: Value | None, width: int, mask: Value | None, attention_bias: Value | None
+) -> Skip | Value:
+    """softmax(q · kᵀ) · v of the three parts of `projected` [B, S, 3 · width]."""
+    heads = node.attr("num_heads")
+    added = _mask(op, node, mask)
+    if isinstance(added, Skip):
+        return added
+    if attention_bias is not None:
+        added = attention_bias if added is None else op.Add(attention_bias, added)
     size = width // heads
-    split = constant("heads", np.array([0, 0, 3, heads, size], np.int64))
-    packed = op.Reshape(projected, split)
-    inputs = [packed, packed, packed] if mask is None else [packed, packed, packed, mask]
+    packed = op.Reshape(projected, constant("heads", np.array([0, 0, 3, heads, size], np.int64)))
     y = op.builder.Attention(
-        *inputs, scale=float(node.attr("scale", 0.0) or size**-0.5), q_layout="BSHD", k_layout="BSHD", v_layout="BSHD",
+        *([packed] * 3 if added is None else [packed] * 3 + [added]),
+        scale=float(node.attr("scale", 0.0) or size**-0.5), q_layout="BSHD", k_layout="BSHD", v_layout="BSHD",
         out_layout="BSHD", parts=(0, 1, 2),
     )  # fmt: skip
     return op.Reshape(y, constant("merged", np.array([0, 0, width], np.int64)))
 
 
-def _mask(op: Pieces, node: Node) -> Skip | Value | None:
-    """What a raw mask [B, T] adds to the scores."""
-    mask = node.input(3)
+def _mask(op: Pieces, node: Node, mask: Value | None) -> Skip | Value | None:
+    """What a raw mask [B, T], or the ends [B] that EmbedLayerNormalization counts, adds to the scores."""
     if mask is None:
         return None
-    if _rank(mask) != 2:
+    embedding = mask.producer
+    if embedding is not None and embedding.is_op("EmbedLayerNormalization", domain=MICROSOFT) and mask is not embedding.outputs[0]:
+        if embedding.input(7) is None:
+            return None  # all ends are 0: every score of a row gets the same value added
+        position = op.Range(_integer(0), op.Gather(op.Shape(node.input(0)), _integer(1)), _integer(1))
+        seen = op.Less(position, op.Unsqueeze(op.Cast(mask, to=_INT64), _axes(1)))
+    elif _rank(mask) == 2:
+        seen = op.Greater(op.Cast(mask, to=_INT64), _integer(0))
+    else:
         return Skip("the mask is not known to be [B, T]")
-    seen = op.Greater(mask, constant("zero", np.zeros((), np.int32)))
-    bias = op.Where(seen, op.number(0.0), op.number(node.attr("mask_filter_value", -10000.0)))
-    return op.Unsqueeze(bias, constant("axes", np.array([1, 2], np.int64)))
+    added = op.Where(seen, op.number(0.0), op.number(node.attr("mask_filter_value", -10000.0)))
+    return op.Unsqueeze(added, _axes(1, 2))
+
+
+_INT64 = 7
+
+
+def _integer(value: int) -> Value:
+    return constant(f"{value}", np.array(value, np.int64))
+
+
+def _axes(*axes: int) -> Value:
+    return constant("axes", np.array(axes, np.int64))
 
 
 def _multi_head_attention(op: Pieces, node: Node) -> Skip | Value:
@@ -309,5 +360,6 @@ _EXPANSIONS: dict[tuple[str, str], Expansion] = {
     (MICROSOFT, "FusedConv"): _fused_conv,
     (MICROSOFT, "MatMulNBits"): _matmul_nbits,
     (MICROSOFT, "Attention"): _attention,
+    (MICROSOFT, "QAttention"): _quantized_attention,
     (MICROSOFT, "MultiHeadAttention"): _multi_head_attention,
 }

@@ -38,7 +38,7 @@ def lower_foreign_quantization(graph: Graph) -> None:
             elif node.is_op("MatMulIntegerToFloat", domain=MICROSOFT):
                 made = _integer_to_float(node)
             elif node.is_op("DynamicQuantizeMatMul", domain=MICROSOFT):
-                made = _linear(node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4))
+                made = dynamic_linear(node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4))
             elif node.is_op("DynamicQuantizeLSTM", domain=MICROSOFT):
                 made = _lstm(node)
             else:
@@ -54,7 +54,7 @@ def lower_foreign_quantization(graph: Graph) -> None:
         splice(nested, replaced)
 
 
-def _source(codes: Value | None, zero_point: Value | None, scale: Value | None = None) -> Node | Skip:
+def dynamic_source(codes: Value | None, zero_point: Value | None, scale: Value | None = None) -> Node | Skip:
     """The DynamicQuantizeLinear that made `codes`, with that zero point (and scale, when given)."""
     node = None if codes is None else codes.producer
     if node is None or not node.is_op("DynamicQuantizeLinear") or codes is not node.outputs[0] or len(node.outputs) < 3:
@@ -66,7 +66,7 @@ def _source(codes: Value | None, zero_point: Value | None, scale: Value | None =
 
 def _integer_chain(graph: Graph, node: Node) -> Skip | tuple[Node, Node]:
     """MatMulInteger(codes, W, zero, W's zero) → Cast(float) → Mul(scale · W's scale)."""
-    source = _source(node.input(0), node.input(2))
+    source = dynamic_source(node.input(0), node.input(2))
     if isinstance(source, Skip):
         return source
     cast = _only_reader(graph, node)
@@ -79,7 +79,7 @@ def _integer_chain(graph: Graph, node: Node) -> Skip | tuple[Node, Node]:
     scale = _other_factor(factor, source.outputs[1])
     if isinstance(scale, Skip):
         return scale
-    return _linear(mul, node, source.input(0), node.input(1), scale, node.input(3), None)
+    return dynamic_linear(mul, node, source.input(0), node.input(1), scale, node.input(3), None)
 
 
 def _other_factor(product: Value | None, scale: Value) -> Value | Skip:
@@ -96,13 +96,13 @@ def _other_factor(product: Value | None, scale: Value) -> Value | Skip:
 
 
 def _integer_to_float(node: Node) -> Skip | tuple[Node, Node]:
-    source = _source(node.input(0), node.input(4), node.input(2))
+    source = dynamic_source(node.input(0), node.input(4), node.input(2))
     if isinstance(source, Skip):
         return source
-    return _linear(node, node, source.input(0), node.input(1), node.input(3), node.input(5), node.input(6))
+    return dynamic_linear(node, node, source.input(0), node.input(1), node.input(3), node.input(5), node.input(6))
 
 
-def _linear(
+def dynamic_linear(
     last: Node,
     product: Node,
     x: Value | None,

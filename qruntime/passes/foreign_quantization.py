@@ -38,7 +38,9 @@ def lower_foreign_quantization(graph: Graph) -> None:
             elif node.is_op("MatMulIntegerToFloat", domain=MICROSOFT):
                 made = _integer_to_float(node)
             elif node.is_op("DynamicQuantizeMatMul", domain=MICROSOFT):
-                made = dynamic_linear(node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4))
+                made = dynamic_linear(
+                    node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4)
+                )
             elif node.is_op("DynamicQuantizeLSTM", domain=MICROSOFT):
                 made = _lstm(node)
             else:
@@ -154,7 +156,9 @@ def _lstm(node: Node) -> Skip | tuple[Node, Node]:
         made = (*lstm_weight("W", w, w_scale, w_zero, directions), *lstm_weight("R", r, r_scale, r_zero, directions))
     except ValueError as error:
         return Skip(error)
-    names = [f"{node.name or node.outputs[0].name}/{name}{part}" for name in "WR" for part in ("", "/scale", "/zero_point")]
+    names = [
+        f"{node.name or node.outputs[0].name}/{name}{part}" for name in "WR" for part in ("", "/scale", "/zero_point")
+    ]
     weights = [constant(name, data) for name, data in zip(names, made, strict=True)]
     inputs = [node.input(0), *weights, *(node.input(i) for i in range(3, 8))]
     attributes = {**node.attributes, "range": as_attribute("per_tensor")}

@@ -230,13 +230,13 @@ def test_dynamic_quantize_lstm(dtype, per_channel, constants):
 def test_dynamic_quantize_lstm_refuses_lengths_that_do_not_fit(position, constants):
     inputs = lstm_inputs(np.int8, per_channel=True)
     inputs[position] = np.ascontiguousarray(inputs[position][..., :-1])
-    with pytest.raises(QRuntimeError, match="DynamicQuantizeLSTM|LSTM"):
+    with pytest.raises(QRuntimeError, match="LSTM"):
         run("DynamicQuantizeLSTM", inputs, constants=constants, outputs=3, direction="bidirectional", hidden_size=5)
 
 
 def nbits(q, scales, zero, bits, k, block):
     """The weight [N, K], code by code."""
-    n, blocks = scales.shape
+    n = len(scales)
     weight = np.zeros((n, k))
     flat = q.reshape(n, -1)
     for row in range(n):
@@ -275,7 +275,9 @@ def test_matmul_nbits(bits, k, block, zero_points, constants):
 
 
 @pytest.mark.parametrize("constants", [(), (1, 2)])
-@pytest.mark.parametrize("change", [{"K": 65}, {"N": 6}, {"bits": 3}, {"block_size": 48}, {"K": 0}, {"N": 2**40}, {"K": 2**62}])
+@pytest.mark.parametrize(
+    "change", [{"K": 65}, {"N": 6}, {"bits": 3}, {"block_size": 48}, {"K": 0}, {"N": 2**40}, {"K": 2**62}]
+)
 def test_matmul_nbits_refuses_sizes_that_do_not_fit(change, constants):
     sizes = {"K": 64, "N": 5, "bits": 4, "block_size": 32, **change}
     with pytest.raises(QRuntimeError, match="MatMulNBits"):
@@ -297,7 +299,9 @@ RAW = (np.arange(5) < ENDS[:, None]).astype(np.int32)
 
 
 @pytest.mark.parametrize("constants", [(), (1, 2)])
-@pytest.mark.parametrize("mask", [None, RAW, ENDS, np.concatenate([ENDS, [0, 0]]).astype(np.int32), np.repeat(RAW[:, None], 5, 1)])
+@pytest.mark.parametrize(
+    "mask", [None, RAW, ENDS, np.concatenate([ENDS, [0, 0]]).astype(np.int32), np.repeat(RAW[:, None], 5, 1)]
+)
 @pytest.mark.parametrize("causal", [0, 1])
 def test_packed_attention(mask, causal, constants):
     x, w, b = floats(2, 5, 8), floats(8, 24), floats(24)

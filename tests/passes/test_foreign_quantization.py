@@ -97,7 +97,8 @@ def test_integer_chain_without_zero_point(constants):
 
 
 def test_one_quantized_tensor_for_two_layers():
-    nodes = chain()[:-1] + [
+    nodes = [
+        *chain()[:-1],
         ("MatMulInteger", ["x_q", "v", "x_zero", "w_zero"], ["sums_2"]),
         ("Cast", ["sums_2"], ["float_sums_2"], {"to": 1}),
         ("Mul", ["float_sums_2", "scales"], ["product_2"]),

@@ -39,7 +39,12 @@ def fused_matmul(
 
 
 def activated(
-    op: str, y: np.ndarray, activation: str, alpha: float | None = None, beta: float | None = None, gamma: float | None = None
+    op: str,
+    y: np.ndarray,
+    activation: str,
+    alpha: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
 ) -> np.ndarray:
     """`y` through the activation of a fused operator, "" for none."""
     if activation == "":

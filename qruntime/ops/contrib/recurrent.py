@@ -26,7 +26,9 @@ def lstm_weight(
     allowed = {(directions,), (directions, 1), (directions, q.shape[2])}
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if value is not None and value.shape not in allowed:
-            raise ValueError(f"{op}: the {what} of {name} must have one of the shapes {sorted(allowed)}, got {value.shape}")
+            raise ValueError(
+                f"{op}: the {what} of {name} must have one of the shapes {sorted(allowed)}, got {value.shape}"
+            )
     if zero_point is not None and zero_point.size != scale.size:
         raise ValueError(f"{op}: scale {scale.shape} and zero point {zero_point.shape} of {name} differ")
     flat_scale, flat_zero = parameters(q, scale, zero_point, (directions, directions * q.shape[2]))

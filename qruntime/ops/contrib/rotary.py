@@ -41,7 +41,9 @@ def rotary_embedding(
     batch, length, _, size = heads.shape
     turned = rotary_embedding_dim or 2 * half
     if turned != 2 * half or turned > size:
-        raise ValueError(f"{op}: caches of width {half} turn {2 * half} of the {size} values of a head, asked are {turned}")
+        raise ValueError(
+            f"{op}: caches of width {half} turn {2 * half} of the {size} values of a head, asked are {turned}"
+        )
     if position_ids.size == 1:
         positions = np.broadcast_to(position_ids.reshape(()) + np.arange(length), (batch, length))
     elif position_ids.shape == (batch, length):
@@ -49,13 +51,17 @@ def rotary_embedding(
     else:
         raise ValueError(f"{op}: position_ids must have the shape (1,) or {(batch, length)}, got {position_ids.shape}")
     if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < cos_cache.shape[0]:
-        raise IndexError(f"{op}: positions must lie in [0, {cos_cache.shape[0]}), got {positions.min()} to {positions.max()}")
+        raise IndexError(
+            f"{op}: positions must lie in [0, {cos_cache.shape[0]}), got {positions.min()} to {positions.max()}"
+        )
     cos, sin = (cache[positions][:, :, None] for cache in (cos_cache, sin_cache))
     if interleaved:
         first, second = heads[..., 0:turned:2], heads[..., 1:turned:2]
     else:
         first, second = heads[..., :half], heads[..., half:turned]
     pairs = (first * cos - second * sin, first * sin + second * cos)
-    rotated = np.stack(pairs, axis=-1).reshape(*first.shape[:-1], turned) if interleaved else np.concatenate(pairs, axis=-1)
+    rotated = (
+        np.stack(pairs, axis=-1).reshape(*first.shape[:-1], turned) if interleaved else np.concatenate(pairs, axis=-1)
+    )
     y = np.concatenate([rotated, heads[..., turned:]], axis=-1).astype(x.dtype, copy=False)
     return np.ascontiguousarray(y.transpose(0, 2, 1, 3)) if x.ndim == 4 else y.reshape(x.shape)

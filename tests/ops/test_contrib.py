@@ -398,8 +398,11 @@ def test_qlinear_operators(dtype):
     def check(found, y, scale):
         assert found.dtype == dtype
         expected = np.clip(np.rint(y / scale) + 3, info.min, info.max)
-        assert np.abs(found - expected).max() <= 1
-        assert (found != expected).mean() < 0.1  # float32 and float64 may part at a tie
+        # At a tie float32 and float64 may part, by one code.
+        at_tie = np.abs(y / scale - np.floor(y / scale) - 0.5) < 1e-3
+        difference = np.abs(found.astype(int) - expected)
+        assert not difference[~at_tie].any()
+        assert difference.max() <= 1
 
     s = np.float32
     a, b = codes(3, 4), codes(4)

@@ -41,7 +41,7 @@ def dynamic_reference(
 ) -> np.ndarray:
     """x @ w in float64 over the integers of both: what the definition of dynamic quantization says."""
     amax = np.abs(w).max(axis=0) if per_channel else np.abs(w).max()
-    w_scale = np.where(amax == 0, 1, amax / np.float32(127)).astype(np.float32)
+    w_scale = np.where(amax == 0, 1, amax / np.float32(127.5)).astype(np.float32)
     wq = np.clip(np.rint(w / w_scale), -127, 127).astype(np.float64)
     axis = None if per_tensor_x else -1
     low = np.minimum(x.min(axis=axis, keepdims=True), 0)

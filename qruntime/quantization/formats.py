@@ -13,6 +13,12 @@ import numpy as np
 
 QMIN, QMAX = -128, 127
 
+STEPS = 127.5
+"""Steps from 0 to the end of a symmetric range: half a step beyond the last code, as far as rounding moves any value.
+
+Weights that are codes already, times a scale, end at the last code itself and are kept exactly.
+"""
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -58,6 +64,12 @@ def quantize(weight: np.ndarray, form: Int8) -> QuantizedTensor:
         lows, highs = weight.min(axis=others, initial=0.0), weight.max(axis=others, initial=0.0)
     if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
         raise ValueError("the weight holds NaN or infinity")
+    if form.symmetric:
+        scale, zero_point = _parameters(np.minimum(lows, 0), np.maximum(highs, 0), True, steps=QMAX)
+        if _holds_codes(weight, scale, form.axis):
+            q, snr_db = _round(weight, scale, zero_point, form)
+            if snr_db == float("inf"):
+                return QuantizedTensor(q, scale, zero_point, form.axis, snr_db)
     if form.range == "mse":
         if form.axis is not None or not form.symmetric:
             raise ValueError("range 'mse' is for one symmetric scale")
@@ -68,9 +80,21 @@ def quantize(weight: np.ndarray, form: Int8) -> QuantizedTensor:
     return QuantizedTensor(q, scale, zero_point, form.axis, snr_db)
 
 
-def _parameters(low: np.ndarray, high: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+def _holds_codes(weight: np.ndarray, scale: np.ndarray, axis: int | None) -> bool:
+    """Whether the first slices of `weight` are whole multiples of `scale`, as far as float32 can tell."""
+    if not weight.ndim:
+        return False
+    shape = [1] * weight.ndim
+    if axis is not None:
+        shape[axis] = -1
+    along = scale.reshape(shape)
+    codes = weight[:8] / (along[:8] if axis == 0 else along)
+    return bool(np.abs(codes - np.rint(codes)).max(initial=0) < 1e-4)
+
+
+def _parameters(low: np.ndarray, high: np.ndarray, symmetric: bool, steps: float = STEPS) -> tuple[np.ndarray, np.ndarray]:
     low, high = low.astype(np.float64), high.astype(np.float64)
-    span = np.maximum(-low, high) / 127.0 if symmetric else (high - low) / 255.0
+    span = np.maximum(-low, high) / steps if symmetric else (high - low) / 255.0
     # A weight of zeros takes any scale; a scale below the smallest normal number would have no reciprocal.
     scale = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny)).astype(np.float32)
     if symmetric:
@@ -106,7 +130,7 @@ def best_share(weight: np.ndarray, bound: float) -> float:
     def moment(power: int, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
         return below[power][stop] - below[power][start]
 
-    step = _SHARES / 127
+    step = _SHARES / STEPS
     zeroed, covered = np.searchsorted(centre, step / 2), np.searchsorted(centre, _SHARES)
     first, last = np.zeros_like(zeroed), np.full_like(covered, _BINS)
     clipped = moment(2, covered, last) - 2 * _SHARES * moment(1, covered, last) + _SHARES**2 * moment(0, covered, last)

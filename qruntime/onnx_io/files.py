@@ -18,19 +18,25 @@ def write(contents: Mapping[str, Sequence[Part]]) -> None:
     """
     temporary: dict[str, str] = {}
     backups: dict[str, str | None] = {}
+    folders: list[int] = []
     try:
         for path, parts in contents.items():
             if os.path.isdir(path):
                 raise IsADirectoryError(21, "it is a directory", path)
             temporary[path] = _beside(path, "tmp")
             _write_new(temporary[path], parts, _mode_of(path))
+        # Before anything is replaced: afterwards nothing may fail any more.
+        if os.name != "nt":
+            for folder in {os.path.dirname(path) or "." for path in contents}:
+                folders.append(os.open(folder, os.O_RDONLY))
         for path in contents:
             if len(temporary) > 1:  # the last rename has nothing after it that could fail
                 backups[path] = _keep(path)
             os.replace(temporary[path], path)
             del temporary[path]
-        for folder in {os.path.dirname(path) or "." for path in contents}:
-            _sync_folder(folder)
+        for descriptor in folders:
+            with contextlib.suppress(OSError):  # some file systems cannot; the rename is still atomic
+                os.fsync(descriptor)
     except BaseException:
         for path, backup in backups.items():
             if path in temporary:
@@ -42,6 +48,8 @@ def write(contents: Mapping[str, Sequence[Part]]) -> None:
                     os.replace(backup, path)
         raise
     finally:
+        for descriptor in folders:
+            os.close(descriptor)
         for leftover in (*temporary.values(), *backups.values()):
             if leftover:
                 with contextlib.suppress(OSError):
@@ -81,15 +89,3 @@ def _keep(path: str) -> str | None:
     except OSError:
         return ""
     return backup
-
-
-def _sync_folder(folder: str) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some file systems cannot; the rename is still atomic
-    finally:
-        os.close(descriptor)

@@ -377,3 +377,22 @@ def test_outputs_left_empty_stay_empty() -> None:
     assert last is loaded.outputs[0]
     saved = onnx.load_from_string(serialize(loaded, info))
     assert list(saved.graph.node[0].output) == ["", "", "c"]
+
+
+def test_a_folder_that_cannot_be_opened_leaves_the_old_file(tmp_path, monkeypatch):
+    """One file has no backup, so what can fail must fail before it is replaced."""
+    from qruntime.onnx_io import files
+
+    opened = os.open
+
+    def refuse_folders(path, flags, *rest, **named):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, flags, *rest, **named)
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(files.os, "open", refuse_folders)
+    with pytest.raises(PermissionError):
+        files.write({str(tmp_path / "a"): [b"new"]})
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]

@@ -38,8 +38,6 @@ OPERATORS = {
     for spec in registry.registered()
     if spec.definition.__module__.rpartition(".")[2] in FAMILIES
 }
-KNOWN_FAILURES: dict[str, str] = {}
-"""Case name → why it fails."""
 
 
 def _opset(case: Any, domain: str) -> int:
@@ -54,13 +52,6 @@ def _cases() -> dict[str, Any]:
         if len(nodes) == 1 and (nodes[0].domain, nodes[0].op_type) in OPERATORS:
             found[case.name] = case
     return found
-
-
-def _parameters() -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN_FAILURES[name])) if name in KNOWN_FAILURES else name
-        for name in _cases()
-    ]
 
 
 def _subgraph(graph: onnx.GraphProto, opsets: Any) -> Callable[..., tuple[Any, ...]]:
@@ -151,7 +142,7 @@ def _compare(actual: Any, expected: Any, rtol: float, atol: float) -> None:
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", _parameters())
+@pytest.mark.parametrize("name", list(_cases()))
 def test_node_case(name: str) -> None:
     case = _cases()[name]
     for inputs, outputs in case.data_sets:

@@ -7,9 +7,6 @@
 
 #include "threads.h"
 
-/// A block of quantized rows shares the L2 cache with one panel of weights.
-enum { BLOCK_ROWS = 128, BLOCK_BYTES = 192 * 1024 };
-
 /// Fewer multiply-adds than this a thread are done sooner than another thread is woken. Two cores of a Zen 3 guest at
 /// 3.2 GHz, November 2026: 1×512×512 (5 µs) gains a sixth to a third from the second thread, 1×384×384 loses.
 enum { MACS_PER_THREAD = 1 << 17 };
@@ -136,8 +133,8 @@ static int64_t row_bytes(const qrt_q8_weights *w) {
 }
 
 static int64_t block_rows(const qrt_q8_weights *w) {
-    int64_t fitting = BLOCK_BYTES / row_bytes(w) / w->kernel->mr * w->kernel->mr;
-    return fitting < w->kernel->mr ? w->kernel->mr : min_i64(fitting, BLOCK_ROWS);
+    int64_t fitting = w->kernel->block_bytes / row_bytes(w) / w->kernel->mr * w->kernel->mr;
+    return fitting < w->kernel->mr ? w->kernel->mr : min_i64(fitting, w->kernel->block_rows);
 }
 
 static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m, float *lo, float *hi) {

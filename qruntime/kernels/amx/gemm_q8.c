@@ -128,7 +128,8 @@ static __attribute__((noinline)) void finish_until(tile_sums *t, int until) {
 
 /// Sums of `rows` rows from `a` and one panel, while `t` is finished; they replace its sums.
 static inline __attribute__((always_inline)) void
-multiply_tile(const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_padded, bool two, tile_sums *t) {
+multiply_tile(const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_padded, bool two, tile_sums *t,
+              const char *ahead, int64_t ahead_bytes) {
     int per_step = (int)((t->rows * KR + k_padded - 1) / (k_padded ? k_padded : 1));
     TILE_ZERO(0);
     TILE_ZERO(1);
@@ -147,6 +148,7 @@ multiply_tile(const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_padde
             TILE_DOT(2, 5, 6);
             TILE_DOT(3, 5, 7);
         }
+        for (const char *end = ahead + ahead_bytes; ahead < end; ahead += 64) __builtin_prefetch(ahead, 0, 2);
         if (t->done < t->rows) finish_until(t, t->done + per_step);
     }
     finish_until(t, t->rows);
@@ -164,16 +166,19 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
         return;
     }
     tile_sums t = {.w = w, .block = block};
-    int configured = 0;
+    int configured = 0, tiles_of_rows = (block->num_rows + MR - 1) / MR;
+    // The next panel comes into the L2 cache while this one is used again and again; used once, it comes by itself.
+    int64_t ahead_bytes = tiles_of_rows > 1 ? (KR * NR / tiles_of_rows + 63) / 64 * 64 : 0;
     __asm__ volatile("" ::: "memory");  // what tiles load is in memory
     for (int64_t panel = first; panel < last; panel++) {
         const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
-        for (int r = 0; r < block->num_rows; r += MR) {
+        const char *ahead = (const char *)b + w->panel_bytes;
+        for (int r = 0; r < block->num_rows; r += MR, ahead += ahead_bytes * (w->k_padded / KR)) {
             const uint8_t *a = (const uint8_t *)block->a + r * block->a_stride_bytes;
             int rows = block->num_rows - r < MR ? block->num_rows - r : MR;
             if (rows != configured) configure_tiles(configured = rows);
-            if (rows > HALF) multiply_tile(a, block->a_stride_bytes, b, w->k_padded, true, &t);
-            else multiply_tile(a, block->a_stride_bytes, b, w->k_padded, false, &t);
+            if (rows > HALF) multiply_tile(a, block->a_stride_bytes, b, w->k_padded, true, &t, ahead, ahead_bytes);
+            else multiply_tile(a, block->a_stride_bytes, b, w->k_padded, false, &t, ahead, ahead_bytes);
             if (w->zero_points) {
                 finish_tile(w, block, panel, r, rows, t.acc);
                 continue;
@@ -199,6 +204,8 @@ void qrt_amx_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = vnni_gemm_q8;
     t->gemm_q8.name = "amx";
     t->gemm_q8.multiply = multiply;
+    t->gemm_q8.block_rows = 512;
+    t->gemm_q8.block_bytes = 1 << 20;
 }
 
 #endif

@@ -142,21 +142,28 @@ static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_el
     for (int64_t i = 0; i < m && *lo == *lo; i++) w->kernel->range(a + i * lda_elems, w->k, lo, hi);
 }
 
-/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL.
+/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL. A few rows at a time, which stay in the
+/// L1 cache while the parameters of one are computed beside the range of the next.
 static void quantize_rows(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
                           const qrt_q8_row *shared, qrt_q8_row *rows, char *packed, int64_t stride_bytes) {
+    enum { ROWS_AT_ONCE = 4 };
     const qrt_gemm_q8 *kernel = w->kernel;
-    for (int64_t i = 0; i < m; i++, a += lda_elems, packed += stride_bytes) {
-        if (shared) {
-            rows[i] = *shared;
-        } else {
-            float lo = 0.0f, hi = 0.0f;
-            kernel->range(a, w->k, &lo, &hi);
-            rows[i] = choose_parameters(lo, hi);
+    for (int64_t first = 0; first < m; first += ROWS_AT_ONCE) {
+        int64_t last = min_i64(first + ROWS_AT_ONCE, m);
+        for (int64_t i = first; i < last; i++) {
+            if (shared) {
+                rows[i] = *shared;
+            } else {
+                float lo = 0.0f, hi = 0.0f;
+                kernel->range(a + i * lda_elems, w->k, &lo, &hi);
+                rows[i] = choose_parameters(lo, hi);
+            }
         }
-        kernel->quantize(a, w->k, w->k_padded, 1.0f / rows[i].scale, rows[i].zero_point, packed,
-                         w->zero_points ? &rows[i].sum : NULL);
-        if (w->zero_points) rows[i].sum -= w->k * rows[i].zero_point;
+        for (int64_t i = first; i < last; i++) {
+            kernel->quantize(a + i * lda_elems, w->k, w->k_padded, 1.0f / rows[i].scale, rows[i].zero_point,
+                             packed + i * stride_bytes, w->zero_points ? &rows[i].sum : NULL);
+            if (w->zero_points) rows[i].sum -= w->k * rows[i].zero_point;
+        }
     }
 }
 

@@ -11,6 +11,12 @@
 /// 3.2 GHz, November 2026: 1×512×512 (5 µs) gains a sixth to a third from the second thread, 1×384×384 loses.
 enum { MACS_PER_THREAD = 1 << 17 };
 
+/// Fewer rows a thread do not repay that each thread reads all weights.
+enum { ROWS_PER_THREAD = 64 };
+
+/// Quantizing fewer values is done sooner by one thread.
+enum { VALUES_PER_THREAD = 1 << 14 };
+
 /// Beyond it the sums of a column do not fit int32.
 static const int64_t MAX_K = (int64_t)1 << 24;
 
@@ -213,7 +219,7 @@ typedef struct {
     float *y;
     int64_t ldy_elems;
     int64_t stride_bytes;       ///< of packed rows
-    int64_t rows_per_block, panels_per_task, num_panels;
+    int64_t rows_per_block, rows_per_share, panels_per_task, num_panels;
     qrt_q8_row *rows;
     char *packed;
     int64_t next_block;         ///< atomic
@@ -275,9 +281,9 @@ static void take_blocks(void *context, int64_t task) {
     }
 }
 
-static void quantize_block(void *context, int64_t task) {
+static void quantize_share(void *context, int64_t task) {
     job *j = context;
-    int64_t first = task * j->rows_per_block, count = min_i64(j->rows_per_block, j->m - first);
+    int64_t first = task * j->rows_per_share, count = min_i64(j->rows_per_share, j->m - first);
     quantize_rows(j->w, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, j->rows + first,
                   j->packed + first * j->stride_bytes, j->stride_bytes);
 }
@@ -311,7 +317,7 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
         .stride_bytes = row_bytes(w), .num_panels = ceil_div(w->n, w->kernel->nr), .rows_per_block = block_rows(w),
     };
     // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.
-    bool by_rows = m >= threads * 4 * w->kernel->mr;
+    bool by_rows = m >= threads * ROWS_PER_THREAD;
     if (by_rows) {
         int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
         int64_t blocks = ceil_div(share, j.rows_per_block);
@@ -334,7 +340,9 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
     if (by_rows) {
         qrt_parallel_for((int)threads, threads, take_blocks, &j);
     } else {
-        for (int64_t i = 0; i * j.rows_per_block < m; i++) quantize_block(&j, i);
+        int64_t shares = min_i64(threads, m * w->k / VALUES_PER_THREAD);
+        j.rows_per_share = shares > 1 ? ceil_div(m, shares) : m;
+        qrt_parallel_for((int)threads, ceil_div(m, j.rows_per_share), quantize_share, &j);
         qrt_parallel_for((int)threads, ceil_div(j.num_panels, j.panels_per_task), take_panels, &j);
     }
     qrt_scratch_free(run, scratch);

@@ -34,7 +34,7 @@ enum { REVERSE = 1, BIDIRECTIONAL = 2 };
 enum { Y, Y_H, Y_C };
 
 /// The input product of long sequences is made in blocks of steps, which stay in cache until they are used.
-enum { BLOCK_FLOATS = 1 << 18, BLOCK_MIN_ROWS = 64 };
+enum { BLOCK_FLOATS = 1 << 17, BLOCK_MIN_ROWS = 32 };
 
 /// Fewer multiply-adds than this are not worth waking a thread.
 enum { MIN_PARALLEL_WORK = 1 << 18 };

@@ -20,6 +20,8 @@ enum { VALUES_PER_THREAD = 1 << 14 };
 /// Beyond it the sums of a column do not fit int32.
 static const int64_t MAX_K = (int64_t)1 << 24;
 
+enum { MAX_NR = 64 };
+
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -40,6 +42,27 @@ static size_t add_part(layout *l, int64_t count, size_t item) {
     return at;
 }
 
+/// sums[j] = Σ_i w[i, j]. Neighbouring columns in int16 first, 256 rows at most: −128 · 256 still fits.
+static void sum_columns(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+                        int32_t *sums) {
+    if (col_stride_elems != 1) {
+        for (int64_t j = 0; j < n; j++) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < k; i++) sum += w[i * row_stride_elems + j * col_stride_elems];
+            sums[j] = sum;
+        }
+        return;
+    }
+    memset(sums, 0, sizeof *sums * (size_t)n);
+    for (int64_t i = 0; i < k; i += 256) {
+        int64_t rows = min_i64(256, k - i);
+        int16_t partial[MAX_NR] = {0};
+        for (const int8_t *row = w + i * row_stride_elems; rows > 0; rows--, row += row_stride_elems)
+            for (int64_t j = 0; j < n; j++) partial[j] += row[j];
+        for (int64_t j = 0; j < n; j++) sums[j] += partial[j];
+    }
+}
+
 static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
     int nr = w->kernel->nr;
     int64_t panels = ceil_div(w->n, nr);
@@ -53,13 +76,7 @@ static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_st
                                    zero_points ? zero_points + first : NULL, to))
             return false;
         int32_t *sums = w->col_sums + first;
-        if (col_stride_elems == 1) {
-            for (int64_t i = 0; i < w->k; i++)
-                for (int64_t j = 0; j < columns; j++) sums[j] += from[i * row_stride_elems + j];
-        } else {
-            for (int64_t j = 0; j < columns; j++)
-                for (int64_t i = 0; i < w->k; i++) sums[j] += from[i * row_stride_elems + j * col_stride_elems];
-        }
+        sum_columns(from, row_stride_elems, col_stride_elems, w->k, columns, sums);
         if (zero_points && w->kernel->subtracts_zero_points)
             for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[first + j];
     }
@@ -174,8 +191,6 @@ static void quantize_rows(const qrt_q8_weights *w, const float *a, int64_t lda_e
 }
 
 // ------------------------------------------------------------------------------------------- blocks
-
-enum { MAX_NR = 64 };
 
 /// K too long for int32: chunks, summed in int64.
 static void multiply_long(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {

@@ -25,12 +25,12 @@ static inline vi vi_dot4(vi acc, vi codes, vi weights) {
 }
 #endif
 
-#include "../vector/gemm_q8_vnni.inc.h"
+#include "../vector/gemm_q8_dot4.inc.h"
 
 #include "../vector/simd_end.h"
 
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = vnni_gemm_q8;
+    t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "avx_vnni";
 }
 

@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "kernels.h"
 
@@ -48,11 +50,23 @@ static void fill_uniform(float *x, int64_t n, float range) {
     for (int64_t i = 0; i < n; i++) x[i] = uniform(-range, range);
 }
 
-/// Exactly as long as asked, so that a sanitizer sees a read or write beyond it.
+/// Arrays end where a page begins that must not be touched: a kernel that reads or writes beyond one crashes.
+static struct { char *pages; size_t size; } arrays[64];
+static int num_arrays;
+
 static void *array(int64_t n, size_t item) {
-    void *made = malloc((size_t)n * item + (n == 0));
-    if (!made) abort();
-    return made;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)n * item, inside = (bytes + page - 1) / page * page;
+    if (num_arrays == COUNT(arrays)) abort();
+    char *pages = mmap(NULL, inside + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(pages + inside, page, PROT_NONE)) abort();
+    arrays[num_arrays].pages = pages;
+    arrays[num_arrays++].size = inside + page;
+    return pages + inside - bytes;
+}
+
+/// All arrays at once, at the end of a case.
+static void release(void) {
+    while (num_arrays) munmap(arrays[num_arrays - 1].pages, arrays[num_arrays - 1].size), num_arrays--;
 }
 static float *floats(int64_t n) { return array(n, sizeof(float)); }
 
@@ -65,20 +79,29 @@ static float *untouched(int64_t n) {
 
 // ---------------------------------------------------------------------------------------- int8 GEMM
 
-typedef enum { RANDOM_CODES, LOWEST, HIGHEST, ALTERNATING, NUM_CODE_FILLS } code_fill;
+typedef enum { RANDOM_CODES, LOWEST, HIGHEST, ALTERNATING, TIES, NUM_CODE_FILLS } code_fill;
 
 static void fill_weights(int8_t *w, int64_t n, code_fill fill) {
     for (int64_t i = 0; i < n; i++)
         w[i] = (int8_t)(fill == RANDOM_CODES ? (int)(random_bits() % 256) - 128
                         : fill == LOWEST     ? -128
                         : fill == HIGHEST    ? 127
-                        : i & 1              ? -128 : 127);
+                        : i & 1              ? -128
+                                             : 127);
 }
 
-/// Rows whose codes are 0 and 255 as the fill says, with a range of 0 … 1 or −1 … 1.
+/// Codes are at their ends, or values halfway between two codes: the scale of −100 … 155 is 1.
+static float activation_of(code_fill fill, int64_t i) {
+    switch (fill) {
+    case LOWEST: return -1.0f;
+    case HIGHEST: return 1.0f;
+    case ALTERNATING: return i & 1 ? 1.0f : -1.0f;
+    case TIES: return i % 50 == 0 ? -100.0f : i % 50 == 1 ? 155.0f : (float)(random_bits() % 254) - 99.5f;
+    default: return uniform(-1, 2);
+    }
+}
 static void fill_activations(float *a, int64_t m, int64_t k, code_fill fill) {
-    for (int64_t i = 0; i < m * k; i++)
-        a[i] = fill == RANDOM_CODES ? uniform(-1, 2) : fill == LOWEST ? -1.0f : fill == HIGHEST ? 1.0f : i & 1 ? 1.0f : -1.0f;
+    for (int64_t i = 0; i < m * k; i++) a[i] = activation_of(fill, i);
 }
 
 typedef struct {
@@ -132,9 +155,8 @@ static void check_q8(const q8_case *c, code_fill activations, code_fill weights,
         float *alone = q8_linear(&rung.gemm_q8, &one, a + (m - 1) * k, w, scales, zero_points, bias,
                                  residual + (m - 1) * n, ldy);
         for (int64_t j = 0; j < n; j++) check_same(alone[j], got[(m - 1) * ldy + j], "gemm_q8, a row alone", m - 1, j);
-        free(alone);
     }
-    free(a), free(w), free(scales), free(zero_points), free(bias), free(residual), free(want), free(got);
+    release();
 }
 
 static void check_gemm_q8(void) {
@@ -189,7 +211,7 @@ static void check_gemm_q8(void) {
             check_same(lo, want_lo, "range, lo", k, special);
             check_same(hi, want_hi, "range, hi", k, special);
         }
-        free(a);
+        release();
     }
 }
 
@@ -257,7 +279,7 @@ static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_firs
             check_close(again[i], want[i], bound, "gemm_f32 finish", i / ldc, i % ldc);
         }
     }
-    free(a), free(b), free(packed), free(y), free(again), free(row_bias), free(column_bias), free(residual), free(want);
+    release();
 }
 
 static void check_gemm_f32(void) {
@@ -279,7 +301,7 @@ static void check_gemm_f32(void) {
                 check_close(y[j], exact, 4 * EPS * 10, "taps", n, j);
             }
             check_same(y[n], UNTOUCHED, "taps, beyond", n, n);
-            free(y);
+            release();
         }
 }
 
@@ -323,7 +345,7 @@ static void check_attention(void) {
                 rung.attention.divide(M, n, s, lds, sums);
                 definition.attention.divide(M, n, want, lds, sums);
                 for (int64_t i = 0; i < M * lds; i++) check_same(s[i], want[i], "divide", i / lds, i % lds);
-                free(s), free(want), free(added), free(bytes);
+                release();
             }
 }
 
@@ -522,7 +544,6 @@ static void check_softmax(const float *x, int64_t n, double spread) {
         check_close(y[i], exact, EPS * (2 + (double)n / 64 + fabs(exact)), "log_softmax", n, i);
     }
     check_same(y[n], UNTOUCHED, "softmax, beyond", n, n);
-    free(y);
 }
 
 static void check_norm(bool centred, const float *x, const float *residual, int64_t n, const qrt_norm_params *params) {
@@ -541,7 +562,6 @@ static void check_norm(bool centred, const float *x, const float *residual, int6
         check_close(y[i], exact * scale + bias, bound, centred ? "layer_norm" : "rms_norm", n, i);
     }
     check(sum[n] == UNTOUCHED && y[n] == UNTOUCHED, "norm, beyond", n, n, y[n], UNTOUCHED);
-    free(y), free(sum);
 }
 
 static void check_rows(void) {
@@ -581,9 +601,8 @@ static void check_rows(void) {
             x[n / 3] = NAN;
             rung.rows.softmax(x, y, n);
             for (int64_t i = 0; i < n; i++) check(isnan(y[i]), "softmax of NaN", n, i, y[i], NAN);
-            free(y);
         }
-        free(x), free(residual), free(scale), free(bias);
+        release();
     }
     for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++)
         for (int64_t columns = 0; columns < 80; columns += 1 + columns / 8)
@@ -600,7 +619,7 @@ static void check_rows(void) {
                     check_close(y[j], want[j], bound * size, qrt_reduce_names[op], rows, j);
                 }
                 check_same(y[columns], UNTOUCHED, "columns, beyond", rows, columns);
-                free(x), free(y), free(want);
+                release();
             }
 }
 
@@ -661,9 +680,8 @@ static void check_rnn(void) {
                     for (int64_t j = 0; j <= hidden; j++)
                         check_close(state[0][s][j], state[1][s][j], j < hidden ? 4 * EPS * range : 0, cells[cell].name,
                                     hidden, j);
-                    free(state[0][s]), free(state[1][s]);
                 }
-                free(gates), free(peepholes);
+                release();
             }
 }
 

@@ -7,7 +7,7 @@
 #include "../rungs.h"
 
 #define QRT_TILE_ROWS 8
-enum { MR = QRT_TILE_ROWS, NR = 12, KR = 4 };
+enum { MR = QRT_TILE_ROWS, NR = 8, KR = 4 };
 
 /// What zero points of activations are moved by.
 enum { CODE_OFFSET = 128 };
@@ -42,8 +42,14 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     if (sum) *sum = total;
 }
 
+/// sdot itself reads lane 0 for every lane.
+static inline vi vi_codes(const void *a) {
+    uint32_t codes;
+    memcpy(&codes, a, sizeof codes);
+    return vcombine_s32(vcreate_s32(codes), vcreate_s32(0));
+}
 static inline vi vi_dot4(vi acc, vi codes, vi weights) {
-    return vdotq_s32(acc, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(weights));
+    return vdotq_laneq_s32(acc, vreinterpretq_s8_s32(weights), vreinterpretq_s8_s32(codes), 0);
 }
 
 #include "../vector/gemm_q8_dot4.inc.h"

@@ -2,16 +2,10 @@
 /// the vocabulary of simd_*.h and gemm_q8.inc.h, with NR = 2 or 3 · VL, KR a multiple of 4, QRT_TILE_ROWS = 4 or 8 rows
 /// a tile, and
 ///
-///     vi vi_dot4(vi acc, vi codes, vi weights)      codes as `quantize` packs them, signed weights
+///     vi vi_codes(const void *a)                    four codes, as `quantize` packs them, for every lane
+///     vi vi_dot4(vi acc, vi codes, vi weights)
 
 enum { GROUP = 4, VECTORS = NR / VL, TILE_ROWS = QRT_TILE_ROWS };
-
-/// Four codes in every lane.
-static inline vi vi_codes(const uint8_t *a) {
-    int32_t codes;
-    memcpy(&codes, a, sizeof codes);
-    return vi_set(codes);
-}
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 

@@ -5,6 +5,7 @@
 #   make lint       ruff
 #   make types      mypy
 #   make portable   kernels and models on the plain C kernels alone
+#   make aarch64    kernels for AArch64 under an emulator, if gcc-aarch64-linux-gnu and qemu-user are there
 #   make build      compile, and install into .venv so that edits to Python files take effect at once
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv; VENV=dir another place for it.
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml qruntime/_kernels.pyx $(wildcard qruntime/*.pxi) $(shell find qruntime/kernels -name '*.[ch]')
 
-.PHONY: demo test lint types portable build clean
+.PHONY: demo test lint types portable aarch64 build clean
 
 demo: build
 	$(BIN)/python examples/shakespeare/demo.py
@@ -28,6 +29,9 @@ test: $(VENV)/.test
 
 portable: $(VENV)/.test
 	QRUNTIME_ISA=portable $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/kernels tests/test_model.py tests/test_invariance.py tests/test_shakespeare.py
+
+aarch64: $(VENV)/.test
+	$(BIN)/python -m pytest -rs -k aarch64 tests/kernels/test_rungs.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -18,7 +18,6 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 DEBUG = os.environ.get("QRUNTIME_DEBUG_BUILD") == "1"
 
 # Contraction would let the compiler fuse a multiply and an add in one tile and not in another, and a
@@ -35,12 +34,15 @@ else:
 if os.environ.get("QRUNTIME_WERROR") == "1":
     FLAGS.append("-Werror")
 
-RUNGS_OF_X86 = ("avx2", "avx_vnni", "avx512", "avx512vnni", "amx")
-RUNGS_OF_ARM = ("neon",)
+RUNGS = {
+    "x86_64": ("avx2", "avx_vnni", "avx512", "avx512vnni", "amx"),
+    "aarch64": ("neon", "neon_dotprod"),
+}
+ARCHITECTURE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
 
 def kernel_sources() -> list[str]:
-    other = RUNGS_OF_ARM if X86 else RUNGS_OF_X86
+    other = [rung for architecture, rungs in RUNGS.items() if architecture != ARCHITECTURE for rung in rungs]
     found = sorted(glob("qruntime/kernels/**/*.c", recursive=True))
     return [path for path in found if not any(f"{os.sep}{rung}{os.sep}" in path for rung in other)]
 

@@ -7,6 +7,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include "rungs.h"
@@ -35,6 +40,18 @@ static bool has_amx(void) {
     unsigned eax, ebx, ecx, edx;
     return has_avx512vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3 &&
            syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return false;
+#endif
+}
+#elif defined(__aarch64__)
+static bool has_dotprod(void) {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+    int answer = 0;
+    size_t size = sizeof answer;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &answer, &size, NULL, 0) == 0 && answer;
 #else
     return false;
 #endif
@@ -69,6 +86,16 @@ static void overlay_avx512(qrt_kernel_table *t) {
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) { qrt_avx512vnni_gemm_q8(t); }
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
+#elif defined(__aarch64__)
+static void overlay_neon(qrt_kernel_table *t) {
+    qrt_neon_gemm_f32(t);
+    qrt_neon_gemm_q8(t);
+    qrt_neon_pointwise(t);
+    qrt_neon_rows(t);
+    qrt_neon_rnn(t);
+    qrt_neon_attention(t);
+}
+static void overlay_neon_dotprod(qrt_kernel_table *t) { qrt_neon_dotprod_gemm_q8(t); }
 #endif
 
 const qrt_rung qrt_ladder[] = {
@@ -79,6 +106,9 @@ const qrt_rung qrt_ladder[] = {
     {"avx512", has_avx512, overlay_avx512},
     {"avx512vnni", has_avx512vnni, overlay_avx512vnni},
     {"amx", has_amx, overlay_amx},
+#elif defined(__aarch64__)
+    {"neon", always, overlay_neon},
+    {"neon_dotprod", has_dotprod, overlay_neon_dotprod},
 #endif
     {NULL, NULL, NULL},
 };

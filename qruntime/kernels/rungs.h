@@ -26,4 +26,12 @@ void qrt_avx2_rnn(qrt_kernel_table *t);
 void qrt_avx512_rnn(qrt_kernel_table *t);
 void qrt_avx512_attention(qrt_kernel_table *t);
 
+void qrt_neon_gemm_f32(qrt_kernel_table *t);
+void qrt_neon_gemm_q8(qrt_kernel_table *t);
+void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t);
+void qrt_neon_pointwise(qrt_kernel_table *t);
+void qrt_neon_rows(qrt_kernel_table *t);
+void qrt_neon_rnn(qrt_kernel_table *t);
+void qrt_neon_attention(qrt_kernel_table *t);
+
 #endif

@@ -21,7 +21,7 @@ enum { MR = 32, NR = 32, KR = 64, CODE_OFFSET = 0, HALF = 16 };
 
 #include "../avx512vnni/gemm_q8_u8.inc.h"
 
-#include "../vector/gemm_q8_vnni.inc.h"
+#include "../vector/gemm_q8_dot4.inc.h"
 
 /// Fewer rows leave the tile unit idle for longer than the weights take to arrive.
 enum { FEWEST_ROWS = 3 };
@@ -201,7 +201,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 #include "../vector/simd_end.h"
 
 void qrt_amx_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = vnni_gemm_q8;
+    t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "amx";
     t->gemm_q8.multiply = multiply;
     t->gemm_q8.block_rows = 512;

@@ -18,12 +18,12 @@ enum { MR = QRT_TILE_ROWS, NR = 48, KR = 4, CODE_OFFSET = 0 };
 
 #include "gemm_q8_u8.inc.h"
 
-#include "../vector/gemm_q8_vnni.inc.h"
+#include "../vector/gemm_q8_dot4.inc.h"
 
 #include "../vector/simd_end.h"
 
 void qrt_avx512vnni_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = vnni_gemm_q8;
+    t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "avx512vnni";
 }
 

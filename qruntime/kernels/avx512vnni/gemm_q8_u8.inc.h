@@ -37,6 +37,12 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     if (sum) *sum = _mm512_reduce_add_epi64(total);
 }
 
+static inline vi vi_codes(const void *a) {
+    int32_t codes;
+    memcpy(&codes, a, sizeof codes);
+    return vi_set(codes);
+}
+
 /// By hand, so that the region of simd_avx512.h needs no further target.
 #ifndef QRT_EMULATE_VNNI
 static inline vi vi_dot4(vi acc, vi codes, vi weights) {

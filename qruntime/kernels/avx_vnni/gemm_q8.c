@@ -17,6 +17,12 @@ enum { MR = QRT_TILE_ROWS, NR = 24, KR = 4, CODE_OFFSET = 0 };
 #include "../vector/activation.inc.h"
 #include "../vector/gemm_q8.inc.h"
 
+static inline vi vi_codes(const void *a) {
+    int32_t codes;
+    memcpy(&codes, a, sizeof codes);
+    return vi_set(codes);
+}
+
 /// By hand, so that compilers without the target avxvnni do. {vex}: the other encoding is AVX-512's.
 #ifndef QRT_EMULATE_VNNI
 static inline vi vi_dot4(vi acc, vi codes, vi weights) {
@@ -25,12 +31,12 @@ static inline vi vi_dot4(vi acc, vi codes, vi weights) {
 }
 #endif
 
-#include "../vector/gemm_q8_vnni.inc.h"
+#include "../vector/gemm_q8_dot4.inc.h"
 
 #include "../vector/simd_end.h"
 
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = vnni_gemm_q8;
+    t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "avx_vnni";
 }
 

@@ -1,16 +1,11 @@
-/// int8 GEMM from vpdpbusd, which adds four products to an int32 and loses nothing. Over the vocabulary of simd_*.h
-/// and gemm_q8.inc.h, with NR = 2 or 3 · VL, KR a multiple of 4, QRT_TILE_ROWS = 4 or 8 rows a tile, and
+/// int8 GEMM from an instruction that adds four products of bytes to an int32 and loses nothing: vpdpbusd, sdot. Over
+/// the vocabulary of simd_*.h and gemm_q8.inc.h, with NR = 2 or 3 · VL, KR a multiple of 4, QRT_TILE_ROWS = 4 or 8 rows
+/// a tile, and
 ///
-///     vi vi_dot4(vi acc, vi codes, vi weights)      unsigned · signed bytes
+///     vi vi_codes(const void *a)                    four codes, as `quantize` packs them, for every lane
+///     vi vi_dot4(vi acc, vi codes, vi weights)
 
 enum { GROUP = 4, VECTORS = NR / VL, TILE_ROWS = QRT_TILE_ROWS };
-
-/// Four codes in every lane.
-static inline vi vi_codes(const uint8_t *a) {
-    int32_t codes;
-    memcpy(&codes, a, sizeof codes);
-    return vi_set(codes);
-}
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
@@ -161,7 +156,7 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
     }
 }
 
-static const qrt_gemm_q8 vnni_gemm_q8 = {
+static const qrt_gemm_q8 dot4_gemm_q8 = {
     .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,

@@ -1,0 +1,135 @@
+/// int8 GEMM of Advanced SIMD without dot products: codes are int16 from the moment they are packed, weights from the
+/// moment they are loaded, and smlal adds four products to four int32.
+#include <math.h>
+#include <string.h>
+
+#include "../rungs.h"
+#include "gemm_q8.h"
+
+enum { MR = 4, NR = 16, KR = 8, VECTORS = NR / 4, CODE_OFFSET = 0 };
+
+#include "../vector/simd_neon.h"
+
+#include "../vector/math.inc.h"
+
+#include "../vector/activation.inc.h"
+#include "../vector/gemm_q8.inc.h"
+#include "quantize.inc.h"
+
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                     void *packed, int64_t *sum) {
+    (void)k_padded;  // the last, partial vector reaches it
+    int16_t *q = packed;
+    vf inverse = vf_set(inverse_scale), zero = vf_set((float)zero_point);
+    int64_t total = 0, i = 0;
+    for (; i < k; i += KR) {
+        uint8x8_t codes = k - i >= KR ? codes_of_8(vf_load(a + i), vf_load(a + i + VL), inverse, zero)
+                                      : codes_of_rest(a + i, k - i, inverse, zero);
+        total += vaddlv_u8(codes);
+        vst1q_s16(q + i, vreinterpretq_s16_u16(vmovl_u8(codes)));
+    }
+    if (sum) *sum = total;
+}
+
+static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
+
+/// [k][NR]
+static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
+                       const int32_t *zero_points, void *panel) {
+    (void)zero_points;
+    int8_t *out = memset(panel, 0, (size_t)panel_bytes((k + KR - 1) / KR * KR));
+    for (int64_t i = 0; i < k; i++)
+        if (col_stride_elems == 1) memcpy(out + i * NR, w + i * row_stride_elems, (size_t)n);
+        else
+            for (int64_t j = 0; j < n; j++) out[i * NR + j] = w[i * row_stride_elems + j * col_stride_elems];
+    return true;
+}
+
+/// Row k + LANE of the panel times code LANE of each row.
+#define STEP(LANE)                                                                             \
+    do {                                                                                       \
+        int8x16_t w = vld1q_s8(b + (LANE) * NR);                                               \
+        int16x8_t low = vmovl_s8(vget_low_s8(w)), high = vmovl_high_s8(w);                     \
+        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {                               \
+            c[r][0] = vmlal_laneq_s16(c[r][0], vget_low_s16(low), codes[r], LANE);             \
+            c[r][1] = vmlal_high_laneq_s16(c[r][1], low, codes[r], LANE);                      \
+            c[r][2] = vmlal_laneq_s16(c[r][2], vget_low_s16(high), codes[r], LANE);            \
+            c[r][3] = vmlal_high_laneq_s16(c[r][3], high, codes[r], LANE);                     \
+        }                                                                                      \
+    } while (0)
+
+/// acc[rows][NR], `rows` a constant where it is inlined.
+static inline __attribute__((always_inline)) void
+tile(const int rows, const int16_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc) {
+    vi c[MR][VECTORS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) c[r][v] = vi_set(0);
+    for (int64_t k = 0; k < k_count; k += KR, b += KR * NR) {
+        int16x8_t codes[MR];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) codes[r] = vld1q_s16(a + r * stride + k);
+        STEP(0);
+        STEP(1);
+        STEP(2);
+        STEP(3);
+        STEP(4);
+        STEP(5);
+        STEP(6);
+        STEP(7);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) vi_store(acc + r * NR + v * VL, c[r][v]);
+}
+
+#define TILE(rows)                                                                                                     \
+    static __attribute__((noinline)) void tile##rows(const int16_t *a, int64_t stride, const int8_t *b,                \
+                                                     int64_t k_count, int32_t *acc) {                                  \
+        tile(rows, a, stride, b, k_count, acc);                                                                        \
+    }
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4)
+
+typedef void (*tile_fn)(const int16_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc);
+static const tile_fn tiles[MR + 1] = {NULL, tile1, tile2, tile3, tile4};
+
+static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
+                int32_t *acc) {
+    const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes + k_first * NR;
+    int64_t stride = block->a_stride_bytes / (int64_t)sizeof(int16_t);
+    const int16_t *a = (const int16_t *)block->a + k_first;
+    for (int r = 0; r < block->num_rows; r += MR) {
+        int rows = block->num_rows - r < MR ? block->num_rows - r : MR;
+        tiles[rows](a + r * stride, stride, b, k_count, acc + r * NR);
+    }
+}
+
+static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    int64_t stride = block->a_stride_bytes / (int64_t)sizeof(int16_t);
+    for (int64_t panel = first; panel < last; panel++) {
+        const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
+        for (int r = 0; r < block->num_rows;) {
+            int left = block->num_rows - r;
+            // Two tiles of much the same height rather than a full one and a sliver.
+            int rows = left <= MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
+            int32_t acc[MR * NR];
+            tiles[rows]((const int16_t *)block->a + r * stride, stride, b, w->k_padded, acc);
+            finish_tile(w, block, panel, r, rows, acc);
+            r += rows;
+        }
+    }
+}
+
+const qrt_gemm_q8 qrt_neon_gemm_q8_widening = {
+    .name = "neon", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
+    .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
+    .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .multiply = multiply, .dot = dot, .finish = finish,
+};
+
+void qrt_neon_gemm_q8(qrt_kernel_table *t) { t->gemm_q8 = qrt_neon_gemm_q8_widening; }

@@ -1,0 +1,16 @@
+/// Codes of activations. After simd_neon.h.
+
+/// Eight codes: rounded, moved by the zero point and, by two conversions that saturate, limited to 0 … 255. What is
+/// NaN becomes 0, as in portable.
+static inline uint8x8_t codes_of_8(vf x0, vf x1, vf inverse_scale, vf zero_point) {
+    uint32x4_t q0 = vcvtq_u32_f32(vaddq_f32(vrndnq_f32(vmulq_f32(x0, inverse_scale)), zero_point));
+    uint32x4_t q1 = vcvtq_u32_f32(vaddq_f32(vrndnq_f32(vmulq_f32(x1, inverse_scale)), zero_point));
+    return vqmovn_u16(vcombine_u16(vqmovn_u32(q0), vqmovn_u32(q1)));
+}
+
+/// The last 1 … 7 of a row, followed by zeros.
+static inline uint8x8_t codes_of_rest(const float *a, int64_t rest, vf inverse_scale, vf zero_point) {
+    vf x0 = vf_load_n(a, rest < VL ? rest : VL), x1 = vf_load_n(a + (rest < VL ? 0 : VL), rest < VL ? 0 : rest - VL);
+    uint64_t valid = ((uint64_t)1 << 8 * rest) - 1;
+    return vand_u8(codes_of_8(x0, x1, inverse_scale, zero_point), vcreate_u8(valid));
+}

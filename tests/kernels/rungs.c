@@ -1,0 +1,713 @@
+/// Every rung of this CPU against the definition, slot by slot: integers and plain epilogues bit for bit, floats
+/// against double precision within the bound of the header. Needs nothing but the C kernels, so it runs where Python
+/// does not, under an emulator for one. Prints a line a rung; the exit code is 1 when something differs.
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels.h"
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+static const double EPS = FLT_EPSILON;
+
+static qrt_kernel_table definition, rung;
+static int64_t num_checks, num_failures;
+
+static void check(bool good, const char *what, int64_t i, int64_t j, double got, double want) {
+    num_checks++;
+    if (good) return;
+    if (num_failures++ < 20)
+        printf("%s: %s [%lld, %lld]: %.9g, expected %.9g\n", rung.isa, what, (long long)i, (long long)j, got, want);
+}
+
+/// Also infinities and NaN have to be in the same places.
+static void check_close(double got, double want, double bound, const char *what, int64_t i, int64_t j) {
+    double rounded = (float)want;
+    bool good = isnan(rounded) ? isnan(got) : isinf(rounded) || isinf(got) ? got == rounded : fabs(got - want) <= bound;
+    check(good, what, i, j, got, want);
+}
+
+static void check_same(float got, float want, const char *what, int64_t i, int64_t j) {
+    uint32_t x, y;
+    memcpy(&x, &got, sizeof x);
+    memcpy(&y, &want, sizeof y);
+    check(x == y || (isnan(got) && isnan(want)), what, i, j, got, want);
+}
+
+// --------------------------------------------------------------------------------------------- data
+
+static uint64_t state = 1;
+static uint32_t random_bits(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+static float uniform(float low, float high) { return low + (high - low) * ((float)(random_bits() >> 8) * 0x1p-24f); }
+static void fill_uniform(float *x, int64_t n, float range) {
+    for (int64_t i = 0; i < n; i++) x[i] = uniform(-range, range);
+}
+
+/// Arrays end where a page begins that must not be touched: a kernel that reads or writes beyond one crashes.
+static struct { char *pages; size_t size; } arrays[64];
+static int num_arrays;
+
+static void *array(int64_t n, size_t item) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), bytes = (size_t)n * item, inside = (bytes + page - 1) / page * page;
+    if (num_arrays == COUNT(arrays)) abort();
+    char *pages = mmap(NULL, inside + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED || mprotect(pages + inside, page, PROT_NONE)) abort();
+    arrays[num_arrays].pages = pages;
+    arrays[num_arrays++].size = inside + page;
+    return pages + inside - bytes;
+}
+
+/// All arrays at once, at the end of a case.
+static void release(void) {
+    while (num_arrays) munmap(arrays[num_arrays - 1].pages, arrays[num_arrays - 1].size), num_arrays--;
+}
+static float *floats(int64_t n) { return array(n, sizeof(float)); }
+
+static const float UNTOUCHED = -12345.75f;
+static float *untouched(int64_t n) {
+    float *x = floats(n);
+    for (int64_t i = 0; i < n; i++) x[i] = UNTOUCHED;
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------- int8 GEMM
+
+typedef enum { RANDOM_CODES, LOWEST, HIGHEST, ALTERNATING, TIES, NUM_CODE_FILLS } code_fill;
+
+static void fill_weights(int8_t *w, int64_t n, code_fill fill) {
+    for (int64_t i = 0; i < n; i++)
+        w[i] = (int8_t)(fill == RANDOM_CODES ? (int)(random_bits() % 256) - 128
+                        : fill == LOWEST     ? -128
+                        : fill == HIGHEST    ? 127
+                        : i & 1              ? -128
+                                             : 127);
+}
+
+/// Codes are at their ends, or values halfway between two codes: the scale of −100 … 155 is 1.
+static float activation_of(code_fill fill, int64_t i) {
+    switch (fill) {
+    case LOWEST: return -1.0f;
+    case HIGHEST: return 1.0f;
+    case ALTERNATING: return i & 1 ? 1.0f : -1.0f;
+    case TIES: return i % 50 == 0 ? -100.0f : i % 50 == 1 ? 155.0f : (float)(random_bits() % 254) - 99.5f;
+    default: return uniform(-1, 2);
+    }
+}
+static void fill_activations(float *a, int64_t m, int64_t k, code_fill fill) {
+    for (int64_t i = 0; i < m * k; i++) a[i] = activation_of(fill, i);
+}
+
+typedef struct {
+    int64_t m, k, n;
+    bool per_channel, zero_points, with_bias, columns_first, residual;
+    qrt_range_mode mode;
+    qrt_activation activation;
+} q8_case;
+
+static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float *a, const int8_t *w, const float *scales,
+                        const int32_t *zero_points, const float *bias, const float *residual, int64_t ldy) {
+    qrt_q8_weights *packed =
+        qrt_q8_pack(kernel, w, c->columns_first ? 1 : c->n, c->columns_first ? c->k : 1, c->k, c->n, scales,
+                    c->zero_points ? zero_points : NULL, c->per_channel ? c->n : 1, c->with_bias ? bias : NULL);
+    if (!packed) abort();
+    qrt_buffer *scratch = qrt_buffer_new(qrt_q8_scratch_bytes(packed, c->m));
+    if (!scratch) abort();
+    qrt_q8_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
+    float *y = untouched(c->m * ldy);
+    qrt_q8_linear_serial(packed, a, c->k, c->m, c->mode, &epilogue, y, ldy, scratch->data);
+    qrt_buffer_drop(scratch);
+    qrt_q8_free(packed);
+    return y;
+}
+
+/// `special` goes into the middle row, unless it is 0.
+static void check_q8(const q8_case *c, code_fill activations, code_fill weights, float special) {
+    int64_t m = c->m, k = c->k, n = c->n, ldy = n + 3;
+    float *a = floats(m * k), *scales = floats(n + 1), *bias = floats(n), *residual = floats(m * n);
+    int8_t *w = array(k * n, 1);
+    int32_t *zero_points = array(n + 1, sizeof(int32_t));
+    fill_activations(a, m, k, activations);
+    if (special != 0 && m && k) a[m / 2 * k + k / 2] = special;
+    fill_weights(w, k * n, weights);
+    for (int64_t j = 0; j <= n; j++) {
+        scales[j] = uniform(1e-3f, 1e-1f);
+        zero_points[j] = (int32_t)(random_bits() % 256) - 128;
+    }
+    fill_uniform(bias, n, 2);
+    fill_uniform(residual, m * n, 2);
+    float *want = q8_linear(&definition.gemm_q8, c, a, w, scales, zero_points, bias, residual, ldy);
+    float *got = q8_linear(&rung.gemm_q8, c, a, w, scales, zero_points, bias, residual, ldy);
+    for (int64_t i = 0; i < m * ldy; i++) {
+        double x = want[i];
+        if (c->activation <= QRT_ACT_RELU || i % ldy >= n) check_same(got[i], want[i], "gemm_q8", i / ldy, i % ldy);
+        else check_close(got[i], x, 8 * EPS * (fabs(x) + 1) + 8 * EPS * 2, "gemm_q8 activation", i / ldy, i % ldy);
+    }
+    if (c->mode == QRT_PER_TOKEN && m > 1) {
+        q8_case one = *c;
+        one.m = 1;
+        float *alone = q8_linear(&rung.gemm_q8, &one, a + (m - 1) * k, w, scales, zero_points, bias,
+                                 residual + (m - 1) * n, ldy);
+        for (int64_t j = 0; j < n; j++) check_same(alone[j], got[(m - 1) * ldy + j], "gemm_q8, a row alone", m - 1, j);
+    }
+    release();
+}
+
+static void check_gemm_q8(void) {
+    static const int64_t ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 33}, ks[] = {0, 1, 3, 4, 5, 7, 8, 9, 31, 64, 65, 130};
+    static const int64_t ns[] = {0, 1, 3, 4, 11, 12, 13, 16, 17, 24, 25, 31, 48, 49, 67};
+    for (int i = 0; i < COUNT(ms); i++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int l = 0; l < COUNT(ns); l++) {
+                uint32_t bits = random_bits() >> 8;
+                q8_case c = {
+                    ms[i], ks[j], ns[l], bits & 1, bits & 2, bits & 4, bits & 8, bits & 16, bits >> 5 & 1,
+                    (qrt_activation)(bits & 64 ? QRT_ACT_NONE : bits >> 7 & 1),
+                };
+                check_q8(&c, RANDOM_CODES, RANDOM_CODES, 0);
+            }
+    // Sums as large as they come: int16 and saturating shortcuts would show.
+    for (int a = 0; a < NUM_CODE_FILLS; a++)
+        for (int w = 0; w < NUM_CODE_FILLS; w++)
+            for (int zero_points = 0; zero_points < 2; zero_points++)
+                for (int64_t m = 1; m <= 34; m += 11) {
+                    q8_case c = {m, 515, 61, true, zero_points, true, false, false, QRT_PER_TOKEN, QRT_ACT_NONE};
+                    check_q8(&c, (code_fill)a, (code_fill)w, 0);
+                }
+    // At the end of int32, and beyond it.
+    static const int64_t longs[] = {QRT_Q8_MAX_K - 1, QRT_Q8_MAX_K, QRT_Q8_MAX_K + 1, 2 * QRT_Q8_MAX_K + 77};
+    for (int i = 0; i < COUNT(longs); i++)
+        for (int w = 0; w < NUM_CODE_FILLS; w++) {
+            q8_case c = {3, longs[i], 5, true, w & 1, true, false, false, QRT_PER_TOKEN, QRT_ACT_NONE};
+            check_q8(&c, w ? HIGHEST : RANDOM_CODES, (code_fill)w, 0);
+        }
+    static const float specials[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 1e-45f, 1e30f};
+    for (int i = 0; i < COUNT(specials); i++)
+        for (int64_t m = 1; m <= 9; m += 4)
+            for (int zero_points = 0; zero_points < 2; zero_points++)
+                for (int mode = 0; mode < 2; mode++) {
+                    q8_case c = {m, 37, 29, true, zero_points, true, true, true, (qrt_range_mode)mode, QRT_ACT_RELU};
+                    check_q8(&c, RANDOM_CODES, RANDOM_CODES, specials[i]);
+                }
+    for (int activation = QRT_ACT_GELU; activation <= QRT_ACT_TANH; activation++)
+        for (int64_t n = 1; n < 70; n += 17) {
+            q8_case c = {5, 40, n, true, false, true, false, n & 1, QRT_PER_TOKEN, (qrt_activation)activation};
+            check_q8(&c, RANDOM_CODES, RANDOM_CODES, 0);
+        }
+    for (int64_t k = 0; k < 140; k++) {
+        float *a = floats(k);
+        fill_uniform(a, k, 3);
+        for (int special = -1; special < COUNT(specials); special++) {
+            if (special >= 0 && k) a[random_bits() % k] = specials[special];
+            float lo = 0, hi = 0, want_lo = 0, want_hi = 0;
+            rung.gemm_q8.range(a, k, &lo, &hi);
+            definition.gemm_q8.range(a, k, &want_lo, &want_hi);
+            check_same(lo, want_lo, "range, lo", k, special);
+            check_same(hi, want_hi, "range, hi", k, special);
+        }
+        release();
+    }
+}
+
+// --------------------------------------------------------------------------------------- float GEMM
+
+static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_first) {
+    const qrt_gemm_f32 *kernel = &rung.gemm_f32;
+    int64_t panels = (n + kernel->nr - 1) / kernel->nr, ldc = n + 2;
+    float *a = floats(m * k), *b = floats(k * n), *packed = floats(panels * kernel->nr * k), *y = untouched(m * ldc);
+    fill_uniform(a, m * k, 1);
+    fill_uniform(b, k * n, 1);
+    int64_t row_stride = columns_first ? 1 : n, col_stride = columns_first ? k : 1;
+    kernel->pack(k, n, b, row_stride, col_stride, packed);
+    for (int64_t j = 0; j < panels * kernel->nr; j++)
+        for (int64_t p = 0; p < k; p++)
+            check_same(packed[(j / kernel->nr * k + p) * kernel->nr + j % kernel->nr],
+                       j < n ? b[p * row_stride + j * col_stride] : 0.0f, "gemm_f32 pack", p, j);
+    for (int64_t j = 0; j < n; j += kernel->nr)
+        kernel->strip(m, n - j < kernel->nr ? n - j : kernel->nr, k, a, k, packed + j * k, kernel->nr, y + j, ldc, false);
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            double exact = 0, size = 0;
+            for (int64_t p = 0; p < k; p++) {
+                double product = (double)a[i * k + p] * b[p * row_stride + j * col_stride];
+                exact += product;
+                size += fabs(product);
+            }
+            check_close(y[i * ldc + j], exact, (double)k * EPS * size, "gemm_f32 strip", i, j);
+        }
+        for (int64_t j = n; j < ldc; j++) check_same(y[i * ldc + j], UNTOUCHED, "gemm_f32 strip, beyond", i, j);
+    }
+    // A row alone, few rows streamed, k in two halves: the same bits.
+    float *again = untouched(m * ldc);
+    for (int64_t i = 0; i < m; i += 4) {
+        int64_t rows = m - i < 4 ? m - i : 4;
+        kernel->stream(rows, n, k, a + i * k, k, packed, again + i * ldc, ldc);
+    }
+    for (int64_t i = 0; i < m * ldc; i++) check_same(again[i], y[i], "gemm_f32 stream", i / ldc, i % ldc);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += kernel->nr) {
+            int64_t columns = n - j < kernel->nr ? n - j : kernel->nr, half = k / 2;
+            float *c = again + i * ldc + j;
+            kernel->strip(1, columns, half, a + i * k, k, packed + j * k, kernel->nr, c, ldc, false);
+            kernel->strip(1, columns, k - half, a + i * k + half, k, packed + j * k + half * kernel->nr, kernel->nr, c,
+                          ldc, true);
+        }
+    for (int64_t i = 0; i < m * ldc; i++) check_same(again[i], y[i], "gemm_f32 accumulate", i / ldc, i % ldc);
+
+    float *row_bias = floats(m), *column_bias = floats(n), *residual = floats(m * n), *want = floats(m * ldc);
+    fill_uniform(row_bias, m, 1);
+    fill_uniform(column_bias, n, 1);
+    fill_uniform(residual, m * n, 1);
+    for (int activation = QRT_ACT_NONE; activation <= QRT_ACT_TANH; activation++) {
+        bool plain = activation <= QRT_ACT_RELU;
+        qrt_f32_epilogue e = {
+            activation & 1 ? 1.0f : 0.3f, activation & 2 ? row_bias : NULL, activation & 1 ? NULL : column_bias,
+            (qrt_activation)activation, activation & 4 ? NULL : residual, n,
+        };
+        memcpy(again, y, sizeof *y * (size_t)(m * ldc));
+        memcpy(want, y, sizeof *y * (size_t)(m * ldc));
+        kernel->finish(m, n, again, ldc, &e);
+        definition.gemm_f32.finish(m, n, want, ldc, &e);
+        for (int64_t i = 0; i < m * ldc; i++) {
+            double bound = plain || i % ldc >= n ? 0 : 8 * EPS * (fabs(want[i]) + 2);
+            check_close(again[i], want[i], bound, "gemm_f32 finish", i / ldc, i % ldc);
+        }
+    }
+    release();
+}
+
+static void check_gemm_f32(void) {
+    static const int64_t ms[] = {0, 1, 2, 3, 4, 5, 6, 7, 13, 25}, ks[] = {0, 1, 2, 7, 8, 9, 33};
+    static const int64_t ns[] = {0, 1, 3, 4, 5, 8, 15, 16, 17, 31, 33, 64, 71};
+    for (int i = 0; i < COUNT(ms); i++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int l = 0; l < COUNT(ns); l++) check_gemm_f32_at(ms[i], ks[j], ns[l], (i + j + l) & 1);
+    int64_t offsets[] = {0, 5, 2, 9};
+    float x[120], w[] = {0.5f, -1.25f, 3, 0.1f};
+    fill_uniform(x, COUNT(x), 2);
+    for (int64_t n = 0; n <= 100; n++)
+        for (int64_t taps = 0; taps <= 4; taps++) {
+            float *y = untouched(n + 1);
+            rung.gemm_f32.taps(n, taps, w, offsets, x, y);
+            for (int64_t j = 0; j < n; j++) {
+                double exact = 0;
+                for (int64_t t = 0; t < taps; t++) exact += (double)w[t] * x[offsets[t] + j];
+                check_close(y[j], exact, 4 * EPS * 10, "taps", n, j);
+            }
+            check_same(y[n], UNTOUCHED, "taps, beyond", n, n);
+            release();
+        }
+}
+
+// ---------------------------------------------------------------------------------------- attention
+
+static void check_attention(void) {
+    for (int kind = QRT_MASK_NONE; kind <= QRT_MASK_PENALIZE; kind++)
+        for (int64_t n = 1; n < 70; n += 1 + n / 9)
+            for (int variant = 0; variant < 6; variant++) {
+                enum { M = 3 };
+                int64_t lds = n + 2, visible = variant & 1 ? n : n / 2 - 1;
+                int64_t key_stride = variant % 3 != 2, mask_size = M * n;
+                float *s = untouched(M * lds), *want = floats(M * lds), *added = floats(mask_size);
+                uint8_t *bytes = array(mask_size, 1);
+                for (int64_t i = 0; i < mask_size; i++) {
+                    bytes[i] = random_bits() % 3 != 0;
+                    added[i] = random_bits() % 4 ? uniform(-3, 3) : -INFINITY;
+                }
+                for (int64_t i = 0; i < M; i++) fill_uniform(s + i * lds, n, variant & 2 ? 60.0f : 3.0f);
+                qrt_mask mask = {
+                    (qrt_mask_kind)kind, kind == QRT_MASK_ADD ? (void *)added : (void *)bytes, n, key_stride,
+                    variant & 1 ? -INFINITY : -1e4f,
+                };
+                float sums[M], want_sums[M], scale = 0.7f;
+                memcpy(want, s, sizeof *s * (size_t)(M * lds));
+                rung.attention.exponentials(M, n, s, lds, scale, &mask, visible, sums);
+                definition.attention.exponentials(M, n, want, lds, scale, &mask, visible, want_sums);
+                for (int64_t i = 0; i < M; i++) {
+                    for (int64_t j = 0; j < n; j++) {
+                        double e = want[i * lds + j];  // the polynomial loses 3e-9 · |x|, down to where it is 0
+                        double loss = e > 0 ? 3 * EPS + 3e-9 * fabs(log(e)) : 0;
+                        check_close(s[i * lds + j], e, e * loss + 1e-38, "exponentials", i, j);
+                    }
+                    check_close(sums[i], want_sums[i], want_sums[i] * EPS * (4 + (double)n / 2), "sums", i, n);
+                    for (int64_t j = n; j < lds; j++) check_same(s[i * lds + j], UNTOUCHED, "exponentials, beyond", i, j);
+                }
+                rung.attention.divide(M, n, s, lds, sums);
+                for (int64_t i = 0; i < M * lds; i++) check(i % lds < n || s[i] == UNTOUCHED, "divide", i, n, s[i], 0);
+                fill_uniform(s, M * lds, 3);
+                memcpy(want, s, sizeof *s * (size_t)(M * lds));
+                rung.attention.divide(M, n, s, lds, sums);
+                definition.attention.divide(M, n, want, lds, sums);
+                for (int64_t i = 0; i < M * lds; i++) check_same(s[i], want[i], "divide", i / lds, i % lds);
+                release();
+            }
+}
+
+// ---------------------------------------------------------------------------------------- pointwise
+
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double softplus(double x) { return fmax(x, 0) + log1p(exp(-fabs(x))); }
+static double clipped(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+static double exact_unary(qrt_unary_op op, double x, double p, double q) {
+    switch (op) {
+    case QRT_RELU: return x < 0 ? 0 : x;
+    case QRT_LEAKY_RELU: return x < 0 ? p * x : x;
+    case QRT_EXP: return exp(x);
+    case QRT_LOG: return log(x);
+    case QRT_SQRT: return sqrt(x);
+    case QRT_RECIPROCAL: return 1 / x;
+    case QRT_NEG: return -x;
+    case QRT_ABS: return fabs(x);
+    case QRT_TANH: return tanh(x);
+    case QRT_SIGMOID: return sigmoid(x);
+    case QRT_ERF: return erf(x);
+    case QRT_GELU: return 0.5 * x * erfc(-x * sqrt(0.5));
+    case QRT_GELU_TANH: return x * sigmoid(2 * sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x));
+    case QRT_SILU: return x * sigmoid(x);
+    case QRT_SOFTPLUS: return softplus(x);
+    case QRT_ELU: return x < 0 ? p * expm1(x) : x;
+    case QRT_SELU: return q * (x < 0 ? p * expm1(x) : x);
+    case QRT_HARD_SIGMOID: return clipped(p * x + q, 0, 1);
+    case QRT_HARD_SWISH: return x * clipped(x / 6 + 0.5, 0, 1);
+    case QRT_FLOOR: return floor(x);
+    case QRT_CEIL: return ceil(x);
+    case QRT_ROUND: return rint(x);
+    case QRT_SIN: return sin(x);
+    case QRT_COS: return cos(x);
+    case QRT_CLIP: return clipped(x, p, q);
+    case QRT_SIGN: return isnan(x) ? x : (x > 0) - (x < 0);
+    case QRT_SOFTSIGN: return x / (1 + fabs(x));
+    case QRT_MISH: return x * tanh(softplus(x));
+    case QRT_SQUARE: return x * x;
+    case QRT_QUICK_GELU: return x * sigmoid(p * x);
+    default: abort();
+    }
+}
+
+/// As tests/kernels/test_pointwise.py: parameters, error in ulp, and absolute where the result nearly vanishes.
+static const struct { double p, q, ulp, absolute; } UNARY[QRT_NUM_UNARY] = {
+    [QRT_LEAKY_RELU] = {0.125, 0, 0.51, 0}, [QRT_EXP] = {0, 0, 1.1, 0}, [QRT_LOG] = {0, 0, 1.1, 0},
+    [QRT_SQRT] = {0, 0, 0.51, 0}, [QRT_RECIPROCAL] = {0, 0, 0.51, 0}, [QRT_TANH] = {0, 0, 2.7, 0},
+    [QRT_SIGMOID] = {0, 0, 2.3, 2e-36}, [QRT_ERF] = {0, 0, 1.3, 0}, [QRT_GELU] = {0, 0, 3.5, 3e-8},
+    [QRT_GELU_TANH] = {0, 0, 3.5, 3e-8}, [QRT_SILU] = {0, 0, 3.2, 2e-36}, [QRT_SOFTPLUS] = {0, 0, 2.2, 2e-36},
+    [QRT_ELU] = {1, 0, 1.1, 0}, [QRT_SELU] = {1.75, 1.125, 2.2, 0}, [QRT_HARD_SIGMOID] = {0.25, 0.5, 0.51, 0},
+    [QRT_HARD_SWISH] = {0, 0, 2, 1e-6}, [QRT_SIN] = {0, 0, 1.6, 0}, [QRT_COS] = {0, 0, 1.6, 0},
+    [QRT_CLIP] = {-1.5, 2.5, 0, 0}, [QRT_SOFTSIGN] = {0, 0, 1.6, 0}, [QRT_MISH] = {0, 0, 4.2, 2e-36},
+    [QRT_SQUARE] = {0, 0, 0.51, 0}, [QRT_QUICK_GELU] = {1.75, 0, 4.2, 3e-8},
+};
+
+static double spacing(double x) {
+    float size = fminf(fabsf((float)x), 3e38f);
+    return (double)nextafterf(size, INFINITY) - size;
+}
+
+static void check_unary(void) {
+    static const float ranges[] = {1e-40f, 1e-3f, 0.5f, 1, 4, 10, 30, 104, 1e4f, 1e5f};
+    enum { EACH = 700, N = EACH * 10 };
+    static float x[N], y[N + 1], again[N + 1];
+    for (int i = 0; i < N; i++) x[i] = uniform(-ranges[i / EACH], ranges[i / EACH]);
+    for (int op = 0; op < QRT_NUM_UNARY; op++) {
+        const char *name = qrt_unary_names[op];
+        float p = (float)UNARY[op].p, q = (float)UNARY[op].q;
+        y[N] = UNTOUCHED;
+        rung.pointwise.unary[op](x, y, N, p, q);
+        check_same(y[N], UNTOUCHED, name, N, N);
+        for (int i = 0; i < N; i++) {
+            double exact = exact_unary((qrt_unary_op)op, x[i], p, q);
+            check_close(y[i], exact, UNARY[op].ulp * spacing(exact) + UNARY[op].absolute, name, i, 0);
+        }
+        // Split anywhere and in place: the same bits.
+        for (int n = 0, from = 0; from + n < N && n < 40; from += n++) {
+            memcpy(again, x + from, sizeof *x * (size_t)n);
+            again[n] = UNTOUCHED;
+            rung.pointwise.unary[op](again, again, n, p, q);
+            for (int i = 0; i < n; i++) check_same(again[i], y[from + i], name, n, i);
+            check_same(again[n], UNTOUCHED, name, n, n);
+        }
+        static const float limits[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX, FLT_MIN, 1e-45f};
+        bool nan_or_limit = op == QRT_GELU || op == QRT_GELU_TANH || op == QRT_SILU || op == QRT_MISH ||
+                            op == QRT_QUICK_GELU || op == QRT_HARD_SWISH || op == QRT_SOFTSIGN;
+        rung.pointwise.unary[op](limits, y, COUNT(limits), p, q);
+        for (int i = 0; i < COUNT(limits); i++) {
+            if (isinf(limits[i]) && nan_or_limit) continue;
+            double exact = exact_unary((qrt_unary_op)op, limits[i], p, q);
+            check_close(y[i], exact, UNARY[op].ulp * spacing(exact) + UNARY[op].absolute, name, -1, i);
+        }
+    }
+}
+
+static const float EDGES[] = {0.0f, -0.0f, 1, -1, INFINITY, -INFINITY, NAN, 1e-45f, FLT_MAX, 2.5f};
+
+static void check_binary_f32(void) {
+    float a[40], b[40], y[41], want[41];
+    uint8_t bytes[41], want_bytes[41];
+    for (int op = 0; op < QRT_NUM_BINARY; op++) {
+        qrt_binary_fn f = rung.pointwise.binary_f32[op], g = definition.pointwise.binary_f32[op];
+        check(!f == !g, qrt_binary_names[op], 0, 0, 0, 0);
+        if (!f) continue;
+        bool compares = op >= QRT_EQUAL && op <= QRT_GREATER_EQUAL;
+        for (int n = 0; n <= 40; n++)
+            for (int steps = 0; steps < 4; steps++) {
+                for (int i = 0; i < 40; i++) {
+                    a[i] = random_bits() & 1 ? EDGES[random_bits() % COUNT(EDGES)] : uniform(-9, 9);
+                    b[i] = random_bits() & 1 ? EDGES[random_bits() % COUNT(EDGES)] : uniform(-9, 9);
+                }
+                memset(bytes, 9, sizeof bytes);
+                memset(want_bytes, 9, sizeof want_bytes);
+                y[n] = want[n] = UNTOUCHED;
+                f(a, b, compares ? (void *)bytes : (void *)y, n, steps & 1, steps >> 1);
+                g(a, b, compares ? (void *)want_bytes : (void *)want, n, steps & 1, steps >> 1);
+                for (int i = 0; i <= n; i++)
+                    if (compares) check(bytes[i] == want_bytes[i], qrt_binary_names[op], n, i, bytes[i], want_bytes[i]);
+                    // Of two zeros min and max may answer either.
+                    else if ((op == QRT_MIN || op == QRT_MAX) && y[i] == want[i]) num_checks++;
+                    else check_same(y[i], want[i], qrt_binary_names[op], n, i);
+            }
+    }
+}
+
+static void check_integers(const qrt_binary_fn *fs, const qrt_binary_fn *gs, int item, bool is_bool) {
+    for (int op = 0; op < QRT_NUM_BINARY; op++) {
+        check(!fs[op] == !gs[op], qrt_binary_names[op], 0, item, 0, 0);
+        if (!fs[op]) continue;
+        for (int n = 0; n <= 40; n++)
+            for (int steps = 0; steps < 4; steps++) {
+                int64_t a[40], b[40], y[41], want[41];
+                for (int i = 0; i < 40; i++) {
+                    int64_t x = (int64_t)((uint64_t)random_bits() << 32 | random_bits());
+                    int64_t z = random_bits() & 1 ? (int64_t)(random_bits() % 100) + 1 : x >> 3 | 0x100000001;
+                    void *at = (char *)a + i * item, *bt = (char *)b + i * item;
+                    if (item == 8) memcpy(at, &x, 8), memcpy(bt, &z, 8);
+                    else if (item == 4) memcpy(at, &(int32_t){(int32_t)x}, 4), memcpy(bt, &(int32_t){(int32_t)z}, 4);
+                    else *(uint8_t *)at = x & 1, *(uint8_t *)bt = x >> 1 & 1;
+                }
+                memset(y, 7, sizeof y);
+                memset(want, 7, sizeof want);
+                fs[op](a, b, y, n, steps & 1, steps >> 1);
+                gs[op](a, b, want, n, steps & 1, steps >> 1);
+                check(!memcmp(y, want, sizeof y), qrt_binary_names[op], n, is_bool ? 1 : item, 0, 0);
+            }
+    }
+}
+
+static void check_half_precision(void) {
+    enum { N = 1 << 16 };
+    static uint16_t halves[N], back[N], want_back[N];
+    static float wide[N], want[N];
+    for (int i = 0; i < N; i++) halves[i] = (uint16_t)i;
+    rung.pointwise.f16_to_f32(halves, wide, N);
+    definition.pointwise.f16_to_f32(halves, want, N);
+    check(!memcmp(wide, want, sizeof wide), "f16_to_f32", 0, 0, 0, 0);
+    for (int shift = -1; shift <= 1; shift++) {  // a float below, at and above the middle of two halves
+        for (int i = 0; i < N; i++) {
+            uint32_t bits;
+            memcpy(&bits, &want[i], sizeof bits);
+            bits += (uint32_t)(0x1000 + shift);
+            memcpy(&wide[i], &bits, sizeof bits);
+        }
+        rung.pointwise.f32_to_f16(wide, back, N);
+        definition.pointwise.f32_to_f16(wide, want_back, N);
+        for (int i = 0; i < N; i++) check(back[i] == want_back[i], "f32_to_f16", i, shift, back[i], want_back[i]);
+    }
+    for (int n = 0; n < 40; n++) {
+        back[n] = 77;
+        wide[n] = UNTOUCHED;
+        rung.pointwise.f32_to_f16(want + 1000, back, n);
+        rung.pointwise.f16_to_f32(halves + 1000, wide, n);
+        for (int i = 0; i < n; i++) check(back[i] == halves[1000 + i] && wide[i] == want[1000 + i], "halves", n, i, wide[i], 0);
+        check(back[n] == 77 && wide[n] == UNTOUCHED, "halves, beyond", n, n, wide[n], 0);
+    }
+}
+
+// --------------------------------------------------------------------------------------------- rows
+
+static void check_softmax(const float *x, int64_t n, double spread) {
+    float *y = untouched(n + 1);
+    double top = -INFINITY, sum = 0, loss = 4 + spread + (double)n / 64;
+    for (int64_t i = 0; i < n; i++) top = fmax(top, x[i]);
+    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - top);
+    rung.rows.softmax(x, y, n);
+    for (int64_t i = 0; i < n; i++) {
+        double exact = exp(x[i] - top) / sum;
+        check_close(y[i], exact, exact * EPS * loss + 1e-37, "softmax", n, i);
+    }
+    rung.rows.log_softmax(x, y, n);
+    for (int64_t i = 0; i < n; i++) {
+        double exact = x[i] - top - log(sum);
+        check_close(y[i], exact, EPS * (2 + (double)n / 64 + fabs(exact)), "log_softmax", n, i);
+    }
+    check_same(y[n], UNTOUCHED, "softmax, beyond", n, n);
+}
+
+static void check_norm(bool centred, const float *x, const float *residual, int64_t n, const qrt_norm_params *params) {
+    float *y = untouched(n + 1), *sum = untouched(n + 1);
+    (centred ? rung.rows.layer_norm : rung.rows.rms_norm)(x, residual, sum, y, n, params);
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; i++) {
+        check_same(sum[i], residual ? x[i] + residual[i] : x[i], "norm, sum", n, i);
+        mean += centred ? (double)sum[i] / (double)n : 0;
+    }
+    for (int64_t i = 0; i < n; i++) variance += (sum[i] - mean) * (sum[i] - mean) / (double)n;
+    for (int64_t i = 0; i < n; i++) {
+        double scale = params->scale ? params->scale[i] : 1, bias = params->bias ? params->bias[i] : 0;
+        double exact = (sum[i] - mean) / sqrt(variance + params->epsilon);
+        double bound = EPS * (8 + (double)n / 64) * (1 + fabs(exact)) * (fabs(scale) + fabs(bias));
+        check_close(y[i], exact * scale + bias, bound, centred ? "layer_norm" : "rms_norm", n, i);
+    }
+    check(sum[n] == UNTOUCHED && y[n] == UNTOUCHED, "norm, beyond", n, n, y[n], UNTOUCHED);
+}
+
+static void check_rows(void) {
+    static const int64_t widths[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 700, 2047, 2049, 5000};
+    for (int w = 0; w < COUNT(widths); w++) {
+        int64_t n = widths[w];
+        float *x = floats(n), *residual = floats(n), *scale = floats(n), *bias = floats(n);
+        for (int spread = 1; spread <= 60; spread += 59) {
+            fill_uniform(x, n, (float)spread);
+            check_softmax(x, n, 2 * spread);
+        }
+        fill_uniform(x, n, 3);
+        fill_uniform(residual, n, 3);
+        fill_uniform(scale, n, 2);
+        fill_uniform(bias, n, 2);
+        for (int variant = 0; variant < 8; variant++) {
+            qrt_norm_params params = {variant & 1 ? scale : NULL, variant & 2 ? bias : NULL, 1e-5f};
+            if (n > 3) check_norm(variant & 4, x, variant & 1 ? residual : NULL, n, &params);
+        }
+        for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++) {
+            double size = 0;
+            for (int64_t i = 0; i < n; i++) {
+                if (op == QRT_REDUCE_PROD) x[i] = uniform(0.9f, 1.1f);
+                size += op == QRT_REDUCE_SUM_SQUARE ? (double)x[i] * x[i] : fabs(x[i]);
+            }
+            double want = definition.rows.reduce[op](x, n), bound = EPS * (2 + (double)n / 16) * size;
+            if (op == QRT_REDUCE_MAX || op == QRT_REDUCE_MIN) bound = 0;
+            if (op == QRT_REDUCE_PROD) bound = EPS * (double)n * want;
+            check_close(rung.rows.reduce[op](x, n), want, bound, qrt_reduce_names[op], n, 0);
+            float kept = x[n / 2];
+            x[n / 2] = NAN;
+            check(isnan(rung.rows.reduce[op](x, n)), qrt_reduce_names[op], n, -1, 0, NAN);
+            x[n / 2] = kept;
+        }
+        if (n > 1) {
+            float *y = floats(n);
+            x[n / 3] = NAN;
+            rung.rows.softmax(x, y, n);
+            for (int64_t i = 0; i < n; i++) check(isnan(y[i]), "softmax of NaN", n, i, y[i], NAN);
+        }
+        release();
+    }
+    for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++)
+        for (int64_t columns = 0; columns < 80; columns += 1 + columns / 8)
+            for (int64_t rows = 0; rows < 140; rows += 1 + rows / 2) {
+                int64_t stride = columns + 1;
+                float *x = floats(rows * stride), *y = untouched(columns + 1), *want = untouched(columns + 1);
+                for (int64_t i = 0; i < rows * stride; i++) x[i] = op == QRT_REDUCE_PROD ? uniform(0.9f, 1.1f) : uniform(-2, 2);
+                rung.rows.reduce_columns[op](x, stride, rows, columns, y);
+                definition.rows.reduce_columns[op](x, stride, rows, columns, want);
+                double bound = op == QRT_REDUCE_MAX || op == QRT_REDUCE_MIN ? 0 : EPS * (double)rows * (double)(rows + 1) * 4;
+                if (op == QRT_REDUCE_PROD) bound = EPS * (double)rows;
+                for (int64_t j = 0; j < columns; j++) {
+                    double size = op == QRT_REDUCE_PROD ? want[j] : 1;
+                    check_close(y[j], want[j], bound * size, qrt_reduce_names[op], rows, j);
+                }
+                check_same(y[columns], UNTOUCHED, "columns, beyond", rows, columns);
+                release();
+            }
+}
+
+// ------------------------------------------------------------------------------------------ recurrent
+
+typedef void (*cell_fn)(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options,
+                        float *c, float *h, float *y);
+
+static void cell_lstm(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options, float *c,
+                      float *h, float *y) {
+    rnn->lstm(gates, hidden, options, c, h, y);
+}
+static void cell_gru_after(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options,
+                           float *c, float *h, float *y) {
+    (void)c;
+    rnn->gru_reset_after(gates, gates + hidden, hidden, options->clip, h, y);
+}
+static void cell_gru_before(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options,
+                            float *c, float *h, float *y) {
+    rnn->gru_reset(gates, hidden, options->clip, h, c);
+    rnn->gru_update(gates, gates + 2 * hidden, hidden, options->clip, h, y);
+}
+static void cell_tanh(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options, float *c,
+                      float *h, float *y) {
+    (void)c;
+    rnn->rnn_tanh(gates, hidden, options->clip, h, y);
+}
+static void cell_relu(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options, float *c,
+                      float *h, float *y) {
+    (void)c;
+    rnn->rnn_relu(gates, hidden, options->clip, h, y);
+}
+
+static void check_rnn(void) {
+    static const struct { const char *name; cell_fn cell; } cells[] = {
+        {"lstm", cell_lstm}, {"gru, reset after", cell_gru_after}, {"gru, reset before", cell_gru_before},
+        {"rnn_tanh", cell_tanh}, {"rnn_relu", cell_relu},
+    };
+    for (int cell = 0; cell < COUNT(cells); cell++)
+        for (int64_t hidden = 0; hidden < 40; hidden++)
+            for (int variant = 0; variant < 16; variant++) {
+                float range = variant & 1 ? 60.0f : 3.0f;
+                float *gates = floats(4 * hidden), *peepholes = floats(3 * hidden);
+                fill_uniform(gates, 4 * hidden, range);
+                fill_uniform(peepholes, 3 * hidden, 1);
+                if (hidden > 2) gates[hidden / 2] = NAN, gates[hidden - 1] = INFINITY;
+                qrt_lstm_options options = {variant & 2 ? peepholes : NULL, variant & 4 ? 2.5f : INFINITY, variant & 8};
+                float *state[2][3];
+                for (int s = 0; s < 3; s++) {
+                    state[0][s] = untouched(hidden + 1);
+                    if (s < 2) fill_uniform(state[0][s], hidden, 1);
+                    state[1][s] = floats(hidden + 1);
+                    memcpy(state[1][s], state[0][s], sizeof(float) * (size_t)(hidden + 1));
+                }
+                cells[cell].cell(&rung.rnn, gates, hidden, &options, state[0][0], state[0][1], state[0][2]);
+                cells[cell].cell(&definition.rnn, gates, hidden, &options, state[1][0], state[1][1], state[1][2]);
+                for (int s = 0; s < 3; s++) {
+                    for (int64_t j = 0; j <= hidden; j++)
+                        check_close(state[0][s][j], state[1][s][j], j < hidden ? 4 * EPS * range : 0, cells[cell].name,
+                                    hidden, j);
+                }
+                release();
+            }
+}
+
+int main(void) {
+    int64_t failures = 0;
+    if (!qrt_build_table("portable", &definition)) return 1;
+    qrt_kernels = definition;
+    for (const qrt_rung *step = qrt_ladder; step->name; step++) {
+        if (!qrt_build_table(step->name, &rung)) {
+            printf("%s: not on this CPU\n", step->name);
+            continue;
+        }
+        num_checks = num_failures = 0;
+        check_gemm_q8();
+        check_gemm_f32();
+        check_attention();
+        check_unary();
+        check_binary_f32();
+        check_integers(rung.pointwise.binary_i32, definition.pointwise.binary_i32, 4, false);
+        check_integers(rung.pointwise.binary_i64, definition.pointwise.binary_i64, 8, false);
+        check_integers(rung.pointwise.binary_bool, definition.pointwise.binary_bool, 1, true);
+        check_half_precision();
+        check_rows();
+        check_rnn();
+        printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
+        failures += num_failures;
+    }
+    return failures != 0;
+}

@@ -123,6 +123,18 @@ static inline void vm_store_bytes(uint8_t *p, vm m) {
     _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(halves, halves));
 }
 
+/// Lanes whose byte is not 0; `_n` reads n ≤ VL bytes, and lanes beyond them are off.
+static inline vm vm_of_bytes(__m128i bytes) {
+    __m256i words = _mm256_cvtepu8_epi32(bytes);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(words, _mm256_setzero_si256()));
+}
+static inline vm vm_load_bytes(const uint8_t *p) { return vm_of_bytes(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
+    uint8_t bytes[16] = {0};
+    for (int64_t i = 0; i < n; i++) bytes[i] = p[i];
+    return vm_load_bytes(bytes);
+}
+
 /// VL IEEE half-precision numbers.
 static inline vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {

@@ -99,6 +99,15 @@ static inline vf vf_ldexp(vf s, vi n) { return _mm512_scalef_ps(s, _mm512_cvtepi
 
 static inline void vm_store_bytes(uint8_t *p, vm m) { _mm_storeu_si128((__m128i *)p, _mm_maskz_set1_epi8(m, 1)); }
 
+static inline vm vm_load_bytes(const uint8_t *p) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
+    __m128i bytes = _mm_maskz_loadu_epi8(vm_first(n), p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+
 static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

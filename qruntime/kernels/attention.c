@@ -9,6 +9,9 @@
 /// Scores of one block of query rows stay within this many floats.
 enum { SCORE_FLOATS = 16 * 1024, MAX_BLOCK_ROWS = 48 };
 
+/// Keys for a few queries are packed this many panels at a time: what a single query is multiplied with side by side.
+enum { FEW_PANELS = 4 };
+
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 17 };
 
@@ -53,10 +56,10 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
     } else if (job->k_is_transposed) {
         qrt_f32_gemm_strips(gemm, rows, keys, d, q, job->q.row, k, job->k.row, nr, NULL, scores, p->score_stride);
     } else {
-        for (int64_t j = 0; j < keys; j += nr) {
-            int64_t columns = min64(nr, keys - j);
+        for (int64_t j = 0; j < keys; j += FEW_PANELS * nr) {
+            int64_t columns = min64(FEW_PANELS * nr, keys - j);
             gemm->pack(d, columns, k + j * job->k.row, 1, job->k.row, k_panels);
-            gemm->strip(rows, columns, d, q, job->q.row, k_panels, nr, scores + j, p->score_stride, false);
+            qrt_f32_gemm(gemm, rows, columns, d, q, job->q.row, k_panels, NULL, scores + j, p->score_stride);
         }
     }
     qrt_mask mask = job->mask;
@@ -139,7 +142,7 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
             __builtin_mul_overflow(value_panels, keys, &p.v_floats))
             return QRT_NO_MEMORY;
     } else {
-        p.k_floats = job->head_size * nr;
+        p.k_floats = FEW_PANELS * nr * job->head_size;
     }
     if (__builtin_add_overflow(p.k_floats, p.v_floats, &p.slot_floats) ||
         __builtin_add_overflow(p.slot_floats, p.block_rows * p.score_stride, &p.slot_floats) ||

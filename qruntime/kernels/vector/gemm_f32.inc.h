@@ -197,19 +197,19 @@ static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64
                     vf_store(panels + p * NR + v * VL, columns == NR ? vf_load(from) : vf_load_n(from, columns_of(v, columns)));
                 }
         } else if (row_stride == 1) {
-            for (; p + 4 <= k; p += 4)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; v++) {
-                    const float *from = b + p + v * VL * col_stride;
-                    int64_t count = columns_of(v, columns);
+            for (int v = 0; v < NV; v++) {  // the lines of few rows are used up before others take their place
+                const float *from = b + v * VL * col_stride;
+                int64_t count = columns_of(v, columns);
+                for (p = 0; p + 4 <= k; p += 4) {
                     vf rows[4];
                     if (count == VL)
-                        vf_transpose4(from, col_stride, rows);
+                        vf_transpose4(from + p, col_stride, rows);
                     else
-                        transpose_few(from, col_stride, count, rows);
+                        transpose_few(from + p, col_stride, count, rows);
 #pragma GCC unroll 4
                     for (int r = 0; r < 4; r++) vf_store(panels + (p + r) * NR + v * VL, rows[r]);
                 }
+            }
         }
         for (; p < k; p++)
             for (int64_t q = 0; q < NR; q++)

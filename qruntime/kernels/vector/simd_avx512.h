@@ -110,6 +110,7 @@ static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
 
 static inline void vf_transpose4(const float *p, int64_t stride, vf *columns) {
     vf r[4];
+    __asm__("" : "+r"(stride));  // else compilers keep a pointer to every row across a loop, most of them in memory
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         r[i] = _mm512_castps128_ps512(_mm_loadu_ps(p + i * stride));

@@ -20,7 +20,7 @@ from qruntime.passes.head_layouts import (
     plainly_transposed,
     without_repeats,
 )
-from qruntime.passes.rewriting import Builder, Skip, trace
+from qruntime.passes.rewriting import Builder, Skip, scalar, trace
 from qruntime.passes.symbolic_shapes import Dim, contents, dims
 
 
@@ -68,7 +68,7 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
 
     q, k = (_unscaled(graph, operand, scores.product) for operand in (q, k))
     k, v, repeats = without_repeats(k, v)
-    mask = _mask(op, scores, masks)
+    mask, fill, fill_adds = _mask(op, scores, masks)
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
     output = root.outputs[0]
     transpose = _transpose_after(output, _result_dims(output, q, v))
@@ -78,7 +78,8 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
     new = op.Attention(
         *inputs,
         scale=q.scale * k.scale * scores.scale,
-        fill=scores.fill,
+        fill=fill,
+        fill_adds=int(fill_adds),
         q_layout=q.layout,
         k_layout=k.layout,
         v_layout=v.layout,
@@ -128,24 +129,45 @@ def _only_reader(value: Value) -> Node | None:
     return readers.pop() if len(readers) == 1 and not value.output_of else None
 
 
-def _mask(op: Builder, scores: Scores, masks: dict[tuple[Value, ...], Value]) -> Value | None:
-    """The one mask that the node takes; layers share what has to be computed for it."""
-    if scores.mask is not None:
-        if not scores.is_inverted:
-            return scores.mask
-        key: tuple[Value, ...] = (scores.mask,)
-        if key not in masks:
-            masks[key] = op.standard("Not", scores.mask)
-        return masks[key]
+def _mask(op: Builder, scores: Scores, masks: dict[tuple[Value, ...], Value]) -> tuple[Value | None, float, bool]:
+    """The one mask that the node takes, what a false in it means, and whether that is added to the score.
+
+    Layers share what has to be computed for it.
+    """
+    mask, is_inverted, fill, fill_adds = scores.mask, scores.is_inverted, scores.fill, False
+    if mask is None and len(scores.added) == 1 and (chosen := _chosen(scores.added[0])) is not None:
+        mask, is_inverted, fill = chosen
+        fill_adds = True
+    if mask is not None:
+        if is_inverted:
+            key: tuple[Value, ...] = (mask,)
+            if key not in masks:
+                masks[key] = op.standard("Not", mask)
+            mask = masks[key]
+        return mask, fill, fill_adds
     if not scores.added:
-        return None
+        return None, fill, False
     total = scores.added[0]
     for other in scores.added[1:]:
         key = (total, other)
         if key not in masks:
             masks[key] = op.standard("Add", total, other)
         total = masks[key]
-    return total
+    return total, fill, False
+
+
+def _chosen(value: Value) -> tuple[Value, bool, float] | None:
+    """(test, False, fill) of Where(test, 0, fill), (test, True, fill) of Where(test, fill, 0)."""
+    node = value.producer
+    if node is None or not node.is_op("Where") or node.input(0) is None:
+        return None
+    numbers = [
+        scalar(v) if v is not None and v.data is not None and v.data.ndim == 0 else None for v in node.inputs[1:]
+    ]
+    if None in numbers or 0 not in numbers:
+        return None
+    is_inverted = numbers[1] == 0
+    return node.input(0), is_inverted, numbers[0] if is_inverted else numbers[1]  # type: ignore[return-value]
 
 
 def _product(op: Builder, factors: tuple[tuple[str, Value], ...]) -> Value | None:

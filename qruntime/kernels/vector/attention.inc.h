@@ -24,12 +24,12 @@ ALWAYS_INLINE int64_t clamp(int64_t x, int64_t limit) { return x < 0 ? 0 : x < l
 
 /// `rows` rows from row `first` of the mask on; `kind` and `rows` are constants at every call.
 ALWAYS_INLINE void group_of(const qrt_mask_kind kind, const int rows, int64_t first, int64_t n, float *s, int64_t lds,
-                            float scale, const qrt_mask *mask, int64_t visible, float *sums) {
-    vf factor = vf_set(scale), lowest = vf_set(-INFINITY), tops[GROUP], totals[GROUP];
+                            float scale, const qrt_mask *mask, int64_t visible, float *tops, float *sums) {
+    vf factor = vf_set(scale), lowest = vf_set(-INFINITY), highest[GROUP], totals[GROUP];
     int64_t seen[GROUP], j = 0;
     for (int i = 0; i < rows; i++) {
         seen[i] = clamp(visible + i, n);
-        tops[i] = lowest;
+        highest[i] = lowest;
         totals[i] = vf_zero();
     }
     int64_t whole = seen[0] / VL * VL, most = seen[rows - 1];  // a row sees no less than the one before
@@ -37,22 +37,25 @@ ALWAYS_INLINE void group_of(const qrt_mask_kind kind, const int rows, int64_t fi
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) {
             vf score = masked(kind, vf_mul(vf_load(s + i * lds + j), factor), mask, first + i, j, VL);
-            tops[i] = vf_max(score, tops[i]);
+            highest[i] = vf_max(score, highest[i]);
             vf_store(s + i * lds + j, score);
         }
     for (; j < most; j += VL)
         for (int i = 0; i < rows; i++) {
             int64_t count = clamp(seen[i] - j, VL);
             vf score = masked(kind, vf_mul(vf_load_n(s + i * lds + j, count), factor), mask, first + i, j, count);
-            tops[i] = vf_max(vf_blend(vm_first(count), score, lowest), tops[i]);
+            highest[i] = vf_max(vf_blend(vm_first(count), score, lowest), highest[i]);
             vf_store_n(s + i * lds + j, score, count);
         }
 #pragma GCC unroll 4
-    for (int i = 0; i < rows; i++) tops[i] = vf_set(vf_hmax(tops[i]));
+    for (int i = 0; i < rows; i++) {
+        tops[i] = vf_hmax(highest[i]);
+        highest[i] = vf_set(tops[i]);
+    }
     for (j = 0; j < whole; j += VL)
 #pragma GCC unroll 4
         for (int i = 0; i < rows; i++) {
-            vf e = vf_exp_nonpositive(vf_sub(vf_load(s + i * lds + j), tops[i]));
+            vf e = vf_exp_nonpositive(vf_sub(vf_load(s + i * lds + j), highest[i]));
             totals[i] = vf_add(totals[i], e);
             vf_store(s + i * lds + j, e);
         }
@@ -61,7 +64,7 @@ ALWAYS_INLINE void group_of(const qrt_mask_kind kind, const int rows, int64_t fi
             int64_t count = clamp(seen[i] - j, VL);
             vf e = vf_zero();
             if (count) {
-                e = vf_exp_nonpositive(vf_sub(vf_load_n(s + i * lds + j, count), tops[i]));
+                e = vf_exp_nonpositive(vf_sub(vf_load_n(s + i * lds + j, count), highest[i]));
                 e = vf_blend(vm_first(count), e, vf_zero());
                 totals[i] = vf_add(totals[i], e);
             }
@@ -72,20 +75,20 @@ ALWAYS_INLINE void group_of(const qrt_mask_kind kind, const int rows, int64_t fi
 }
 
 ALWAYS_INLINE void exponentials_of(const qrt_mask_kind kind, int64_t m, int64_t n, float *s, int64_t lds, float scale,
-                                   const qrt_mask *mask, int64_t visible, float *sums) {
+                                   const qrt_mask *mask, int64_t visible, float *tops, float *sums) {
     int64_t i = 0;
     for (; i + GROUP <= m; i += GROUP)
-        group_of(kind, GROUP, i, n, s + i * lds, lds, scale, mask, visible + i, sums + i);
-    for (; i < m; i++) group_of(kind, 1, i, n, s + i * lds, lds, scale, mask, visible + i, sums + i);
+        group_of(kind, GROUP, i, n, s + i * lds, lds, scale, mask, visible + i, tops + i, sums + i);
+    for (; i < m; i++) group_of(kind, 1, i, n, s + i * lds, lds, scale, mask, visible + i, tops + i, sums + i);
 }
 
 static void exponentials(int64_t m, int64_t n, float *s, int64_t lds, float scale, const qrt_mask *mask,
-                         int64_t visible, float *sums) {
+                         int64_t visible, float *tops, float *sums) {
     switch (mask->kind) {
-    case QRT_MASK_NONE: exponentials_of(QRT_MASK_NONE, m, n, s, lds, scale, mask, visible, sums); break;
-    case QRT_MASK_ADD: exponentials_of(QRT_MASK_ADD, m, n, s, lds, scale, mask, visible, sums); break;
-    case QRT_MASK_REPLACE: exponentials_of(QRT_MASK_REPLACE, m, n, s, lds, scale, mask, visible, sums); break;
-    case QRT_MASK_PENALIZE: exponentials_of(QRT_MASK_PENALIZE, m, n, s, lds, scale, mask, visible, sums); break;
+    case QRT_MASK_NONE: exponentials_of(QRT_MASK_NONE, m, n, s, lds, scale, mask, visible, tops, sums); break;
+    case QRT_MASK_ADD: exponentials_of(QRT_MASK_ADD, m, n, s, lds, scale, mask, visible, tops, sums); break;
+    case QRT_MASK_REPLACE: exponentials_of(QRT_MASK_REPLACE, m, n, s, lds, scale, mask, visible, tops, sums); break;
+    case QRT_MASK_PENALIZE: exponentials_of(QRT_MASK_PENALIZE, m, n, s, lds, scale, mask, visible, tops, sums); break;
     }
 }
 

@@ -35,7 +35,7 @@ else:
 if os.environ.get("QRUNTIME_WERROR") == "1":
     FLAGS.append("-Werror")
 
-RUNGS_OF_X86 = ("avx2", "avx_vnni", "avx512", "avx512vnni")
+RUNGS_OF_X86 = ("avx2", "avx_vnni", "avx512", "avx512vnni", "amx")
 RUNGS_OF_ARM = ("neon",)
 
 

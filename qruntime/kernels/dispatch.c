@@ -3,6 +3,10 @@
 #include <string.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "rungs.h"
@@ -23,6 +27,18 @@ static bool has_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+/// Leaf 7, EDX bits 24 (tiles) and 25 (int8). Linux hands tile registers, XSAVE component 18, only to processes that
+/// ask (arch_prctl 0x1023, ARCH_REQ_XCOMP_PERM); a kernel that grants them has switched them on.
+static bool has_amx(void) {
+#if defined(__linux__)
+    unsigned eax, ebx, ecx, edx;
+    return has_avx512vnni() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return false;
+#endif
+}
 #endif
 
 static void overlay_portable(qrt_kernel_table *t) {
@@ -52,6 +68,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_attention(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) { qrt_avx512vnni_gemm_q8(t); }
+static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #endif
 
 const qrt_rung qrt_ladder[] = {
@@ -61,6 +78,7 @@ const qrt_rung qrt_ladder[] = {
     {"avx_vnni", has_avx_vnni, overlay_avx_vnni},
     {"avx512", has_avx512, overlay_avx512},
     {"avx512vnni", has_avx512vnni, overlay_avx512vnni},
+    {"amx", has_amx, overlay_amx},
 #endif
     {NULL, NULL, NULL},
 };

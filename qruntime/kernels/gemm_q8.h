@@ -27,6 +27,9 @@
 
 #include "tensor.h"
 
+/// Blocks for an L2 cache of 512 KB.
+enum { QRT_Q8_BLOCK_ROWS = 128, QRT_Q8_BLOCK_BYTES = 192 * 1024 };
+
 /// 255 · 255 · 32768 < 2^31: below this the int32 sum cannot overflow whatever the zero points.
 enum { QRT_Q8_MAX_K = 32768 };
 
@@ -101,6 +104,7 @@ typedef struct {
 typedef struct qrt_gemm_q8 {
     const char *name;
     int mr, nr, kr;     ///< tile; k is padded to a multiple of kr
+    int block_rows, block_bytes;  ///< most of a block of quantized rows, which shares the L2 cache with a panel of weights
     int item_bytes;
     const struct qrt_gemm_q8 *fallback;  ///< for weights that pack_panel refuses; NULL when it refuses none
 

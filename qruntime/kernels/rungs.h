@@ -13,6 +13,7 @@ void qrt_avx512_gemm_f32(qrt_kernel_table *t);
 void qrt_avx2_gemm_q8(qrt_kernel_table *t);
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t);
 void qrt_avx512vnni_gemm_q8(qrt_kernel_table *t);
+void qrt_amx_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_pointwise(qrt_kernel_table *table);
 void qrt_avx2_pointwise(qrt_kernel_table *table);
 void qrt_avx512_pointwise(qrt_kernel_table *table);

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from qruntime.ir.dtypes import numpy_dtype
-from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.checks import limit_shape, require_rank, require_shape
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 
@@ -30,23 +31,22 @@ def masked_softmax(scores: np.ndarray) -> np.ndarray:
     return powers / np.where(total == 0, total.dtype.type(1), total)
 
 
-def split_heads(op: str, name: str, x: np.ndarray, heads: int | None) -> np.ndarray:
+def split_heads(name: str, x: np.ndarray, heads: int | None) -> np.ndarray:
     """(N, S, heads · size) → (N, heads, S, size); ValueError when `heads` does not divide the last axis."""
     if heads is None or heads < 1 or x.shape[2] % heads:
-        raise ValueError(f"{op}: the number of heads of {name} must divide {x.shape[2]}, got {heads}")
+        raise ValueError(f"the number of heads of {name} must divide {x.shape[2]}, got {heads}")
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(0, 2, 1, 3)
 
 
-def _check_heads(op: str, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+def _check_heads(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
     """Shapes (N, heads, S, size) of queries, keys and values must fit together."""
     if not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1:3] != v.shape[1:3] or q.shape[3] != k.shape[3]:
         raise ValueError(
-            f"{op}: Q (N, Hq, Sq, d), K (N, Hkv, Skv, d) and V (N, Hkv, Skv, dv) do not fit: "
-            f"{q.shape}, {k.shape}, {v.shape}"
+            f"Q (N, Hq, Sq, d), K (N, Hkv, Skv, d) and V (N, Hkv, Skv, dv) do not fit: {q.shape}, {k.shape}, {v.shape}"
         )
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"{op}: {q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
-    checked_shape(op, "the scores", (*q.shape[:3], k.shape[2]))
+        raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
+    limit_shape((*q.shape[:3], k.shape[2]), "the scores")
 
 
 def _positional_mask(
@@ -66,12 +66,12 @@ def _positional_mask(
     return allowed
 
 
-def _mask_bias(op: str, mask: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _mask_bias(mask: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Additive form of `attn_mask`, extended to all keys with -inf."""
     if mask.ndim == 0:
         mask = mask.reshape(1)
     if mask.shape[-1] > shape[-1] or mask.ndim > 4:
-        raise ValueError(f"{op}: attn_mask must broadcast to {shape}, got {mask.shape}")
+        raise ValueError(f"attn_mask must broadcast to {shape}, got {mask.shape}")
     if mask.dtype == np.bool_:
         mask = np.where(mask, 0, -np.inf)
     bias = mask.astype(dtype)
@@ -81,7 +81,7 @@ def _mask_bias(op: str, mask: np.ndarray, shape: tuple[int, ...], dtype: np.dtyp
     try:
         np.broadcast_to(bias, shape)
     except ValueError:
-        raise ValueError(f"{op}: attn_mask must broadcast to {shape}, got {mask.shape}") from None
+        raise ValueError(f"attn_mask must broadcast to {shape}, got {mask.shape}") from None
     return bias
 
 
@@ -111,41 +111,40 @@ def attention(
     Returns Y in the layout of Q, the present key and value (N, Hkv, past + Skv, ·) and the scores
     (N, Hq, Sq, past + Skv) of the stage `qk_matmul_output_mode`: 0 raw, 1 capped, 2 with bias, 3 softmax.
     """
-    op = "Attention"
     packed = q.ndim == 3
     for name, value in (("Q", q), ("K", k), ("V", v)):
-        require_rank(op, name, value, 3 if packed else 4)
+        require_rank(name, value, 3 if packed else 4)
     if qk_matmul_output_mode not in (0, 1, 2, 3):
-        raise ValueError(f"{op}: qk_matmul_output_mode must lie in [0, 3], got {qk_matmul_output_mode}")
+        raise ValueError(f"qk_matmul_output_mode must lie in [0, 3], got {qk_matmul_output_mode}")
     if left_window_size < -1 or right_window_size < -1:
-        raise ValueError(f"{op}: window sizes must be -1 or more, got {left_window_size} and {right_window_size}")
+        raise ValueError(f"window sizes must be -1 or more, got {left_window_size} and {right_window_size}")
     if (past_key is None) != (past_value is None):
-        raise ValueError(f"{op}: past_key and past_value belong together")
+        raise ValueError("past_key and past_value belong together")
     if nonpad_kv_seqlen is not None and past_key is not None:
-        raise ValueError(f"{op}: nonpad_kv_seqlen cannot be combined with past_key and past_value")
+        raise ValueError("nonpad_kv_seqlen cannot be combined with past_key and past_value")
     if packed:
-        q = split_heads(op, "Q", q, q_num_heads)
-        k = split_heads(op, "K", k, kv_num_heads)
-        v = split_heads(op, "V", v, kv_num_heads)
+        q = split_heads("Q", q, q_num_heads)
+        k = split_heads("K", k, kv_num_heads)
+        v = split_heads("V", v, kv_num_heads)
     offset = np.zeros(1, np.int64)
     if past_key is not None and past_value is not None:
         for name, past, new in (("past_key", past_key, k), ("past_value", past_value, v)):
-            require_rank(op, name, past, 4)
-            require_shape(op, name, past, (*new.shape[:2], past_key.shape[2], new.shape[3]))
+            require_rank(name, past, 4)
+            require_shape(name, past, (*new.shape[:2], past_key.shape[2], new.shape[3]))
         offset[:] = past_key.shape[2]
         k = np.concatenate((past_key, k), axis=2)
         v = np.concatenate((past_value, v), axis=2)
-    _check_heads(op, q, k, v)
+    _check_heads(q, k, v)
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
     shape = (batch, heads, queries, keys)
     bias: Any = None
     if attn_mask is not None:
-        bias = _mask_bias(op, attn_mask, shape, q.dtype)
+        bias = _mask_bias(attn_mask, shape, q.dtype)
     allowed = None
     if nonpad_kv_seqlen is not None:
         lengths = nonpad_kv_seqlen.reshape(-1)
-        require_shape(op, "nonpad_kv_seqlen", lengths, (batch,))
+        require_shape("nonpad_kv_seqlen", lengths, (batch,))
         offset = lengths - queries
         allowed = np.arange(keys) < lengths.reshape(-1, 1, 1, 1)
     positional = _positional_mask(queries, keys, offset, bool(is_causal), left_window_size, right_window_size)
@@ -161,7 +160,7 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(size) if size else 1.0
     if scale < 0:
-        raise ValueError(f"{op}: scale must not be negative, got {scale}")
+        raise ValueError(f"scale must not be negative, got {scale}")
     root = q.dtype.type(math.sqrt(scale))
     scores = _matmul(q * root, all_k.swapaxes(2, 3) * root)
     stages = [scores]
@@ -199,26 +198,25 @@ def rotary_embedding(
 
     The caches are (positions, rotated / 2) with position_ids (N, S), else (N, S, rotated / 2).
     """
-    op = "RotaryEmbedding"
-    require_rank(op, "X", x, 3, 4)
+    require_rank("X", x, 3, 4)
     packed = x.ndim == 3
-    heads = split_heads(op, "X", x, num_heads) if packed else x
+    heads = split_heads("X", x, num_heads) if packed else x
     batch, _, length, size = heads.shape
     rotated = rotary_embedding_dim or size
     if rotated < 0 or rotated % 2 or rotated > size:
-        raise ValueError(f"{op}: the rotated part must be even and at most the head size {size}, got {rotated}")
+        raise ValueError(f"the rotated part must be even and at most the head size {size}, got {rotated}")
     caches = []
     for name, cache in (("cos_cache", cos_cache), ("sin_cache", sin_cache)):
         if position_ids is not None:
-            require_rank(op, name, cache, 2)
-            require_shape(op, "position_ids", position_ids, (batch, length))
+            require_rank(name, cache, 2)
+            require_shape("position_ids", position_ids, (batch, length))
             if position_ids.size and (position_ids.min() < 0 or position_ids.max() >= cache.shape[0]):
                 raise ValueError(
-                    f"{op}: position_ids must lie in [0, {cache.shape[0] - 1}], "
+                    f"position_ids must lie in [0, {cache.shape[0] - 1}], "
                     f"got {position_ids.min()} to {position_ids.max()}"
                 )
             cache = cache[position_ids]
-        require_shape(op, name, cache, (batch, length, rotated // 2))
+        require_shape(name, cache, (batch, length, rotated // 2))
         caches.append(cache[:, None].astype(x.dtype, copy=False))
     cos, sin = caches
     part = heads[..., :rotated]
@@ -255,40 +253,37 @@ def linear_attention(
     query (N, T, Hq · dk), key (N, T, Hkv · dk), value (N, T, Hkv · dv), decay (N, T, Hkv or Hkv · dk) in
     log space, beta (N, T, Hkv or 1).
     """
-    op = "LinearAttention"
     if update_rule not in ("linear", "gated", "delta", "gated_delta"):
-        raise ValueError(f"{op}: update_rule must be linear, gated, delta or gated_delta, got {update_rule!r}")
+        raise ValueError(f"update_rule must be linear, gated, delta or gated_delta, got {update_rule!r}")
     gated, corrected = "gated" in update_rule, "delta" in update_rule
     for name, given, needed in (("decay", decay, gated), ("beta", beta, corrected)):
         if (given is not None) != needed:
-            raise ValueError(f"{op}: update_rule {update_rule} {'needs' if needed else 'takes no'} {name}")
+            raise ValueError(f"update_rule {update_rule} {'needs' if needed else 'takes no'} {name}")
     for name, given in (("query", query), ("key", key), ("value", value)):
-        require_rank(op, name, given, 3)
-    q = split_heads(op, "query", query, q_num_heads).astype(np.float32)
-    k = split_heads(op, "key", key, kv_num_heads).astype(np.float32)
-    v = split_heads(op, "value", value, kv_num_heads).astype(np.float32)
-    _check_heads(op, q, k, v)
+        require_rank(name, given, 3)
+    q = split_heads("query", query, q_num_heads).astype(np.float32)
+    k = split_heads("key", key, kv_num_heads).astype(np.float32)
+    v = split_heads("value", value, kv_num_heads).astype(np.float32)
+    _check_heads(q, k, v)
     batch, heads, steps, size = q.shape
     if k.shape[2] != steps:
-        raise ValueError(f"{op}: query and key must agree in length, got {query.shape} and {key.shape}")
-    state_shape = checked_shape(op, "the state", (batch, kv_num_heads, size, v.shape[3]))
-    require_shape(op, "past_state", past_state, state_shape)
+        raise ValueError(f"query and key must agree in length, got {query.shape} and {key.shape}")
+    state_shape = limit_shape((batch, kv_num_heads, size, v.shape[3]), "the state")
+    require_shape("past_state", past_state, state_shape)
     state = np.zeros(state_shape, np.float32) if past_state is None else past_state.astype(np.float32)
     growth = rate = None
     if decay is not None:
-        require_rank(op, "decay", decay, 3)
+        require_rank("decay", decay, 3)
         if decay.shape[:2] != (batch, steps) or decay.shape[2] not in (kv_num_heads, kv_num_heads * size):
             raise ValueError(
-                f"{op}: decay must have the shape ({batch}, {steps}, {kv_num_heads} or {kv_num_heads * size}), "
+                f"decay must have the shape ({batch}, {steps}, {kv_num_heads} or {kv_num_heads * size}), "
                 f"got {decay.shape}"
             )
-        growth = np.exp(split_heads(op, "decay", decay.astype(np.float32), kv_num_heads))
+        growth = np.exp(split_heads("decay", decay.astype(np.float32), kv_num_heads))
     if beta is not None:
-        require_rank(op, "beta", beta, 3)
+        require_rank("beta", beta, 3)
         if beta.shape[:2] != (batch, steps) or beta.shape[2] not in (kv_num_heads, 1):
-            raise ValueError(
-                f"{op}: beta must have the shape ({batch}, {steps}, {kv_num_heads} or 1), got {beta.shape}"
-            )
+            raise ValueError(f"beta must have the shape ({batch}, {steps}, {kv_num_heads} or 1), got {beta.shape}")
         rate = beta.astype(np.float32).transpose(0, 2, 1)[..., None]
     factor = np.float32(scale or 1 / math.sqrt(max(size, 1)))
     outputs = np.empty((batch, heads, steps, v.shape[3]), np.float32)
@@ -318,10 +313,9 @@ def flex_attention(
     softmax_precision: int | None = None,
 ) -> np.ndarray:
     """Attention of (N, H, S, d) tensors whose scores and probabilities pass through subgraphs."""
-    op = "FlexAttention"
     for name, value in (("Q", q), ("K", k), ("V", v)):
-        require_rank(op, name, value, 4)
-    _check_heads(op, q, k, v)
+        require_rank(name, value, 4)
+    _check_heads(q, k, v)
     repeats = q.shape[1] // k.shape[1]
     default = np.dtype(np.float64) if q.dtype == np.float64 else np.dtype(np.float32)
     precision = numpy_dtype(softmax_precision) if softmax_precision else default

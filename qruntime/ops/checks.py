@@ -57,6 +57,20 @@ def limit_shape(shape: Iterable[int], name: str = "the output") -> tuple[int, ..
     return shape
 
 
+def require_rank(name: str, x: np.ndarray, low: int, high: int | None = None) -> None:
+    """The rank of `x` lies in [low, high]; `high` defaults to `low`, -1 is unbounded."""
+    high = low if high is None else high
+    if x.ndim < low or (high >= 0 and x.ndim > high):
+        needed = f"{low}" if high == low else f"{low} or more" if high < 0 else f"{low} to {high}"
+        raise ValueError(f"{name} must have rank {needed}, got shape {x.shape}")
+
+
+def require_shape(name: str, x: np.ndarray | None, shape: Sequence[int]) -> None:
+    """`x` is absent or has exactly this shape."""
+    if x is not None and x.shape != tuple(shape):
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {x.shape}")
+
+
 def wrap_indices(indices: np.ndarray, size: int, name: str = "indices") -> np.ndarray:
     """Indices into an axis of `size` elements, negative ones counted from the end."""
     if indices.dtype.kind not in "iu":

@@ -9,8 +9,9 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node
+from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.interpolation import sample_linear
-from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.quantize_linear import integers_as_float, requantized
 from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import Window, padded, per_axis, window, windows_view
@@ -19,30 +20,29 @@ COLUMN_ELEMENTS = 1 << 23
 """Most elements of the unfolded input that are made at a time."""
 
 
-def check_convolution(op: str, x: np.ndarray, w: np.ndarray, group: int, kernel_shape: Sequence[int] | None) -> None:
+def check_convolution(x: np.ndarray, w: np.ndarray, group: int, kernel_shape: Sequence[int] | None) -> None:
     """Raise ValueError unless X (N, C, *spatial) and W (M, C / group, *kernel) fit together."""
-    require_rank(op, "X", x, 3, -1)
+    require_rank("X", x, 3, -1)
     if w.ndim != x.ndim:
-        raise ValueError(f"{op}: W must have the rank of X, got shapes {w.shape} and {x.shape}")
+        raise ValueError(f"W must have the rank of X, got shapes {w.shape} and {x.shape}")
     if group < 1 or x.shape[1] % group or w.shape[0] % group:
-        raise ValueError(f"{op}: group {group} must divide the channels of X {x.shape} and of W {w.shape}")
+        raise ValueError(f"group {group} must divide the channels of X {x.shape} and of W {w.shape}")
     if w.shape[1] * group != x.shape[1]:
         raise ValueError(
-            f"{op}: W must have {x.shape[1] // group} input channels ({x.shape[1]} of X / group {group}), "
-            f"got shape {w.shape}"
+            f"W must have {x.shape[1] // group} input channels ({x.shape[1]} of X / group {group}), got shape {w.shape}"
         )
     if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
-        raise ValueError(f"{op}: kernel_shape {tuple(kernel_shape)} differs from that of W {w.shape}")
+        raise ValueError(f"kernel_shape {tuple(kernel_shape)} differs from that of W {w.shape}")
 
 
-def convolve(op: str, x: np.ndarray, w: np.ndarray, group: int, win: Window) -> np.ndarray:
+def convolve(x: np.ndarray, w: np.ndarray, group: int, win: Window) -> np.ndarray:
     """Cross-correlation (N, M, *output) of inputs that `check_convolution` accepts, in their dtype."""
     batch, channels = x.shape[:2]
     filters = w.shape[0]
-    result = np.zeros(checked_shape(op, "the output", (batch, filters, *win.output)), x.dtype)
+    result = np.zeros(limit_shape((batch, filters, *win.output)), x.dtype)
     if result.size == 0 or channels == 0:
         return result
-    x = padded(op, x, win)
+    x = padded(x, win)
     if channels == group:
         # One input channel per group: adding up the taps reads less than unfolding.
         taps = w.reshape(group, filters // group, *win.kernel)
@@ -67,10 +67,10 @@ def convolve(op: str, x: np.ndarray, w: np.ndarray, group: int, win: Window) -> 
     return result
 
 
-def add_bias(op: str, y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+def add_bias(y: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """Add one value per channel in place."""
     if bias is not None:
-        require_shape(op, "B", bias, (y.shape[1],))
+        require_shape("B", bias, (y.shape[1],))
         y += bias.astype(y.dtype).reshape(-1, *(1,) * (y.ndim - 2))
     return y
 
@@ -89,11 +89,11 @@ def conv(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """X (N, C, *spatial), W (M, C / group, *kernel), B (M) → (N, M, *output)."""
-    check_convolution("Conv", x, w, group, kernel_shape)
-    win = window("Conv", x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    check_convolution(x, w, group, kernel_shape)
+    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     wide = working_dtype(x.dtype)
-    y = convolve("Conv", x.astype(wide, copy=False), w.astype(wide, copy=False), group, win)
-    return add_bias("Conv", y, b).astype(x.dtype, copy=False)
+    y = convolve(x.astype(wide, copy=False), w.astype(wide, copy=False), group, win)
+    return add_bias(y, b).astype(x.dtype, copy=False)
 
 
 _AUTO_PAD = {"NOTSET": 0, "VALID": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
@@ -121,18 +121,17 @@ def _conv(node: Node) -> NativeCall | None:
     return NativeCall("conv", ints=ints, packed=packed)
 
 
-def _without_zero_point(op: str, name: str, x: np.ndarray, zero_point: np.ndarray | None, channels: int) -> np.ndarray:
+def _without_zero_point(name: str, x: np.ndarray, zero_point: np.ndarray | None, channels: int) -> np.ndarray:
     """`x` minus a zero point that is one value, or one per slice of axis 0, as int32."""
     if zero_point is None:
         return x.astype(np.int32)
     if zero_point.size == 1:
         return x.astype(np.int32) - zero_point.reshape(()).astype(np.int32)
-    require_shape(op, name, zero_point, (channels,))
+    require_shape(name, zero_point, (channels,))
     return x.astype(np.int32) - zero_point.astype(np.int32).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _convolve_integers(
-    op: str,
     x: np.ndarray,
     w: np.ndarray,
     x_zero_point: np.ndarray | None,
@@ -141,12 +140,12 @@ def _convolve_integers(
     win: Window,
 ) -> np.ndarray:
     if x_zero_point is not None and x_zero_point.size != 1:
-        raise ValueError(f"{op}: x_zero_point must be one value, got shape {x_zero_point.shape}")
-    x = _without_zero_point(op, "x_zero_point", x, x_zero_point, 1)
-    w = _without_zero_point(op, "w_zero_point", w, w_zero_point, w.shape[0])
+        raise ValueError(f"x_zero_point must be one value, got shape {x_zero_point.shape}")
+    x = _without_zero_point("x_zero_point", x, x_zero_point, 1)
+    w = _without_zero_point("w_zero_point", w, w_zero_point, w.shape[0])
     exact = integers_as_float(math.prod(w.shape[1:]))
     # int64 first: a sum beyond int32 wraps instead of being undefined.
-    return convolve(op, x.astype(exact), w.astype(exact), group, win).astype(np.int64)
+    return convolve(x.astype(exact), w.astype(exact), group, win).astype(np.int64)
 
 
 @operator("ConvInteger", since=10)
@@ -164,9 +163,9 @@ def conv_integer(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Conv of 8-bit tensors minus their zero points (of W one, or one per filter) → int32."""
-    check_convolution("ConvInteger", x, w, group, kernel_shape)
-    win = window("ConvInteger", x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
-    return _convolve_integers("ConvInteger", x, w, x_zero_point, w_zero_point, group, win).astype(np.int32)
+    check_convolution(x, w, group, kernel_shape)
+    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    return _convolve_integers(x, w, x_zero_point, w_zero_point, group, win).astype(np.int32)
 
 
 @operator("QLinearConv", since=10)
@@ -189,30 +188,30 @@ def qlinear_conv(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Conv of 8-bit tensors, requantized to the type of `y_zero_point`; scales of W one, or one per filter."""
-    check_convolution("QLinearConv", x, w, group, kernel_shape)
+    check_convolution(x, w, group, kernel_shape)
     for name, value in (("x_scale", x_scale), ("y_scale", y_scale), ("y_zero_point", y_zero_point)):
         if value.size != 1:
-            raise ValueError(f"QLinearConv: {name} must be one value, got shape {value.shape}")
+            raise ValueError(f"{name} must be one value, got shape {value.shape}")
     if w_scale.size not in (1, w.shape[0]):
-        raise ValueError(f"QLinearConv: w_scale must have 1 or {w.shape[0]} values, got shape {w_scale.shape}")
-    win = window("QLinearConv", x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
-    acc = _convolve_integers("QLinearConv", x, w, x_zero_point, w_zero_point, group, win)
-    acc = add_bias("QLinearConv", acc, b)
+        raise ValueError(f"w_scale must have 1 or {w.shape[0]} values, got shape {w_scale.shape}")
+    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    acc = _convolve_integers(x, w, x_zero_point, w_zero_point, group, win)
+    acc = add_bias(acc, b)
     multiplier = (x_scale.reshape(()) * w_scale.reshape(-1) / y_scale.reshape(())).reshape(-1, *(1,) * len(win.kernel))
     return requantized(acc, multiplier, y_zero_point.reshape(()))
 
 
-def fold(op: str, columns: np.ndarray, win: Window, spatial: Sequence[int]) -> np.ndarray:
+def fold(columns: np.ndarray, win: Window, spatial: Sequence[int]) -> np.ndarray:
     """Adjoint of unfolding: (N, C, *kernel, *positions) added up into (N, C, *spatial).
 
     Taps that fall outside [0, spatial) after the padding in front is taken off are dropped.
     """
     full = [max((o - 1) * s + e if o else 0, 0) for o, s, e in zip(win.output, win.strides, win.extents, strict=True)]
-    total = np.zeros(checked_shape(op, "the scattered output", (*columns.shape[:2], *full)), columns.dtype)
+    total = np.zeros(limit_shape((*columns.shape[:2], *full), "the scattered output"), columns.dtype)
     for index in np.ndindex(win.kernel):
         place, tap = (slice(None), slice(None), *win.tap(index)), (slice(None), slice(None), *index)
         total[place] += columns[tap]
-    result = np.zeros(checked_shape(op, "the output", (*columns.shape[:2], *spatial)), columns.dtype)
+    result = np.zeros(limit_shape((*columns.shape[:2], *spatial)), columns.dtype)
     target, source = [slice(None)] * 2, [slice(None)] * 2
     for have, want, begin in zip(full, spatial, win.begin, strict=True):
         first = max(-begin, 0)
@@ -239,44 +238,43 @@ def conv_transpose(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """X (N, C, *spatial), W (C, M / group, *kernel), B (M) → (N, M, *output)."""
-    op = "ConvTranspose"
-    require_rank(op, "X", x, 3, -1)
+    require_rank("X", x, 3, -1)
     if w.ndim != x.ndim or w.shape[0] != x.shape[1]:
-        raise ValueError(f"{op}: W must have the rank of X and its channels first, got {w.shape} for X {x.shape}")
+        raise ValueError(f"W must have the rank of X and its channels first, got {w.shape} for X {x.shape}")
     if group < 1 or x.shape[1] % group:
-        raise ValueError(f"{op}: group {group} must divide the channels of X {x.shape}")
+        raise ValueError(f"group {group} must divide the channels of X {x.shape}")
     if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
-        raise ValueError(f"{op}: kernel_shape {tuple(kernel_shape)} differs from that of W {w.shape}")
+        raise ValueError(f"kernel_shape {tuple(kernel_shape)} differs from that of W {w.shape}")
     spatial, kernel = x.shape[2:], w.shape[2:]
     rank = len(spatial)
-    kernel = per_axis(op, "the kernel of W", kernel, rank, 1, 1)
-    strides = per_axis(op, "strides", strides, rank, 1, 1)
-    dilations = per_axis(op, "dilations", dilations, rank, 1, 1)
-    extra = per_axis(op, "output_padding", output_padding, rank, 0, 0)
+    kernel = per_axis("the kernel of W", kernel, rank, 1, 1)
+    strides = per_axis("strides", strides, rank, 1, 1)
+    dilations = per_axis("dilations", dilations, rank, 1, 1)
+    extra = per_axis("output_padding", output_padding, rank, 0, 0)
     full = [
         (n - 1) * s + (k - 1) * d + 1 + e
         for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)
     ]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER") or output_shape:
         if output_shape:
-            wanted = per_axis(op, "output_shape", tuple(output_shape)[-rank:], rank, 0, 0)
+            wanted = per_axis("output_shape", tuple(output_shape)[-rank:], rank, 0, 0)
         else:
             wanted = tuple(n * s for n, s in zip(spatial, strides, strict=True))
         total = [max(f - o, 0) for f, o in zip(full, wanted, strict=True)]
         begin = tuple(t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total)
     else:
-        pads = (0,) * (2 * rank) if auto_pad == "VALID" else per_axis(op, "pads", pads, 2 * rank, 0, 0)
+        pads = (0,) * (2 * rank) if auto_pad == "VALID" else per_axis("pads", pads, 2 * rank, 0, 0)
         begin = tuple(pads[:rank])
         wanted = tuple(f - p - q for f, p, q in zip(full, pads[:rank], pads[rank:], strict=True))
-    checked_shape(op, "the output", (x.shape[0], w.shape[1] * group, *wanted))
+    limit_shape((x.shape[0], w.shape[1] * group, *wanted))
     win = Window(kernel, strides, dilations, begin, begin, tuple(spatial))
     wide = working_dtype(x.dtype)
     per_group = x.shape[1] // group
-    columns_shape = checked_shape(op, "the unfolded output", (x.shape[0], group * w.shape[1], *kernel, *spatial))
+    columns_shape = limit_shape((x.shape[0], group * w.shape[1], *kernel, *spatial), "the unfolded output")
     weights = w.astype(wide, copy=False).reshape(group, per_group, -1).transpose(0, 2, 1)
     columns = np.matmul(weights, x.astype(wide, copy=False).reshape(x.shape[0], group, per_group, math.prod(spatial)))
-    y = fold(op, columns.reshape(columns_shape), win, wanted)
-    return add_bias(op, y, b).astype(x.dtype, copy=False)
+    y = fold(columns.reshape(columns_shape), win, wanted)
+    return add_bias(y, b).astype(x.dtype, copy=False)
 
 
 @operator("Col2Im", since=18, shape_inputs=(1, 2))
@@ -290,17 +288,16 @@ def col2im(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Columns (N, C · prod(block), L) added up into images (N, C, *image_shape)."""
-    op = "Col2Im"
-    require_rank(op, "input", x, 3)
-    spatial = per_axis(op, "image_shape", image_shape.reshape(-1).tolist(), image_shape.size, 0, 0)
-    win = window(op, spatial, block_shape.reshape(-1).tolist(), strides, dilations, pads)
+    require_rank("input", x, 3)
+    spatial = per_axis("image_shape", image_shape.reshape(-1).tolist(), image_shape.size, 0, 0)
+    win = window(spatial, block_shape.reshape(-1).tolist(), strides, dilations, pads)
     block, positions = math.prod(win.kernel), math.prod(win.output)
     if x.shape[1] % block or x.shape[2] != positions:
         raise ValueError(
-            f"{op}: input must have the shape (N, C · {block}, {positions}) for image_shape {spatial} "
+            f"input must have the shape (N, C · {block}, {positions}) for image_shape {spatial} "
             f"and block_shape {win.kernel}, got {x.shape}"
         )
-    return fold(op, x.reshape(x.shape[0], x.shape[1] // block, *win.kernel, *win.output), win, spatial)
+    return fold(x.reshape(x.shape[0], x.shape[1] // block, *win.kernel, *win.output), win, spatial)
 
 
 @operator("DeformConv", since=19)
@@ -319,18 +316,17 @@ def deform_conv(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Conv whose taps are displaced by `offset` (N, offset_group · taps · rank, *output), scaled by `mask`."""
-    op = "DeformConv"
-    check_convolution(op, x, w, group, kernel_shape)
+    check_convolution(x, w, group, kernel_shape)
     batch, channels = x.shape[:2]
     spatial = x.shape[2:]
     rank = len(spatial)
-    win = window(op, spatial, w.shape[2:], strides, dilations, pads)
+    win = window(spatial, w.shape[2:], strides, dilations, pads)
     taps = math.prod(win.kernel)
     if offset_group < 1 or channels % offset_group:
-        raise ValueError(f"{op}: offset_group {offset_group} must divide the channels of X {x.shape}")
-    require_shape(op, "offset", offset, (batch, offset_group * taps * rank, *win.output))
-    require_shape(op, "mask", mask, (batch, offset_group * taps, *win.output))
-    checked_shape(op, "the unfolded input", (channels, taps, *win.output))
+        raise ValueError(f"offset_group {offset_group} must divide the channels of X {x.shape}")
+    require_shape("offset", offset, (batch, offset_group * taps * rank, *win.output))
+    require_shape("mask", mask, (batch, offset_group * taps, *win.output))
+    limit_shape((channels, taps, *win.output), "the unfolded input")
     wide = working_dtype(x.dtype)
     positions = math.prod(win.output)
     base = np.empty((rank, taps, positions), wide)
@@ -352,7 +348,7 @@ def deform_conv(
         unfolded = columns.reshape(group, weights.shape[2], positions)
         result[n] = np.matmul(weights, unfolded).reshape(w.shape[0], positions)
     y = result.reshape(batch, w.shape[0], *win.output)
-    return add_bias(op, y, b).astype(x.dtype, copy=False)
+    return add_bias(y, b).astype(x.dtype, copy=False)
 
 
 @operator("CausalConvWithState", since=27)
@@ -365,17 +361,16 @@ def causal_conv_with_state(
     activation: str = "none",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Depthwise causal convolution of (N, C, L) with (C, 1, k) → output (N, C, L), state (N, C, k - 1)."""
-    op = "CausalConvWithState"
-    require_rank(op, "input", x, 3)
-    require_rank(op, "weight", weight, 3)
+    require_rank("input", x, 3)
+    require_rank("weight", weight, 3)
     batch, channels, length = x.shape
     kernel = weight.shape[2]
     if activation not in ("none", "silu", "swish"):
-        raise ValueError(f"{op}: activation must be none, silu or swish, got {activation!r}")
+        raise ValueError(f"activation must be none, silu or swish, got {activation!r}")
     if kernel < 1:
-        raise ValueError(f"{op}: the kernel must have at least one tap, got weight of shape {weight.shape}")
-    require_shape(op, "weight", weight, (channels, 1, kernel))
-    require_shape(op, "past_state", past_state, (batch, channels, kernel - 1))
+        raise ValueError(f"the kernel must have at least one tap, got weight of shape {weight.shape}")
+    require_shape("weight", weight, (channels, 1, kernel))
+    require_shape("past_state", past_state, (batch, channels, kernel - 1))
     past = np.zeros((batch, channels, kernel - 1), x.dtype) if past_state is None else past_state
     history = np.concatenate((past.astype(x.dtype, copy=False), x), axis=2)
     wide = working_dtype(x.dtype)
@@ -383,7 +378,7 @@ def causal_conv_with_state(
     y = np.zeros(x.shape, wide)
     for t in range(kernel):
         y += taps[:, t, None] * wide_history[:, :, t : t + length]
-    y = add_bias(op, y, bias)
+    y = add_bias(y, bias)
     if activation != "none":
         with np.errstate(over="ignore"):
             y = y / (1 + np.exp(-y))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ops.numerics import require_rank, require_shape
+from qruntime.ops.checks import require_rank, require_shape
 from qruntime.ops.registry import operator
 
 
@@ -51,26 +51,25 @@ def non_max_suppression(
     center_point_box: int = 0,
 ) -> np.ndarray:
     """boxes (N, B, 4), scores (N, C, B) → selected (image, class, box) triples, int64 (count, 3)."""
-    op = "NonMaxSuppression"
-    require_rank(op, "boxes", boxes, 3)
-    require_rank(op, "scores", scores, 3)
+    require_rank("boxes", boxes, 3)
+    require_rank("scores", scores, 3)
     images, count = boxes.shape[:2]
-    require_shape(op, "boxes", boxes, (images, count, 4))
-    require_shape(op, "scores", scores, (images, scores.shape[1], count))
+    require_shape("boxes", boxes, (images, count, 4))
+    require_shape("scores", scores, (images, scores.shape[1], count))
     if center_point_box not in (0, 1):
-        raise ValueError(f"{op}: center_point_box must be 0 or 1, got {center_point_box}")
+        raise ValueError(f"center_point_box must be 0 or 1, got {center_point_box}")
     for name, value in (
         ("max_output_boxes_per_class", max_output_boxes_per_class),
         ("iou_threshold", iou_threshold),
         ("score_threshold", score_threshold),
     ):
         if value is not None and value.size != 1:
-            raise ValueError(f"{op}: {name} must be one value, got shape {value.shape}")
+            raise ValueError(f"{name} must be one value, got shape {value.shape}")
     limit = 0 if max_output_boxes_per_class is None else int(max_output_boxes_per_class.item())
     iou = 0.0 if iou_threshold is None else float(iou_threshold.item())
     least = None if score_threshold is None else float(score_threshold.item())
     if not 0 <= iou <= 1:
-        raise ValueError(f"{op}: iou_threshold must lie in [0, 1], got {iou}")
+        raise ValueError(f"iou_threshold must lie in [0, 1], got {iou}")
     triples = []
     for image in range(images if limit > 0 else 0):
         low, high = _corners(boxes[image], center_point_box)

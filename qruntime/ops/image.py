@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime.ops.checks import limit_shape, normalize_axis, require_rank, require_shape
 from qruntime.ops.interpolation import (
     cubic_kernel,
     cubic_weights,
@@ -15,7 +16,6 @@ from qruntime.ops.interpolation import (
     linear_taps,
     zeros_outside,
 )
-from qruntime.ops.numerics import checked_shape, normalized_axis, require_rank, require_shape
 from qruntime.ops.registry import operator
 
 NEAREST_MODES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -46,13 +46,13 @@ def _original_coordinates(
         return size / 2 * (1 - output / resized) + (x + 0.5) / scale - 0.5
     if mode == "tf_crop_and_resize":
         if roi is None:
-            raise ValueError("Resize: tf_crop_and_resize needs roi")
+            raise ValueError("tf_crop_and_resize needs roi")
         start, end = roi
         length = float(np.float32(end) - np.float32(start))  # float32: a border case must round as elsewhere
         if resized == 1:
             return np.full(output, (start + end) * (size - 1) / 2)
         return start * (size - 1) + x * length * (size - 1) / (resized - 1)
-    raise ValueError(f"Resize: unknown coordinate_transformation_mode {mode!r}")
+    raise ValueError(f"unknown coordinate_transformation_mode {mode!r}")
 
 
 def _filter_taps(x: np.ndarray, mode: str, scale: float, antialias: bool, a: float) -> tuple[np.ndarray, np.ndarray]:
@@ -94,17 +94,16 @@ def _resize_axis(
     return y
 
 
-def _scales(op: str, scales: np.ndarray, count: int) -> list[float]:
+def _scales(scales: np.ndarray, count: int) -> list[float]:
     values = [float(v) for v in scales.reshape(-1)]
     if len(values) != count:
-        raise ValueError(f"{op}: scales must have {count} values, got {len(values)}")
+        raise ValueError(f"scales must have {count} values, got {len(values)}")
     if not all(math.isfinite(v) and v > 0 for v in values):
-        raise ValueError(f"{op}: scales must be positive, got {values}")
+        raise ValueError(f"scales must be positive, got {values}")
     return values
 
 
 def resize_axes(
-    op: str,
     x: np.ndarray,
     axes: Sequence[int],
     scales: Sequence[float],
@@ -123,11 +122,11 @@ def resize_axes(
     shape = list(x.shape)
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
-    shape = list(checked_shape(op, "the output", shape))
+    shape = list(limit_shape(shape))
     if math.prod(shape) == 0:
         return np.empty(shape, x.dtype)
     if x.size == 0:
-        raise ValueError(f"{op}: cannot resize the empty shape {x.shape} to {tuple(shape)}")
+        raise ValueError(f"cannot resize the empty shape {x.shape} to {tuple(shape)}")
     wide = np.dtype(np.float32) if x.dtype.itemsize < 4 and x.dtype.kind not in "iub" else x.dtype
     if x.dtype.kind in "iub" and mode != "nearest":
         wide = np.dtype(np.float64)
@@ -147,7 +146,7 @@ def resize_axes(
             y = np.take(y, np.clip(rounded, 0, length - 1).astype(np.int64), axis=axis)
         else:
             if antialias and scale < 1:
-                checked_shape(op, "the filter", (size, math.ceil(4 / scale) + 4))
+                limit_shape((size, math.ceil(4 / scale) + 4), "the filter")
             y = _resize_axis(y, axis, at, mode, scale, antialias, cubic_coeff_a, exclude_outside)
     for axis, where in outside:
         if where.any():
@@ -183,41 +182,39 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
 ) -> np.ndarray:
     """X of any rank resampled to `sizes`, or to floor(shape · scales), on `axes` (default: all)."""
-    op = "Resize"
     if mode not in ("nearest", "linear", "cubic"):
-        raise ValueError(f"{op}: mode must be nearest, linear or cubic, got {mode!r}")
+        raise ValueError(f"mode must be nearest, linear or cubic, got {mode!r}")
     if nearest_mode not in NEAREST_MODES:
-        raise ValueError(f"{op}: nearest_mode must be one of {', '.join(NEAREST_MODES)}, got {nearest_mode!r}")
-    over = list(range(x.ndim)) if axes is None else [normalized_axis(op, axis, x.ndim) for axis in axes]
+        raise ValueError(f"nearest_mode must be one of {', '.join(NEAREST_MODES)}, got {nearest_mode!r}")
+    over = list(range(x.ndim)) if axes is None else [normalize_axis(axis, x.ndim) for axis in axes]
     if len(set(over)) != len(over):
-        raise ValueError(f"{op}: axes must differ, got {tuple(axes or ())}")
+        raise ValueError(f"axes must differ, got {tuple(axes or ())}")
     shape = [x.shape[axis] for axis in over]
     # Version 11 has to pass an empty tensor for what it does not use.
     if sizes is not None and sizes.size:
         wanted = [int(v) for v in sizes.reshape(-1)]
         if len(wanted) != len(over) or any(v < 0 for v in wanted):
-            raise ValueError(f"{op}: sizes must be {len(over)} sizes, got {wanted}")
+            raise ValueError(f"sizes must be {len(over)} sizes, got {wanted}")
         factors = [w / n if n else 1.0 for w, n in zip(wanted, shape, strict=True)]
         if keep_aspect_ratio_policy != "stretch":
             choose = {"not_larger": min, "not_smaller": max}.get(keep_aspect_ratio_policy)
             if choose is None:
-                raise ValueError(f"{op}: unknown keep_aspect_ratio_policy {keep_aspect_ratio_policy!r}")
+                raise ValueError(f"unknown keep_aspect_ratio_policy {keep_aspect_ratio_policy!r}")
             factors = [choose(factors, default=1.0)] * len(over)
             wanted = [math.floor(f * n + 0.5) for f, n in zip(factors, shape, strict=True)]
     elif scales is not None and scales.size:
-        factors = _scales(op, scales, len(over))
+        factors = _scales(scales, len(over))
         wanted = _scaled_sizes(shape, factors)
     elif not over:
         factors, wanted = [], []
     else:
-        raise ValueError(f"{op}: scales or sizes is needed")
+        raise ValueError("scales or sizes is needed")
     region: list[float] = []
     if coordinate_transformation_mode == "tf_crop_and_resize":
         region = [] if roi is None else [float(v) for v in roi.reshape(-1)]
         if len(region) != 2 * len(over):
-            raise ValueError(f"{op}: roi must have {2 * len(over)} values, got {len(region)}")
+            raise ValueError(f"roi must have {2 * len(over)} values, got {len(region)}")
     return resize_axes(
-        op,
         x,
         over,
         [f if f > 0 else 1.0 for f in factors],
@@ -233,44 +230,44 @@ def resize(
     )
 
 
-def _upsampled(op: str, x: np.ndarray, scales: Sequence[float], mode: str) -> np.ndarray:
+def _upsampled(x: np.ndarray, scales: Sequence[float], mode: str) -> np.ndarray:
     if mode in ("bilinear", "trilinear"):
         mode = "linear"
     if mode not in ("nearest", "linear"):
-        raise ValueError(f"{op}: mode must be nearest or linear, got {mode!r}")
+        raise ValueError(f"mode must be nearest or linear, got {mode!r}")
     sizes = _scaled_sizes(x.shape, scales)
     y = x
     for axis, (scale, size) in enumerate(zip(scales, sizes, strict=True)):
         # ONNX Runtime takes the right neighbour when this version shrinks an axis.
         nearest = np.ceil if scale < 1 else np.floor
-        y = resize_axes(op, y, [axis], [scale], [size], mode=mode, coordinates="asymmetric", nearest=nearest)
+        y = resize_axes(y, [axis], [scale], [size], mode=mode, coordinates="asymmetric", nearest=nearest)
     return y
 
 
 @operator("Resize", since=10, shape_inputs=(1,))
 def resize_10(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> np.ndarray:
     """Version 10: asymmetric coordinates only."""
-    return _upsampled("Resize", x, _scales("Resize", scales, x.ndim), mode)
+    return _upsampled(x, _scales(scales, x.ndim), mode)
 
 
 @operator("Upsample", since=9, shape_inputs=(1,))
 def upsample(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> np.ndarray:
     """X of any rank resampled to floor(shape · scales), asymmetric coordinates."""
-    return _upsampled("Upsample", x, _scales("Upsample", scales, x.ndim), mode)
+    return _upsampled(x, _scales(scales, x.ndim), mode)
 
 
 @operator("Upsample", since=7)
 def upsample_7(x: np.ndarray, *, scales: Sequence[float], mode: str = "nearest") -> np.ndarray:
     """Version 7: the scales are an attribute."""
-    return _upsampled("Upsample", x, _scales("Upsample", np.asarray(scales), x.ndim), mode)
+    return _upsampled(x, _scales(np.asarray(scales), x.ndim), mode)
 
 
 @operator("Upsample", since=1)
 def upsample_1(x: np.ndarray, *, height_scale: float, width_scale: float, mode: str = "nearest") -> np.ndarray:
     """Version 1: X (N, C, H, W), two scales."""
-    require_rank("Upsample", "X", x, 4)
+    require_rank("X", x, 4)
     scales = np.asarray((1.0, 1.0, height_scale, width_scale))
-    return _upsampled("Upsample", x, _scales("Upsample", scales, 4), mode)
+    return _upsampled(x, _scales(scales, 4), mode)
 
 
 def _reflected(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -283,18 +280,17 @@ def _reflected(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _grid_sample(x: np.ndarray, grid: np.ndarray, mode: str, padding_mode: str, align_corners: int) -> np.ndarray:
-    op = "GridSample"
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
     if mode not in ("linear", "nearest", "cubic"):
-        raise ValueError(f"{op}: mode must be linear, nearest or cubic, got {mode!r}")
+        raise ValueError(f"mode must be linear, nearest or cubic, got {mode!r}")
     if padding_mode not in ("zeros", "border", "reflection"):
-        raise ValueError(f"{op}: padding_mode must be zeros, border or reflection, got {padding_mode!r}")
-    require_rank(op, "X", x, 3, -1)
+        raise ValueError(f"padding_mode must be zeros, border or reflection, got {padding_mode!r}")
+    require_rank("X", x, 3, -1)
     spatial = x.shape[2:]
     rank = len(spatial)
     if grid.ndim != x.ndim or grid.shape[0] != x.shape[0] or grid.shape[-1] != rank:
-        raise ValueError(f"{op}: grid must have the shape ({x.shape[0]}, *{rank} sizes, {rank}), got {grid.shape}")
-    output = checked_shape(op, "the output", (*x.shape[:2], *grid.shape[1:-1]))
+        raise ValueError(f"grid must have the shape ({x.shape[0]}, *{rank} sizes, {rank}), got {grid.shape}")
+    output = limit_shape((*x.shape[:2], *grid.shape[1:-1]))
     if math.prod(output) == 0:
         return np.empty(output, x.dtype)
     wide = np.dtype(np.float64) if x.dtype.kind in "iub" or x.dtype == np.float64 else np.dtype(np.float32)
@@ -360,15 +356,14 @@ def grid_sample(
 @operator("AffineGrid", since=20, shape_inputs=(1,))
 def affine_grid(theta: np.ndarray, size: np.ndarray, *, align_corners: int = 0) -> np.ndarray:
     """theta (N, r, r + 1), size (N, C, *spatial) → sampling grid (N, *spatial, r) for GridSample."""
-    op = "AffineGrid"
     sizes = [int(v) for v in size.reshape(-1)]
     rank = len(sizes) - 2
     if rank not in (2, 3):
-        raise ValueError(f"{op}: size must have 4 or 5 values, got {sizes}")
-    require_rank(op, "theta", theta, 3)
-    require_shape(op, "theta", theta, (sizes[0], rank, rank + 1))
-    spatial = checked_shape(op, "the grid", (*sizes[2:], rank + 1))[:rank]
-    shape = checked_shape(op, "the grid", (sizes[0], *spatial, rank))
+        raise ValueError(f"size must have 4 or 5 values, got {sizes}")
+    require_rank("theta", theta, 3)
+    require_shape("theta", theta, (sizes[0], rank, rank + 1))
+    spatial = limit_shape((*sizes[2:], rank + 1), "the grid")[:rank]
+    shape = limit_shape((sizes[0], *spatial, rank), "the grid")
     points = np.ones((*spatial, rank + 1), theta.dtype)
     for axis, n in enumerate(spatial):
         if align_corners:

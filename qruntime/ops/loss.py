@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from qruntime.ops.numerics import require_rank, require_shape, working_dtype
+from qruntime.ops.checks import require_rank, require_shape
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 
 def _negative_log_likelihood(
-    op: str,
     log_probabilities: np.ndarray,
     target: np.ndarray,
     weight: np.ndarray | None,
@@ -20,14 +20,14 @@ def _negative_log_likelihood(
 ) -> np.ndarray:
     """Loss in the dtype of `log_probabilities` (N, C, …) for classes `target` (N, …)."""
     if reduction not in ("none", "sum", "mean"):
-        raise ValueError(f"{op}: reduction must be none, sum or mean, got {reduction!r}")
+        raise ValueError(f"reduction must be none, sum or mean, got {reduction!r}")
     classes = log_probabilities.shape[1]
-    require_shape(op, "target", target, (log_probabilities.shape[0], *log_probabilities.shape[2:]))
-    require_shape(op, "weight", weight, (classes,))
+    require_shape("target", target, (log_probabilities.shape[0], *log_probabilities.shape[2:]))
+    require_shape("weight", weight, (classes,))
     ignored = np.zeros(target.shape, np.bool_) if ignore_index is None else target == ignore_index
     labels = np.where(ignored, 0, target)
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        raise ValueError(f"{op}: target must lie in [0, {classes - 1}], got {labels.min()} to {labels.max()}")
+        raise ValueError(f"target must lie in [0, {classes - 1}], got {labels.min()} to {labels.max()}")
     dtype = log_probabilities.dtype
     if not classes:
         losses = np.zeros(target.shape, dtype)
@@ -55,9 +55,9 @@ def negative_log_likelihood_loss(
     reduction: str = "mean",
 ) -> np.ndarray:
     """Log probabilities (N, C, …), target (N, …), weight (C) → loss, (N, …) or a scalar."""
-    require_rank("NegativeLogLikelihoodLoss", "input", x, 2, -1)
+    require_rank("input", x, 2, -1)
     wide = x.astype(working_dtype(x.dtype), copy=False)
-    loss = _negative_log_likelihood("NegativeLogLikelihoodLoss", wide, target, weight, reduction, ignore_index)
+    loss = _negative_log_likelihood(wide, target, weight, reduction, ignore_index)
     return loss.astype(x.dtype, copy=False)
 
 
@@ -71,11 +71,10 @@ def softmax_cross_entropy_loss(
     reduction: str = "mean",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (N, C, …), labels (N, …), weights (C) → loss, (N, …) or a scalar, and log probabilities."""
-    op = "SoftmaxCrossEntropyLoss"
-    require_rank(op, "scores", scores, 2, -1)
+    require_rank("scores", scores, 2, -1)
     wide = scores.astype(working_dtype(scores.dtype), copy=False)
     if math.prod(wide.shape):
         shifted = wide - wide.max(axis=1, keepdims=True)
         wide = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    loss = _negative_log_likelihood(op, wide, labels, weights, reduction, ignore_index)
+    loss = _negative_log_likelihood(wide, labels, weights, reduction, ignore_index)
     return loss.astype(scores.dtype, copy=False), wide.astype(scores.dtype, copy=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.ops.numerics import checked_shape, require_rank
+from qruntime.ops.checks import limit_shape, require_rank
 from qruntime.ops.registry import operator
 
 DOMAIN = "ai.onnx.ml"
@@ -21,7 +21,7 @@ def _probit(p: float) -> float:
     return statistics.NormalDist().inv_cdf(p)
 
 
-def post_transformed(op: str, scores: np.ndarray, transform: str) -> np.ndarray:
+def post_transformed(scores: np.ndarray, transform: str) -> np.ndarray:
     """Scores (N, C) through NONE, LOGISTIC, SOFTMAX, SOFTMAX_ZERO or PROBIT."""
     if transform == "NONE" or scores.size == 0:
         return scores
@@ -31,7 +31,7 @@ def post_transformed(op: str, scores: np.ndarray, transform: str) -> np.ndarray:
         if transform == "PROBIT":
             return np.vectorize(_probit, otypes=[scores.dtype])(scores)
         if transform not in ("SOFTMAX", "SOFTMAX_ZERO"):
-            raise ValueError(f"{op}: unknown post_transform {transform!r}")
+            raise ValueError(f"unknown post_transform {transform!r}")
         peak = scores.max(axis=1, keepdims=True)
         powers = np.exp(scores - peak)
         if transform == "SOFTMAX_ZERO":
@@ -41,23 +41,23 @@ def post_transformed(op: str, scores: np.ndarray, transform: str) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def class_labels(op: str, ints: Sequence[int] | None, strings: Sequence[str] | None) -> np.ndarray:
+def class_labels(ints: Sequence[int] | None, strings: Sequence[str] | None) -> np.ndarray:
     """The labels as an int64 or object array; ValueError unless exactly one kind is given."""
     if bool(ints) == bool(strings):
-        raise ValueError(f"{op}: exactly one of the integer and the string class labels is needed")
+        raise ValueError("exactly one of the integer and the string class labels is needed")
     return np.asarray(ints, np.int64) if ints else np.asarray(strings, object)
 
 
-def _floats(op: str, x: np.ndarray) -> np.ndarray:
+def _floats(x: np.ndarray) -> np.ndarray:
     """X (N, F) as floats: one row when it has one axis only."""
-    require_rank(op, "X", x, 1, 2)
+    require_rank("X", x, 1, 2)
     x = x.reshape(1, -1) if x.ndim == 1 else x
     return x if x.dtype == np.float64 else x.astype(np.float32)
 
 
-def _coefficients(op: str, values: Sequence[float], rows: int, features: int, dtype: np.dtype) -> np.ndarray:
+def _coefficients(values: Sequence[float], rows: int, features: int, dtype: np.dtype) -> np.ndarray:
     if len(values) != rows * features:
-        raise ValueError(f"{op}: coefficients must be {rows} × {features} values, got {len(values)}")
+        raise ValueError(f"coefficients must be {rows} × {features} values, got {len(values)}")
     return np.asarray(values, dtype).reshape(rows, features)
 
 
@@ -71,14 +71,13 @@ def linear_regressor(
     targets: int = 1,
 ) -> np.ndarray:
     """X (N, F) → X @ coefficients.T + intercepts, float32 (N, targets)."""
-    op = "LinearRegressor"
-    x = _floats(op, x)
-    y = x @ _coefficients(op, coefficients, targets, x.shape[1], x.dtype).T
+    x = _floats(x)
+    y = x @ _coefficients(coefficients, targets, x.shape[1], x.dtype).T
     if intercepts:
         if len(intercepts) != targets:
-            raise ValueError(f"{op}: intercepts must be {targets} values, got {len(intercepts)}")
+            raise ValueError(f"intercepts must be {targets} values, got {len(intercepts)}")
         y = y + np.asarray(intercepts, x.dtype)
-    return post_transformed(op, y, post_transform).astype(np.float32, copy=False)
+    return post_transformed(y, post_transform).astype(np.float32, copy=False)
 
 
 @operator("LinearClassifier", domain=DOMAIN)
@@ -93,11 +92,10 @@ def linear_classifier(
     post_transform: str = "NONE",
 ) -> tuple[np.ndarray, np.ndarray]:
     """X (N, F) → labels (N) and float32 scores (N, classes)."""
-    op = "LinearClassifier"
-    x = _floats(op, x)
-    labels = class_labels(op, classlabels_ints, classlabels_strings)
+    x = _floats(x)
+    labels = class_labels(classlabels_ints, classlabels_strings)
     rows = len(intercepts) if intercepts else len(coefficients) // max(x.shape[1], 1)
-    scores = x @ _coefficients(op, coefficients, rows, x.shape[1], x.dtype).T
+    scores = x @ _coefficients(coefficients, rows, x.shape[1], x.dtype).T
     if intercepts:
         scores = scores + np.asarray(intercepts, x.dtype)
     if rows == 1 and len(labels) == 2:
@@ -107,12 +105,12 @@ def linear_classifier(
         other: Any = 0 if labels.dtype != object else ""
         return (
             np.where(positive, labels[0], other).astype(labels.dtype),
-            post_transformed(op, scores, post_transform).astype(np.float32),
+            post_transformed(scores, post_transform).astype(np.float32),
         )
     elif rows != len(labels):
-        raise ValueError(f"{op}: {rows} rows of coefficients do not fit {len(labels)} class labels")
+        raise ValueError(f"{rows} rows of coefficients do not fit {len(labels)} class labels")
     best = scores.argmax(axis=1)
-    return labels[best], post_transformed(op, scores, post_transform).astype(np.float32, copy=False)
+    return labels[best], post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
 
 @operator("SVMRegressor", domain=DOMAIN)
@@ -129,13 +127,12 @@ def svm_regressor(
     support_vectors: Sequence[float] = (),
 ) -> np.ndarray:
     """X (N, F) → float32 (N, 1); with `one_class` the sign of the score."""
-    op = "SVMRegressor"
-    x = _floats(op, x)
+    x = _floats(x)
     if not rho:
-        raise ValueError(f"{op}: rho is needed")
+        raise ValueError("rho is needed")
     if n_supports > 0:
-        vectors = _coefficients(op, support_vectors, n_supports, x.shape[1], x.dtype)
-        weights = _coefficients(op, coefficients, 1, n_supports, x.dtype)[0]
+        vectors = _coefficients(support_vectors, n_supports, x.shape[1], x.dtype)
+        weights = _coefficients(coefficients, 1, n_supports, x.dtype)[0]
         gamma, coef0, degree = (*kernel_params, 0.0, 0.0, 0.0)[:3]
         products = x @ vectors.T
         if kernel_type == "RBF":
@@ -146,21 +143,20 @@ def svm_regressor(
         elif kernel_type == "SIGMOID":
             products = np.tanh(gamma * products + coef0)
         elif kernel_type != "LINEAR":
-            raise ValueError(f"{op}: unknown kernel_type {kernel_type!r}")
+            raise ValueError(f"unknown kernel_type {kernel_type!r}")
         scores = products @ weights
     else:
-        scores = x @ _coefficients(op, coefficients, 1, x.shape[1], x.dtype)[0]
+        scores = x @ _coefficients(coefficients, 1, x.shape[1], x.dtype)[0]
     scores = (scores + x.dtype.type(rho[0])).reshape(-1, 1)
     if one_class:
         return np.where(scores > 0, 1, -1).astype(np.float32)
-    return post_transformed(op, scores, post_transform).astype(np.float32, copy=False)
+    return post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
 
 @operator("Normalizer", domain=DOMAIN)
 def normalizer(x: np.ndarray, *, norm: str = "MAX") -> np.ndarray:
     """X (N, F) or (F) over the MAX, L1 or L2 norm of each row, float32; rows of norm 0 stay."""
-    op = "Normalizer"
-    require_rank(op, "X", x, 1, 2)
+    require_rank("X", x, 1, 2)
     values = x.astype(np.float32)
     if values.shape[-1] == 0:
         return values
@@ -171,24 +167,24 @@ def normalizer(x: np.ndarray, *, norm: str = "MAX") -> np.ndarray:
     elif norm == "L2":
         size = np.sqrt((values * values).sum(axis=-1, keepdims=True))
     else:
-        raise ValueError(f"{op}: norm must be MAX, L1 or L2, got {norm!r}")
+        raise ValueError(f"norm must be MAX, L1 or L2, got {norm!r}")
     return values / np.where(size == 0, np.float32(1), size)
 
 
-def _per_feature(op: str, name: str, values: Sequence[float] | None, features: int, default: float) -> np.ndarray:
+def _per_feature(name: str, values: Sequence[float] | None, features: int, default: float) -> np.ndarray:
     values = values or (default,)
     if len(values) not in (1, features):
-        raise ValueError(f"{op}: {name} must have 1 or {features} values, got {len(values)}")
+        raise ValueError(f"{name} must have 1 or {features} values, got {len(values)}")
     return np.asarray(values, np.float32)
 
 
 @operator("Scaler", domain=DOMAIN)
 def scaler(x: np.ndarray, *, offset: Sequence[float] | None = None, scale: Sequence[float] | None = None) -> np.ndarray:
     """(X - offset) · scale over the last axis, float32."""
-    require_rank("Scaler", "X", x, 1, -1)
+    require_rank("X", x, 1, -1)
     features = x.shape[-1]
-    centred = x.astype(np.float32) - _per_feature("Scaler", "offset", offset, features, 0.0)
-    return centred * _per_feature("Scaler", "scale", scale, features, 1.0)
+    centred = x.astype(np.float32) - _per_feature("offset", offset, features, 0.0)
+    return centred * _per_feature("scale", scale, features, 1.0)
 
 
 @operator("Binarizer", domain=DOMAIN)
@@ -200,11 +196,10 @@ def binarizer(x: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
 @operator("ArrayFeatureExtractor", domain=DOMAIN, shape_inputs=())
 def array_feature_extractor(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Columns `indices` of the last axis of X; a vector counts as one row."""
-    op = "ArrayFeatureExtractor"
-    require_rank(op, "X", x, 1, -1)
+    require_rank("X", x, 1, -1)
     chosen = indices.reshape(-1).astype(np.int64)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= x.shape[-1]):
-        raise ValueError(f"{op}: indices must lie in [0, {x.shape[-1] - 1}], got {chosen.min()} to {chosen.max()}")
+        raise ValueError(f"indices must lie in [0, {x.shape[-1] - 1}], got {chosen.min()} to {chosen.max()}")
     return (x.reshape(1, -1) if x.ndim == 1 else x)[..., chosen]
 
 
@@ -217,13 +212,12 @@ def one_hot_encoder(
     zeros: int = 1,
 ) -> np.ndarray:
     """X of any shape → float32 (*shape, categories); an unknown category is all zeros, or an error."""
-    op = "OneHotEncoder"
-    categories = class_labels(op, cats_int64s, cats_strings)
+    categories = class_labels(cats_int64s, cats_strings)
     values = x if categories.dtype == object else x.astype(np.int64)
-    checked_shape(op, "the output", (*x.shape, len(categories)))
+    limit_shape((*x.shape, len(categories)))
     hits = values[..., None] == categories
     if not zeros and not hits.any(axis=-1).all():
-        raise ValueError(f"{op}: the input has a value that is not among the {len(categories)} categories")
+        raise ValueError(f"the input has a value that is not among the {len(categories)} categories")
     return hits.astype(np.float32)
 
 
@@ -237,12 +231,11 @@ def imputer(
     replaced_value_int64: int = 0,
 ) -> np.ndarray:
     """X (N, F) with one value, NaN included, replaced per feature."""
-    op = "Imputer"
-    require_rank(op, "X", x, 1, -1)
+    require_rank("X", x, 1, -1)
     integer = x.dtype.kind in "iu"
     imputed = imputed_value_int64s if integer else imputed_value_floats
     if not imputed or len(imputed) not in (1, x.shape[-1]):
-        raise ValueError(f"{op}: 1 or {x.shape[-1]} imputed values for {x.dtype} are needed, got {imputed}")
+        raise ValueError(f"1 or {x.shape[-1]} imputed values for {x.dtype} are needed, got {imputed}")
     old = replaced_value_int64 if integer else replaced_value_float
     missing = np.isnan(x) if not integer and math.isnan(old) else x == old
     return np.where(missing, np.asarray(imputed, x.dtype), x)
@@ -251,17 +244,16 @@ def imputer(
 @operator("FeatureVectorizer", domain=DOMAIN)
 def feature_vectorizer(*inputs: np.ndarray, inputdimensions: Sequence[int] | None = None) -> np.ndarray:
     """Inputs (N, Fi) side by side, each cut or filled with zeros to its declared width, float32."""
-    op = "FeatureVectorizer"
     if not inputs:
-        raise ValueError(f"{op}: at least one input is needed")
+        raise ValueError("at least one input is needed")
     columns = []
     for value in inputs:
-        require_rank(op, "an input", value, 1, 2)
+        require_rank("an input", value, 1, 2)
         columns.append(value.reshape(len(value), -1).astype(np.float32))
     widths = tuple(inputdimensions) if inputdimensions else tuple(value.shape[1] for value in columns)
     if len(widths) != len(columns) or any(value.shape[0] != columns[0].shape[0] for value in columns):
-        raise ValueError(f"{op}: {len(columns)} inputs of equal length and {len(widths)} widths do not fit")
-    y = np.zeros(checked_shape(op, "the output", (columns[0].shape[0], sum(widths))), np.float32)
+        raise ValueError(f"{len(columns)} inputs of equal length and {len(widths)} widths do not fit")
+    y = np.zeros(limit_shape((columns[0].shape[0], sum(widths))), np.float32)
     start = 0
     for value, width in zip(columns, widths, strict=True):
         used = min(width, value.shape[1])
@@ -303,7 +295,6 @@ def label_encoder(
     values_tensor: np.ndarray | None = None,
 ) -> np.ndarray:
     """Each element of X replaced by the value of its key, or by the default."""
-    op = "LabelEncoder"
     default: Any
     if values_tensor is not None:
         values, dtype = values_tensor.reshape(-1).tolist(), values_tensor.dtype
@@ -319,7 +310,7 @@ def label_encoder(
     elif values_floats is not None:
         values, dtype, default = list(values_floats), np.dtype(np.float32), default_float
     else:
-        raise ValueError(f"{op}: one of the attributes values_* is needed")
+        raise ValueError("one of the attributes values_* is needed")
     keys: list[Any] | None = None
     for candidate in (keys_strings, keys_int64s):
         if candidate is not None:
@@ -329,9 +320,7 @@ def label_encoder(
     if keys_tensor is not None:
         keys = keys_tensor.reshape(-1).tolist()
     if keys is None or len(keys) != len(values):
-        raise ValueError(
-            f"{op}: keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}"
-        )
+        raise ValueError(f"keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}")
     return _map_values(x, _table(keys, values), default, dtype)
 
 
@@ -361,7 +350,7 @@ def category_mapper(
 ) -> np.ndarray:
     """Strings to integers or back, by two parallel lists."""
     if len(cats_int64s) != len(cats_strings):
-        raise ValueError(f"CategoryMapper: {len(cats_int64s)} integers do not fit {len(cats_strings)} strings")
+        raise ValueError(f"{len(cats_int64s)} integers do not fit {len(cats_strings)} strings")
     if x.dtype.kind in "OUS":
         return _map_values(x, _table(cats_strings, cats_int64s), default_int64, np.dtype(np.int64))
     return _map_values(x, _table(cats_int64s, cats_strings), default_string, np.dtype(object))
@@ -375,11 +364,11 @@ def zip_map(
     classlabels_strings: Sequence[str] | None = None,
 ) -> list[dict[Any, float]]:
     """X (N, C) → one dictionary from label to score per row."""
-    labels = class_labels("ZipMap", classlabels_int64s, classlabels_strings).tolist()
-    require_rank("ZipMap", "X", x, 1, 2)
+    labels = class_labels(classlabels_int64s, classlabels_strings).tolist()
+    require_rank("X", x, 1, 2)
     rows = x.reshape(1, -1) if x.ndim == 1 else x
     if rows.shape[1] != len(labels):
-        raise ValueError(f"ZipMap: X must have {len(labels)} columns, one per label, got shape {x.shape}")
+        raise ValueError(f"X must have {len(labels)} columns, one per label, got shape {x.shape}")
     return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
 
 
@@ -391,7 +380,7 @@ def dict_vectorizer(
     string_vocabulary: Sequence[str] | None = None,
 ) -> np.ndarray:
     """A dictionary → its values (1, vocabulary) in the order of the vocabulary, 0 for keys it lacks."""
-    vocabulary = class_labels("DictVectorizer", int64_vocabulary, string_vocabulary).tolist()
+    vocabulary = class_labels(int64_vocabulary, string_vocabulary).tolist()
     found = [np.asarray(value) for value in x.values()]
     dtype = np.dtype(object) if found and found[0].dtype.kind in "OUS" else found[0].dtype if found else np.dtype("f4")
     default: Any = "" if dtype.kind == "O" else 0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime.ir.dtypes import numpy_dtype
-from qruntime.ops.numerics import normalized_axis, require_rank, require_shape, working_dtype
+from qruntime.ops.checks import normalize_axis, require_rank, require_shape
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 
@@ -17,7 +18,6 @@ def _per_channel(value: np.ndarray, rank: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _batch_normalization(
-    op: str,
     x: np.ndarray,
     scale: np.ndarray,
     bias: np.ndarray,
@@ -25,11 +25,11 @@ def _batch_normalization(
     variance: np.ndarray,
     epsilon: float,
 ) -> np.ndarray:
-    require_rank(op, "X", x, 1, -1)
+    require_rank("X", x, 1, -1)
     channels = x.shape[1] if x.ndim > 1 else 1
     wide = np.result_type(working_dtype(x.dtype), working_dtype(mean.dtype))
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
-        require_shape(op, name, value, (channels,))
+        require_shape(name, value, (channels,))
     with np.errstate(divide="ignore", invalid="ignore"):
         factor = scale.astype(wide) / np.sqrt(variance.astype(wide) + wide.type(epsilon))
     if x.ndim == 1:
@@ -54,13 +54,13 @@ def batch_normalization(
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """X (N, C, …), the rest (C) → Y; in training mode with the statistics of X, and the running ones updated."""
     if not training_mode:
-        return _batch_normalization("BatchNormalization", x, scale, bias, mean, variance, epsilon)
-    require_rank("BatchNormalization", "X", x, 2, -1)
+        return _batch_normalization(x, scale, bias, mean, variance, epsilon)
+    require_rank("X", x, 2, -1)
     axes = (0, *range(2, x.ndim))
     wide = working_dtype(x.dtype)
     batch_mean = x.mean(axis=axes, dtype=wide)
     batch_variance = x.astype(wide, copy=False).var(axis=axes)
-    y = _batch_normalization("BatchNormalization", x, scale, bias, batch_mean, batch_variance, epsilon)
+    y = _batch_normalization(x, scale, bias, batch_mean, batch_variance, epsilon)
     running_mean = mean.astype(wide) * momentum + batch_mean * (1 - momentum)
     running_variance = variance.astype(wide) * momentum + batch_variance * (1 - momentum)
     return y, running_mean.astype(mean.dtype), running_variance.astype(variance.dtype)
@@ -80,7 +80,7 @@ def batch_normalization_9(
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """Version 9: several outputs ask for the training mode; the saved statistics equal those of the batch."""
     if num_outputs == 1:
-        return _batch_normalization("BatchNormalization", x, scale, bias, mean, variance, epsilon)
+        return _batch_normalization(x, scale, bias, mean, variance, epsilon)
     y, running_mean, running_variance = batch_normalization.definition(
         x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, training_mode=1
     )
@@ -110,9 +110,9 @@ def batch_normalization_7(
             x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, num_outputs=num_outputs
         )
     if num_outputs != 1:
-        raise ValueError("BatchNormalization: training mode needs spatial = 1")
+        raise ValueError("training mode needs spatial = 1")
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
-        require_shape("BatchNormalization", name, value, x.shape[1:])
+        require_shape(name, value, x.shape[1:])
     wide = working_dtype(x.dtype)
     factor = scale.astype(wide) / np.sqrt(variance.astype(wide) + wide.type(epsilon))
     return ((x.astype(wide) - mean.astype(wide)) * factor + bias.astype(wide)).astype(x.dtype)
@@ -156,19 +156,19 @@ def instance_normalization(
     epsilon: float = 1e-5,
 ) -> np.ndarray:
     """X (N, C, *spatial) standardized per image and channel, times scale (C) plus B (C)."""
-    require_rank("InstanceNormalization", "X", x, 3, -1)
-    require_shape("InstanceNormalization", "scale", scale, (x.shape[1],))
-    require_shape("InstanceNormalization", "B", bias, (x.shape[1],))
+    require_rank("X", x, 3, -1)
+    require_shape("scale", scale, (x.shape[1],))
+    require_shape("B", bias, (x.shape[1],))
     wide = working_dtype(x.dtype)
     y = _standardized(x.astype(wide, copy=False), tuple(range(2, x.ndim)), epsilon)
     return (y * _per_channel(scale, x.ndim, wide) + _per_channel(bias, x.ndim, wide)).astype(x.dtype, copy=False)
 
 
-def _grouped(op: str, x: np.ndarray, num_groups: int, epsilon: float, stash: np.dtype) -> np.ndarray:
+def _grouped(x: np.ndarray, num_groups: int, epsilon: float, stash: np.dtype) -> np.ndarray:
     """X (N, C, …) standardized per image and group, in the dtype `stash`, shape (N, groups, elements)."""
-    require_rank(op, "X", x, 2, -1)
+    require_rank("X", x, 2, -1)
     if num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(f"{op}: num_groups {num_groups} must divide the {x.shape[1]} channels of X {x.shape}")
+        raise ValueError(f"num_groups {num_groups} must divide the {x.shape[1]} channels of X {x.shape}")
     elements = x.shape[1] // num_groups * math.prod(x.shape[2:])
     return _standardized(x.reshape(x.shape[0], num_groups, elements).astype(stash, copy=False), (2,), epsilon)
 
@@ -178,19 +178,18 @@ def group_normalization_18(
     x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *, num_groups: int, epsilon: float = 1e-5
 ) -> np.ndarray:
     """Version 18: scale and bias have one value per group."""
-    op = "GroupNormalization"
-    require_shape(op, "scale", scale, (num_groups,))
-    require_shape(op, "bias", bias, (num_groups,))
+    require_shape("scale", scale, (num_groups,))
+    require_shape("bias", bias, (num_groups,))
     wide = working_dtype(x.dtype)
-    y = _grouped(op, x, num_groups, epsilon, wide)
+    y = _grouped(x, num_groups, epsilon, wide)
     y = y * scale.astype(wide).reshape(-1, 1) + bias.astype(wide).reshape(-1, 1)
     return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
-def _stash_dtype(op: str, stash_type: int, dtype: np.dtype) -> np.dtype:
+def _stash_dtype(stash_type: int, dtype: np.dtype) -> np.dtype:
     stash = numpy_dtype(stash_type)
     if stash.kind not in "fV":
-        raise ValueError(f"{op}: stash_type must name a floating type, got {stash}")
+        raise ValueError(f"stash_type must name a floating type, got {stash}")
     return np.result_type(working_dtype(stash), working_dtype(dtype))
 
 
@@ -205,23 +204,22 @@ def group_normalization(
     stash_type: int = 1,
 ) -> np.ndarray:
     """X (N, C, …) standardized per image and group of channels, times scale (C) plus bias (C)."""
-    op = "GroupNormalization"
-    require_rank(op, "X", x, 2, -1)
-    require_shape(op, "scale", scale, (x.shape[1],))
-    require_shape(op, "bias", bias, (x.shape[1],))
-    wide = _stash_dtype(op, stash_type, x.dtype)
-    y = _grouped(op, x, num_groups, epsilon, wide).reshape(x.shape)
+    require_rank("X", x, 2, -1)
+    require_shape("scale", scale, (x.shape[1],))
+    require_shape("bias", bias, (x.shape[1],))
+    wide = _stash_dtype(stash_type, x.dtype)
+    y = _grouped(x, num_groups, epsilon, wide).reshape(x.shape)
     return (y * _per_channel(scale, x.ndim, wide) + _per_channel(bias, x.ndim, wide)).astype(x.dtype, copy=False)
 
 
-def _check_suffix(op: str, name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> None:
+def _check_suffix(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> None:
     if value is not None:
         try:
             fits = np.broadcast_shapes(value.shape, shape) == shape
         except ValueError:
             fits = False
         if not fits:
-            raise ValueError(f"{op}: {name} must broadcast to {shape}, got {value.shape}")
+            raise ValueError(f"{name} must broadcast to {shape}, got {value.shape}")
 
 
 @operator("LayerNormalization", since=1)
@@ -235,12 +233,11 @@ def layer_normalization(
     stash_type: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """X standardized over the axes from `axis` on, times scale plus B; also mean and 1 / deviation."""
-    op = "LayerNormalization"
-    axis = normalized_axis(op, axis, x.ndim)
-    _check_suffix(op, "Scale", scale, x.shape)
-    _check_suffix(op, "B", bias, x.shape)
+    axis = normalize_axis(axis, x.ndim)
+    _check_suffix("Scale", scale, x.shape)
+    _check_suffix("B", bias, x.shape)
     axes = tuple(range(axis, x.ndim))
-    stash = _stash_dtype(op, stash_type, x.dtype)
+    stash = _stash_dtype(stash_type, x.dtype)
     wide = x.astype(stash, copy=False)
     mean = wide.mean(axis=axes, keepdims=True)
     centred = wide - mean
@@ -256,11 +253,10 @@ def rms_normalization(
     x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> np.ndarray:
     """X over its root mean square on the axes from `axis` on, times scale."""
-    op = "RMSNormalization"
-    axis = normalized_axis(op, axis, x.ndim)
-    _check_suffix(op, "scale", scale, x.shape)
+    axis = normalize_axis(axis, x.ndim)
+    _check_suffix("scale", scale, x.shape)
     axes = tuple(range(axis, x.ndim))
-    stash = _stash_dtype(op, stash_type, x.dtype)
+    stash = _stash_dtype(stash_type, x.dtype)
     wide = x.astype(stash, copy=False)
     normalized = wide / np.sqrt(np.mean(wide * wide, axis=axes, keepdims=True) + stash.type(epsilon))
     # The function body casts before it scales.
@@ -271,9 +267,9 @@ def rms_normalization(
 @operator("LRN", since=1)
 def lrn(x: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> np.ndarray:
     """X (N, C, …) / (bias + alpha / size · sum of squares over `size` neighbouring channels) ** beta."""
-    require_rank("LRN", "X", x, 2, -1)
+    require_rank("X", x, 2, -1)
     if size < 1:
-        raise ValueError(f"LRN: size must be at least 1, got {size}")
+        raise ValueError(f"size must be at least 1, got {size}")
     wide = x.astype(working_dtype(x.dtype), copy=False)
     channels = x.shape[1]
     squares, sums = wide * wide, np.zeros_like(wide)
@@ -289,7 +285,7 @@ def lrn(x: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bi
 @operator("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(x: np.ndarray, *, axes: Sequence[int] = (0, 2, 3)) -> np.ndarray:
     """(X - mean) / (deviation + 1e-9) over `axes`."""
-    over = tuple(normalized_axis("MeanVarianceNormalization", axis, x.ndim) for axis in axes)
+    over = tuple(normalize_axis(axis, x.ndim) for axis in axes)
     wide = x.astype(working_dtype(x.dtype), copy=False)
     mean = wide.mean(axis=over, keepdims=True)
     variance = np.maximum((wide * wide).mean(axis=over, keepdims=True) - mean * mean, 0)
@@ -298,7 +294,7 @@ def mean_variance_normalization(x: np.ndarray, *, axes: Sequence[int] = (0, 2, 3
 
 def _dropout(x: np.ndarray, ratio: float, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
     if not 0 <= ratio < 1:
-        raise ValueError(f"Dropout: ratio must lie in [0, 1), got {ratio}")
+        raise ValueError(f"ratio must lie in [0, 1), got {ratio}")
     if ratio == 0:
         return x.copy(), np.ones(x.shape, np.bool_)
     # The draw that ONNX's own reference makes, so that a seed gives the same mask there and here.
@@ -319,7 +315,7 @@ def dropout(
     """Identity, or in training mode random zeros and the rest scaled up; second output the mask (bool)."""
     for name, value in (("ratio", ratio), ("training_mode", training_mode)):
         if value is not None and value.size != 1:
-            raise ValueError(f"Dropout: {name} must be one value, got shape {value.shape}")
+            raise ValueError(f"{name} must be one value, got shape {value.shape}")
     if training_mode is None or not training_mode.item():
         return x, np.ones(x.shape, np.bool_)
     return _dropout(x, 0.5 if ratio is None else float(ratio.item()), seed)

@@ -13,18 +13,18 @@ DOMAIN = "ai.onnx.preview.training"
 
 
 def _groups(
-    op: str, rate: np.ndarray, count: np.ndarray, tensors: tuple[np.ndarray, ...], kinds: int
+    rate: np.ndarray, count: np.ndarray, tensors: tuple[np.ndarray, ...], kinds: int
 ) -> tuple[np.float32, int, list[tuple[np.ndarray, ...]]]:
     """Learning rate, update count and per optimized tensor its value, gradient and accumulators."""
     if rate.size != 1 or count.size != 1:
-        raise ValueError(f"{op}: R and T must be one value each, got shapes {rate.shape} and {count.shape}")
+        raise ValueError(f"R and T must be one value each, got shapes {rate.shape} and {count.shape}")
     if len(tensors) % kinds or not tensors:
-        raise ValueError(f"{op}: the inputs after R and T must be a multiple of {kinds} tensors, got {len(tensors)}")
+        raise ValueError(f"the inputs after R and T must be a multiple of {kinds} tensors, got {len(tensors)}")
     number = len(tensors) // kinds
     groups = [tuple(tensors[i + k * number] for k in range(kinds)) for i in range(number)]
     for group in groups:
         if any(tensor.shape != group[0].shape for tensor in group):
-            raise ValueError(f"{op}: a tensor and what belongs to it differ in shape: {[t.shape for t in group]}")
+            raise ValueError(f"a tensor and what belongs to it differ in shape: {[t.shape for t in group]}")
     return rate.reshape(()).item(), int(count.reshape(()).item()), groups
 
 
@@ -47,7 +47,7 @@ def adagrad(
     norm_coefficient: float = 0.0,
 ) -> tuple[np.ndarray, ...]:
     """R (), T (), values X…, gradients G…, squared gradients H… → new X…, H…."""
-    r, t, groups = _groups("Adagrad", rate, count, tensors, 3)
+    r, t, groups = _groups(rate, count, tensors, 3)
     r = r / (1 + t * decay_factor)
     made = []
     for x, g, h in groups:
@@ -69,7 +69,7 @@ def adam(
     norm_coefficient_post: float = 0.0,
 ) -> tuple[np.ndarray, ...]:
     """R (), T (), values X…, gradients G…, averages V…, squared averages H… → new X…, V…, H…."""
-    r, t, groups = _groups("Adam", rate, count, tensors, 4)
+    r, t, groups = _groups(rate, count, tensors, 4)
     if t > 0:
         r = r * math.sqrt(1 - beta**t) / (1 - alpha**t)
     made = []
@@ -94,8 +94,8 @@ def momentum(
 ) -> tuple[np.ndarray, ...]:
     """R (), T (), values X…, gradients G…, momenta V… → new X…, V…."""
     if mode not in ("standard", "nesterov"):
-        raise ValueError(f"Momentum: mode must be standard or nesterov, got {mode!r}")
-    r, t, groups = _groups("Momentum", rate, count, tensors, 3)
+        raise ValueError(f"mode must be standard or nesterov, got {mode!r}")
+    r, t, groups = _groups(rate, count, tensors, 3)
     factor = beta if t > 0 else 1.0
     made = []
     for x, g, v in groups:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime.ir import Node
-from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.checks import limit_shape, require_rank, require_shape
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import AUTO_PADS, Window, axis_taps, padded, per_axis, reduce_windows, tap_counts, window
 
@@ -21,7 +22,7 @@ def _max_with_indices(x: np.ndarray, win: Window, storage_order: int) -> tuple[n
     spatial = x.shape[2:]
     places = np.arange(math.prod(spatial)).reshape(spatial, order="F" if storage_order else "C")
     index = np.broadcast_to(places, x.shape)
-    best, where = padded("MaxPool", x, win, _lowest(x.dtype)), padded("MaxPool", index, win, -1)
+    best, where = padded(x, win, _lowest(x.dtype)), padded(index, win, -1)
     # Innermost axis first and strict comparisons: of equal values the first in row-major order wins.
     for i in reversed(range(len(spatial))):
         taps = zip(axis_taps(best, win, i), axis_taps(where, win, i), strict=True)
@@ -52,12 +53,12 @@ def max_pool(
     num_outputs: int = 1,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """X (N, C, *spatial) → maxima (N, C, *output) and, as second output, their flat positions in X (int64)."""
-    require_rank("MaxPool", "X", x, 3, -1)
-    win = window("MaxPool", x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    require_rank("X", x, 3, -1)
+    win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     if num_outputs > 1:
         return _max_with_indices(x, win, storage_order)
     wide = working_dtype(x.dtype) if x.dtype.kind == "V" else x.dtype
-    return reduce_windows(np.maximum, padded("MaxPool", x.astype(wide, copy=False), win, _lowest(wide)), win).astype(
+    return reduce_windows(np.maximum, padded(x.astype(wide, copy=False), win, _lowest(wide)), win).astype(
         x.dtype, copy=False
     )
 
@@ -95,10 +96,10 @@ def average_pool(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """X (N, C, *spatial) → means (N, C, *output), over the input or over the input and its padding."""
-    require_rank("AveragePool", "X", x, 3, -1)
-    win = window("AveragePool", x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+    require_rank("X", x, 3, -1)
+    win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     wide = working_dtype(x.dtype)
-    sums = reduce_windows(np.add, padded("AveragePool", x.astype(wide, copy=False), win), win)
+    sums = reduce_windows(np.add, padded(x.astype(wide, copy=False), win), win)
     counts = tap_counts(win, x.shape[2:], bool(count_include_pad))
     return (sums / np.maximum(counts, 1).astype(wide)).astype(x.dtype, copy=False)
 
@@ -121,23 +122,23 @@ def lp_pool(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """X (N, C, *spatial) → p-norms (N, C, *output) of the windows."""
-    require_rank("LpPool", "X", x, 3, -1)
+    require_rank("X", x, 3, -1)
     if p <= 0:
-        raise ValueError(f"LpPool: p must be positive, got {p}")
-    win = window("LpPool", x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
+        raise ValueError(f"p must be positive, got {p}")
+    win = window(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad, ceil_mode)
     powers = np.abs(x.astype(working_dtype(x.dtype), copy=False)) ** p
-    return (reduce_windows(np.add, padded("LpPool", powers, win), win) ** (1 / p)).astype(x.dtype, copy=False)
+    return (reduce_windows(np.add, padded(powers, win), win) ** (1 / p)).astype(x.dtype, copy=False)
 
 
-def _spatial_axes(op: str, x: np.ndarray) -> tuple[int, ...]:
-    require_rank(op, "X", x, 2, -1)
+def _spatial_axes(x: np.ndarray) -> tuple[int, ...]:
+    require_rank("X", x, 2, -1)
     return tuple(range(2, x.ndim))
 
 
 @operator("GlobalAveragePool", since=1)
 def global_average_pool(x: np.ndarray) -> np.ndarray:
     """X (N, C, *spatial) → means (N, C, 1, …)."""
-    axes = _spatial_axes("GlobalAveragePool", x)
+    axes = _spatial_axes(x)
     return x.mean(axis=axes, keepdims=True, dtype=working_dtype(x.dtype)).astype(x.dtype, copy=False)
 
 
@@ -149,9 +150,9 @@ def _(node: Node) -> NativeCall:
 @operator("GlobalMaxPool", since=1)
 def global_max_pool(x: np.ndarray) -> np.ndarray:
     """X (N, C, *spatial) → maxima (N, C, 1, …)."""
-    axes = _spatial_axes("GlobalMaxPool", x)
+    axes = _spatial_axes(x)
     if not math.prod(x.shape[2:]):
-        raise ValueError(f"GlobalMaxPool: no maximum of empty planes, X has shape {x.shape}")
+        raise ValueError(f"no maximum of empty planes, X has shape {x.shape}")
     return x.max(axis=axes, keepdims=True)
 
 
@@ -163,9 +164,9 @@ def _(node: Node) -> NativeCall:
 @operator("GlobalLpPool", since=1)
 def global_lp_pool(x: np.ndarray, *, p: float = 2) -> np.ndarray:
     """X (N, C, *spatial) → p-norms (N, C, 1, …)."""
-    axes = _spatial_axes("GlobalLpPool", x)
+    axes = _spatial_axes(x)
     if p <= 0:
-        raise ValueError(f"GlobalLpPool: p must be positive, got {p}")
+        raise ValueError(f"p must be positive, got {p}")
     powers = np.abs(x.astype(working_dtype(x.dtype), copy=False)) ** p
     return (powers.sum(axis=axes, keepdims=True) ** (1 / p)).astype(x.dtype, copy=False)
 
@@ -185,29 +186,28 @@ def max_unpool(
     The positions count in the shape that kernel, strides and pads give; a larger `output_shape` adds
     zeros behind it.
     """
-    op = "MaxUnpool"
-    require_rank(op, "X", x, 3, -1)
-    require_shape(op, "I", indices, x.shape)
+    require_rank("X", x, 3, -1)
+    require_shape("I", indices, x.shape)
     rank = x.ndim - 2
     if kernel_shape is None:
-        raise ValueError(f"{op}: kernel_shape is needed")
-    kernel = per_axis(op, "kernel_shape", kernel_shape, rank, 1, 1)
-    strides = per_axis(op, "strides", strides, rank, 1, 1)
-    pads = per_axis(op, "pads", pads, 2 * rank, 0, 0)
+        raise ValueError("kernel_shape is needed")
+    kernel = per_axis("kernel_shape", kernel_shape, rank, 1, 1)
+    strides = per_axis("strides", strides, rank, 1, 1)
+    pads = per_axis("pads", pads, 2 * rank, 0, 0)
     spatial = [
         (n - 1) * s + k - p - q
         for n, s, k, p, q in zip(x.shape[2:], strides, kernel, pads[:rank], pads[rank:], strict=True)
     ]
-    shape = checked_shape(op, "the output", (*x.shape[:2], *spatial))
+    shape = limit_shape((*x.shape[:2], *spatial))
     y = np.zeros(shape, x.dtype)
     if indices.size and (indices.min() < 0 or indices.max() >= y.size):
-        raise ValueError(f"{op}: indices must lie in [0, {y.size - 1}], got {indices.min()} to {indices.max()}")
+        raise ValueError(f"indices must lie in [0, {y.size - 1}], got {indices.min()} to {indices.max()}")
     y.reshape(-1)[indices.reshape(-1)] = x.reshape(-1)
     if output_shape is None:
         return y
-    wanted = checked_shape(op, "output_shape", output_shape.reshape(-1).tolist())
+    wanted = limit_shape(output_shape.reshape(-1).tolist(), "output_shape")
     if len(wanted) != x.ndim or any(a < b for a, b in zip(wanted, shape, strict=True)):
-        raise ValueError(f"{op}: output_shape {wanted} must have rank {x.ndim} and be at least {shape}")
+        raise ValueError(f"output_shape {wanted} must have rank {x.ndim} and be at least {shape}")
     result = np.zeros(wanted, x.dtype)
     result[tuple(slice(0, n) for n in shape)] = y
     return result
@@ -234,31 +234,30 @@ def _roi_align(
     spatial_scale: float,
     half_pixel: bool,
 ) -> np.ndarray:
-    op = "RoiAlign"
-    require_rank(op, "X", x, 4)
-    require_rank(op, "rois", rois, 2)
+    require_rank("X", x, 4)
+    require_rank("rois", rois, 2)
     count = rois.shape[0]
-    require_shape(op, "rois", rois, (count, 4))
-    require_shape(op, "batch_indices", batch_indices, (count,))
+    require_shape("rois", rois, (count, 4))
+    require_shape("batch_indices", batch_indices, (count,))
     if mode not in ("avg", "max"):
-        raise ValueError(f"{op}: mode must be avg or max, got {mode!r}")
+        raise ValueError(f"mode must be avg or max, got {mode!r}")
     if output_height < 1 or output_width < 1 or sampling_ratio < 0:
         raise ValueError(
-            f"{op}: output_height and output_width must be at least 1 and sampling_ratio at least 0, "
+            f"output_height and output_width must be at least 1 and sampling_ratio at least 0, "
             f"got {output_height}, {output_width} and {sampling_ratio}"
         )
     if count and (batch_indices.min() < 0 or batch_indices.max() >= x.shape[0]):
-        raise ValueError(f"{op}: batch_indices must lie in [0, {x.shape[0] - 1}]")
+        raise ValueError(f"batch_indices must lie in [0, {x.shape[0] - 1}]")
     channels, height, width = x.shape[1:]
     wide = working_dtype(x.dtype)
-    result = np.zeros(checked_shape(op, "the output", (count, channels, output_height, output_width)), wide)
+    result = np.zeros(limit_shape((count, channels, output_height, output_width)), wide)
     if result.size and not height * width:
-        raise ValueError(f"{op}: X has no pixels, its shape is {x.shape}")
+        raise ValueError(f"X has no pixels, its shape is {x.shape}")
     offset = 0.5 if half_pixel else 0.0
     for n in range(count):
         x1, y1, x2, y2 = (float(v) * spatial_scale - offset for v in rois[n])
         if not all(map(math.isfinite, (x1, y1, x2, y2))):
-            raise ValueError(f"{op}: region {n} is not finite: {rois[n].tolist()}")
+            raise ValueError(f"region {n} is not finite: {rois[n].tolist()}")
         roi_height, roi_width = y2 - y1, x2 - x1
         if not half_pixel:
             roi_height, roi_width = max(roi_height, 1.0), max(roi_width, 1.0)
@@ -266,7 +265,7 @@ def _roi_align(
         grid_w = sampling_ratio or max(math.ceil(roi_width / output_width), 0)
         if not grid_h * grid_w:
             continue
-        checked_shape(op, "the samples of a region", (channels, output_height * grid_h, output_width * grid_w, 4))
+        limit_shape((channels, output_height * grid_h, output_width * grid_w, 4), "the samples of a region")
         steps_y = np.arange(output_height * grid_h) + 0.5
         steps_x = np.arange(output_width * grid_w) + 0.5
         ys = (y1 + steps_y * (roi_height / output_height / grid_h)).astype(wide)
@@ -322,7 +321,7 @@ def roi_align(
     """X (N, C, H, W), rois (R, 4) as x1, y1, x2, y2, batch_indices (R) → (R, C, output_height, output_width)."""
     if coordinate_transformation_mode not in ("half_pixel", "output_half_pixel"):
         raise ValueError(
-            "RoiAlign: coordinate_transformation_mode must be half_pixel or output_half_pixel, "
+            "coordinate_transformation_mode must be half_pixel or output_half_pixel, "
             f"got {coordinate_transformation_mode!r}"
         )
     half_pixel = coordinate_transformation_mode == "half_pixel"
@@ -336,16 +335,15 @@ def max_roi_pool(
     x: np.ndarray, rois: np.ndarray, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
 ) -> np.ndarray:
     """X (N, C, H, W), rois (R, 5) as batch, x1, y1, x2, y2 → (R, C, *pooled_shape); empty bins are 0."""
-    op = "MaxRoiPool"
-    require_rank(op, "X", x, 4)
-    require_rank(op, "rois", rois, 2)
-    require_shape(op, "rois", rois, (rois.shape[0], 5))
-    pooled = per_axis(op, "pooled_shape", pooled_shape, 2, 1, 1)
+    require_rank("X", x, 4)
+    require_rank("rois", rois, 2)
+    require_shape("rois", rois, (rois.shape[0], 5))
+    pooled = per_axis("pooled_shape", pooled_shape, 2, 1, 1)
     sizes = x.shape[2:]
-    result = np.zeros(checked_shape(op, "the output", (rois.shape[0], x.shape[1], *pooled)), x.dtype)
+    result = np.zeros(limit_shape((rois.shape[0], x.shape[1], *pooled)), x.dtype)
     for n, roi in enumerate(rois.astype(np.float64)):
         if not np.isfinite(roi).all() or not 0 <= roi[0] < x.shape[0]:
-            raise ValueError(f"{op}: region {n} must be finite and name one of {x.shape[0]} images, got {roi.tolist()}")
+            raise ValueError(f"region {n} must be finite and name one of {x.shape[0]} images, got {roi.tolist()}")
         image = x[int(roi[0])]
         bounds = []
         for axis, size in enumerate(sizes):

@@ -6,7 +6,8 @@ import numpy as np
 
 from qruntime.ir import Node
 from qruntime.ir.dtypes import bits, numpy_dtype, onnx_code
-from qruntime.ops.numerics import normalized_axis, working_dtype
+from qruntime.ops.checks import normalize_axis
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import NativeCall, operator
 
 _INTEGER_RANGES = {
@@ -64,41 +65,37 @@ def _to_small_float(values: np.ndarray, dtype: np.dtype, saturate: bool) -> np.n
     return values.astype(dtype)
 
 
-def spread(op: str, name: str, parameter: np.ndarray, shape: tuple[int, ...], axis: int, block_size: int) -> np.ndarray:
+def spread(name: str, parameter: np.ndarray, shape: tuple[int, ...], axis: int, block_size: int) -> np.ndarray:
     """Quantization parameter made broadcastable against `shape`: per tensor, per axis or per block.
 
     Raises ValueError when it has none of the three shapes.
     """
     if block_size < 0:
-        raise ValueError(f"{op}: block_size must not be negative, got {block_size}")
+        raise ValueError(f"block_size must not be negative, got {block_size}")
     if parameter.ndim == 0 or (parameter.size == 1 and not block_size):
         return parameter.reshape(())
-    axis = normalized_axis(op, axis, len(shape))
+    axis = normalize_axis(axis, len(shape))
     if parameter.ndim == 1 and not block_size:
         if parameter.shape[0] != shape[axis]:
-            raise ValueError(f"{op}: {name} must have 1 or {shape[axis]} values (axis {axis}), got {parameter.shape}")
+            raise ValueError(f"{name} must have 1 or {shape[axis]} values (axis {axis}), got {parameter.shape}")
         return parameter.reshape(-1, *(1,) * (len(shape) - axis - 1))
     if block_size < 1:
-        raise ValueError(
-            f"{op}: {name} of shape {parameter.shape} needs block_size, or one value per slice of axis {axis}"
-        )
+        raise ValueError(f"{name} of shape {parameter.shape} needs block_size, or one value per slice of axis {axis}")
     blocks = -(-shape[axis] // block_size)
     expected = (*shape[:axis], blocks, *shape[axis + 1 :])
     if parameter.shape != expected:
         raise ValueError(
-            f"{op}: {name} must have the shape {expected} (blocks of {block_size}, axis {axis}), got {parameter.shape}"
+            f"{name} must have the shape {expected} (blocks of {block_size}, axis {axis}), got {parameter.shape}"
         )
     index = np.arange(shape[axis]) // block_size
     return np.take(parameter, index, axis=axis)
 
 
-def _target_dtype(op: str, zero_point: np.ndarray | None, output_dtype: int) -> np.dtype:
+def _target_dtype(zero_point: np.ndarray | None, output_dtype: int) -> np.dtype:
     if zero_point is None:
         return numpy_dtype(output_dtype) if output_dtype else np.dtype(np.uint8)
     if output_dtype and numpy_dtype(output_dtype) != zero_point.dtype:
-        raise ValueError(
-            f"{op}: output_dtype {numpy_dtype(output_dtype)} differs from the zero point's {zero_point.dtype}"
-        )
+        raise ValueError(f"output_dtype {numpy_dtype(output_dtype)} differs from the zero point's {zero_point.dtype}")
     return zero_point.dtype
 
 
@@ -115,23 +112,22 @@ def quantize_linear(
     saturate: int = 1,
 ) -> np.ndarray:
     """x / scale, rounded half to even, plus zero point, saturated; the scale per tensor, axis or block."""
-    op = "QuantizeLinear"
-    dtype = _target_dtype(op, y_zero_point, output_dtype)
+    dtype = _target_dtype(y_zero_point, output_dtype)
     if y_zero_point is not None and y_zero_point.size != y_scale.size:
-        raise ValueError(f"{op}: y_scale and y_zero_point differ in shape: {y_scale.shape} and {y_zero_point.shape}")
+        raise ValueError(f"y_scale and y_zero_point differ in shape: {y_scale.shape} and {y_zero_point.shape}")
     divisor = numpy_dtype(precision) if precision else y_scale.dtype
-    scale = spread(op, "y_scale", y_scale, x.shape, axis, block_size).astype(divisor)
+    scale = spread("y_scale", y_scale, x.shape, axis, block_size).astype(divisor)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = x.astype(divisor, copy=False) / scale
     if dtype.name in _INTEGER_RANGES:
         zero: np.ndarray | int = 0
         if y_zero_point is not None:
-            zero = spread(op, "y_zero_point", y_zero_point, x.shape, axis, block_size)
+            zero = spread("y_zero_point", y_zero_point, x.shape, axis, block_size)
         return saturated(quotient, zero, dtype)
     if dtype.name not in _FLOAT_MAXIMA:
-        raise ValueError(f"{op}: cannot quantize to {dtype}")
+        raise ValueError(f"cannot quantize to {dtype}")
     if y_zero_point is not None and np.any(y_zero_point.astype(np.float32)):
-        zero = spread(op, "y_zero_point", y_zero_point, x.shape, axis, block_size)
+        zero = spread("y_zero_point", y_zero_point, x.shape, axis, block_size)
         quotient = quotient.astype(np.float32) + zero.astype(np.float32)
     return _to_small_float(quotient, dtype, bool(saturate))
 
@@ -147,23 +143,20 @@ def dequantize_linear(
     output_dtype: int = 0,
 ) -> np.ndarray:
     """(x - zero point) · scale in the type of the scale or `output_dtype`; per tensor, axis or block."""
-    op = "DequantizeLinear"
     result = numpy_dtype(output_dtype) if output_dtype else x_scale.dtype
     wide = np.result_type(working_dtype(result), working_dtype(x_scale.dtype))
-    scale = spread(op, "x_scale", x_scale, x.shape, axis, block_size).astype(wide)
+    scale = spread("x_scale", x_scale, x.shape, axis, block_size).astype(wide)
     if x.dtype.name in _INTEGER_RANGES or x.dtype == np.int32:
         values = x.astype(np.int32)
         if x_zero_point is not None:
             if x_zero_point.size != x_scale.size:
-                raise ValueError(
-                    f"{op}: x_scale and x_zero_point differ in shape: {x_scale.shape}, {x_zero_point.shape}"
-                )
-            zero = spread(op, "x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.int32)
+                raise ValueError(f"x_scale and x_zero_point differ in shape: {x_scale.shape}, {x_zero_point.shape}")
+            zero = spread("x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.int32)
             values = values.astype(np.int64) - zero if x.dtype == np.int32 else values - zero
         return np.asarray(values.astype(wide) * scale).astype(result, copy=False)
     values = x.astype(np.float32)
     if x_zero_point is not None and np.any(x_zero_point.astype(np.float32)):
-        values = values - spread(op, "x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.float32)
+        values = values - spread("x_zero_point", x_zero_point, x.shape, axis, block_size).astype(np.float32)
     return np.asarray(values.astype(wide) * scale).astype(result, copy=False)
 
 
@@ -203,7 +196,7 @@ def _dynamic_quantize(node: Node) -> NativeCall | None:
     return NativeCall("dynamic_quantize_linear") if len(node.outputs) == 3 else None
 
 
-def _row_parameter(op: str, name: str, value: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
+def _row_parameter(name: str, value: np.ndarray, matrix: np.ndarray, axis: int) -> np.ndarray:
     """Scale or zero point of a matrix: one value, one per row or column, or already of the matrix's rank."""
     if value.size == 1:
         return value.reshape(())
@@ -214,7 +207,7 @@ def _row_parameter(op: str, name: str, value: np.ndarray, matrix: np.ndarray, ax
         expected[-1 if axis == -2 else -2] = 1
         if value.shape == tuple(expected):
             return value
-    raise ValueError(f"{op}: {name} of shape {value.shape} fits no axis of a matrix of shape {matrix.shape}")
+    raise ValueError(f"{name} of shape {value.shape} fits no axis of a matrix of shape {matrix.shape}")
 
 
 @operator("QLinearMatMul", since=10)
@@ -229,19 +222,18 @@ def qlinear_matmul(
     y_zero_point: np.ndarray,
 ) -> np.ndarray:
     """MatMul of 8-bit tensors, requantized; parameters per tensor, of A and Y per row, of B per column."""
-    op = "QLinearMatMul"
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
-        raise ValueError(f"{op}: shapes {a.shape} and {b.shape} cannot be multiplied")
+        raise ValueError(f"shapes {a.shape} and {b.shape} cannot be multiplied")
     exact = integers_as_float(a.shape[-1])
-    a_zero = _row_parameter(op, "a_zero_point", a_zero_point, a, -2)
-    b_zero = _row_parameter(op, "b_zero_point", b_zero_point, b, -1)
+    a_zero = _row_parameter("a_zero_point", a_zero_point, a, -2)
+    b_zero = _row_parameter("b_zero_point", b_zero_point, b, -1)
     left = a.astype(exact) - a_zero.astype(exact)
     right = b.astype(exact) - b_zero.astype(exact)
     acc = np.asarray(np.matmul(left, right))
     scales = [
-        _row_parameter(op, "a_scale", a_scale, a, -2).astype(np.float64),
-        _row_parameter(op, "b_scale", b_scale, b, -1).astype(np.float64),
-        _row_parameter(op, "y_scale", y_scale, acc, -2).astype(np.float64),
+        _row_parameter("a_scale", a_scale, a, -2).astype(np.float64),
+        _row_parameter("b_scale", b_scale, b, -1).astype(np.float64),
+        _row_parameter("y_scale", y_scale, acc, -2).astype(np.float64),
     ]
-    zero_point = _row_parameter(op, "y_zero_point", y_zero_point, acc, -2)
+    zero_point = _row_parameter("y_zero_point", y_zero_point, acc, -2)
     return requantized(acc, scales[0] * scales[1] / scales[2], zero_point)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.checks import limit_shape, require_rank, require_shape
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 Activation = Callable[[np.ndarray], np.ndarray]
@@ -49,7 +50,6 @@ _ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray, float, float], np.ndarray], 
 
 
 def activation_functions(
-    op: str,
     names: Sequence[str] | None,
     defaults: Sequence[str],
     directions: int,
@@ -66,14 +66,14 @@ def activation_functions(
     """
     names = list(names) if names else list(defaults) * directions
     if len(names) != len(defaults) * directions:
-        raise ValueError(f"{op}: activations must name {len(defaults) * directions} functions, got {names}")
+        raise ValueError(f"activations must name {len(defaults) * directions} functions, got {names}")
     if clip is not None and not clip >= 0:
-        raise ValueError(f"{op}: clip must not be negative, got {clip}")
+        raise ValueError(f"clip must not be negative, got {clip}")
     alpha_values, beta_values = iter(alphas or ()), iter(betas or ())
     functions: list[Activation] = []
     for position, name in enumerate(names):
         if name.lower() not in _ACTIVATIONS:
-            raise ValueError(f"{op}: unknown activation {name!r}; known are {', '.join(_ACTIVATIONS)}")
+            raise ValueError(f"unknown activation {name!r}; known are {', '.join(_ACTIVATIONS)}")
         function, alpha, beta = _ACTIVATIONS[name.lower()]
         a = 0.0 if alpha is None else float(next(alpha_values, alpha))
         b = 0.0 if beta is None else float(next(beta_values, beta))
@@ -125,7 +125,6 @@ class Layer(NamedTuple):
 
 
 def prepare(
-    op: str,
     gates: int,
     x: np.ndarray,
     w: np.ndarray,
@@ -140,32 +139,32 @@ def prepare(
 ) -> Layer:
     """Check the shapes of a recurrent layer; ValueError says which one does not fit."""
     if direction not in DIRECTIONS:
-        raise ValueError(f"{op}: direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
     if layout not in (0, 1):
-        raise ValueError(f"{op}: layout must be 0 or 1, got {layout}")
+        raise ValueError(f"layout must be 0 or 1, got {layout}")
     for name, value in (("X", x), ("W", w), ("R", r)):
-        require_rank(op, name, value, 3)
+        require_rank(name, value, 3)
     reverse = DIRECTIONS[direction]
     count, hidden = len(reverse), r.shape[2]
     if hidden_size is not None and hidden_size != hidden:
-        raise ValueError(f"{op}: hidden_size is {hidden_size} but R has the shape {r.shape}")
+        raise ValueError(f"hidden_size is {hidden_size} but R has the shape {r.shape}")
     dtype = x.dtype
     wide = working_dtype(dtype)
     if layout:
         x = x.swapaxes(0, 1)
         initial_h = None if initial_h is None else initial_h.swapaxes(0, 1)
     steps, batch, features = x.shape
-    require_shape(op, "W", w, (count, gates * hidden, features))
-    require_shape(op, "R", r, (count, gates * hidden, hidden))
-    require_shape(op, "B", b, (count, 2 * gates * hidden))
-    require_shape(op, "initial_h", initial_h, (count, batch, hidden))
-    require_shape(op, "sequence_lens", sequence_lens, (batch,))
-    checked_shape(op, "the gates", (steps, batch, gates * hidden))
+    require_shape("W", w, (count, gates * hidden, features))
+    require_shape("R", r, (count, gates * hidden, hidden))
+    require_shape("B", b, (count, 2 * gates * hidden))
+    require_shape("initial_h", initial_h, (count, batch, hidden))
+    require_shape("sequence_lens", sequence_lens, (batch,))
+    limit_shape((steps, batch, gates * hidden), "the gates")
     lengths = None
     if sequence_lens is not None:
         lengths = sequence_lens.astype(np.int64)
         if batch and (lengths.min() < 0 or lengths.max() > steps):
-            raise ValueError(f"{op}: sequence_lens must lie in [0, {steps}], got {lengths.min()} to {lengths.max()}")
+            raise ValueError(f"sequence_lens must lie in [0, {steps}], got {lengths.min()} to {lengths.max()}")
         if np.all(lengths == steps):
             lengths = None
     biases = np.zeros((count, 2 * gates * hidden), wide) if b is None else b.astype(wide)
@@ -191,7 +190,9 @@ def scan_direction(layer: Layer, d: int, bias: np.ndarray, state: State, step: S
     steps, batch, features = layer.x.shape
     y = np.zeros((steps, batch, layer.hidden), layer.x.dtype)
     if layer.lengths is None:
-        projected = layer.products.input(d, layer.x.reshape(steps * batch, features)).reshape(steps, batch, bias.size) + bias
+        projected = (
+            layer.products.input(d, layer.x.reshape(steps * batch, features)).reshape(steps, batch, bias.size) + bias
+        )
         for t in reversed(range(steps)) if layer.reverse[d] else range(steps):
             state = step(projected[t], state)
             y[t] = state[0]
@@ -246,9 +247,9 @@ def rnn(
 
     With layout 1 the batch comes first: X (N, T, I), Y (N, T, D, H), Y_h and initial_h (N, D, H).
     """
-    layer = prepare("RNN", 1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
+    layer = prepare(1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     functions = activation_functions(
-        "RNN", activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip
+        activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip
     )
     ys, states = [], []
     for d, (f,) in enumerate(functions):
@@ -286,9 +287,9 @@ def gru(
 
     With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("GRU", 3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
+    layer = prepare(3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     functions = activation_functions(
-        "GRU", activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
+        activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
     )
     n = layer.hidden
     ys, states = [], []
@@ -347,19 +348,19 @@ def lstm(
 
     Returns Y (T, D, N, H), Y_h (D, N, H), Y_c (D, N, H). With layout 1 the batch comes first, as in RNN.
     """
-    layer = prepare("LSTM", 4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
+    layer = prepare(4, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
     # `clip` bounds the gates but not the cell state on its way to the hidden one, as in ONNX Runtime.
     functions = activation_functions(
-        "LSTM", activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip, 2
+        activations, ("Sigmoid", "Tanh", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip, 2
     )
     n, count = layer.hidden, len(layer.reverse)
     if initial_c is None:
         c0 = np.zeros_like(layer.h0)
     else:
         c0 = initial_c.swapaxes(0, 1) if layout and initial_c.ndim == 3 else initial_c
-        require_shape("LSTM", "initial_c", c0, layer.h0.shape)
+        require_shape("initial_c", c0, layer.h0.shape)
         c0 = c0.astype(layer.h0.dtype)
-    require_shape("LSTM", "P", p, (count, 3 * n))
+    require_shape("P", p, (count, 3 * n))
     peepholes = np.zeros((count, 3 * n), layer.h0.dtype) if p is None else p.astype(layer.h0.dtype)
     ys, states = [], []
     for d, (f, g, h) in enumerate(functions):

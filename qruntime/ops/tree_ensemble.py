@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qruntime.ops.checks import limit_shape, require_rank
 from qruntime.ops.ml import DOMAIN, class_labels, post_transformed
-from qruntime.ops.numerics import checked_shape, require_rank
 from qruntime.ops.registry import operator
 
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER", "LEAF")
@@ -33,14 +33,14 @@ class Forest:
     vote_weights: np.ndarray
     members: dict[int, np.ndarray]
 
-    def check(self, op: str, targets: int) -> None:
+    def check(self, targets: int) -> None:
         """ValueError for children, features or targets outside their range."""
         nodes = len(self.modes)
         inner = self.modes != LEAF
         for name, index in (("true", self.true_child), ("false", self.false_child)):
             used = index[inner]
             if used.size and (used.min() < 0 or used.max() >= nodes):
-                raise ValueError(f"{op}: a {name} branch leads outside the {nodes} nodes")
+                raise ValueError(f"a {name} branch leads outside the {nodes} nodes")
         for name, index, limit in (
             ("root", self.roots, nodes),
             ("feature", self.features, 2**31),
@@ -48,14 +48,14 @@ class Forest:
             ("target", self.vote_targets, targets),
         ):
             if index.size and (index.min() < 0 or index.max() >= limit):
-                raise ValueError(f"{op}: a {name} lies outside [0, {limit})")
+                raise ValueError(f"a {name} lies outside [0, {limit})")
 
-    def leaves(self, op: str, x: np.ndarray) -> np.ndarray:
+    def leaves(self, x: np.ndarray) -> np.ndarray:
         """Leaf that each row of X (N, F) reaches in each tree, (N, trees)."""
-        checked_shape(op, "the leaves", (x.shape[0], len(self.roots)))
+        limit_shape((x.shape[0], len(self.roots)), "the leaves")
         inner = self.modes != LEAF
         if inner.any() and self.features[inner].max() >= x.shape[1]:
-            raise ValueError(f"{op}: a node reads feature {self.features[inner].max()}, X has the shape {x.shape}")
+            raise ValueError(f"a node reads feature {self.features[inner].max()}, X has the shape {x.shape}")
         at = np.broadcast_to(self.roots, (x.shape[0], len(self.roots))).copy()
         rows, trees = np.nonzero(self.modes[at] != LEAF)
         for _ in range(len(self.modes) + 1):
@@ -66,7 +66,7 @@ class Forest:
             at[rows, trees] = np.where(goes_true, self.true_child[node], self.false_child[node])
             going = self.modes[at[rows, trees]] != LEAF
             rows, trees = rows[going], trees[going]
-        raise ValueError(f"{op}: the branches of a tree form a cycle")
+        raise ValueError("the branches of a tree form a cycle")
 
     def _goes_true(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
         mode, threshold = self.modes[node], self.thresholds[node]
@@ -87,12 +87,12 @@ class Forest:
         missing = np.isnan(value)
         return np.where(missing, self.missing_true[node] | ((mode == MODES.index("BRANCH_NEQ")) & goes), goes)
 
-    def scores(self, op: str, x: np.ndarray, targets: int, aggregate: str) -> np.ndarray:
+    def scores(self, x: np.ndarray, targets: int, aggregate: str) -> np.ndarray:
         """Aggregated votes (N, targets), float64."""
-        shape = checked_shape(op, "the scores", (x.shape[0], targets))
+        shape = limit_shape((x.shape[0], targets), "the scores")
         if aggregate not in AGGREGATES:
-            raise ValueError(f"{op}: aggregate_function must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
-        leaves = self.leaves(op, x)
+            raise ValueError(f"aggregate_function must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
+        leaves = self.leaves(x)
         counts = np.bincount(self.vote_nodes, minlength=len(self.modes))
         starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if counts.size else counts
         start = {"MIN": np.inf, "MAX": -np.inf}.get(aggregate, 0.0)
@@ -107,8 +107,8 @@ class Forest:
         return np.where(np.isinf(result) & (result == start), 0, result) if start else result
 
 
-def _features(op: str, x: np.ndarray) -> np.ndarray:
-    require_rank(op, "X", x, 1, 2)
+def _features(x: np.ndarray) -> np.ndarray:
+    require_rank("X", x, 1, 2)
     x = x.reshape(1, -1) if x.ndim == 1 else x
     return x if x.dtype == np.float64 else x.astype(np.float32)
 
@@ -125,7 +125,6 @@ def _one_of(values: Sequence[float] | None, tensor: np.ndarray | None) -> np.nda
 
 
 def _forest(
-    op: str,
     treeids: Sequence[int],
     nodeids: Sequence[int],
     featureids: Sequence[int],
@@ -142,17 +141,17 @@ def _forest(
     """The forest that the parallel lists of TreeEnsembleRegressor and -Classifier describe."""
     count = len(nodeids)
     if any(len(column) != count for column in (treeids, featureids, modes, values, true_ids, false_ids)):
-        raise ValueError(f"{op}: the attributes nodes_* must all have {count} values")
+        raise ValueError(f"the attributes nodes_* must all have {count} values")
     if any(len(column) != len(vote_nodes) for column in (vote_trees, vote_targets, vote_weights)):
-        raise ValueError(f"{op}: the attributes of the votes must all have {len(vote_nodes)} values")
+        raise ValueError(f"the attributes of the votes must all have {len(vote_nodes)} values")
     if missing and len(missing) != count:
-        raise ValueError(f"{op}: nodes_missing_value_tracks_true must have {count} values, got {len(missing)}")
+        raise ValueError(f"nodes_missing_value_tracks_true must have {count} values, got {len(missing)}")
     unknown = set(modes) - set(MODES)
     if unknown:
-        raise ValueError(f"{op}: unknown nodes_modes {sorted(unknown)}")
+        raise ValueError(f"unknown nodes_modes {sorted(unknown)}")
     position = {key: i for i, key in enumerate(zip(treeids, nodeids, strict=True))}
     if len(position) != count:
-        raise ValueError(f"{op}: a node id appears twice in one tree")
+        raise ValueError("a node id appears twice in one tree")
     codes = np.asarray([MODES.index(mode) for mode in modes], np.int64)
 
     def children(ids: Sequence[int]) -> np.ndarray:
@@ -209,21 +208,20 @@ def tree_ensemble_regressor(
     target_weights_as_tensor: np.ndarray | None = None,
 ) -> np.ndarray:
     """X (N, F) → float32 (N, n_targets)."""
-    op = "TreeEnsembleRegressor"
-    x = _features(op, x)
+    x = _features(x)
     forest = _forest(
-        op, nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes, _one_of(nodes_values, nodes_values_as_tensor),
+        nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes, _one_of(nodes_values, nodes_values_as_tensor),
         nodes_truenodeids, nodes_falsenodeids, nodes_missing_value_tracks_true, target_treeids, target_nodeids,
         target_ids, _one_of(target_weights, target_weights_as_tensor),
     )  # fmt: skip
-    forest.check(op, n_targets)
-    scores = forest.scores(op, x, n_targets, aggregate_function)
+    forest.check(n_targets)
+    scores = forest.scores(x, n_targets, aggregate_function)
     base = _one_of(base_values, base_values_as_tensor)
     if base.size:
         if base.size not in (1, n_targets):
-            raise ValueError(f"{op}: base_values must have {n_targets} values, got {base.size}")
+            raise ValueError(f"base_values must have {n_targets} values, got {base.size}")
         scores = scores + base
-    return post_transformed(op, scores, post_transform).astype(np.float32)
+    return post_transformed(scores, post_transform).astype(np.float32)
 
 
 @operator("TreeEnsembleClassifier", domain=DOMAIN)
@@ -257,22 +255,21 @@ def tree_ensemble_classifier(
     When all votes for two classes bear the id 0, their sum s is the score of the second one: the first
     gets 1 - s where all weights are positive (probabilities) and no transform follows, else -s.
     """
-    op = "TreeEnsembleClassifier"
-    x = _features(op, x)
-    labels = class_labels(op, classlabels_int64s, classlabels_strings)
+    x = _features(x)
+    labels = class_labels(classlabels_int64s, classlabels_strings)
     weights = _one_of(class_weights, class_weights_as_tensor)
     forest = _forest(
-        op, nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes, _one_of(nodes_values, nodes_values_as_tensor),
+        nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes, _one_of(nodes_values, nodes_values_as_tensor),
         nodes_truenodeids, nodes_falsenodeids, nodes_missing_value_tracks_true, class_treeids, class_nodeids,
         class_ids, weights,
     )  # fmt: skip
-    forest.check(op, len(labels))
-    scores = forest.scores(op, x, len(labels), "SUM")
+    forest.check(len(labels))
+    scores = forest.scores(x, len(labels), "SUM")
     base = _one_of(base_values, base_values_as_tensor)
     binary = len(labels) == 2 and len(set(class_ids)) == 1
     if base.size:
         if base.size != len(labels) and not (binary and base.size == 1):
-            raise ValueError(f"{op}: base_values must have {len(labels)} values, got {base.size}")
+            raise ValueError(f"base_values must have {len(labels)} values, got {base.size}")
         scores = scores + base
     if binary:
         score = scores[:, int(class_ids[0])]
@@ -283,20 +280,20 @@ def tree_ensemble_classifier(
             scores = np.stack((other, score), axis=1)
     else:
         best = scores.argmax(axis=1)
-    return labels[best], post_transformed(op, scores, post_transform).astype(np.float32)
+    return labels[best], post_transformed(scores, post_transform).astype(np.float32)
 
 
-def _member_sets(op: str, modes: np.ndarray, values: np.ndarray | None) -> dict[int, np.ndarray]:
+def _member_sets(modes: np.ndarray, values: np.ndarray | None) -> dict[int, np.ndarray]:
     """The values of each BRANCH_MEMBER node: one list for all, in node order, NaN between the sets."""
     nodes = np.nonzero(modes == MODES.index("BRANCH_MEMBER"))[0].tolist()
     if not nodes:
         return {}
     if values is None:
-        raise ValueError(f"{op}: BRANCH_MEMBER needs membership_values")
+        raise ValueError("BRANCH_MEMBER needs membership_values")
     ends = np.nonzero(np.isnan(values))[0]
     sets = [part[~np.isnan(part)] for part in np.split(values, ends)]
     if len(sets) < len(nodes):
-        raise ValueError(f"{op}: {len(nodes)} BRANCH_MEMBER nodes need as many sets, got {len(sets)}")
+        raise ValueError(f"{len(nodes)} BRANCH_MEMBER nodes need as many sets, got {len(sets)}")
     return dict(zip(nodes, sets, strict=False))
 
 
@@ -322,19 +319,18 @@ def tree_ensemble(
     post_transform: int = 0,
 ) -> np.ndarray:
     """X (N, F) → (N, n_targets) in the dtype of X."""
-    op = "TreeEnsemble"
     inner, leaves = len(nodes_featureids), len(leaf_targetids)
     columns = (nodes_falseleafs, nodes_falsenodeids, nodes_modes, nodes_splits, nodes_trueleafs, nodes_truenodeids)
     if any(len(column) != inner for column in columns) or len(leaf_weights) != leaves:
-        raise ValueError(f"{op}: the attributes nodes_* must have {inner} values and leaf_weights {leaves}")
+        raise ValueError(f"the attributes nodes_* must have {inner} values and leaf_weights {leaves}")
     missing = nodes_missing_value_tracks_true or (0,) * inner
     if len(missing) != inner:
-        raise ValueError(f"{op}: nodes_missing_value_tracks_true must have {inner} values, got {len(missing)}")
+        raise ValueError(f"nodes_missing_value_tracks_true must have {inner} values, got {len(missing)}")
     if not 0 <= aggregate_function < len(AGGREGATES) or not 0 <= post_transform < len(POST_TRANSFORMS):
-        raise ValueError(f"{op}: aggregate_function {aggregate_function} or post_transform {post_transform} is unknown")
+        raise ValueError(f"aggregate_function {aggregate_function} or post_transform {post_transform} is unknown")
     modes = np.asarray(nodes_modes).astype(np.int64)
     if modes.size and (modes.min() < 0 or modes.max() >= LEAF):
-        raise ValueError(f"{op}: nodes_modes must lie in [0, {LEAF - 1}]")
+        raise ValueError(f"nodes_modes must lie in [0, {LEAF - 1}]")
 
     def children(is_leaf: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         index = np.asarray(ids, np.int64)
@@ -354,8 +350,8 @@ def tree_ensemble(
         children(nodes_trueleafs, nodes_truenodeids),
         children(nodes_falseleafs, nodes_falsenodeids),
         *_sorted_votes(inner + np.arange(leaves), leaf_targetids, np.asarray(leaf_weights)),
-        _member_sets(op, modes, membership_values),
+        _member_sets(modes, membership_values),
     )
-    forest.check(op, n_targets)
-    scores = forest.scores(op, _features(op, x), n_targets, AGGREGATES[aggregate_function])
-    return post_transformed(op, scores, POST_TRANSFORMS[post_transform]).astype(x.dtype)
+    forest.check(n_targets)
+    scores = forest.scores(_features(x), n_targets, AGGREGATES[aggregate_function])
+    return post_transformed(scores, POST_TRANSFORMS[post_transform]).astype(x.dtype)

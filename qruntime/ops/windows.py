@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qruntime.ops.numerics import checked_shape
+from qruntime.ops.checks import limit_shape
 
 AUTO_PADS = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
@@ -35,18 +35,17 @@ class Window(NamedTuple):
         )
 
 
-def per_axis(op: str, name: str, values: Sequence[int] | None, rank: int, default: int, low: int) -> tuple[int, ...]:
+def per_axis(name: str, values: Sequence[int] | None, rank: int, default: int, low: int) -> tuple[int, ...]:
     """Attribute with one integer per axis; ValueError for a wrong count or a value below `low`."""
     values = (default,) * rank if values is None else tuple(int(v) for v in values)
     if len(values) != rank:
-        raise ValueError(f"{op}: {name} must have {rank} values, one per spatial axis, got {values}")
+        raise ValueError(f"{name} must have {rank} values, one per spatial axis, got {values}")
     if any(v < low for v in values):
-        raise ValueError(f"{op}: {name} must be at least {low}, got {values}")
+        raise ValueError(f"{name} must be at least {low}, got {values}")
     return values
 
 
 def window(
-    op: str,
     spatial: Sequence[int],
     kernel: Sequence[int] | None,
     strides: Sequence[int] | None = None,
@@ -61,17 +60,17 @@ def window(
     """
     rank = len(spatial)
     if kernel is None:
-        raise ValueError(f"{op}: kernel_shape is needed")
-    kernel = per_axis(op, "kernel_shape", kernel, rank, 1, 1)
-    strides = per_axis(op, "strides", strides, rank, 1, 1)
-    dilations = per_axis(op, "dilations", dilations, rank, 1, 1)
+        raise ValueError("kernel_shape is needed")
+    kernel = per_axis("kernel_shape", kernel, rank, 1, 1)
+    strides = per_axis("strides", strides, rank, 1, 1)
+    dilations = per_axis("dilations", dilations, rank, 1, 1)
     auto_pad = auto_pad or "NOTSET"
     if auto_pad not in AUTO_PADS:
-        raise ValueError(f"{op}: auto_pad must be one of {', '.join(AUTO_PADS)}, got {auto_pad!r}")
+        raise ValueError(f"auto_pad must be one of {', '.join(AUTO_PADS)}, got {auto_pad!r}")
     extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     begin, end = [0] * rank, [0] * rank
     if auto_pad == "NOTSET" and pads is not None:
-        pads = per_axis(op, "pads", pads, 2 * rank, 0, 0)
+        pads = per_axis("pads", pads, 2 * rank, 0, 0)
         begin, end = list(pads[:rank]), list(pads[rank:])
     output = []
     for i, (size, extent, stride) in enumerate(zip(spatial, extents, strides, strict=True)):
@@ -84,7 +83,7 @@ def window(
             room = size + begin[i] + end[i] - extent
             if room < 0 and size:
                 raise ValueError(
-                    f"{op}: the kernel reaches over {extent} positions of axis {i + 2}, "
+                    f"the kernel reaches over {extent} positions of axis {i + 2}, "
                     f"which has {size} and {begin[i] + end[i]} of padding"
                 )
             out = max(room // stride + 1, 0)
@@ -95,13 +94,13 @@ def window(
     return Window(kernel, strides, dilations, tuple(begin), tuple(end), tuple(output))
 
 
-def padded(op: str, x: np.ndarray, w: Window, fill: Any = 0) -> np.ndarray:
+def padded(x: np.ndarray, w: Window, fill: Any = 0) -> np.ndarray:
     """`x` (N, C, *spatial) with exactly the positions around it that the windows reach; a view if none."""
     needed = [(o - 1) * s + e if o else 0 for o, s, e in zip(w.output, w.strides, w.extents, strict=True)]
     spatial = x.shape[2:]
     if not any(w.begin) and all(n <= size for n, size in zip(needed, spatial, strict=True)):
         return x
-    result = np.full(checked_shape(op, "the padded input", (*x.shape[:2], *needed)), fill, x.dtype)
+    result = np.full(limit_shape((*x.shape[:2], *needed), "the padded input"), fill, x.dtype)
     target, source = [slice(None)] * 2, [slice(None)] * 2
     for n, size, b in zip(needed, spatial, w.begin, strict=True):
         count = max(min(size, n - b), 0)

@@ -114,10 +114,11 @@ def test_long_sums_do_not_overflow(k, sign):
     """All codes at 255 or zero against weights at an end: the largest sums there are."""
     w = np.full((k, 3), -128 if sign < 0 else 127, np.int8)
     zero = np.array([0, 127, -128] if sign < 0 else [0, -128, 127], np.int32)
-    a = np.ones((2, k), F32)
-    a[1] *= -1
-    check(a, w, np.array([1.0], F32).repeat(3), zero)
-    check(a, w, np.array([1.0], F32))
+    a = np.ones((5, k), F32)
+    a[1::2] *= -1
+    for m in (2, 5):
+        check(a[:m], w, np.array([1.0], F32).repeat(3), zero)
+        check(a[:m], w, np.array([1.0], F32))
 
 
 @pytest.mark.parametrize("code", [-128, -127, 127])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 import qruntime.ops  # noqa: F401  (registers the definitions)
+from qruntime.ir import TypeInfo
 from qruntime.ops.registry import OpSpec, find
 
 
@@ -29,6 +31,7 @@ class NodeCase:
     outputs: list[tuple[int, Any]]
     """(position among the node's outputs, value)"""
     num_outputs: int
+    output_types: tuple[TypeInfo | None, ...]
     rtol: float
     atol: float
 
@@ -37,8 +40,22 @@ class NodeCase:
         return find(self.domain, self.op_type, self.version)
 
 
-def _attribute(attribute: onnx.AttributeProto) -> Any:
+def _subgraph(graph: onnx.GraphProto, opsets: Any) -> Callable[..., tuple[Any, ...]]:
+    session = ReferenceEvaluator(graph, opsets={entry.domain: entry.version for entry in opsets})
+
+    def call(*inputs: Any) -> tuple[Any, ...]:
+        results = session.run(None, dict(zip(session.input_names, inputs, strict=True)))
+        # ONNX's reference wraps the value of an optional in a list of one.
+        optional = [info.type.HasField("optional_type") for info in graph.output]
+        return tuple(r[0] if o and r else None if o else r for r, o in zip(results, optional, strict=True))
+
+    return call
+
+
+def _attribute(attribute: onnx.AttributeProto, opsets: Any) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.GraphProto):
+        return _subgraph(value, opsets)
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, onnx.TensorProto):
@@ -46,6 +63,14 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(v.decode() if isinstance(v, bytes) else v for v in value)
     return value
+
+
+def _type(info: onnx.ValueInfoProto) -> TypeInfo | None:
+    if not info.type.HasField("tensor_type"):
+        return None
+    tensor = info.type.tensor_type
+    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return TypeInfo("tensor", tensor.elem_type, dims if tensor.HasField("shape") else None)
 
 
 def value_of(proto: Any) -> Any:
@@ -75,7 +100,7 @@ def suite() -> list[Any]:
 
 @functools.lru_cache(maxsize=1)
 def node_cases() -> list[NodeCase]:
-    """Every case whose model is one node without a subgraph, in the order of the suite."""
+    """Every case whose model is one node, in the order of the suite."""
     return list(_node_cases())
 
 
@@ -85,8 +110,6 @@ def _node_cases() -> Iterator[NodeCase]:
         if len(graph.node) != 1 or case.model.functions:
             continue
         (node,) = graph.node
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-            continue
         version = next(o.version for o in case.model.opset_import if o.domain == node.domain)
         graph_outputs = [o.name for o in graph.output]
         graph_inputs = [i.name for i in graph.input]
@@ -97,13 +120,14 @@ def _node_cases() -> Iterator[NodeCase]:
                 op_type=node.op_type,
                 domain=node.domain,
                 version=version,
-                attributes={a.name: _attribute(a) for a in node.attribute},
+                attributes={a.name: _attribute(a, case.model.opset_import) for a in node.attribute},
                 inputs=[fed[name] if name else None for name in node.input],
                 outputs=[
                     (list(node.output).index(name), value)
                     for name, value in zip(graph_outputs, map(value_of, outputs), strict=True)
                 ],
                 num_outputs=len(node.output),
+                output_types=tuple(map(_type, graph.output)),
                 rtol=case.rtol,
                 atol=case.atol,
             )
@@ -116,6 +140,8 @@ def run(case: NodeCase) -> tuple[Any, ...]:
     attributes = dict(case.attributes)
     if "num_outputs" in spec.keywords:
         attributes["num_outputs"] = case.num_outputs
+    if "output_types" in spec.keywords:
+        attributes["output_types"] = case.output_types
     result = spec(*case.inputs, **attributes)
     return result if isinstance(result, tuple) else (result,)
 

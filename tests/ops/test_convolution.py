@@ -59,7 +59,7 @@ def _convolutions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, dict[str, An
 
 def _window(x: np.ndarray, w: np.ndarray, attributes: dict[str, Any]) -> Window:
     geometry = {name: attributes.get(name) for name in ("strides", "dilations", "pads")}
-    return window("Conv", x.shape[2:], w.shape[2:], auto_pad=attributes["auto_pad"], **geometry)
+    return window(x.shape[2:], w.shape[2:], auto_pad=attributes["auto_pad"], **geometry)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,7 +137,7 @@ def test_a_large_image_is_unfolded_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
         ({"strides": (1,)}, "strides must have 2 values"),
         ({"pads": (1, 1)}, "pads must have 4 values"),
         ({"pads": (-1, 0, 0, 0)}, "pads must be at least 0"),
-        ({"pads": (2**40, 0, 0, 0)}, "limit"),
+        ({"pads": (2**40, 0, 0, 0)}, "more than .* elements"),
         ({"dilations": (2**40, 1)}, "the kernel reaches over"),
         ({"group": 0}, "group 0 must divide"),
         ({"group": 3}, "group 3 must divide"),
@@ -162,7 +162,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         conv(x, w, np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="channels first"):
         conv_transpose(x, w)
-    with pytest.raises(ValueError, match="negative dimension"):
+    with pytest.raises(ValueError, match="not negative"):
         conv_transpose(x, w.reshape(4, 2, 3, 3), pads=(9, 9, 9, 9))
     with pytest.raises(ValueError, match="input must have the shape"):
         col2im(np.zeros((1, 5, 4), np.float32), np.array([4, 4]), np.array([2, 2]))

@@ -77,7 +77,7 @@ def test_dynamic_quantization_covers_the_range(values: list[float]) -> None:
     [
         ((np.ones(3, np.float32), np.zeros(3, np.int8)), {}, r"1 or 4 values \(axis 1\)"),
         ((np.ones(4, np.float32), np.zeros(2, np.int8)), {}, "differ in shape"),
-        ((np.ones(4, np.float32),), {"axis": 2}, "axis 2 is outside"),
+        ((np.ones(4, np.float32),), {"axis": 2}, "axis must lie in"),
         ((np.ones((2, 2), np.float32),), {}, "needs block_size"),
         ((np.ones((2, 2), np.float32),), {"block_size": 3, "axis": 1, "output_dtype": 3}, None),
         ((np.ones((2, 3), np.float32),), {"block_size": 3}, r"must have the shape \(2, 2\)"),

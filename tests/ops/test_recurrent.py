@@ -163,7 +163,7 @@ def test_layer_equals_loops(op: str, data: st.DataObject) -> None:
 
 def test_alpha_and_beta_go_to_the_functions_that_take_them() -> None:
     names = ("Tanh", "Affine", "LeakyRelu")
-    ((tanh, affine, leaky),) = activation_functions("LSTM", names, names, 1, (2.0, 0.5), (3.0,), None)
+    ((tanh, affine, leaky),) = activation_functions(names, names, 1, (2.0, 0.5), (3.0,), None)
     x = np.array([-4.0, 4.0], np.float32)
     np.testing.assert_array_equal(tanh(x), np.tanh(x))
     np.testing.assert_array_equal(affine(x), 2 * x + 3)

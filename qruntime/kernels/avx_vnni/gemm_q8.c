@@ -7,7 +7,7 @@
 #if defined(__x86_64__)
 
 #define QRT_TILE_ROWS 4
-enum { MR = QRT_TILE_ROWS, NR = 24, CODE_OFFSET = 0 };
+enum { MR = QRT_TILE_ROWS, NR = 24, KR = 4, CODE_OFFSET = 0 };
 
 #include "../vector/simd_avx2.h"
 
@@ -24,22 +24,14 @@ static inline vi vi_dot4(vi acc, vi codes, vi weights) {
     return acc;
 }
 #endif
-static inline vi vi_codes(const uint8_t *a) {
-    int32_t codes;
-    memcpy(&codes, a, sizeof codes);
-    return _mm256_set1_epi32(codes);
-}
 
 #include "../vector/gemm_q8_vnni.inc.h"
 
 #include "../vector/simd_end.h"
 
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t) {
-    t->gemm_q8 = (qrt_gemm_q8){
-        .name = "avx_vnni", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
-        .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
-        .multiply = multiply, .dot = dot, .finish = finish,
-    };
+    t->gemm_q8 = vnni_gemm_q8;
+    t->gemm_q8.name = "avx_vnni";
 }
 
 #endif

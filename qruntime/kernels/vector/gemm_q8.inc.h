@@ -2,26 +2,33 @@
 /// simd_*.h, with MR, NR, a multiple of VL, and CODE_OFFSET defined: the sums are of q − CODE_OFFSET.
 
 static void range(const float *a, int64_t k, float *lo, float *hi) {
-    vf low0 = vf_set(*lo), low1 = low0, high0 = vf_set(*hi), high1 = high0;
-    vm nan = vf_is_nan(low0);
+    enum { CHAINS = 4 };
+    vf low[CHAINS], high[CHAINS];
+    for (int c = 0; c < CHAINS; c++) {
+        low[c] = vf_set(*lo);
+        high[c] = vf_set(*hi);
+    }
+    vm nan = vf_is_nan(low[0]);
     int64_t i = 0;
-    for (; i + 2 * VL <= k; i += 2 * VL) {
-        vf x0 = vf_load(a + i), x1 = vf_load(a + i + VL);
-        low0 = vf_min(low0, x0);
-        low1 = vf_min(low1, x1);
-        high0 = vf_max(high0, x0);
-        high1 = vf_max(high1, x1);
-        nan = vm_or(nan, vf_unordered(x0, x1));
+    for (; i + CHAINS * VL <= k; i += CHAINS * VL) {
+        vf x[CHAINS];
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) {
+            x[c] = vf_load(a + i + c * VL);
+            low[c] = vf_min(low[c], x[c]);
+            high[c] = vf_max(high[c], x[c]);
+        }
+        nan = vm_or(nan, vm_or(vf_unordered(x[0], x[1]), vf_unordered(x[2], x[3])));
     }
     for (; i < k; i += VL) {
         vf x = vf_load_n(a + i, k - i < VL ? k - i : VL);  // what is missing is 0, which every range contains
-        low0 = vf_min(low0, x);
-        high0 = vf_max(high0, x);
+        low[0] = vf_min(low[0], x);
+        high[0] = vf_max(high[0], x);
         nan = vm_or(nan, vf_is_nan(x));
     }
     bool any = vm_bits(nan) != 0;
-    *lo = any ? NAN : vf_hmin(vf_min(low0, low1));
-    *hi = any ? NAN : vf_hmax(vf_max(high0, high1));
+    *lo = any ? NAN : vf_hmin(vf_min(vf_min(low[0], low[1]), vf_min(low[2], low[3])));
+    *hi = any ? NAN : vf_hmax(vf_max(vf_max(high[0], high[1]), vf_max(high[2], high[3])));
 }
 
 /// From t, free of zero points, to y, for `rows` rows of NR columns from row `first` of the block on; t is overwritten.

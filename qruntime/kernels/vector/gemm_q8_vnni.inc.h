@@ -1,10 +1,16 @@
 /// int8 GEMM from vpdpbusd, which adds four products to an int32 and loses nothing. Over the vocabulary of simd_*.h
-/// and gemm_q8.inc.h, with NR = 3 · VL, MR, and
+/// and gemm_q8.inc.h, with NR = 2 or 3 · VL, KR a multiple of 4, QRT_TILE_ROWS = 4 or 8 rows a tile, and
 ///
 ///     vi vi_dot4(vi acc, vi codes, vi weights)      unsigned · signed bytes
-///     vi vi_codes(const uint8_t *a)                 four codes in every lane
 
-enum { KR = 4, VECTORS = NR / VL };
+enum { GROUP = 4, VECTORS = NR / VL, TILE_ROWS = QRT_TILE_ROWS };
+
+/// Four codes in every lane.
+static inline vi vi_codes(const uint8_t *a) {
+    int32_t codes;
+    memcpy(&codes, a, sizeof codes);
+    return vi_set(codes);
+}
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
@@ -15,17 +21,18 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     int8_t *out = panel;
     int64_t i = 0;
     if (n == NR && col_stride_elems == 1)
-        for (; i + KR <= k; i += KR, out += KR * NR) {
+        for (; i + GROUP <= k; i += GROUP, out += GROUP * NR) {
             const int8_t *row = w + i * row_stride_elems;
             for (int j = 0; j < NR; j++)
-                for (int r = 0; r < KR; r++) out[j * KR + r] = row[r * row_stride_elems + j];
+                for (int r = 0; r < GROUP; r++) out[j * GROUP + r] = row[r * row_stride_elems + j];
         }
-    memset(out, 0, (size_t)((k - i + KR - 1) / KR * KR * NR));
-    for (; i < k; i += KR, out += KR * NR) {
-        int64_t rows = k - i < KR ? k - i : KR;
+    int64_t k_padded = (k + KR - 1) / KR * KR;
+    memset(out, 0, (size_t)((k_padded - i) * NR));
+    for (; i < k; i += GROUP, out += GROUP * NR) {
+        int64_t rows = k - i < GROUP ? k - i : GROUP;
         for (int64_t j = 0; j < n; j++)
             for (int64_t r = 0; r < rows; r++)
-                out[j * KR + r] = w[(i + r) * row_stride_elems + j * col_stride_elems];
+                out[j * GROUP + r] = w[(i + r) * row_stride_elems + j * col_stride_elems];
     }
     return true;
 }
@@ -33,12 +40,12 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
 /// acc[rows][NR], `rows` a constant where it is inlined.
 static inline __attribute__((always_inline)) void
 tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc) {
-    vi c[MR][VECTORS];
+    vi c[TILE_ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) c[r][v] = vi_set(0);
-    for (int64_t k = 0; k < k_count; k += KR, b += KR * NR) {
+    for (int64_t k = 0; k < k_count; k += GROUP, b += GROUP * NR) {
         vi w[VECTORS];
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
@@ -55,30 +62,39 @@ tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t 
         for (int v = 0; v < VECTORS; v++) vi_store(acc + r * NR + v * VL, c[r][v]);
 }
 
-/// One row: sums of even and odd steps apart, so that six chains hide the latency that three would show.
+/// One row: the sums of consecutive steps apart, so that many chains hide the latency that few would show.
 static __attribute__((noinline)) void
 tile1(const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc) {
     (void)stride;
-    vi c[2][VECTORS];
+    enum { STEPS = 6 / VECTORS };
+    vi c[STEPS][VECTORS];
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; v++) c[0][v] = c[1][v] = vi_set(0);
+    for (int s = 0; s < STEPS; s++)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++) c[s][v] = vi_set(0);
     int64_t k = 0;
-    for (; k + 2 * KR <= k_count; k += 2 * KR, b += 2 * KR * NR) {
-        vi even = vi_codes(a + k), odd = vi_codes(a + k + KR);
+    for (; k + STEPS * GROUP <= k_count; k += STEPS * GROUP, b += STEPS * GROUP * NR) {
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) {
-            c[0][v] = vi_dot4(c[0][v], even, vi_load((const int32_t *)(const void *)(b + 4 * VL * v)));
-            c[1][v] = vi_dot4(c[1][v], odd, vi_load((const int32_t *)(const void *)(b + KR * NR + 4 * VL * v)));
+        for (int s = 0; s < STEPS; s++) {
+            vi codes = vi_codes(a + k + s * GROUP);
+#pragma GCC unroll 3
+            for (int v = 0; v < VECTORS; v++)
+                c[s][v] = vi_dot4(c[s][v], codes, vi_load((const int32_t *)(const void *)(b + s * GROUP * NR + 4 * VL * v)));
         }
     }
-    if (k < k_count) {
+    for (; k < k_count; k += GROUP, b += GROUP * NR) {
         vi codes = vi_codes(a + k);
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++)
             c[0][v] = vi_dot4(c[0][v], codes, vi_load((const int32_t *)(const void *)(b + 4 * VL * v)));
     }
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; v++) vi_store(acc + v * VL, vi_add(c[0][v], c[1][v]));
+    for (int v = 0; v < VECTORS; v++) {
+        vi sum = c[0][v];
+#pragma GCC unroll 3
+        for (int s = 1; s < STEPS; s++) sum = vi_add(sum, c[s][v]);
+        vi_store(acc + v * VL, sum);
+    }
 }
 
 #define TILE(rows)                                                                                                     \
@@ -97,7 +113,7 @@ TILE(8)
 #endif
 
 typedef void (*tile_fn)(const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc);
-static const tile_fn tiles[MR + 1] = {
+static const tile_fn tiles[TILE_ROWS + 1] = {
     NULL, tile1, tile2, tile3, tile4,
 #if QRT_TILE_ROWS == 8
     tile5, tile6, tile7, tile8,
@@ -108,24 +124,31 @@ static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pane
                 int32_t *acc) {
     const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes + k_first * NR;
     const uint8_t *a = (const uint8_t *)block->a + k_first;
-    for (int r = 0; r < block->num_rows; r += MR) {
-        int rows = block->num_rows - r < MR ? block->num_rows - r : MR;
+    for (int r = 0; r < block->num_rows; r += TILE_ROWS) {
+        int rows = block->num_rows - r < TILE_ROWS ? block->num_rows - r : TILE_ROWS;
         tiles[rows](a + r * block->a_stride_bytes, block->a_stride_bytes, b, k_count, acc + r * NR);
     }
 }
 
-static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
     for (int64_t panel = first; panel < last; panel++) {
         const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
         for (int r = 0; r < block->num_rows;) {
             int left = block->num_rows - r;
             // Two tiles of much the same height rather than a full one and a sliver.
-            int rows = left <= MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
-            int32_t acc[MR * NR];
+            int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
+            int32_t acc[TILE_ROWS * NR];
             tiles[rows]((const uint8_t *)block->a + r * stride, stride, b, w->k_padded, acc);
             finish_tile(w, block, panel, r, rows, acc);
             r += rows;
         }
     }
 }
+
+static const qrt_gemm_q8 vnni_gemm_q8 = {
+    .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
+        .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
+    .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .multiply = multiply_rows, .dot = dot, .finish = finish,
+};

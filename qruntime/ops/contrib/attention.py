@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime.ops.attention import masked_softmax, split_heads
+from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.contrib.quantized_matmul import matmul_integer_to_float
-from qruntime.ops.numerics import checked_shape, require_rank, require_shape, working_dtype
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 _FILTER = -10000.0
 
 
-def mask_bias(op: str, mask: np.ndarray | None, batch: int, queries: int, keys: int, value: float) -> np.ndarray | None:
+def mask_bias(mask: np.ndarray | None, batch: int, queries: int, keys: int, value: float) -> np.ndarray | None:
     """What `mask` adds to scores [B, N, S, T]: `value` where a key is hidden.
 
     Masks are ends [B], ends and starts [2·B], or raw ones: [B, T], [B, S, T], [B, 1, M, M] with M ≥ T.
@@ -37,14 +38,13 @@ def mask_bias(op: str, mask: np.ndarray | None, batch: int, queries: int, keys: 
         seen = mask[:, :, keys - queries : keys, :keys] > 0
     else:
         raise ValueError(
-            f"{op}: the mask must have the shape ({batch},), ({2 * batch},), {(batch, keys)}, {(batch, queries, keys)} "
+            f"the mask must have the shape ({batch},), ({2 * batch},), {(batch, keys)}, {(batch, queries, keys)} "
             f"or ({batch}, 1, M, M) with M ≥ {keys}, got {mask.shape}"
         )
     return np.where(seen, np.float32(0), np.float32(value))
 
 
 def attend(
-    op: str,
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -56,10 +56,10 @@ def attend(
 ) -> np.ndarray:
     """softmax(q · kᵀ · scale + biases) · v of [B, N, S, H], as [B, S, N · Hv]."""
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"{op}: queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
+        raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
-    checked_shape(op, "the scores", (batch, heads, queries, keys))
+    limit_shape((batch, heads, queries, keys), "the scores")
     wide = working_dtype(q.dtype)
     factor = wide.type(scale or (1 / math.sqrt(size) if size else 1))
     scores = np.matmul(q.astype(wide, copy=False), k.astype(wide, copy=False).swapaxes(-1, -2)) * factor
@@ -70,7 +70,7 @@ def attend(
             except ValueError:
                 fits = False
             if not fits:
-                raise ValueError(f"{op}: the attention bias must broadcast to {scores.shape}, got {extra.shape}")
+                raise ValueError(f"the attention bias must broadcast to {scores.shape}, got {extra.shape}")
             scores = scores + extra.astype(wide, copy=False)
     if causal:
         hidden = np.arange(keys) > np.arange(queries)[:, None] + (keys - queries)
@@ -80,7 +80,6 @@ def attend(
 
 
 def _packed(
-    op: str,
     projected: np.ndarray,
     mask: np.ndarray | None,
     past: np.ndarray | None,
@@ -93,21 +92,21 @@ def _packed(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Attention over the last dimension of `projected`, which holds q, k and v; and the grown cache."""
     if num_heads < 1 or any(size % num_heads or size < 0 for size in sizes) or sizes[0] != sizes[1]:
-        raise ValueError(f"{op}: num_heads {num_heads} must divide the hidden sizes {sizes} of q, k (equal) and v")
+        raise ValueError(f"num_heads {num_heads} must divide the hidden sizes {sizes} of q, k (equal) and v")
     parts = np.split(projected, (sizes[0], sizes[0] + sizes[1]), axis=2)
-    q, k, v = (split_heads(op, name, part, num_heads) for name, part in zip("qkv", parts, strict=True))
+    q, k, v = (split_heads(name, part, num_heads) for name, part in zip("qkv", parts, strict=True))
     batch = q.shape[0]
     present = None
     if past is not None:
         if sizes[1] != sizes[2]:
-            raise ValueError(f"{op}: a past needs keys and values of equal size, got {sizes}")
+            raise ValueError(f"a past needs keys and values of equal size, got {sizes}")
         expected = (2, batch, num_heads, past.shape[3] if past.ndim == 5 else 0, k.shape[3])
-        require_shape(op, "past", past, expected)
+        require_shape("past", past, expected)
         k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
     if sizes[1] == sizes[2]:
         present = np.stack([k, v])
-    bias = mask_bias(op, mask, batch, q.shape[2], k.shape[2], filter_value)
-    return attend(op, q, k, v, bias, attention_bias, scale=scale, causal=causal), present
+    bias = mask_bias(mask, batch, q.shape[2], k.shape[2], filter_value)
+    return attend(q, k, v, bias, attention_bias, scale=scale, causal=causal), present
 
 
 @operator("Attention", domain=MICROSOFT)
@@ -130,26 +129,25 @@ def attention(
     rotary_embedding_dim: int = 0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """x [B, S, I], weights [I, 3 · D] and bias of q, k and v side by side → [B, S, D] and present [2, B, N, T, H]."""
-    op = "Attention"
     if do_rotary or past_present_share_buffer:
-        raise ValueError(f"{op}: do_rotary and past_present_share_buffer are not supported")
-    require_rank(op, "the input", x, 3)
-    require_rank(op, "weights", weights, 2)
-    require_shape(op, "bias", bias, weights.shape[1:])
-    sizes = _hidden_sizes(op, weights.shape[1], qkv_hidden_sizes)
+        raise ValueError("do_rotary and past_present_share_buffer are not supported")
+    require_rank("the input", x, 3)
+    require_rank("weights", weights, 2)
+    require_shape("bias", bias, weights.shape[1:])
+    sizes = _hidden_sizes(weights.shape[1], qkv_hidden_sizes)
     projected = standard("MatMul", x, weights)
     if bias is not None:
         projected = projected + bias
     return _packed(
-        op, projected, mask_index, past, attention_bias, num_heads, sizes, unidirectional, scale, mask_filter_value
+        projected, mask_index, past, attention_bias, num_heads, sizes, unidirectional, scale, mask_filter_value
     )
 
 
-def _hidden_sizes(op: str, total: int, sizes: Sequence[int] | None) -> tuple[int, int, int]:
+def _hidden_sizes(total: int, sizes: Sequence[int] | None) -> tuple[int, int, int]:
     if not sizes:
         sizes = (total // 3,) * 3
     if len(sizes) != 3 or sum(sizes) != total or min(sizes) < 0:
-        raise ValueError(f"{op}: the weights have {total} columns, which the hidden sizes {tuple(sizes)} must fill")
+        raise ValueError(f"the weights have {total} columns, which the hidden sizes {tuple(sizes)} must fill")
     return sizes[0], sizes[1], sizes[2]
 
 
@@ -173,25 +171,24 @@ def qattention(
     mask_filter_value: float = _FILTER,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Attention whose input and weights are 8-bit codes; weight parameters per tensor or per column."""
-    op = "QAttention"
     if do_rotary:
-        raise ValueError(f"{op}: do_rotary is not supported")
-    require_rank(op, "the input", x, 3)
-    require_rank(op, "weights", weights, 2)
-    require_shape(op, "bias", bias, weights.shape[1:])
+        raise ValueError("do_rotary is not supported")
+    require_rank("the input", x, 3)
+    require_rank("weights", weights, 2)
+    require_shape("bias", bias, weights.shape[1:])
     projected = matmul_integer_to_float(x, weights, x_scale, weight_scale, x_zero_point, weight_zero_point, bias)
-    sizes = _hidden_sizes(op, weights.shape[1], None)
-    return _packed(op, projected, mask_index, past, None, num_heads, sizes, unidirectional, scale, mask_filter_value)
+    sizes = _hidden_sizes(weights.shape[1], None)
+    return _packed(projected, mask_index, past, None, num_heads, sizes, unidirectional, scale, mask_filter_value)
 
 
 def _with_bias(
-    op: str, bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]
+    bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]
 ) -> list[np.ndarray]:
     """q, k and v [B, N, S, H], with their share of bias [Dq + Dk + Dv]; a cross-attention cache has it already."""
     if bias is None:
         return parts
     widths = [num_heads * part.shape[3] for part in parts]
-    require_shape(op, "bias", bias, (sum(widths),))
+    require_shape("bias", bias, (sum(widths),))
     pieces = np.split(bias, (widths[0], widths[0] + widths[1]))
     return [
         part if is_head else part + piece.reshape(num_heads, 1, part.shape[3])
@@ -219,33 +216,32 @@ def multi_head_attention(
 
     Or query [B, S, N, 3, H] alone, or query and key [B, T, N, 2, H], or key and value [B, N, T, H] as a cache.
     """
-    op = "MultiHeadAttention"
     if num_heads < 1:
-        raise ValueError(f"{op}: num_heads must be positive, got {num_heads}")
+        raise ValueError(f"num_heads must be positive, got {num_heads}")
     cached = False
     if key is None:
-        require_shape(op, "query", query, (*query.shape[:2], num_heads, 3, query.shape[4] if query.ndim == 5 else 0))
+        require_shape("query", query, (*query.shape[:2], num_heads, 3, query.shape[4] if query.ndim == 5 else 0))
         parts = [query[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3)]
     else:
-        require_rank(op, "query", query, 3)
-        q = split_heads(op, "query", query, num_heads)
+        require_rank("query", query, 3)
+        q = split_heads("query", query, num_heads)
         if value is None:
-            require_shape(op, "key", key, (*key.shape[:2], num_heads, 2, q.shape[3]))
+            require_shape("key", key, (*key.shape[:2], num_heads, 2, q.shape[3]))
             parts = [q, *(key[:, :, :, i].transpose(0, 2, 1, 3) for i in range(2))]
         elif key.ndim == 4 and value.ndim == 4:
             parts, cached = [q, key, value], True
         else:
-            require_rank(op, "key", key, 3)
-            require_rank(op, "value", value, 3)
-            parts = [q, split_heads(op, "key", key, num_heads), split_heads(op, "value", value, num_heads)]
-    q, k, v = _with_bias(op, bias, parts, num_heads, [False, cached, cached])
+            require_rank("key", key, 3)
+            require_rank("value", value, 3)
+            parts = [q, split_heads("key", key, num_heads), split_heads("value", value, num_heads)]
+    q, k, v = _with_bias(bias, parts, num_heads, [False, cached, cached])
     if (past_key is None) != (past_value is None):
-        raise ValueError(f"{op}: past_key and past_value come together")
+        raise ValueError("past_key and past_value come together")
     if past_key is not None and past_value is not None:
         for name, past, new in (("past_key", past_key, k), ("past_value", past_value, v)):
-            require_rank(op, name, past, 4)
-            require_shape(op, name, past, (*new.shape[:2], past.shape[2], new.shape[3]))
+            require_rank(name, past, 4)
+            require_shape(name, past, (*new.shape[:2], past.shape[2], new.shape[3]))
         k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
-    mask = mask_bias(op, key_padding_mask, q.shape[0], q.shape[2], k.shape[2], mask_filter_value)
-    y = attend(op, q, k, v, mask, attention_bias, scale=scale, causal=unidirectional)
+    mask = mask_bias(key_padding_mask, q.shape[0], q.shape[2], k.shape[2], mask_filter_value)
+    y = attend(q, k, v, mask, attention_bias, scale=scale, causal=unidirectional)
     return y, np.ascontiguousarray(k), np.ascontiguousarray(v)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime.ops.checks import require_shape
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.contrib.fused_matmul import activated
-from qruntime.ops.numerics import require_shape
 from qruntime.ops.registry import operator
 
 
@@ -34,6 +34,6 @@ def fused_conv(
         strides=strides,
     )  # fmt: skip
     if z is not None:
-        require_shape("FusedConv", "Z", z, y.shape)
+        require_shape("Z", z, y.shape)
         y = y + z
-    return activated("FusedConv", y, activation, *activation_params[:3])
+    return activated(y, activation, *activation_params[:3])

@@ -8,14 +8,14 @@ from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.registry import operator
 
 
-def _arranged(op: str, x: np.ndarray, transpose: int, transpose_batch: int) -> np.ndarray:
+def _arranged(x: np.ndarray, transpose: int, transpose_batch: int) -> np.ndarray:
     """[d0, …, M, K] from what the two attributes say is stored; vectors are never transposed."""
     if x.ndim < 2:
         return x
     if transpose_batch:
         # The first dimension of every matrix lies before the batch: [M, d0, …, K].
         if x.ndim < 3:
-            raise ValueError(f"{op}: a batch can be transposed from rank 3 on, got shape {x.shape}")
+            raise ValueError(f"a batch can be transposed from rank 3 on, got shape {x.shape}")
         x = np.moveaxis(x, 0, -2)
     return x.swapaxes(-1, -2) if transpose else x
 
@@ -32,14 +32,13 @@ def fused_matmul(
     transBatchB: int = 0,
 ) -> np.ndarray:
     """alpha · A′ · B′ as MatMul broadcasts; `trans` swaps the last two dimensions, `transBatch` moves the first one in."""
-    left = _arranged("FusedMatMul", a, transA, transBatchA)
-    right = _arranged("FusedMatMul", b, transB, transBatchB)
+    left = _arranged(a, transA, transBatchA)
+    right = _arranged(b, transB, transBatchB)
     product = standard("MatMul", left, right)
     return np.asarray(product * product.dtype.type(alpha))
 
 
 def activated(
-    op: str,
     y: np.ndarray,
     activation: str,
     alpha: float | None = None,
@@ -55,7 +54,7 @@ def activated(
         return np.minimum(np.maximum(y, y.dtype.type(low)), y.dtype.type(high))
     parameters = {"alpha": alpha, "beta": beta, "gamma": gamma}
     if activation not in _PARAMETERS:
-        raise ValueError(f"{op}: activation {activation!r} is not supported; known are {', '.join(_PARAMETERS)}")
+        raise ValueError(f"activation {activation!r} is not supported; known are {', '.join(_PARAMETERS)}")
     wanted = _PARAMETERS[activation]
     return standard(activation, y, **{name: parameters[name] for name in wanted if parameters[name] is not None})
 
@@ -83,4 +82,4 @@ def fused_gemm(
 ) -> np.ndarray:
     """Gemm, then the activation."""
     y = standard("Gemm", a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
-    return activated("FusedGemm", y, activation, activation_alpha, activation_beta, activation_gamma)
+    return activated(y, activation, activation_alpha, activation_beta, activation_gamma)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ops.contrib.domain import MICROSOFT, standard
-from qruntime.ops.numerics import working_dtype
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 
@@ -13,11 +13,11 @@ from qruntime.ops.registry import operator
 def inverse(x: np.ndarray) -> np.ndarray:
     """Inverses of the matrices x [..., N, N]."""
     if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"Inverse: square matrices are needed, got shape {x.shape}")
+        raise ValueError(f"square matrices are needed, got shape {x.shape}")
     try:
         return np.linalg.inv(x.astype(working_dtype(x.dtype), copy=False)).astype(x.dtype, copy=False)
     except np.linalg.LinAlgError as error:
-        raise ValueError(f"Inverse: {error}") from error
+        raise ValueError(f"{error}") from error
 
 
 @operator("Trilu", domain=MICROSOFT)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ops.checks import limit_shape
 from qruntime.ops.contrib.activations import biased
 from qruntime.ops.contrib.domain import MICROSOFT, standard
-from qruntime.ops.numerics import checked_shape, working_dtype
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 _OP = "MatMulNBits"
@@ -35,17 +36,15 @@ def dequantized(
     """The weight [K, N] in the type of `scales`. Raises ValueError for lengths that do not fit the attributes."""
     if bits not in (2, 4, 8) or K < 1 or N < 1 or block_size < 16 or block_size & (block_size - 1):
         raise ValueError(
-            f"{_OP}: needs bits 2, 4 or 8, K and N above 0 and block_size a power of two from 16 on, "
+            f"needs bits 2, 4 or 8, K and N above 0 and block_size a power of two from 16 on, "
             f"got bits={bits}, K={K}, N={N}, block_size={block_size}"
         )
-    checked_shape(_OP, "the weight", (N, K + block_size))
+    limit_shape((N, K + block_size), "the weight")
     blocks = -(-K // block_size)
     if b.dtype != np.uint8 or b.size != N * blocks * block_size * bits // 8:
-        raise ValueError(
-            f"{_OP}: B must be uint8 [{N}, {blocks}, {block_size * bits // 8}], got {b.dtype} of shape {b.shape}"
-        )
+        raise ValueError(f"B must be uint8 [{N}, {blocks}, {block_size * bits // 8}], got {b.dtype} of shape {b.shape}")
     if scales.size != N * blocks:
-        raise ValueError(f"{_OP}: scales must have {N} × {blocks} values, got shape {scales.shape}")
+        raise ValueError(f"scales must have {N} × {blocks} values, got shape {scales.shape}")
     wide = working_dtype(scales.dtype)
     scale = scales.reshape(N, blocks).astype(wide)
     zero = np.full((N, blocks), 1 << (bits - 1), wide)
@@ -57,7 +56,7 @@ def dequantized(
             zero = zero_points.reshape(N, blocks).astype(wide)
         else:
             raise ValueError(
-                f"{_OP}: zero_points must be uint8 [{N}, {packed}] or {scales.dtype} [{N}, {blocks}], "
+                f"zero_points must be uint8 [{N}, {packed}] or {scales.dtype} [{N}, {blocks}], "
                 f"got {zero_points.dtype} of shape {zero_points.shape}"
             )
     codes = _unpacked(b.reshape(N, blocks * block_size * bits // 8), bits)[:, :K]
@@ -65,10 +64,10 @@ def dequantized(
         group = np.arange(K) // block_size
     else:
         if g_idx.ndim != 1 or g_idx.size < K or g_idx.dtype.kind not in "iu":
-            raise ValueError(f"{_OP}: g_idx must hold {K} integers, got {g_idx.dtype} of shape {g_idx.shape}")
+            raise ValueError(f"g_idx must hold {K} integers, got {g_idx.dtype} of shape {g_idx.shape}")
         group = g_idx[:K].astype(np.int64)
         if group.min() < 0 or group.max() >= blocks:
-            raise ValueError(f"{_OP}: g_idx must lie in [0, {blocks}), got {group.min()} to {group.max()}")
+            raise ValueError(f"g_idx must lie in [0, {blocks}), got {group.min()} to {group.max()}")
     weight = (codes.astype(wide) - zero[:, group]) * scale[:, group]
     return weight.T.astype(scales.dtype, copy=False)
 
@@ -91,8 +90,8 @@ def matmul_nbits(
 ) -> np.ndarray:
     """a [..., K] times the dequantized weight [K, N], plus bias [N]. `accuracy_level` is a hint that needs no heed."""
     if weight_prepacked:
-        raise ValueError(f"{_OP}: weights packed for one machine (weight_prepacked={weight_prepacked}) cannot be read")
+        raise ValueError(f"weights packed for one machine (weight_prepacked={weight_prepacked}) cannot be read")
     weight = dequantized(b, scales, zero_points, g_idx, K=K, N=N, bits=bits, block_size=block_size)
     if a.ndim == 0 or a.shape[-1] != K:
-        raise ValueError(f"{_OP}: the last dimension of A must be {K}, got shape {a.shape}")
-    return biased(_OP, standard("MatMul", a, weight.astype(a.dtype, copy=False)), bias)
+        raise ValueError(f"the last dimension of A must be {K}, got shape {a.shape}")
+    return biased(standard("MatMul", a, weight.astype(a.dtype, copy=False)), bias)

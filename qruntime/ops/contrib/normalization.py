@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ops.checks import normalize_axis, require_rank, require_shape
 from qruntime.ops.contrib.activations import biased
 from qruntime.ops.contrib.domain import MICROSOFT, standard
-from qruntime.ops.numerics import normalized_axis, require_rank, require_shape, working_dtype
+from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import operator
 
 
@@ -14,9 +15,8 @@ def simplified_layer_normalization(
     x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """x over its root mean square on the axes from `axis` on, times scale; also the inverse of that root."""
-    op = "SimplifiedLayerNormalization"
-    axis = normalized_axis(op, axis, x.ndim)
-    require_shape(op, "scale", scale, x.shape[axis:])
+    axis = normalize_axis(axis, x.ndim)
+    require_shape("scale", scale, x.shape[axis:])
     wide = x.astype(working_dtype(x.dtype), copy=False)
     square = np.mean(wide * wide, axis=tuple(range(axis, x.ndim)), keepdims=True)
     inverse = 1 / np.sqrt(square + wide.dtype.type(epsilon))
@@ -27,11 +27,11 @@ for _domain in ("", MICROSOFT):  # ONNX Runtime writes it into the standard doma
     operator("SimplifiedLayerNormalization", domain=_domain)(simplified_layer_normalization)
 
 
-def _sum(op: str, x: np.ndarray, skip: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    require_rank(op, "the input", x, 2, 3)
+def _sum(x: np.ndarray, skip: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    require_rank("the input", x, 2, 3)
     if skip.shape not in (x.shape, (1, *x.shape[1:]), x.shape[1:]) or skip.dtype != x.dtype:
-        raise ValueError(f"{op}: skip must be {x.dtype} of shape {x.shape}, got {skip.dtype} of shape {skip.shape}")
-    return biased(op, x, bias) + skip
+        raise ValueError(f"skip must be {x.dtype} of shape {x.shape}, got {skip.dtype} of shape {skip.shape}")
+    return biased(x, bias) + skip
 
 
 @operator("SkipLayerNormalization", domain=MICROSOFT)
@@ -45,9 +45,9 @@ def skip_layer_normalization(
     epsilon: float = 1e-12,
 ) -> tuple[np.ndarray, ...]:
     """LayerNormalization of x + skip + bias [..., N]; mean; 1 / deviation; x + skip + bias."""
-    total = _sum("SkipLayerNormalization", x, skip, bias)
-    require_shape("SkipLayerNormalization", "gamma", gamma, total.shape[-1:])
-    require_shape("SkipLayerNormalization", "beta", beta, total.shape[-1:])
+    total = _sum(x, skip, bias)
+    require_shape("gamma", gamma, total.shape[-1:])
+    require_shape("beta", beta, total.shape[-1:])
     return (*standard("LayerNormalization", total, gamma, beta, epsilon=epsilon), total)
 
 
@@ -56,7 +56,7 @@ def skip_simplified_layer_normalization(
     x: np.ndarray, skip: np.ndarray, gamma: np.ndarray, bias: np.ndarray | None = None, *, epsilon: float = 1e-12
 ) -> tuple[np.ndarray, ...]:
     """RMS normalization of x + skip + bias [..., N]; an unused mean; 1 / root mean square; x + skip + bias."""
-    total = _sum("SkipSimplifiedLayerNormalization", x, skip, bias)
+    total = _sum(x, skip, bias)
     y, inverse = simplified_layer_normalization(total, gamma, epsilon=epsilon)
     return y, np.zeros_like(inverse), inverse, total
 
@@ -77,24 +77,23 @@ def embed_layer_normalization(
     mask_index_type: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """Word, position and segment embeddings of ids [B, S], added and normalized [B, S, N]; mask index [B]; the sum."""
-    op = "EmbedLayerNormalization"
-    require_rank(op, "input_ids", input_ids, 2)
+    require_rank("input_ids", input_ids, 2)
     batch, length = input_ids.shape
     if position_ids is None:
         position_ids = np.arange(length)[None]
     elif position_ids.shape not in ((1, length), (batch, length)):
-        raise ValueError(f"{op}: position_ids must have the shape {(batch, length)}, got {position_ids.shape}")
-    total = _rows(op, "word", word_embedding, input_ids) + _rows(op, "position", position_embedding, position_ids)
+        raise ValueError(f"position_ids must have the shape {(batch, length)}, got {position_ids.shape}")
+    total = _rows("word", word_embedding, input_ids) + _rows("position", position_embedding, position_ids)
     if segment_ids is not None and segment_embedding is not None:
-        require_shape(op, "segment_ids", segment_ids, input_ids.shape)
-        total = total + _rows(op, "segment", segment_embedding, segment_ids)
-    require_shape(op, "mask", mask, input_ids.shape)
+        require_shape("segment_ids", segment_ids, input_ids.shape)
+        total = total + _rows("segment", segment_embedding, segment_ids)
+    require_shape("mask", mask, input_ids.shape)
     counts = np.zeros(batch, np.int32) if mask is None else (mask == 1).sum(axis=1, dtype=np.int32)
     return standard("LayerNormalization", total, gamma, beta, epsilon=epsilon)[0], counts, total
 
 
-def _rows(op: str, name: str, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    require_rank(op, f"the {name} embedding", table, 2)
+def _rows(name: str, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    require_rank(f"the {name} embedding", table, 2)
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
-        raise IndexError(f"{op}: {name} ids must lie in [0, {table.shape[0]}), got {ids.min()} to {ids.max()}")
+        raise IndexError(f"{name} ids must lie in [0, {table.shape[0]}), got {ids.min()} to {ids.max()}")
     return table[ids.astype(np.int64)]

@@ -14,21 +14,21 @@ _UINT8 = 2
 """Code of the ONNX element type."""
 
 
-def _real(op: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
-    _check_parameters(op, scale, zero_point)
+def _real(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+    _check_parameters(scale, zero_point)
     return standard("DequantizeLinear", q, scale.reshape(()), None if zero_point is None else zero_point.reshape(()))
 
 
-def _codes(op: str, y: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
-    _check_parameters(op, scale, zero_point)
+def _codes(y: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+    _check_parameters(scale, zero_point)
     zero = np.zeros((), dtype) if zero_point is None else zero_point.reshape(())
     return standard("QuantizeLinear", y.astype(np.float32, copy=False), scale.reshape(()), zero)
 
 
-def _check_parameters(op: str, scale: np.ndarray, zero_point: np.ndarray | None) -> None:
+def _check_parameters(scale: np.ndarray, zero_point: np.ndarray | None) -> None:
     if scale.size != 1 or (zero_point is not None and zero_point.size != 1):
         shapes = scale.shape, None if zero_point is None else zero_point.shape
-        raise ValueError(f"{op}: scales and zero points must be one value each, got shapes {shapes}")
+        raise ValueError(f"scales and zero points must be one value each, got shapes {shapes}")
 
 
 @operator("QuantizeLinear", domain=MICROSOFT)
@@ -70,8 +70,8 @@ def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.nd
         c_zero_point: np.ndarray | None = None,
     ) -> np.ndarray:
         """Two quantized tensors, broadcast; all parameters are single values."""
-        y = function(_real(op, a, a_scale, a_zero_point), _real(op, b, b_scale, b_zero_point))
-        return _codes(op, y, c_scale, c_zero_point, a.dtype)
+        y = function(_real(a, a_scale, a_zero_point), _real(b, b_scale, b_zero_point))
+        return _codes(y, c_scale, c_zero_point, a.dtype)
 
 
 _register_binary("QLinearAdd", np.add)
@@ -87,8 +87,8 @@ def qlinear_sigmoid(
     y_zero_point: np.ndarray | None = None,
 ) -> np.ndarray:
     """Sigmoid of a quantized tensor."""
-    y = standard("Sigmoid", _real("QLinearSigmoid", x, x_scale, x_zero_point))
-    return _codes("QLinearSigmoid", y, y_scale, y_zero_point, x.dtype)
+    y = standard("Sigmoid", _real(x, x_scale, x_zero_point))
+    return _codes(y, y_scale, y_zero_point, x.dtype)
 
 
 @operator("QLinearLeakyRelu", domain=MICROSOFT)
@@ -102,8 +102,8 @@ def qlinear_leaky_relu(
     alpha: float = 0.01,
 ) -> np.ndarray:
     """LeakyRelu of a quantized tensor."""
-    y = standard("LeakyRelu", _real("QLinearLeakyRelu", x, x_scale, x_zero_point), alpha=alpha)
-    return _codes("QLinearLeakyRelu", y, y_scale, y_zero_point, x.dtype)
+    y = standard("LeakyRelu", _real(x, x_scale, x_zero_point), alpha=alpha)
+    return _codes(y, y_scale, y_zero_point, x.dtype)
 
 
 @operator("QLinearSoftmax", domain=MICROSOFT)
@@ -118,16 +118,16 @@ def qlinear_softmax(
     opset: int = 13,
 ) -> np.ndarray:
     """Softmax of a quantized tensor; before opset 13 over all axes from `axis` on together."""
-    real = _real("QLinearSoftmax", x, x_scale, x_zero_point)
+    real = _real(x, x_scale, x_zero_point)
     if opset < 13:
         if not -x.ndim <= axis <= x.ndim:
-            raise ValueError(f"QLinearSoftmax: axis {axis} is outside [{-x.ndim}, {x.ndim}]")
+            raise ValueError(f"axis {axis} is outside [{-x.ndim}, {x.ndim}]")
         first = axis + x.ndim if axis < 0 else axis
         rows = int(np.prod(x.shape[:first], dtype=np.int64))
         y = standard("Softmax", real.reshape(rows, x.size // rows if rows else 0), axis=-1).reshape(x.shape)
     else:
         y = standard("Softmax", real, axis=axis)
-    return _codes("QLinearSoftmax", y, y_scale, y_zero_point, x.dtype)
+    return _codes(y, y_scale, y_zero_point, x.dtype)
 
 
 def _channels_first(x: np.ndarray, channels_last: int) -> np.ndarray:
@@ -155,12 +155,12 @@ def qlinear_average_pool(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """AveragePool of a quantized tensor (N, C, *spatial), or (N, *spatial, C) with `channels_last`."""
-    real = _channels_first(_real("QLinearAveragePool", x, x_scale, x_zero_point), channels_last)
+    real = _channels_first(_real(x, x_scale, x_zero_point), channels_last)
     y = standard(
         "AveragePool", real, kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode,
         count_include_pad=count_include_pad, pads=pads, strides=strides,
     )  # fmt: skip
-    return _codes("QLinearAveragePool", _channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
+    return _codes(_channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
 
 
 @operator("QLinearGlobalAveragePool", domain=MICROSOFT)
@@ -174,16 +174,14 @@ def qlinear_global_average_pool(
     channels_last: int = 0,
 ) -> np.ndarray:
     """GlobalAveragePool of a quantized tensor (N, C, *spatial), or (N, *spatial, C) with `channels_last`."""
-    op = "QLinearGlobalAveragePool"
-    y = standard("GlobalAveragePool", _channels_first(_real(op, x, x_scale, x_zero_point), channels_last))
-    return _codes(op, _channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
+    y = standard("GlobalAveragePool", _channels_first(_real(x, x_scale, x_zero_point), channels_last))
+    return _codes(_channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
 
 
 @operator("QLinearConcat", domain=MICROSOFT)
 def qlinear_concat(y_scale: np.ndarray, y_zero_point: np.ndarray, *tensors: np.ndarray, axis: int) -> np.ndarray:
     """Quantized tensors, each followed by its scale and zero point, joined along `axis`."""
-    op = "QLinearConcat"
     if not tensors or len(tensors) % 3:
-        raise ValueError(f"{op}: needs triples of tensor, scale and zero point, got {len(tensors)} inputs")
-    parts = [_real(op, *tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
-    return _codes(op, standard("Concat", *parts, axis=axis), y_scale, y_zero_point, tensors[0].dtype)
+        raise ValueError(f"needs triples of tensor, scale and zero point, got {len(tensors)} inputs")
+    parts = [_real(*tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
+    return _codes(standard("Concat", *parts, axis=axis), y_scale, y_zero_point, tensors[0].dtype)

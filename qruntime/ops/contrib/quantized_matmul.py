@@ -62,15 +62,14 @@ def matmul_integer_to_float(
     bias: np.ndarray | None = None,
 ) -> np.ndarray:
     """MatMulInteger times the scales, plus bias [N]; b's parameters per tensor or per column."""
-    op = "MatMulIntegerToFloat"
     if a_scale.size != 1 or (a_zero_point is not None and a_zero_point.size != 1):
-        raise ValueError(f"{op}: a_scale and a_zero_point must be one value each, got a_scale of shape {a_scale.shape}")
+        raise ValueError(f"a_scale and a_zero_point must be one value each, got a_scale of shape {a_scale.shape}")
     total = standard("MatMulInteger", a, b, None if a_zero_point is None else a_zero_point.reshape(()), b_zero_point)
     columns = total.shape[-1] if total.ndim else 1
     if b_scale.size not in (1, columns):
-        raise ValueError(f"{op}: b_scale must have 1 or {columns} values, got shape {b_scale.shape}")
+        raise ValueError(f"b_scale must have 1 or {columns} values, got shape {b_scale.shape}")
     scale = a_scale.reshape(()) * (b_scale.reshape(()) if b_scale.size == 1 else b_scale.reshape(-1))
-    return biased(op, np.asarray(total.astype(scale.dtype) * scale), bias)
+    return biased(np.asarray(total.astype(scale.dtype) * scale), bias)
 
 
 @operator("DynamicQuantizeMatMul", domain=MICROSOFT)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.quantized_matmul import int8_codes, parameters
-from qruntime.ops.numerics import require_rank
 from qruntime.ops.registry import find, operator
 
 
@@ -19,18 +19,15 @@ def lstm_weight(
 
     Raises ValueError when a length or element type does not fit.
     """
-    op = "DynamicQuantizeLSTM"
-    require_rank(op, name, q, 3)
+    require_rank(name, q, 3)
     if q.shape[0] != directions:
-        raise ValueError(f"{op}: {name} must have the shape [{directions}, …, 4 · hidden_size], got {q.shape}")
+        raise ValueError(f"{name} must have the shape [{directions}, …, 4 · hidden_size], got {q.shape}")
     allowed = {(directions,), (directions, 1), (directions, q.shape[2])}
     for what, value in (("scale", scale), ("zero point", zero_point)):
         if value is not None and value.shape not in allowed:
-            raise ValueError(
-                f"{op}: the {what} of {name} must have one of the shapes {sorted(allowed)}, got {value.shape}"
-            )
+            raise ValueError(f"the {what} of {name} must have one of the shapes {sorted(allowed)}, got {value.shape}")
     if zero_point is not None and zero_point.size != scale.size:
-        raise ValueError(f"{op}: scale {scale.shape} and zero point {zero_point.shape} of {name} differ")
+        raise ValueError(f"scale {scale.shape} and zero point {zero_point.shape} of {name} differ")
     flat_scale, flat_zero = parameters(q, scale, zero_point, (directions, directions * q.shape[2]))
     codes = int8_codes(q).swapaxes(1, 2)
     return codes, flat_scale.reshape(directions, -1), flat_zero.reshape(directions, -1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT
-from qruntime.ops.numerics import require_rank
 from qruntime.ops.registry import operator
 
 
@@ -23,37 +23,32 @@ def rotary_embedding(
     scale: float = 1.0,
 ) -> np.ndarray:
     """x [B, S, N·H] or [B, N, S, H] turned by the angles of its positions; position_ids [1] (an offset) or [B, S]."""
-    op = "RotaryEmbedding"
-    require_rank(op, "the input", x, 3, 4)
-    require_rank(op, "cos_cache", cos_cache, 2)
+    require_rank("the input", x, 3, 4)
+    require_rank("cos_cache", cos_cache, 2)
     half = cos_cache.shape[1]
     if cos_cache.shape != sin_cache.shape or not half:
-        raise ValueError(f"{op}: the caches must have one shape, got {cos_cache.shape} and {sin_cache.shape}")
+        raise ValueError(f"the caches must have one shape, got {cos_cache.shape} and {sin_cache.shape}")
     if x.ndim == 4:
         heads = x.transpose(0, 2, 1, 3)
     else:
         if rotary_embedding_dim and not num_heads:
-            raise ValueError(f"{op}: num_heads must be given together with rotary_embedding_dim")
+            raise ValueError("num_heads must be given together with rotary_embedding_dim")
         size = x.shape[2] // num_heads if num_heads > 0 else 2 * half
         if not size or x.shape[2] % size or (num_heads > 0 and x.shape[2] % num_heads):
-            raise ValueError(f"{op}: the last dimension {x.shape[2]} cannot be split into heads of {size}")
+            raise ValueError(f"the last dimension {x.shape[2]} cannot be split into heads of {size}")
         heads = x.reshape(*x.shape[:2], x.shape[2] // size, size)
     batch, length, _, size = heads.shape
     turned = rotary_embedding_dim or 2 * half
     if turned != 2 * half or turned > size:
-        raise ValueError(
-            f"{op}: caches of width {half} turn {2 * half} of the {size} values of a head, asked are {turned}"
-        )
+        raise ValueError(f"caches of width {half} turn {2 * half} of the {size} values of a head, asked are {turned}")
     if position_ids.size == 1:
         positions = np.broadcast_to(position_ids.reshape(()) + np.arange(length), (batch, length))
     elif position_ids.shape == (batch, length):
         positions = position_ids
     else:
-        raise ValueError(f"{op}: position_ids must have the shape (1,) or {(batch, length)}, got {position_ids.shape}")
+        raise ValueError(f"position_ids must have the shape (1,) or {(batch, length)}, got {position_ids.shape}")
     if positions.size and not 0 <= int(positions.min()) <= int(positions.max()) < cos_cache.shape[0]:
-        raise IndexError(
-            f"{op}: positions must lie in [0, {cos_cache.shape[0]}), got {positions.min()} to {positions.max()}"
-        )
+        raise IndexError(f"positions must lie in [0, {cos_cache.shape[0]}), got {positions.min()} to {positions.max()}")
     cos, sin = (cache[positions][:, :, None] for cache in (cos_cache, sin_cache))
     if interleaved:
         first, second = heads[..., 0:turned:2], heads[..., 1:turned:2]

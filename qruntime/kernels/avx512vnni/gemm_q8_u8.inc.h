@@ -1,0 +1,46 @@
+/// What int8 GEMMs of unsigned codes need of AVX512-VNNI, inside the region of simd_avx512.h.
+
+static inline __m512i codes_of(const float *a, __mmask16 valid, __m512 inverse_scale, __m512i zero_point) {
+    __m512 x = _mm512_maskz_loadu_ps(valid, a);
+    return _mm512_maskz_add_epi32(valid, _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse_scale)), zero_point);
+}
+
+/// Up to 64 codes: the two packs saturate to 0 … 255 and leave groups of four bytes in the order of their lanes.
+static inline __m512i codes_of_64(const float *a, uint64_t valid, __m512 inverse_scale, __m512i zero_point) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i c0 = codes_of(a, (__mmask16)valid, inverse_scale, zero_point);
+    __m512i c1 = codes_of(a + 16, (__mmask16)(valid >> 16), inverse_scale, zero_point);
+    __m512i c2 = codes_of(a + 32, (__mmask16)(valid >> 32), inverse_scale, zero_point);
+    __m512i c3 = codes_of(a + 48, (__mmask16)(valid >> 48), inverse_scale, zero_point);
+    __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(c0, c1), _mm512_packs_epi32(c2, c3));
+    return _mm512_permutexvar_epi32(order, bytes);
+}
+
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                     void *packed, int64_t *sum) {
+    uint8_t *q = packed;
+    __m512 inverse = _mm512_set1_ps(inverse_scale);
+    __m512i zero = _mm512_set1_epi32(zero_point), total = _mm512_setzero_si512();
+    int64_t i = 0;
+    for (; i + 64 <= k; i += 64) {
+        __m512i codes = codes_of_64(a + i, ~(uint64_t)0, inverse, zero);
+        _mm512_storeu_si512(q + i, codes);
+        total = _mm512_add_epi64(total, _mm512_sad_epu8(codes, _mm512_setzero_si512()));
+    }
+    for (; i < k_padded; i += 64) {
+        uint64_t valid = i < k ? ((uint64_t)1 << (k - i)) - 1 : 0;
+        int64_t bytes = k_padded - i;
+        __m512i codes = codes_of_64(a + i, valid, inverse, zero);
+        _mm512_mask_storeu_epi8(q + i, bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0, codes);
+        total = _mm512_add_epi64(total, _mm512_sad_epu8(codes, _mm512_setzero_si512()));
+    }
+    if (sum) *sum = _mm512_reduce_add_epi64(total);
+}
+
+/// By hand, so that the region of simd_avx512.h needs no further target.
+#ifndef QRT_EMULATE_VNNI
+static inline vi vi_dot4(vi acc, vi codes, vi weights) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "vm"(weights));
+    return acc;
+}
+#endif

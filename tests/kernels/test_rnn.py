@@ -314,6 +314,19 @@ def test_any_shape(
         check_quantized(layer, lengths=lengths, threads=threads, **feeds)
 
 
+@pytest.mark.parametrize(("op", "variant"), LAYER_KINDS)
+@pytest.mark.parametrize("mode", [FLOAT, PER_TOKEN, PER_TENSOR])
+@pytest.mark.parametrize("batch", [1, 3, 9])
+def test_threads_share_a_step(rung: str, op: str, variant: int, mode: int, batch: int) -> None:
+    """Large enough for threads to split the columns of one step, or the rows of a batch."""
+    layer = Layer(op, 40, 700 if op == "rnn" else 390, variant=variant, mode=mode)
+    data, packed, lengths = layer.data(3, batch), layer.packed(), [3, 1, 2, 3, 0, 3, 3, 2, 1][:batch]
+    alone = layer.run(lengths=lengths, packed=packed, **data)
+    for threads in (2, 3):
+        for a, b in zip(layer.run(lengths=lengths, packed=packed, threads=threads, **data), alone, strict=True):
+            assert np.array_equal(a, b)
+
+
 # ------------------------------------------------------------------------------------------------ int8
 
 

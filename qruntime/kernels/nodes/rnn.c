@@ -34,10 +34,16 @@ enum { REVERSE = 1, BIDIRECTIONAL = 2 };
 enum { Y, Y_H, Y_C };
 
 /// The input product of long sequences is made in blocks of steps, which stay in cache until they are used.
-enum { BLOCK_FLOATS = 1 << 18, BLOCK_MIN_ROWS = 64 };
+enum { BLOCK_FLOATS = 1 << 17, BLOCK_MIN_ROWS = 32 };
 
 /// Fewer multiply-adds than this are not worth waking a thread.
 enum { MIN_PARALLEL_WORK = 1 << 18 };
+
+/// Every group reads all of R at every step: with fewer rows than this, threads better share its columns.
+enum { MIN_GROUP_ROWS = 4 };
+
+/// Gates of one step below which another thread would come too late to help.
+enum { MIN_PARALLEL_GATES = 1 << 12 };
 
 typedef enum { LSTM, GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN } cell_kind;
 
@@ -68,6 +74,8 @@ typedef struct {
     char *scratch;
     size_t task_scratch_bytes;
     int64_t num_groups, group_rows;    ///< rows are independent: each group runs through the block on its own
+    qrt_run *splitting;                ///< not NULL: there is one group, and threads share the columns of each step
+    qrt_status status;                 ///< of steps that are shared
 } layer;
 
 static bool fits(linear l, int64_t k, int64_t n) {
@@ -83,9 +91,9 @@ static size_t linear_scratch_bytes(linear l, int64_t m) {
     return l.mode < 0 || !l.weights ? 0 : qrt_q8_scratch_bytes(l.weights, m);
 }
 
-static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m, float *y,
-                                  int64_t ldy) {
-    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, NULL, 0};
+static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m,
+                                  const float *residual, int64_t ldr, float *y, int64_t ldy) {
+    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, residual, ldr};
     if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
     return qrt_q8_linear(l.weights, run, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy);
 }
@@ -97,6 +105,17 @@ static void linear_serial(linear l, const float *a, int64_t lda, int64_t m, cons
         qrt_f32_linear_serial(l.weights, a, lda, m, &epilogue, y, ldy);
     else
         qrt_q8_linear_serial(l.weights, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy, scratch);
+}
+
+/// A product of one step.
+static void multiply(layer *l, linear w, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,
+                     float *y, void *scratch) {
+    if (!l->splitting) {
+        linear_serial(w, a, lda, m, residual, ldr, y, l->gates, scratch);
+        return;
+    }
+    qrt_status status = linear_parallel(w, l->splitting, a, lda, m, residual, ldr, y, l->gates);
+    if (status != QRT_OK) l->status = status;
 }
 
 static bool is_reverse(const layer *l, int direction) { return l->first_direction + direction == 1; }
@@ -118,51 +137,49 @@ static qrt_status project(const layer *l, qrt_run *run, int direction) {
     float *out = l->projected[direction];
     if (!l->batch_first || steps == l->time) {
         const float *x = l->batch_first ? l->x : l->x + first * l->batch * l->input;
-        return linear_parallel(w, run, x, l->input, steps * l->batch, out, l->gates);
+        return linear_parallel(w, run, x, l->input, steps * l->batch, NULL, 0, out, l->gates);
     }
     const float *x = l->x + first * l->input;
     int64_t sequence = l->time * l->input;
     qrt_status status = QRT_OK;
     if (steps >= l->batch)
         for (int64_t b = 0; b < l->batch && status == QRT_OK; b++)
-            status = linear_parallel(w, run, x + b * sequence, l->input, steps, out + b * l->projected_row_stride,
-                                     l->gates);
+            status = linear_parallel(w, run, x + b * sequence, l->input, steps, NULL, 0,
+                                     out + b * l->projected_row_stride, l->gates);
     else
         for (int64_t s = 0; s < steps && status == QRT_OK; s++)
-            status = linear_parallel(w, run, x + s * l->input, sequence, l->batch, out + s * l->gates,
+            status = linear_parallel(w, run, x + s * l->input, sequence, l->batch, NULL, 0, out + s * l->gates,
                                      l->projected_row_stride);
     return status;
 }
 
-/// One step of rows begin … end−1, whose input products start at `projected`.
-static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_t end, const float *projected,
-                 void *scratch) {
+/// One step of rows begin … end−1, whose input products start at `x`.
+typedef struct {
+    layer *l;
+    int direction;
+    int64_t t, begin, end;
+    const float *x;
+    int64_t rows_per_task;
+} step;
+
+/// Gates and state of some rows, once the products are there.
+static void update_rows(void *context, int64_t task) {
+    const step *s = context;
+    const layer *l = s->l;
     const qrt_rnn *cells = &qrt_kernels.rnn;
-    const int64_t hidden = l->hidden, gates = l->gates, rows = end - begin;
-    const int64_t x_stride = l->projected_row_stride, h_stride = l->state_row_stride;
-    const int64_t first_row = direction * l->batch + begin;
-    const int64_t first_state = direction * l->state_direction_stride + begin * h_stride;
-    const float *x = projected + begin * x_stride;
-    float *product = l->products + first_row * gates, *reset_h = l->reset_h + first_row * hidden;
-    float *h = l->h + first_state;
-    const float *residual = l->kind == GRU_RESET_AFTER ? NULL : x;
-
-    linear_serial(l->r[direction], h, h_stride, rows, residual, x_stride, product, gates, scratch);
-    if (l->kind == GRU_RESET_BEFORE) {
-        for (int64_t i = 0; i < rows; i++)
-            cells->gru_reset(product + i * gates, hidden, l->clip, h + i * h_stride, reset_h + i * hidden);
-        linear_serial(l->r_candidate[direction], reset_h, hidden, rows, x + 2 * hidden, x_stride, product + 2 * hidden,
-                      gates, scratch);
-    }
-
-    const float *peepholes = l->peepholes ? l->peepholes + direction * 3 * hidden : NULL;
+    const int64_t hidden = l->hidden, gates = l->gates;
+    const float *peepholes = l->peepholes ? l->peepholes + s->direction * 3 * hidden : NULL;
     const qrt_lstm_options options = {peepholes, l->clip, l->variant & 1};
-    const bool relu = l->variant >> direction & 1;
-    for (int64_t i = 0; i < rows; i++, x += x_stride, product += gates, h += h_stride) {
-        if (!is_running(l, begin + i, t)) continue;
-        float *y = y_row(l, direction, t, begin + i);
+    const bool relu = l->variant >> s->direction & 1;
+    int64_t first = s->begin + task * s->rows_per_task, last = first + s->rows_per_task;
+    for (int64_t b = first; b < last && b < s->end; b++) {
+        if (!is_running(l, b, s->t)) continue;
+        int64_t state = s->direction * l->state_direction_stride + b * l->state_row_stride;
+        const float *x = s->x + (b - s->begin) * l->projected_row_stride;
+        float *product = l->products + (s->direction * l->batch + b) * gates;
+        float *h = l->h + state, *y = y_row(l, s->direction, s->t, b);
         switch (l->kind) {
-        case LSTM: cells->lstm(product, hidden, &options, l->c + first_state + i * h_stride, h, y); break;
+        case LSTM: cells->lstm(product, hidden, &options, l->c + state, h, y); break;
         case GRU_RESET_AFTER: cells->gru_reset_after(x, product, hidden, l->clip, h, y); break;
         case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h, y); break;
         case RNN: (relu ? cells->rnn_relu : cells->rnn_tanh)(product, hidden, l->clip, h, y); break;
@@ -170,9 +187,31 @@ static void step(const layer *l, int direction, int64_t t, int64_t begin, int64_
     }
 }
 
+static void run_step(step *s, void *scratch) {
+    layer *l = s->l;
+    const int64_t hidden = l->hidden, gates = l->gates, rows = s->end - s->begin;
+    const int64_t x_stride = l->projected_row_stride, h_stride = l->state_row_stride;
+    const int64_t first_row = s->direction * l->batch + s->begin;
+    float *product = l->products + first_row * gates;
+    float *h = l->h + s->direction * l->state_direction_stride + s->begin * h_stride;
+    const float *residual = l->kind == GRU_RESET_AFTER ? NULL : s->x;
+
+    multiply(l, l->r[s->direction], h, h_stride, rows, residual, x_stride, product, scratch);
+    if (l->kind == GRU_RESET_BEFORE) {
+        float *reset_h = l->reset_h + first_row * hidden;
+        for (int64_t i = 0; i < rows; i++)
+            qrt_kernels.rnn.gru_reset(product + i * gates, hidden, l->clip, h + i * h_stride, reset_h + i * hidden);
+        multiply(l, l->r_candidate[s->direction], reset_h, hidden, rows, s->x + 2 * hidden, x_stride,
+                 product + 2 * hidden, scratch);
+    }
+    int threads = l->splitting && rows * gates >= MIN_PARALLEL_GATES ? l->splitting->num_threads : 1;
+    s->rows_per_task = (rows + threads - 1) / threads;
+    qrt_parallel_for(threads, (rows + s->rows_per_task - 1) / s->rows_per_task, update_rows, s);
+}
+
 /// Task of one direction and one group of rows: all steps of the block.
 static void run_group(void *context, int64_t task) {
-    const layer *l = context;
+    layer *l = context;
     int direction = (int)(task / l->num_groups);
     bool reverse = is_reverse(l, direction);
     int64_t group_begin = task % l->num_groups * l->group_rows, group_end = group_begin + l->group_rows;
@@ -190,8 +229,10 @@ static void run_group(void *context, int64_t task) {
         if (l->lengths && l->y)
             for (int64_t b = group_begin; b < group_end; b++)
                 if (!is_running(l, b, t)) memset(y_row(l, direction, t, b), 0, (size_t)l->hidden * sizeof(float));
-        if (begin < end)
-            step(l, direction, t, begin, end, l->projected[direction] + local * l->projected_time_stride, scratch);
+        if (begin == end) continue;
+        const float *x = l->projected[direction] + local * l->projected_time_stride;
+        step now = {l, direction, t, begin, end, x + begin * l->projected_row_stride, 0};
+        run_step(&now, scratch);
     }
 }
 
@@ -276,7 +317,7 @@ static void divide(layer *l, int num_threads) {
     l->block_steps = steps;
 
     int64_t groups = num_threads / l->num_directions;
-    if (groups > l->batch / 4) groups = l->batch / 4;
+    if (groups > l->batch / MIN_GROUP_ROWS) groups = l->batch / MIN_GROUP_ROWS;
     double work = (double)steps * (double)l->batch * (double)l->hidden * (double)l->gates;
     if (groups < 1 || h_per_tensor || work < MIN_PARALLEL_WORK) groups = 1;
     l->group_rows = (l->batch + groups - 1) / groups;
@@ -305,7 +346,10 @@ static qrt_status run_blocks(layer *l, qrt_run *run) {
             qrt_status status = project(l, run, d);
             if (status != QRT_OK) return status;
         }
-        qrt_parallel_for(num_threads, l->num_directions * l->num_groups, run_group, l);
+        int64_t tasks = l->num_directions * l->num_groups;
+        l->splitting = tasks == 1 && num_threads > 1 ? run : NULL;
+        qrt_parallel_for(num_threads, tasks, run_group, l);
+        if (l->status != QRT_OK) return l->status;
     }
     return QRT_OK;
 }

@@ -14,20 +14,35 @@ static inline vi vi_codes(const uint8_t *a) {
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
+/// Four rows of 16 columns as 16 groups of four, with what every x86-64 has.
+static inline void interleave_16(const int8_t *row, int64_t stride, int8_t *out) {
+    __m128i r0 = _mm_loadu_si128((const __m128i *)row), r1 = _mm_loadu_si128((const __m128i *)(row + stride));
+    __m128i r2 = _mm_loadu_si128((const __m128i *)(row + 2 * stride));
+    __m128i r3 = _mm_loadu_si128((const __m128i *)(row + 3 * stride));
+    __m128i low01 = _mm_unpacklo_epi8(r0, r1), high01 = _mm_unpackhi_epi8(r0, r1);
+    __m128i low23 = _mm_unpacklo_epi8(r2, r3), high23 = _mm_unpackhi_epi8(r2, r3);
+    _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi16(low01, low23));
+    _mm_storeu_si128((__m128i *)(out + 16), _mm_unpackhi_epi16(low01, low23));
+    _mm_storeu_si128((__m128i *)(out + 32), _mm_unpacklo_epi16(high01, high23));
+    _mm_storeu_si128((__m128i *)(out + 48), _mm_unpackhi_epi16(high01, high23));
+}
+
 /// [k / 4][NR][4]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        const int32_t *zero_points, void *panel) {
     (void)zero_points;
     int8_t *out = panel;
-    int64_t i = 0;
-    if (n == NR && col_stride_elems == 1)
-        for (; i + GROUP <= k; i += GROUP, out += GROUP * NR) {
-            const int8_t *row = w + i * row_stride_elems;
-            for (int j = 0; j < NR; j++)
-                for (int r = 0; r < GROUP; r++) out[j * GROUP + r] = row[r * row_stride_elems + j];
-        }
-    int64_t k_padded = (k + KR - 1) / KR * KR;
-    memset(out, 0, (size_t)((k_padded - i) * NR));
+    int64_t i = 0, by_rows = n == NR && col_stride_elems == 1, by_columns = row_stride_elems == 1;
+    for (; by_rows && i + GROUP <= k; i += GROUP, out += GROUP * NR) {
+        const int8_t *row = w + i * row_stride_elems;
+        int j = 0;
+        for (; j + 16 <= NR; j += 16) interleave_16(row + j, row_stride_elems, out + j * GROUP);
+        for (; j < NR; j++)
+            for (int r = 0; r < GROUP; r++) out[j * GROUP + r] = row[r * row_stride_elems + j];
+    }
+    memset(out, 0, (size_t)(((k + KR - 1) / KR * KR - i) * NR));
+    for (; by_columns && i + GROUP <= k; i += GROUP, out += GROUP * NR)
+        for (int64_t j = 0; j < n; j++) memcpy(out + j * GROUP, w + j * col_stride_elems + i, GROUP);
     for (; i < k; i += GROUP, out += GROUP * NR) {
         int64_t rows = k - i < GROUP ? k - i : GROUP;
         for (int64_t j = 0; j < n; j++)

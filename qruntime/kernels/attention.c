@@ -9,6 +9,9 @@
 /// Scores of one block of query rows stay within this many floats.
 enum { SCORE_FLOATS = 16 * 1024, MAX_BLOCK_ROWS = 48 };
 
+/// Keys for a few queries are packed this many panels at a time: what a single query is multiplied with side by side.
+enum { FEW_PANELS = 4 };
+
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 17 };
 
@@ -36,49 +39,92 @@ static bool sees_nothing(const qrt_mask *mask, int64_t row, int64_t keys) {
     return true;
 }
 
-static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
-                         const float *k, const float *v, float *k_panels, const float *v_panels, float *scores) {
+/// A score this much below the maximum has an e of exactly 0; a penalty of FAR_PENALTY brings every score there.
+#define FAR_BELOW 104.0f
+#define FAR_PENALTY (-1e38f)
+
+/// Number of leading bytes up to the last that is not 0.
+static int64_t last_set(const uint8_t *bytes, int64_t count) {
+    for (uint64_t eight; count >= 8; count -= 8) {
+        memcpy(&eight, bytes + count - 8, 8);
+        if (eight) break;
+    }
+    while (count > 0 && !bytes[count - 1]) count--;
+    return count;
+}
+
+/// How many of the first `keys` keys the mask leaves to look at for rows 0 … rows − 1: all when a row sees none of them,
+/// for then hidden keys have weights.
+static int64_t seen_keys(const qrt_mask *mask, int64_t rows, int64_t keys) {
+    bool hides = mask->kind == QRT_MASK_REPLACE || (mask->kind == QRT_MASK_PENALIZE && mask->fill <= FAR_PENALTY);
+    if (!hides || mask->key_stride == 0) return keys;
+    int64_t most = 0;
+    for (int64_t i = rows - 1; i >= 0; i--) {
+        const uint8_t *bytes = (const uint8_t *)mask->data + i * mask->row_stride;
+        most += last_set(bytes + most, keys - most);
+        if (last_set(bytes, most) == 0) return keys;
+        if (mask->row_stride == 0) break;
+    }
+    return most;
+}
+
+/// Weights of the first `keys` keys, before they are divided by their sums.
+static void weigh(const plan *p, int64_t rows, int64_t keys, const float *q, const float *k, float *k_panels,
+                  const qrt_mask *mask, int64_t visible, float *weights, float *tops, float *sums) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
-    const qrt_attention *attention = &qrt_kernels.attention;
+    int64_t nr = gemm->nr, d = job->head_size;
+    if (p->packs) {
+        qrt_f32_gemm(gemm, rows, keys, d, q, job->q.row, k_panels, NULL, weights, p->score_stride);
+    } else if (job->k_is_transposed) {
+        qrt_f32_gemm_strips(gemm, rows, keys, d, q, job->q.row, k, job->k.row, nr, NULL, weights, p->score_stride);
+    } else {
+        for (int64_t j = 0; j < keys; j += FEW_PANELS * nr) {
+            int64_t columns = min64(FEW_PANELS * nr, keys - j);
+            gemm->pack(d, columns, k + j * job->k.row, 1, job->k.row, k_panels);
+            qrt_f32_gemm(gemm, rows, columns, d, q, job->q.row, k_panels, NULL, weights + j, p->score_stride);
+        }
+    }
+    qrt_kernels.attention.exponentials(rows, keys, weights, p->score_stride, job->scale, mask, visible, tops, sums);
+}
+
+static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
+                         const float *k, const float *v, float *k_panels, const float *v_panels, float *weights) {
+    const qrt_attention_job *job = p->job;
+    const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
     const float *q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
     float *y = job->y + batch * job->y_batch + head * job->y_head + first * job->y_row;
-    int64_t nr = gemm->nr, d = job->head_size, keys = job->num_keys, visible = keys;
+    int64_t keys = job->num_keys, visible = keys;
     if (job->causal) {
         visible = first + job->causal_offset + 1;
         keys = max64(0, min64(keys, first + rows + job->causal_offset));
-    }
-    if (p->packs) {
-        qrt_f32_gemm(gemm, rows, keys, d, q, job->q.row, k_panels, NULL, scores, p->score_stride);
-    } else if (job->k_is_transposed) {
-        qrt_f32_gemm_strips(gemm, rows, keys, d, q, job->q.row, k, job->k.row, nr, NULL, scores, p->score_stride);
-    } else {
-        for (int64_t j = 0; j < keys; j += nr) {
-            int64_t columns = min64(nr, keys - j);
-            gemm->pack(d, columns, k + j * job->k.row, 1, job->k.row, k_panels);
-            gemm->strip(rows, columns, d, q, job->q.row, k_panels, nr, scores + j, p->score_stride, false);
-        }
     }
     qrt_mask mask = job->mask;
     if (mask.kind != QRT_MASK_NONE) {
         int64_t offset = batch * job->mask_batch + head * job->mask_head + first * mask.row_stride;
         mask.data = (const char *)mask.data + offset * (mask.kind == QRT_MASK_ADD ? (int64_t)sizeof(float) : 1);
     }
-    float sums[MAX_BLOCK_ROWS];
-    attention->exponentials(rows, keys, scores, p->score_stride, job->scale, &mask, visible, sums);
+    float tops[MAX_BLOCK_ROWS], sums[MAX_BLOCK_ROWS];
+    int64_t seen = seen_keys(&mask, rows, keys);
+    weigh(p, rows, seen, q, k, k_panels, &mask, visible, weights, tops, sums);
+    for (int64_t i = 0; i < rows && seen < keys; i++)
+        if (!(tops[i] - mask.fill > FAR_BELOW)) {
+            seen = keys;
+            weigh(p, rows, seen, q, k, k_panels, &mask, visible, weights, tops, sums);
+        }
     if (job->dead_rows != QRT_DEAD_AS_COMPUTED)
         for (int64_t i = 0; i < rows; i++)
             if (!(sums[i] > 0) && (job->dead_rows == QRT_DEAD_TO_ZERO || sees_nothing(&mask, i, min64(keys, visible + i)))) {
-                memset(scores + i * p->score_stride, 0, (size_t)keys * sizeof(float));
+                memset(weights + i * p->score_stride, 0, (size_t)seen * sizeof(float));
                 sums[i] = 1.0f;
             }
     if (p->packs)
-        qrt_f32_gemm_strips(gemm, rows, job->value_size, keys, scores, p->score_stride, v_panels, nr,
-                            job->num_keys * nr, NULL, y, job->y_row);
+        qrt_f32_gemm_strips(gemm, rows, job->value_size, seen, weights, p->score_stride, v_panels, gemm->nr,
+                            job->num_keys * gemm->nr, NULL, y, job->y_row);
     else
-        qrt_f32_gemm_strips(gemm, rows, job->value_size, keys, scores, p->score_stride, v, job->v.row, nr,
+        qrt_f32_gemm_strips(gemm, rows, job->value_size, seen, weights, p->score_stride, v, job->v.row, gemm->nr,
                             NULL, y, job->y_row);
-    attention->divide(rows, job->value_size, y, job->y_row, sums);
+    qrt_kernels.attention.divide(rows, job->value_size, y, job->y_row, sums);
 }
 
 static void attend_slot(void *context, int64_t slot) {
@@ -139,7 +185,7 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
             __builtin_mul_overflow(value_panels, keys, &p.v_floats))
             return QRT_NO_MEMORY;
     } else {
-        p.k_floats = job->head_size * nr;
+        p.k_floats = FEW_PANELS * nr * job->head_size;
     }
     if (__builtin_add_overflow(p.k_floats, p.v_floats, &p.slot_floats) ||
         __builtin_add_overflow(p.slot_floats, p.block_rows * p.score_stride, &p.slot_floats) ||

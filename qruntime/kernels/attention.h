@@ -6,7 +6,8 @@
 /// Both products run through the strips of the float GEMM: chains over ascending d and ascending j. The
 /// sum of e is taken lane by lane, lane = j mod the vector length, then across lanes in a fixed order. A
 /// key whose e is 0 (masked by −inf, or far below the maximum) therefore changes no bit of the result, and
-/// trailing masked keys may as well not be there.
+/// trailing masked keys may as well not be there: those that a boolean mask hides from all rows of a block are
+/// not looked at, unless their e would not be 0.
 #ifndef QRT_ATTENTION_H
 #define QRT_ATTENTION_H
 
@@ -32,11 +33,12 @@ typedef struct {
 } qrt_mask;
 
 typedef struct qrt_attention {
-    /// s[m, n] becomes e, in place; sums[m]. Row i sees the first min(n, visible + i) keys only, none when
-    /// that is negative: visible = n is no restriction. A row that sees no finite score sums to NaN or 0.
+    /// s[m, n] becomes e, in place; tops[m] the maxima, sums[m] the sums. Row i sees the first min(n, visible + i)
+    /// keys only, none when that is negative: visible = n is no restriction. A row that sees no finite score sums to
+    /// NaN or 0.
     void (*exponentials)(int64_t m, int64_t n, float *s, int64_t lds, float scale, const qrt_mask *mask,
-                         int64_t visible, float *sums);
-    /// y[m, n] /= sums[m], in place.
+                         int64_t visible, float *tops, float *sums);
+    /// y[m, n] /= sums[m] within 1.5 ulp, in place: vector rungs multiply by the rounded reciprocal.
     void (*divide)(int64_t m, int64_t n, float *y, int64_t ldy, const float *sums);
 } qrt_attention;
 

@@ -38,13 +38,14 @@ typedef struct qrt_rows {
     /// y[j] = x[j] − max x − ln Σ e^(x − max x); y may be x.
     void (*log_softmax)(const float *x, float *y, int64_t n);
 
+    /// For each of the rows, n > 0 floats that follow one another in x, residual, sum and y:
     /// y = (s − mean s) / √(var s + epsilon) · scale + bias with s = x + residual (residual NULL: s = x).
     /// The mean is taken first, the variance from centred values. `sum` receives s unless NULL; y may be
     /// x, residual or sum.
-    void (*layer_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+    void (*layer_norm)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                        const qrt_norm_params *params);
     /// y = s / √(mean s² + epsilon) · scale + bias, the rest as layer_norm.
-    void (*rms_norm)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+    void (*rms_norm)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                      const qrt_norm_params *params);
 
     /// One number of a row. Blocks of 2048 elements are summed apart, so errors stay near √n·ε.

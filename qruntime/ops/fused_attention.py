@@ -32,6 +32,7 @@ def fused_attention(
     *,
     scale: float = 1.0,
     fill: float = -np.inf,
+    fill_adds: int = 0,
     q_layout: str = "BHSD",
     k_layout: str = "BHSD",
     v_layout: str = "BHSD",
@@ -42,8 +43,8 @@ def fused_attention(
 ) -> np.ndarray:
     """softmax(q · kᵀ · scale · scale_tensor masked) · v, batch dims broadcast as MatMul broadcasts them.
 
-    A float `mask` is added to the scores; where a bool one is false the score becomes `fill`. Every head of
-    k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
+    A float `mask` is added to the scores; where a bool one is false the score becomes `fill`, or with `fill_adds`
+    `fill` is added to it. Every head of k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
     """
     q = _heads(q, q_layout, parts[0])
     k = _heads(k, k_layout, parts[1])
@@ -54,7 +55,8 @@ def fused_attention(
     if scale_tensor is not None:
         scores = scores * scale_tensor
     if mask is not None:
-        scores = np.where(mask, scores, scores.dtype.type(fill)) if mask.dtype == np.bool_ else scores + mask
+        hidden = scores.dtype.type(fill) + (scores if fill_adds else 0)
+        scores = np.where(mask, scores, hidden) if mask.dtype == np.bool_ else scores + mask
     weights = find("", "Softmax", 13)(scores, axis=-1)  # type: ignore[misc]
     if nan_rows_to_zero:
         weights = np.where(np.isnan(weights), weights.dtype.type(0), weights)
@@ -67,7 +69,7 @@ def _fused_attention(node: Node) -> NativeCall:
     layouts = [node.attr(f"{name}_layout", "BHSD") for name in ("q", "k", "v", "out")]
     parts = node.attr("parts", (0, 0, 0))
     ints = [int(layouts[1] == "BHDS"), *(LAYOUTS[layout] for layout in layouts), 0, 0, 0, 0, *parts, 0, 0, 0]
-    ints += [0, 0, 0, node.attr("nan_rows_to_zero", 0)]
+    ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0)]
     return NativeCall("attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)])
 
 

@@ -27,6 +27,7 @@ from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
+from qruntime.passes.stacked_concat import stack_concats
 from qruntime.passes.weights import widen_half_weights
 
 Pass = Callable[[Graph], None]
@@ -50,6 +51,7 @@ LOWERED: list[Pass] = [
     fuse_layer_norm,
     fuse_gelu,
     fuse_attention,
+    stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
     fold_dequantized_weights,

@@ -85,6 +85,10 @@ class Builder:
 
         return call
 
+    def standard(self, op_type: str, *inputs: Value | None) -> Value:
+        """A node of the standard domain without attributes."""
+        return getattr(self, op_type)(*inputs, domain="")
+
 
 def as_attribute(value: Any) -> Attribute:
     """Attribute of a plain Python value."""

@@ -311,7 +311,7 @@ static void check_attention(void) {
     for (int kind = QRT_MASK_NONE; kind <= QRT_MASK_PENALIZE; kind++)
         for (int64_t n = 1; n < 70; n += 1 + n / 9)
             for (int variant = 0; variant < 6; variant++) {
-                enum { M = 3 };
+                enum { M = 6 };
                 int64_t lds = n + 2, visible = variant & 1 ? n : n / 2 - 1;
                 int64_t key_stride = variant % 3 != 2, mask_size = M * n;
                 float *s = untouched(M * lds), *want = floats(M * lds), *added = floats(mask_size);
@@ -325,16 +325,17 @@ static void check_attention(void) {
                     (qrt_mask_kind)kind, kind == QRT_MASK_ADD ? (void *)added : (void *)bytes, n, key_stride,
                     variant & 1 ? -INFINITY : -1e4f,
                 };
-                float sums[M], want_sums[M], scale = 0.7f;
+                float sums[M], want_sums[M], tops[M], want_tops[M], scale = 0.7f;
                 memcpy(want, s, sizeof *s * (size_t)(M * lds));
-                rung.attention.exponentials(M, n, s, lds, scale, &mask, visible, sums);
-                definition.attention.exponentials(M, n, want, lds, scale, &mask, visible, want_sums);
+                rung.attention.exponentials(M, n, s, lds, scale, &mask, visible, tops, sums);
+                definition.attention.exponentials(M, n, want, lds, scale, &mask, visible, want_tops, want_sums);
                 for (int64_t i = 0; i < M; i++) {
                     for (int64_t j = 0; j < n; j++) {
                         double e = want[i * lds + j];  // the polynomial loses 3e-9 · |x|, down to where it is 0
                         double loss = e > 0 ? 3 * EPS + 3e-9 * fabs(log(e)) : 0;
                         check_close(s[i * lds + j], e, e * loss + 1e-38, "exponentials", i, j);
                     }
+                    check_same(tops[i], want_tops[i], "tops", i, n);
                     check_close(sums[i], want_sums[i], want_sums[i] * EPS * (4 + (double)n / 2), "sums", i, n);
                     for (int64_t j = n; j < lds; j++) check_same(s[i * lds + j], UNTOUCHED, "exponentials, beyond", i, j);
                 }
@@ -344,7 +345,8 @@ static void check_attention(void) {
                 memcpy(want, s, sizeof *s * (size_t)(M * lds));
                 rung.attention.divide(M, n, s, lds, sums);
                 definition.attention.divide(M, n, want, lds, sums);
-                for (int64_t i = 0; i < M * lds; i++) check_same(s[i], want[i], "divide", i / lds, i % lds);
+                for (int64_t i = 0; i < M * lds; i++)
+                    if (isfinite(want[i])) check_close(s[i], want[i], fabs((double)want[i]) * 2 * EPS, "divide", i / lds, i % lds);
                 release();
             }
 }
@@ -546,9 +548,8 @@ static void check_softmax(const float *x, int64_t n, double spread) {
     check_same(y[n], UNTOUCHED, "softmax, beyond", n, n);
 }
 
-static void check_norm(bool centred, const float *x, const float *residual, int64_t n, const qrt_norm_params *params) {
-    float *y = untouched(n + 1), *sum = untouched(n + 1);
-    (centred ? rung.rows.layer_norm : rung.rows.rms_norm)(x, residual, sum, y, n, params);
+static void check_norm_row(bool centred, const float *x, const float *residual, const float *sum, const float *y,
+                           int64_t n, const qrt_norm_params *params) {
     double mean = 0, variance = 0;
     for (int64_t i = 0; i < n; i++) {
         check_same(sum[i], residual ? x[i] + residual[i] : x[i], "norm, sum", n, i);
@@ -561,25 +562,35 @@ static void check_norm(bool centred, const float *x, const float *residual, int6
         double bound = EPS * (8 + (double)n / 64) * (1 + fabs(exact)) * (fabs(scale) + fabs(bias));
         check_close(y[i], exact * scale + bias, bound, centred ? "layer_norm" : "rms_norm", n, i);
     }
-    check(sum[n] == UNTOUCHED && y[n] == UNTOUCHED, "norm, beyond", n, n, y[n], UNTOUCHED);
+}
+
+static void check_norm(bool centred, int64_t rows, const float *x, const float *residual, int64_t n,
+                       const qrt_norm_params *params) {
+    float *y = untouched(rows * n + 1), *sum = untouched(rows * n + 1);
+    (centred ? rung.rows.layer_norm : rung.rows.rms_norm)(rows, x, residual, sum, y, n, params);
+    for (int64_t r = 0; r < rows; r++)
+        check_norm_row(centred, x + r * n, residual ? residual + r * n : NULL, sum + r * n, y + r * n, n, params);
+    check(sum[rows * n] == UNTOUCHED && y[rows * n] == UNTOUCHED, "norm, beyond", n, n, y[rows * n], UNTOUCHED);
 }
 
 static void check_rows(void) {
     static const int64_t widths[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 700, 2047, 2049, 5000};
     for (int w = 0; w < COUNT(widths); w++) {
         int64_t n = widths[w];
-        float *x = floats(n), *residual = floats(n), *scale = floats(n), *bias = floats(n);
+        enum { ROWS = 6 };
+        float *x = floats(ROWS * n), *residual = floats(ROWS * n), *scale = floats(n), *bias = floats(n);
         for (int spread = 1; spread <= 60; spread += 59) {
             fill_uniform(x, n, (float)spread);
             check_softmax(x, n, 2 * spread);
         }
-        fill_uniform(x, n, 3);
-        fill_uniform(residual, n, 3);
+        fill_uniform(x, ROWS * n, 3);
+        fill_uniform(residual, ROWS * n, 3);
         fill_uniform(scale, n, 2);
         fill_uniform(bias, n, 2);
         for (int variant = 0; variant < 8; variant++) {
             qrt_norm_params params = {variant & 1 ? scale : NULL, variant & 2 ? bias : NULL, 1e-5f};
-            if (n > 3) check_norm(variant & 4, x, variant & 1 ? residual : NULL, n, &params);
+            for (int64_t rows = 1; n > 3 && rows <= ROWS; rows += 5)
+                check_norm(variant & 4, rows, x, variant & 1 ? residual : NULL, n, &params);
         }
         for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++) {
             double size = 0;

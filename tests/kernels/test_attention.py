@@ -211,6 +211,31 @@ def test_masked_trailing_keys_change_no_bit(sq: int, sk: int, masked: float) -> 
         np.testing.assert_array_equal(padded, plain)
 
 
+@pytest.mark.parametrize(("fill", "adds"), [(-np.inf, False), (-1e9, False), (float(np.finfo(np.float32).min), True)])
+@pytest.mark.parametrize("s", [5, 16, 50, 131])
+def test_keys_that_a_block_of_rows_cannot_see_change_no_bit(s: int, fill: float, adds: bool) -> None:
+    q, k, v = random_heads(np.random.default_rng(12), 2, 2, s, s, 32, 24)
+    mask = np.tril(np.ones((s, s), bool))
+    together = attend(q, k, v, mask, scale=0.2, fill=fill, adds=adds)
+    np.testing.assert_array_equal(attend(q, k, v, mask, scale=0.2, fill=fill, adds=adds, threads=3), together)
+    for i in range(s):
+        alone = attend(q[:, :, i : i + 1], k[:, :, : i + 1], v[:, :, : i + 1], scale=0.2)
+        np.testing.assert_array_equal(alone[:, :, 0], together[:, :, i])
+
+
+@pytest.mark.parametrize("fill", [-100.0, 0.0, 300.0, -1e9])
+@pytest.mark.parametrize("s", [4, 30, 100])
+def test_hidden_keys_have_weights_where_nothing_better_is_seen(s: int, fill: float) -> None:
+    rng = np.random.default_rng(13)
+    q, k, v = np.abs(random_heads(rng, 1, 1, s, s, 8, 8))
+    k = -20 * k  # what is seen scores some -100
+    mask = np.tril(np.ones((s, s), bool))
+    mask[s // 2] = False  # sees nothing: the same weight for all keys, behind the last that others see too
+    mask[:, -1] = False
+    reference = expected(q, k, v, mask, fill=fill)
+    np.testing.assert_allclose(attend(q, k, v, mask, fill=fill), reference, rtol=0, atol=bound(q, k, v, 1.0))
+
+
 @pytest.mark.parametrize(("sq", "sk"), [(1, 20), (16, 16), (61, 77)])
 def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(sq: int, sk: int) -> None:
     q, k, v = random_heads(np.random.default_rng(8), 3, 2, sq, sk, 32, 24)

@@ -102,6 +102,26 @@ def test_boolean_mask(fill, inverted):
     assert lowered_ops(loaded, inputs) == ({"Not": 1, "Attention": 1} if inverted else {"Attention": 1})
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("fill", [-np.inf, np.finfo(np.float32).min, 3.0])
+@pytest.mark.parametrize("order", [["s0", "mask"], ["mask", "s0"]])
+def test_mask_made_from_a_boolean_one(order, fill, inverted):
+    inputs = {**HEADS, "test": rng(B, 1, S, S + 2) < 0.5}
+    inputs["test"][..., 1] = not inverted  # the others see one key at least
+    inputs["test"][0, 0, 2] = inverted or np.isinf(fill)  # a row that sees nothing
+    sides = ["fill", "zero"] if inverted else ["zero", "fill"]
+    nodes = [("Where", ["test", *sides], ["mask"], {}), *QK, ("Add", order, ["s1"], {}), *tail("s1")]
+    ops = lowered_ops(model(nodes, inputs, ["y"], {"zero": one(0), "fill": one(fill)}), inputs)
+    assert ops == ({"Attention": 1, "Not": 1} if inverted else {"Attention": 1})
+
+
+def test_mask_made_from_other_numbers_stays():
+    inputs = {**HEADS, "test": rng(B, 1, S, S + 2) < 0.5}
+    nodes = [("Where", ["test", "a", "b"], ["mask"], {}), *QK, ("Add", ["s0", "mask"], ["s1"], {}), *tail("s1")]
+    constants = {"a": one(1), "b": one(-1)}
+    assert lowered_ops(model(nodes, inputs, ["y"], constants), inputs) == {"Where": 1, "Attention": 1}
+
+
 def test_negated_mask_is_taken_as_it_is():
     inputs = {**HEADS, "seen": np.arange(S + 2) <= np.arange(S)[:, None]}
     nodes = [("Not", ["seen"], ["hidden"], {}), *QK, ("Where", ["hidden", "fill", "s0"], ["s1"], {}), *tail("s1")]

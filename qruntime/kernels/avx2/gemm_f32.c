@@ -6,7 +6,6 @@ enum { MR = 6, NV = 2 };
 
 #include "../vector/simd_avx2.h"
 #include "../vector/math.inc.h"
-#include "../vector/transpose_avx2.h"
 #include "../vector/gemm_f32.inc.h"
 
 void qrt_avx2_gemm_f32(qrt_kernel_table *t) {

@@ -7,7 +7,6 @@ enum { MR = 14, NV = 2 };
 
 #include "../vector/simd_avx512.h"
 #include "../vector/math.inc.h"
-#include "../vector/transpose_avx2.h"
 #include "../vector/gemm_f32.inc.h"
 
 void qrt_avx512_gemm_f32(qrt_kernel_table *t) {

@@ -6,7 +6,6 @@ enum { MR = 5, NV = 4 };
 
 #include "../vector/simd_neon.h"
 #include "../vector/math.inc.h"
-#include "../vector/transpose_neon.h"
 #include "../vector/gemm_f32.inc.h"
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t) {

@@ -106,6 +106,86 @@ static qrt_status concat(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return QRT_OK;
 }
 
+/// A piece of a concatenation, and where its elements lie: all of a tensor, or one part of [B, S, N, H, D] as [B, H, S, D].
+typedef struct {
+    const char *data;
+    int64_t dims[QRT_MAX_RANK], strides[QRT_MAX_RANK];
+    int rank;
+} piece;
+
+static bool piece_of(const qrt_tensor *x, int64_t part, piece *p) {
+    if (!qrt_is_tensor(x)) return false;
+    size_t item = qrt_itemsize(x->dtype);
+    p->data = x->data;
+    p->rank = x->rank;
+    memcpy(p->dims, x->dims, sizeof p->dims);
+    qrt_dense_strides(x->rank, x->dims, item, p->strides);
+    if (part < 0) return true;
+    if (x->rank != 5 || part >= x->dims[2]) return false;
+    static const int order[] = {0, 3, 1, 4};
+    int64_t strides[5];
+    memcpy(strides, p->strides, sizeof strides);
+    p->rank = 4;
+    for (int d = 0; d < 4; d++) {
+        p->dims[d] = x->dims[order[d]];
+        p->strides[d] = strides[order[d]];
+    }
+    if (x->size) p->data += part * strides[2];
+    return true;
+}
+
+/// ints: axis, index of the item, number of leading dimensions of the stack, those dimensions, then for every piece the
+/// part of it that is meant (−1: all). Inputs: the stack [dimensions…, item…] or none, which then is made; pieces.
+/// Outputs: the stack, and the item in it that the pieces joined along the axis have become.
+static qrt_status concat_into(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    enum { MAX_PIECES = 8, LEADING = 3 };
+    const qrt_tensor *stack = qrt_input(node, in, 0);
+    int num_pieces = node->num_inputs - 1;
+    piece pieces[MAX_PIECES];
+    if (node->num_ints < LEADING || node->num_outputs != 2 || num_pieces < 1 || num_pieces > MAX_PIECES) return QRT_DECLINE;
+    int64_t axis = node->ints[0], index = node->ints[1], leading = node->ints[2], dims[QRT_MAX_RANK], along = 0;
+    if (leading < 0 || leading > QRT_MAX_RANK || node->num_ints != LEADING + leading + num_pieces) return QRT_DECLINE;
+    for (int i = 0; i < num_pieces; i++) {
+        if (!piece_of(in[i + 1], node->ints[LEADING + leading + i], &pieces[i]) || in[i + 1]->dtype != in[1]->dtype ||
+            pieces[i].rank != pieces[0].rank)
+            return QRT_DECLINE;
+        if (i == 0 && !qrt_normalize_axis(&axis, pieces[0].rank)) return QRT_DECLINE;
+        for (int d = 0; d < pieces[0].rank; d++)
+            if (d != axis && pieces[i].dims[d] != pieces[0].dims[d]) return QRT_DECLINE;
+        if (__builtin_add_overflow(along, pieces[i].dims[axis], &along)) return QRT_DECLINE;
+    }
+    int rank = pieces[0].rank, whole = rank + (int)leading, dtype = in[1]->dtype;
+    if (whole > QRT_MAX_RANK) return QRT_DECLINE;
+    memcpy(dims, node->ints + LEADING, (size_t)leading * sizeof *dims);
+    for (int d = 0; d < rank; d++) dims[leading + d] = d == axis ? along : pieces[0].dims[d];
+    if (!qrt_is_buildable(whole, dims) || index < 0 || index >= qrt_product(dims, 0, (int)leading)) return QRT_DECLINE;
+    if (stack) {
+        if (stack->dtype != dtype || stack->rank != whole || memcmp(stack->dims, dims, (size_t)whole * sizeof *dims))
+            return QRT_DECLINE;
+        // Its buffer is shared with the items written before, which lie elsewhere in it.
+        if (!(node->dying & 1) || !stack->buffer || stack->buffer->owner) return QRT_DECLINE;
+        qrt_alias(&out[0], stack, whole, dims);
+    } else {
+        qrt_status status = qrt_alloc(run, &out[0], dtype, whole, dims);
+        if (status != QRT_OK) return status;
+    }
+    size_t item = qrt_itemsize(dtype);
+    int64_t size = qrt_product(dims, (int)leading, whole);
+    qrt_alias(&out[1], &out[0], rank, dims + leading);
+    out[1].data = (char *)out[0].data + (size_t)(index * size) * item;
+    out[1].size = size;
+    char *to = out[1].data;
+    qrt_arrangement a = {.rank = rank};
+    qrt_dense_strides(rank, dims + leading, item, a.to_strides);
+    for (int i = 0; i < num_pieces; i++) {
+        memcpy(a.dims, pieces[i].dims, (size_t)rank * sizeof *a.dims);
+        memcpy(a.from_strides, pieces[i].strides, (size_t)rank * sizeof *a.from_strides);
+        qrt_copy_strided(run->num_threads, to, pieces[i].data, item, &a);
+        to += pieces[i].dims[axis] * a.to_strides[axis];
+    }
+    return QRT_OK;
+}
+
 static void split_rows(void *context, int64_t task) {
     const joining *j = context;
     int64_t row = task * j->rows_per_task;
@@ -347,6 +427,7 @@ static qrt_status space_to_depth(const qrt_node *node, qrt_run *run, const qrt_t
 const qrt_node_entry qrt_move_nodes[] = {
     {"transpose", transpose},
     {"concat", concat},
+    {"concat_into", concat_into},
     {"split", split},
     {"slice", slice},
     {"expand", expand},

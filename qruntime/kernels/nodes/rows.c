@@ -7,12 +7,12 @@
 /// Elements of one task: whole rows, at least this much together.
 enum { GRAIN = 8192 };
 
-typedef void (*norm_fn)(const float *x, const float *residual, float *sum, float *y, int64_t n,
+typedef void (*norm_fn)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                         const qrt_norm_params *params);
 
 /// A row function over [outer, n] or, for softmax along another axis, over [outer, n, inner].
 typedef struct rows_call {
-    void (*row)(const struct rows_call *call, int64_t row);
+    void (*rows_of)(const struct rows_call *call, int64_t first, int64_t last);
     void (*softmax)(const float *x, float *y, int64_t n);
     norm_fn norm;
     const float *x, *residual;
@@ -25,7 +25,7 @@ static void rows_task(void *context, int64_t task) {
     const rows_call *call = context;
     int64_t first = task * call->rows_per_task, last = first + call->rows_per_task;
     if (last > call->rows) last = call->rows;
-    for (int64_t row = first; row < last; row++) call->row(call, row);
+    call->rows_of(call, first, last);
 }
 
 static void run_rows(rows_call *call, qrt_run *run) {
@@ -34,17 +34,19 @@ static void run_rows(rows_call *call, qrt_run *run) {
     qrt_parallel_for(run->num_threads, (call->rows + call->rows_per_task - 1) / call->rows_per_task, rows_task, call);
 }
 
-static void softmax_row(const rows_call *call, int64_t row) {
-    call->softmax(call->x + row * call->n, call->y + row * call->n, call->n);
+static void softmax_rows(const rows_call *call, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) call->softmax(call->x + row * call->n, call->y + row * call->n, call->n);
 }
 
 /// Gather a column, do it as a row, scatter it.
-static void softmax_column(const rows_call *call, int64_t row) {
-    float *line = call->scratch + row * call->n;
-    int64_t start = row / call->inner * call->n * call->inner + row % call->inner;
-    for (int64_t j = 0; j < call->n; j++) line[j] = call->x[start + j * call->inner];
-    call->softmax(line, line, call->n);
-    for (int64_t j = 0; j < call->n; j++) call->y[start + j * call->inner] = line[j];
+static void softmax_columns(const rows_call *call, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        float *line = call->scratch + row * call->n;
+        int64_t start = row / call->inner * call->n * call->inner + row % call->inner;
+        for (int64_t j = 0; j < call->n; j++) line[j] = call->x[start + j * call->inner];
+        call->softmax(line, line, call->n);
+        for (int64_t j = 0; j < call->n; j++) call->y[start + j * call->inner] = line[j];
+    }
 }
 
 static int64_t product(const int64_t *dims, int from, int to) {
@@ -75,7 +77,7 @@ static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_ten
     if (!x || node->num_ints < 1 || x->dtype != QRT_F32) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
-    rows_call call = {.row = softmax_row, .softmax = kernel, .x = x->data, .n = x->dims[axis]};
+    rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .x = x->data, .n = x->dims[axis]};
     if (x->size) {
         call.rows = x->size / call.n;
         call.inner = product(x->dims, axis + 1, x->rank);
@@ -84,7 +86,7 @@ static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_ten
     if (call.inner > 1) {
         scratch = qrt_scratch(run, (size_t)x->size * sizeof(float));
         if (!scratch) return QRT_NO_MEMORY;
-        call.row = softmax_column;
+        call.rows_of = softmax_columns;
         call.scratch = scratch->data;
     }
     qrt_status status = allocate_over_first(node, run, in, &out[0]);
@@ -104,10 +106,10 @@ static qrt_status log_softmax(const qrt_node *node, qrt_run *run, const qrt_tens
     return softmax_with(node, run, in, out, qrt_kernels.rows.log_softmax);
 }
 
-static void norm_row(const rows_call *call, int64_t row) {
-    int64_t at = row * call->n;
+static void norm_rows(const rows_call *call, int64_t first, int64_t last) {
+    int64_t at = first * call->n;
     const float *residual = call->residual ? call->residual + at : NULL;
-    call->norm(call->x + at, residual, call->sum ? call->sum + at : NULL, call->y + at, call->n, &call->params);
+    call->norm(last - first, call->x + at, residual, call->sum ? call->sum + at : NULL, call->y + at, call->n, &call->params);
 }
 
 static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
@@ -139,7 +141,7 @@ static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_te
         if (vectors[i] && !is_vector_of(vectors[i], x, axis)) return QRT_DECLINE;
     if (residual && (residual->dtype != QRT_F32 || !same_shape(residual, x))) return QRT_DECLINE;
 
-    rows_call call = {.row = norm_row, .norm = kernel, .x = x->data, .residual = residual ? residual->data : NULL};
+    rows_call call = {.rows_of = norm_rows, .norm = kernel, .x = x->data, .residual = residual ? residual->data : NULL};
     call.params = (qrt_norm_params){vectors[0] ? vectors[0]->data : NULL, vectors[1] ? vectors[1]->data : NULL,
                                     (float)node->floats[0]};
     if (x->size) {

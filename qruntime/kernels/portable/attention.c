@@ -13,7 +13,7 @@ static float masked(float score, const qrt_mask *mask, int64_t i, int64_t j) {
 }
 
 static void exponentials(int64_t m, int64_t n, float *s, int64_t lds, float scale, const qrt_mask *mask,
-                         int64_t visible, float *sums) {
+                         int64_t visible, float *tops, float *sums) {
     for (int64_t i = 0; i < m; i++, s += lds) {
         int64_t seen = visible + i < 0 ? 0 : visible + i < n ? visible + i : n;
         float top = -INFINITY, sum = 0.0f;
@@ -23,6 +23,7 @@ static void exponentials(int64_t m, int64_t n, float *s, int64_t lds, float scal
         }
         for (int64_t j = 0; j < seen; j++) sum += s[j] = expf(s[j] - top);
         for (int64_t j = seen; j < n; j++) s[j] = 0.0f;
+        tops[i] = top;
         sums[i] = sum;
     }
 }

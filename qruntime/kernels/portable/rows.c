@@ -51,22 +51,26 @@ static void normalize(const float *s, float *y, int64_t n, double mean, double v
     }
 }
 
-static void layer_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+static void layer_norm(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                        const qrt_norm_params *params) {
-    const float *s = add_residual(x, residual, sum, y, n);
-    double total = 0, squares = 0;
-    for (int64_t i = 0; i < n; i++) total += s[i];
-    double mean = total / (double)n;
-    for (int64_t i = 0; i < n; i++) squares += (s[i] - mean) * (s[i] - mean);
-    normalize(s, y, n, mean, squares / (double)n, params);
+    for (int64_t at = 0; at < rows * n; at += n) {
+        const float *s = add_residual(x + at, residual ? residual + at : NULL, sum ? sum + at : NULL, y + at, n);
+        double total = 0, squares = 0;
+        for (int64_t i = 0; i < n; i++) total += s[i];
+        double mean = total / (double)n;
+        for (int64_t i = 0; i < n; i++) squares += (s[i] - mean) * (s[i] - mean);
+        normalize(s, y + at, n, mean, squares / (double)n, params);
+    }
 }
 
-static void rms_norm(const float *x, const float *residual, float *sum, float *y, int64_t n,
+static void rms_norm(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                      const qrt_norm_params *params) {
-    const float *s = add_residual(x, residual, sum, y, n);
-    double squares = 0;
-    for (int64_t i = 0; i < n; i++) squares += (double)s[i] * s[i];
-    normalize(s, y, n, 0, squares / (double)n, params);
+    for (int64_t at = 0; at < rows * n; at += n) {
+        const float *s = add_residual(x + at, residual ? residual + at : NULL, sum ? sum + at : NULL, y + at, n);
+        double squares = 0;
+        for (int64_t i = 0; i < n; i++) squares += (double)s[i] * s[i];
+        normalize(s, y + at, n, 0, squares / (double)n, params);
+    }
 }
 
 #define REDUCE(name, start, step)                                                                            \

@@ -179,20 +179,36 @@ static void finish(int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_ep
     }
 }
 
+/// Columns 0 … 3 of the first `rows` < VL rows, zeros below them.
+static void transpose_few(const float *p, int64_t stride, int64_t rows, vf *columns) {
+    float copy[VL * 4] = {0};
+    for (int64_t i = 0; i < rows; i++) memcpy(copy + 4 * i, p + i * stride, 4 * sizeof *p);
+    vf_transpose4(copy, 4, columns);
+}
+
 static void pack(int64_t k, int64_t n, const float *b, int64_t row_stride, int64_t col_stride, float *panels) {
     for (int64_t j = 0; j < n; j += NR, b += NR * col_stride, panels += k * NR) {
         int64_t columns = n - j < NR ? n - j : NR, p = 0;
-        if (col_stride == 1 && columns == NR) {
+        if (col_stride == 1) {
             for (; p < k; p++)
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; v++) vf_store(panels + p * NR + v * VL, vf_load(b + p * row_stride + v * VL));
-        } else if (row_stride == 1 && columns >= 8) {
-            for (; p + 8 <= k; p += 8) {
-                int64_t q = 0;
-                for (; q + 8 <= columns; q += 8) transpose_8x8(b + p + q * col_stride, col_stride, panels + p * NR + q, NR);
-                for (int64_t r = 0; r < 8; r++)
-                    for (int64_t s = q; s < NR; s++)
-                        panels[(p + r) * NR + s] = s < columns ? b[p + r + s * col_stride] : 0.0f;
+                for (int v = 0; v < NV; v++) {
+                    const float *from = b + p * row_stride + v * VL;
+                    vf_store(panels + p * NR + v * VL, columns == NR ? vf_load(from) : vf_load_n(from, columns_of(v, columns)));
+                }
+        } else if (row_stride == 1) {
+            for (int v = 0; v < NV; v++) {  // the lines of few rows are used up before others take their place
+                const float *from = b + v * VL * col_stride;
+                int64_t count = columns_of(v, columns);
+                for (p = 0; p + 4 <= k; p += 4) {
+                    vf rows[4];
+                    if (count == VL)
+                        vf_transpose4(from + p, col_stride, rows);
+                    else
+                        transpose_few(from + p, col_stride, count, rows);
+#pragma GCC unroll 4
+                    for (int r = 0; r < 4; r++) vf_store(panels + (p + r) * NR + v * VL, rows[r]);
+                }
             }
         }
         for (; p < k; p++)

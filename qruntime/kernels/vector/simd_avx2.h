@@ -123,6 +123,32 @@ static inline void vm_store_bytes(uint8_t *p, vm m) {
     _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(halves, halves));
 }
 
+/// Lanes whose byte is not 0; `_n` reads n ≤ VL bytes, and lanes beyond them are off.
+static inline vm vm_of_bytes(__m128i bytes) {
+    __m256i words = _mm256_cvtepu8_epi32(bytes);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(words, _mm256_setzero_si256()));
+}
+static inline vm vm_load_bytes(const uint8_t *p) { return vm_of_bytes(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
+    uint8_t bytes[16] = {0};
+    for (int64_t i = 0; i < n; i++) bytes[i] = p[i];
+    return vm_load_bytes(bytes);
+}
+
+/// Columns 0 … 3 of VL rows that begin `stride` floats apart.
+static inline void vf_transpose4(const float *p, int64_t stride, vf *columns) {
+    vf r[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * stride)), _mm_loadu_ps(p + (4 + i) * stride), 1);
+    __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(r[0], r[1])), low23 = _mm256_castps_pd(_mm256_unpacklo_ps(r[2], r[3]));
+    __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(r[0], r[1])), high23 = _mm256_castps_pd(_mm256_unpackhi_ps(r[2], r[3]));
+    columns[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(low01, low23));
+    columns[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low01, low23));
+    columns[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high01, high23));
+    columns[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
+}
+
 /// VL IEEE half-precision numbers.
 static inline vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {

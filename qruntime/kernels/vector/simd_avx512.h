@@ -99,6 +99,33 @@ static inline vf vf_ldexp(vf s, vi n) { return _mm512_scalef_ps(s, _mm512_cvtepi
 
 static inline void vm_store_bytes(uint8_t *p, vm m) { _mm_storeu_si128((__m128i *)p, _mm_maskz_set1_epi8(m, 1)); }
 
+static inline vm vm_load_bytes(const uint8_t *p) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
+    __m128i bytes = _mm_maskz_loadu_epi8(vm_first(n), p);
+    return _mm_test_epi8_mask(bytes, bytes);
+}
+
+static inline void vf_transpose4(const float *p, int64_t stride, vf *columns) {
+    vf r[4];
+    __asm__("" : "+r"(stride));  // else compilers keep a pointer to every row across a loop, most of them in memory
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_castps128_ps512(_mm_loadu_ps(p + i * stride));
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(p + (4 + i) * stride), 1);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(p + (8 + i) * stride), 2);
+        r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(p + (12 + i) * stride), 3);
+    }
+    __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1])), low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+    __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1])), high23 = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+    columns[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    columns[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    columns[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    columns[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+}
+
 static inline vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline void vf_store_f16(uint16_t *p, vf v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -123,5 +123,22 @@ static inline void vm_store_bytes(uint8_t *p, vm m) {
     memcpy(p, &bytes, sizeof bytes);
 }
 
+static inline vm vm_load_bytes_n(const uint8_t *p, int64_t n) {
+    uint8_t bytes[8] = {0};
+    memcpy(bytes, p, (size_t)n);
+    uint32x4_t words = vmovl_u16(vget_low_u16(vmovl_u8(vld1_u8(bytes))));
+    return vtstq_u32(words, words);
+}
+static inline vm vm_load_bytes(const uint8_t *p) { return vm_load_bytes_n(p, VL); }
+
+static inline void vf_transpose4(const float *p, int64_t stride, vf *columns) {
+    float32x4x2_t low = vtrnq_f32(vld1q_f32(p), vld1q_f32(p + stride));
+    float32x4x2_t high = vtrnq_f32(vld1q_f32(p + 2 * stride), vld1q_f32(p + 3 * stride));
+    for (int j = 0; j < 2; j++) {
+        columns[j] = vcombine_f32(vget_low_f32(low.val[j]), vget_low_f32(high.val[j]));
+        columns[j + 2] = vcombine_f32(vget_high_f32(low.val[j]), vget_high_f32(high.val[j]));
+    }
+}
+
 static inline vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }

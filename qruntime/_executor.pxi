@@ -257,25 +257,29 @@ cdef class Executable:
             self.frames.append(frame)
 
     def time_steps(self, list values):
-        """Seconds that each step takes in one run, in running order (inputs as for `run_values`)."""
+        """(seconds, elements of the first output) of each step of one run, in running order; −1 for what is no native
+        tensor. Inputs as for `run_values`."""
         cdef Frame frame = Frame(self)
         cdef int i
-        cdef double start
+        cdef double start, seconds
+        cdef qrt_tensor *first
         frame.run.num_threads = self.num_threads
         for i in range(self.num_inputs):
             if not self._fits(i, values[i]):
                 values[i] = self.convert(i, values[i])
         copies = self._feed(frame, values)
-        seconds = []
+        times = []
         try:
             for i in range(self.num_steps):
                 start = qrt_seconds()
                 self._loop(frame, self.order_all + i, 1, False, None)
-                seconds.append(qrt_seconds() - start)
+                seconds = qrt_seconds() - start
+                first = &frame.slots[self.steps[i].first_output]
+                times.append((seconds, first.size if first.dtype != 0 else -1))
         finally:
             for i in range(self.num_inputs):
                 frame.slots[self.input_slots[i]].dtype = 0
-        return seconds
+        return times
 
     cdef object _feed(self, Frame frame, values):
         cdef int i, code, slot

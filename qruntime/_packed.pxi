@@ -62,6 +62,10 @@ cdef class PackedQ8(Packed):
     def nbytes(self):
         return (<qrt_q8_weights *>self.handle).buffer.capacity
 
+    @property
+    def shape(self):
+        return (<qrt_q8_weights *>self.handle).k, (<qrt_q8_weights *>self.handle).n
+
 
 cdef class PackedF32(Packed):
     """float32 weights [K, N] of any strides with an optional bias [N]."""
@@ -95,3 +99,7 @@ cdef class PackedF32(Packed):
     @property
     def nbytes(self):
         return (<qrt_f32_weights *>self.handle).buffer.capacity
+
+    @property
+    def shape(self):
+        return (<qrt_f32_weights *>self.handle).k, (<qrt_f32_weights *>self.handle).n

@@ -26,6 +26,14 @@ def test_every_node_is_timed(profile):
     assert sum(row[3] for row in profile.by_operator()) == pytest.approx(profile.seconds)
 
 
+def test_operations_are_products_with_weights(profile):
+    steps, hidden = 16, 288
+    found = {node.op_type: node.operations for node in profile.nodes if node.operations is not None}
+    assert found["DynamicQuantizedLSTM"] == 2 * steps * 2 * hidden * 4 * hidden  # the second layer: input as wide as state
+    assert found["DynamicQuantizedLinear"] % (2 * steps * hidden) == 0
+    assert {node.op_type for node in profile.nodes if node.operations is None} & {"Gather", "Slice", "Squeeze"}
+
+
 def test_written_forms_agree(profile):
     table = str(profile).splitlines()
     assert len(table) == len(profile.by_operator()) + 2

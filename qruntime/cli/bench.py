@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, non_negative, positive_int
 from qruntime.cli.inputs import make_inputs
 from qruntime.quantization.printing import printable, table
+from qruntime.runtime.profile import Profile
 
 MIN_RUNS = 5
 MAX_RUNS = 1_000_000
@@ -42,6 +44,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--threads", type=positive_int, nargs="+", metavar="N", help="thread counts to measure, one after the other"
     )
+    parser.add_argument("--profile", action="store_true", help="show where the time goes, operator by operator")
+    parser.add_argument(
+        "--trace", metavar="FILE", help="write the times of all nodes for chrome://tracing or Perfetto, of the last thread count"
+    )
     add_inputs(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -50,7 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     counts = arguments.threads or [_kernels.default_threads()]
     feed: dict[str, Any] | None = None
-    results = []
+    results: list[dict[str, Any]] = []
+    profiles: list[Profile] = []
     for threads in counts:
         with terminal.progress(f"Loading {arguments.model}"):
             model = qruntime.load(arguments.model, threads=threads)
@@ -62,13 +69,24 @@ def run(arguments: argparse.Namespace) -> int:
             feed = make_inputs(model, arguments)
         with terminal.progress(f"Measuring with {threads} thread{'s' if threads > 1 else ''}"):
             results.append({"threads": threads, **measure(model, feed, arguments.seconds, arguments.warmup)})
+            if arguments.profile or arguments.trace:
+                profiles.append(model.profile(feed))
     assert feed is not None
+    if arguments.trace:
+        with open(arguments.trace, "w", encoding="utf-8") as file:
+            file.write(profiles[-1].to_chrome_trace())
     shapes = {name: list(np.shape(value)) for name, value in feed.items()}
     if arguments.json:
         what = {"model": arguments.model, "int8": arguments.int8, "inputs": shapes}
+        if arguments.profile:
+            for result, profile in zip(results, profiles, strict=True):
+                result["profile"] = json.loads(profile.to_json())
         terminal.json_result("bench", {**what, "machine": machine(), "results": results})
     else:
-        terminal.result(_lines(arguments, shapes, results))
+        lines = _lines(arguments, shapes, results)
+        for result, profile in zip(results, profiles if arguments.profile else [], strict=False):
+            lines += ["", f"threads {result['threads']}", *str(profile).splitlines()]
+        terminal.result(lines)
     return 0
 
 

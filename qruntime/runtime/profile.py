@@ -7,16 +7,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from qruntime.ops.registry import NativeCall
 from qruntime.runtime.plan import PlannedNode
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn"})
+_WEIGHT_KERNELS = _RECURRENT | {"linear_q8", "linear_f32"}
 
 
 class NodeTime(NamedTuple):
-    """`seconds` is the median over the repetitions; `kernel` is the C function, None for a numpy definition."""
+    """`seconds` is the median over the repetitions; `kernel` is the C function, None for a numpy definition.
+
+    `operations` counts products with packed weights, two for each multiply-add; None for nodes without such weights.
+    """
 
     name: str
     op_type: str
     kernel: str | None
     seconds: float
+    operations: int | None = None
 
 
 class Profile(NamedTuple):
@@ -38,11 +46,17 @@ class Profile(NamedTuple):
             times[key] += node.seconds
         return [(*key, counts[key], times[key]) for key in sorted(times, key=times.__getitem__, reverse=True)]
 
+    def _operations(self, op_type: str, kernel: str) -> int:
+        found = (node for node in self.nodes if (node.op_type, node.kernel or "numpy") == (op_type, kernel))
+        return sum(node.operations or 0 for node in found)
+
     def __str__(self) -> str:
-        lines = [f"{'operator':28}{'kernel':18}{'nodes':>6}{'µs':>12}{'share':>8}"]
+        lines = [f"{'operator':28}{'kernel':18}{'nodes':>6}{'µs':>12}{'share':>8}{'GOPS':>9}"]
         total = self.seconds or 1.0
         for op_type, kernel, count, seconds in self.by_operator():
-            lines.append(f"{op_type:28}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}")
+            operations = self._operations(op_type, kernel)
+            speed = f"{operations / seconds / 1e9:9,.0f}" if operations and seconds else ""
+            lines.append(f"{op_type:28}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}{speed}")
         lines.append(f"{'total':46}{len(self.nodes):6}{self.seconds * 1e6:12.1f}")
         return "\n".join(lines)
 
@@ -64,12 +78,26 @@ class Profile(NamedTuple):
         return json.dumps({"traceEvents": events})
 
 
-def make_profile(planned: Sequence[PlannedNode], runs: Sequence[Sequence[float]]) -> Profile:
-    """Medians over `runs`, each the seconds of every node."""
+def make_profile(planned: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float, int]]]) -> Profile:
+    """Medians over `runs`, each the (seconds, elements of the first output) of every node."""
     nodes = []
     for index, call in enumerate(planned):
-        times = sorted(run[index] for run in runs)
+        times = sorted(run[index][0] for run in runs)
         kernel = call.native.kernel if call.native is not None else None
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
-        nodes.append(NodeTime(name, call.node.op_type, kernel, times[len(times) // 2]))
+        operations = _operations(call.native, runs[0][index][1])
+        nodes.append(NodeTime(name, call.node.op_type, kernel, times[len(times) // 2], operations))
     return Profile(tuple(nodes))
+
+
+def _operations(native: NativeCall | None, elements: int) -> int | None:
+    """Every row of the output of these kernels has met all packed weights once."""
+    if native is None or native.kernel not in _WEIGHT_KERNELS or elements < 0:
+        return None
+    shapes = [packed.shape for packed in native.packed]
+    if native.kernel in _RECURRENT:
+        hidden, direction = native.ints[:2]
+        row = hidden * (2 if direction == 2 else 1)
+    else:
+        row = shapes[0][1]
+    return 2 * (elements // row if row else 0) * sum(k * n for k, n in shapes)

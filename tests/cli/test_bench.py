@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,22 @@ def test_what_cannot_be_made_up_is_said(command: Command, tmp_path: Path) -> Non
 
 def test_int8_without_layers_is_said(command: Command, lookup: Path) -> None:
     assert "quantized no layer" in command("bench", lookup, *QUICK, "--int8").err
+
+
+def test_profile(command: Command, linear: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    done = command("bench", linear, *QUICK, "--int8", "--profile", "--trace", trace, "--threads", 1, 2)
+    assert done.code == 0
+    assert done.out.count("linear_q8 ") == 2
+    assert json.loads(trace.read_text())["traceEvents"]
+    found = command("bench", linear, *QUICK, "--int8", "--profile", "--threads", 1, "--json").json
+    nodes = [n for n in found["results"][0]["profile"]["nodes"] if n["kernel"] == "linear_q8"]
+    assert nodes
+    assert all(n["operations"] > 0 for n in nodes)
+
+
+def test_a_trace_that_cannot_be_written(command: Command, linear: Path, tmp_path: Path) -> None:
+    done = command("bench", linear, *QUICK, "--trace", tmp_path / "nowhere" / "trace.json")
+    assert done.code == 3
+    assert "nowhere" in done.err
+    assert "Traceback" not in done.err

@@ -33,6 +33,7 @@ from qruntime.ops import unary as unary
 from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: skip
 from qruntime.ops import fused_attention as fused_attention  # isort: skip
 from qruntime.ops import fused_normalization as fused_normalization  # isort: skip
+from qruntime.ops import quantized_convolution as quantized_convolution  # isort: skip
 from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip
 
 # Operators of other domains, defined by means of those above.

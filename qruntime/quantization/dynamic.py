@@ -19,7 +19,7 @@ from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quanti
 from qruntime.quantization.embeddings import Tables, describe_embedding
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
-from qruntime.quantization.selection import KINDS, RECURRENT, layer_kind, matches, matches_any, pattern_name
+from qruntime.quantization.selection import RECURRENT, is_kind, layer_kind, matches, matches_any, pattern_name
 from qruntime.quantization.specification import Specification, Unselected
 from qruntime.quantization.storage import SNR, Weights, layer_report, stored_snr
 
@@ -52,7 +52,7 @@ def quantize_graph(
     idle = specification.idle(nodes)
     if strict:
         _refuse_idle(nodes, [*idle, *(p for p in (*(named or ()), *excluded) if not any(matches(node, p) for node in nodes))])
-    unknown = [pattern for pattern in idle if pattern not in KINDS]
+    unknown = [pattern for pattern in idle if not is_kind(pattern)]
     if unknown:
         warnings.warn(f"nothing in the model is selected by {', '.join(map(repr, unknown))}", stacklevel=4)
     weights, tables = Weights(engine), Tables()

@@ -11,8 +11,9 @@ class QuantizedLayer(NamedTuple):
     name: str
     op_type: str
     kind: str
-    shape: tuple[int, int]
-    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN; of an Embedding its table."""
+    shape: tuple[int, ...]
+    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN; (in_channels, out_channels,
+    *kernel_size) of a Conv; of an Embedding its table."""
     scheme: str
     bytes_before: int
     bytes_after: int

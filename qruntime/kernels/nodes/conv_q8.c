@@ -8,6 +8,7 @@
 
 #include "../threads.h"
 #include "convolution.h"
+#include "strided_copy.h"
 
 /// Gathered rows in hand stay within this many floats, and between these many rows: each block reads all weights.
 enum { BLOCK_FLOATS = 64 * 1024, MIN_BLOCK = 32, MAX_BLOCK = 128, MIN_PARALLEL_WORK = 1 << 18 };
@@ -24,15 +25,11 @@ typedef struct {
     char *scratch;              ///< for each slot: gathered rows, products, scratch of the GEMM
 } job;
 
-/// to[c, r] = from[r, c]
+/// to[c, r] = from[r, c]; both strides in floats.
 static void transpose(const float *from, int64_t rows, int64_t columns, int64_t from_stride, float *to, int64_t to_stride) {
-    enum { TILE = 16 };
-    for (int64_t r = 0; r < rows; r += TILE)
-        for (int64_t c = 0; c < columns; c += TILE) {
-            int64_t row_end = qrt_min(r + TILE, rows), column_end = qrt_min(c + TILE, columns);
-            for (int64_t j = c; j < column_end; j++)
-                for (int64_t i = r; i < row_end; i++) to[j * to_stride + i] = from[i * from_stride + j];
-        }
+    const int64_t item = sizeof(float);
+    qrt_arrangement a = {2, {columns, rows}, {to_stride * item, item}, {item, from_stride * item}};
+    qrt_copy_strided(1, to, from, sizeof(float), &a);
 }
 
 /// Line `line` of the copy: one padded row of all channels.

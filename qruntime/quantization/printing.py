@@ -10,7 +10,7 @@ from typing import Any
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
-from qruntime.quantization.selection import CONVOLUTIONS, RECURRENT, is_quantized_embedding, layer_kind, module_names
+from qruntime.quantization.selection import CONVOLUTIONS, is_quantized_embedding, layer_kind, module_names, weight_shape
 
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
@@ -60,7 +60,7 @@ def describe_layer(node: Node) -> str | None:
     if node.is_op("Relu") and node.name.count("/") > 1:
         return "ReLU()"
     kind = layer_kind(node)
-    shape = None if kind is None else _weight_shape(node)
+    shape = None if kind is None else weight_shape(node)
     if kind is None or shape is None:
         return None
     stored = node.metadata.get(STORED)
@@ -77,7 +77,7 @@ def describe_layer(node: Node) -> str | None:
 
 
 def _describe_convolution(node: Node) -> str | None:
-    shape = _weight_shape(node)
+    shape = weight_shape(node)
     if shape is None or not 3 <= len(shape) <= 5:
         return None
     spatial, groups = len(shape) - 2, node.attr("group", 1)
@@ -113,21 +113,6 @@ def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:
     return f"QuantizedEmbedding(num_embeddings={rows}, embedding_dim={columns}, dtype=torch.{stored}, qscheme={scheme})"
 
 
-def _weight_shape(node: Node) -> tuple[int, ...] | None:
-    weight = node.input(0 if node.is_op("Gather") else 1)
-    if weight is None:
-        return None
-    if weight.data is not None:
-        shape = weight.data.shape
-    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
-        shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
-    else:
-        return None
-    if node.is_op(*CONVOLUTIONS):
-        return shape
-    return shape if len(shape) == (3 if node.is_op(*RECURRENT) else 2) else None
-
-
 def _is_per_channel(node: Node) -> bool:
     weight = quantized_weight(node.input(1))
     return weight is not None and weight.axis is not None
@@ -135,7 +120,8 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    return "\n".join([*quantized_lines(report), *skipped_lines(report), *idle_lines(report), "", *node_lines(planned)])
+    lines = [*quantized_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
+    return "\n".join([*lines, "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
@@ -169,6 +155,16 @@ def skipped_lines(report: Report) -> list[str]:
         first = printable(layers[0].name)
         lines.append(f"  {reason}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
     return lines
+
+
+def slower_lines(report: Report) -> list[str]:
+    """Quantized layers that int8 should not make faster."""
+    if not report.slower:
+        return []
+    count, first = len(report.slower), printable(report.slower[0])
+    layers = f"{count} quantized layers are" if count > 1 else "1 quantized layer is"
+    which = f"first {first}" if count > 1 else first
+    return ["", f"{layers} too small for int8 to be faster than float ({which}); faster_only=True leaves such layers float"]
 
 
 def idle_lines(report: Report) -> list[str]:

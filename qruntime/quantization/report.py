@@ -36,6 +36,8 @@ class Report(NamedTuple):
     skipped: tuple[SkippedLayer, ...]
     idle: tuple[str, ...] = ()
     """Entries of qconfig_spec that select no layer."""
+    slower: tuple[str, ...] = ()
+    """Names of quantized layers that are too small for int8 to be faster than float32 (small_layers.py)."""
 
     @property
     def bytes_before(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
-from qruntime.passes.weights import STORED
+from qruntime.passes.weights import DYNAMIC, STORED
 
 KINDS: dict[str, tuple[str, ...]] = {
     "Linear": ("MatMul", "Gemm"),
@@ -31,6 +31,8 @@ _CLASSES = {
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+RANKS = dict.fromkeys(RECURRENT, (3, 3)) | dict.fromkeys(CONVOLUTIONS, (3, 5))
+"""Least and greatest rank of the weights of operators for which it is not 2."""
 EMBEDDINGS = ("quint8", "quint4x2")
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
@@ -41,6 +43,21 @@ _MAX_DEPTH = 32  # of modules: names are the file's to choose
 
 def kind_of(op_type: str) -> str | None:
     return next((kind for kind, ops in KINDS.items() if op_type in ops), None)
+
+
+def weight_shape(node: Node) -> tuple[int, ...] | None:
+    """Shape of a layer's weight (of W where there are several), quantized or not; None when it is no constant of its rank."""
+    weight = node.input(0 if node.is_op("Gather") else 1)
+    if weight is None:
+        return None
+    if weight.data is not None:
+        shape = weight.data.shape
+    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
+        shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
+    else:
+        return None
+    least, most = RANKS.get(node.op_type, (2, 2))
+    return shape if least <= len(shape) <= most else None
 
 
 def is_kind(name: str) -> bool:

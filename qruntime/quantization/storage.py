@@ -14,7 +14,7 @@ from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
-from qruntime.quantization.selection import CONVOLUTIONS, RECURRENT, kind_of
+from qruntime.quantization.selection import CONVOLUTIONS, RANKS, RECURRENT, kind_of
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
@@ -54,6 +54,8 @@ class Weights:
                 return "there is no int8 form of ConvTranspose; dtype='float16' has one"
             if self.engine != "qruntime":
                 return f"engine {self.engine!r} is not defined for Conv"
+            if 1 < node.attr("group", 1) == values[0].data.shape[0]:
+                return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
         if observer.dtype == "float16" and node.version < 6:
             return f"opset {node.version} cannot cast from float16, need 6"
         axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attr("transB", 0)) else 1
@@ -105,9 +107,6 @@ class Weights:
         return self._made[key]
 
 
-_RANKS = dict.fromkeys(RECURRENT, (3, 3)) | dict.fromkeys(CONVOLUTIONS, (3, 5))
-
-
 def _obstacle(node: Node, value: Value | None) -> str | None:
     if value is None:
         return "the weight is missing"
@@ -120,7 +119,7 @@ def _obstacle(node: Node, value: Value | None) -> str | None:
         return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
     if value.data.dtype != np.float32:
         return f"the weight is {value.data.dtype}, need float32"
-    least, most = _RANKS.get(node.op_type, (2, 2))
+    least, most = RANKS.get(node.op_type, (2, 2))
     if not least <= value.data.ndim <= most:
         return f"the weight has rank {value.data.ndim}, need {least}{f' to {most}' if most > least else ''}"
     if value.data.size == 0:

@@ -10,6 +10,7 @@ quantize_dynamic(faster_only=True) does, whose rule in qruntime/quantization/sma
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -97,7 +98,7 @@ def main() -> None:
         if options.only and kind not in options.only:
             continue
         quantized, kept = model.quantize_dynamic({kind}), model.quantize_dynamic({kind}, faster_only=True)
-        calls = [lambda m=m: m.run({"x": x}) for m in (model, quantized)]
+        calls = [functools.partial(made.run, {"x": x}) for made in (model, quantized)]
         as_float, as_int8 = least_seconds(calls, options.rounds, options.seconds)
         row = {"layer": layer, "input": given, "float_us": as_float * 1e6, "int8_us": as_int8 * 1e6, "ratio": as_float / as_int8}
         rows.append({**row, "keeps_float": "" if kept.report.layers else "yes"})

@@ -14,7 +14,7 @@ from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
-from qruntime.quantization.selection import CONVOLUTIONS, RANKS, RECURRENT, kind_of
+from qruntime.quantization.selection import CONVOLUTIONS, RANKS, RECURRENT, kind_of, weight_shape
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
@@ -54,7 +54,7 @@ class Weights:
                 return "there is no int8 form of ConvTranspose; dtype='float16' has one"
             if self.engine != "qruntime":
                 return f"engine {self.engine!r} is not defined for Conv"
-            if 1 < node.attr("group", 1) == values[0].data.shape[0]:
+            if 1 < node.attr("group", 1) == (weight_shape(node) or (0,))[0]:
                 return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
         if observer.dtype == "float16" and node.version < 6:
             return f"opset {node.version} cannot cast from float16, need 6"

@@ -197,12 +197,14 @@ class Model:
         only: Iterable[object] | None = None,
         exclude: Iterable[object] = (),
         strict: bool = False,
+        faster_only: bool = False,
     ) -> Model:
         """A model with int8 weights whose activations are quantized at every run.
 
         MatMul, Gemm, LSTM, GRU and RNN with constant float32 weights are quantized, in subgraphs too:
         weights to int8 per tensor, or per output channel; activations to uint8 per row (token), so that
-        a result does not depend on what shares its batch, or per tensor. Biases stay float.
+        a result does not depend on what shares its batch, or per tensor. Biases stay float. Conv is quantized when
+        `qconfig_spec` names it or its kind; a row of it is what the window covers at one output position.
 
         `qconfig_spec`: a set of kinds of layers ("Linear", "LSTM", torch classes), names or module paths,
         or a dict from such to a QConfig, or to None to exclude. The closest entry counts: a layer's own
@@ -212,6 +214,7 @@ class Model:
         `mapping`: the kinds that may be quantized, instead of all.
         `engine`: "fbgemm", "qnnpack" and "onnxruntime" reproduce the numbers of torch and ONNX Runtime.
         `only` and `exclude` take node names, module paths, globs and operator types.
+        `faster_only` leaves layers float that are too small for int8 to be faster; else the report names them.
 
         With `inplace` this model changes and is returned. What was left alone and why is in `report` and
         in `summary()`; `strict` makes it an error.
@@ -229,6 +232,7 @@ class Model:
             only=only,
             exclude=exclude,
             strict=strict,
+            faster_only=faster_only,
         )
         if not inplace:
             return Model(graph, self.info, path=self.path, threads=self.threads, report=report)

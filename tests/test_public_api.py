@@ -19,7 +19,7 @@ SIGNATURES = {
     Model.__call__: "(self, *values)",
     Model.quantize_dynamic: (
         "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=False, activation=None, "
-        "engine='qruntime', only=None, exclude=(), strict=False)"
+        "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"
     ),
     Model.profile: "(self, feed, *, repeat=20)",
     Model.summary: "(self)",

@@ -34,6 +34,7 @@ from qruntime.ops import elementwise_kernels as elementwise_kernels  # isort: sk
 from qruntime.ops import fused_attention as fused_attention  # isort: skip
 from qruntime.ops import fused_normalization as fused_normalization  # isort: skip
 from qruntime.ops import fused_concat as fused_concat  # isort: skip
+from qruntime.ops import quantized_convolution as quantized_convolution  # isort: skip
 from qruntime.ops import recurrent_kernels as recurrent_kernels  # isort: skip
 
 # Operators of other domains, defined by means of those above.

@@ -99,13 +99,9 @@ def conv(
 _AUTO_PAD = {"NOTSET": 0, "VALID": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
 
 
-@conv.native
-def _conv(node: Node) -> NativeCall | None:
-    w = node.input(1)
-    weight = None if w is None else w.data
-    if weight is None or weight.dtype != np.float32 or not 3 <= weight.ndim <= 5:
-        return None
-    rank = weight.ndim - 2
+def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
+    """Integers that the kernels take for a weight of `shape`; None when the attributes do not fit it."""
+    rank = len(shape) - 2
     auto_pad = node.attr("auto_pad", "NOTSET")
     pads = node.attr("pads", ()) or (0,) * (2 * rank)
     if auto_pad != "NOTSET":
@@ -113,11 +109,22 @@ def _conv(node: Node) -> NativeCall | None:
     strides, dilations = node.attr("strides", ()) or (1,) * rank, node.attr("dilations", ()) or (1,) * rank
     if len(pads) != 2 * rank or len(strides) != rank or len(dilations) != rank or auto_pad not in _AUTO_PAD:
         return None
-    if tuple(node.attr("kernel_shape", weight.shape[2:])) != weight.shape[2:]:
+    if tuple(node.attr("kernel_shape", shape[2:])) != tuple(shape[2:]):
+        return None
+    return [rank, node.attr("group", 1), 0, _AUTO_PAD[auto_pad], *strides, *pads, *dilations]
+
+
+@conv.native
+def _conv(node: Node) -> NativeCall | None:
+    w = node.input(1)
+    weight = None if w is None else w.data
+    if weight is None or weight.dtype != np.float32 or not 3 <= weight.ndim <= 5:
+        return None
+    ints = convolution_geometry(node, weight.shape)
+    if ints is None:
         return None
     group = node.attr("group", 1)
     packed = [_kernels.PackedF32(weight.reshape(weight.shape[0], -1).T)] if group == 1 and weight.size else []
-    ints = [rank, group, 0, _AUTO_PAD[auto_pad], *strides, *pads, *dilations]
     return NativeCall("conv", ints=ints, packed=packed)
 
 

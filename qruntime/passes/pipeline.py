@@ -19,6 +19,7 @@ from qruntime.passes.attention import fuse_attention
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.contrib import expand_contrib
+from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.embedding import fuse_embeddings
 from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
@@ -57,6 +58,7 @@ LOWERED: list[Pass] = [
     fold_dequantized_weights,
     lower_linear,
     lower_recurrent,
+    lower_convolution,
     fuse_epilogues,
     fuse_residual_norm,
     remove_dead_nodes,

@@ -19,7 +19,8 @@ from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quanti
 from qruntime.quantization.embeddings import Tables, describe_embedding
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
-from qruntime.quantization.selection import KINDS, RECURRENT, layer_kind, matches, matches_any, pattern_name
+from qruntime.quantization.selection import RECURRENT, is_kind, layer_kind, matches, matches_any, pattern_name
+from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.specification import Specification, Unselected
 from qruntime.quantization.storage import SNR, Weights, layer_report, stored_snr
 
@@ -36,11 +37,13 @@ def quantize_graph(
     only: Iterable[object] | None = None,
     exclude: Iterable[object] = (),
     strict: bool = False,
+    faster_only: bool = False,
 ) -> Report:
     """Quantize `graph` in place and report what was done, layers that earlier calls quantized included.
 
     `only` and `exclude` take names, module paths, globs and operator types. `strict` turns every skipped
-    candidate and every pattern that selects nothing into an error.
+    candidate and every pattern that selects nothing into an error. `faster_only` leaves layers float that are too
+    small for int8 to be faster.
 
     Raises QuantizationError for arguments that mean nothing.
     """
@@ -52,11 +55,12 @@ def quantize_graph(
     idle = specification.idle(nodes)
     if strict:
         _refuse_idle(nodes, [*idle, *(p for p in (*(named or ()), *excluded) if not any(matches(node, p) for node in nodes))])
-    unknown = [pattern for pattern in idle if pattern not in KINDS]
+    unknown = [pattern for pattern in idle if not is_kind(pattern)]
     if unknown:
         warnings.warn(f"nothing in the model is selected by {', '.join(map(repr, unknown))}", stacklevel=4)
     weights, tables = Weights(engine), Tables()
-    layers = list(describe_existing(graph).layers)
+    before = describe_existing(graph)
+    layers, slower = list(before.layers), list(before.slower)
     done = {layer.name for layer in layers}
     skipped: list[SkippedLayer] = []
     for node, kind in candidates:
@@ -68,6 +72,9 @@ def quantize_graph(
                 observer = Unselected("not selected by only=")
             elif matches_any(node, excluded):
                 observer = Unselected("excluded by exclude=")
+        small = slower_as_int8(node) if isinstance(observer, Observer) and observer.dtype == "qint8" else None
+        if small and faster_only:
+            observer = Unselected(f"{small}, and faster_only=True")
         name = node.name or node.outputs[0].name
         made: str | QuantizedLayer
         if isinstance(observer, str):
@@ -80,6 +87,7 @@ def quantize_graph(
             skipped.append(SkippedLayer(name, node.op_type, made))
             continue
         layers.append(made)
+        slower += [name] if small else []
         if kind == "Embedding":
             continue
         if isinstance(observer, Observer) and observer.dtype == "float16":
@@ -95,7 +103,7 @@ def quantize_graph(
         raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
     if skipped:
         remove_dead_nodes(graph)  # a layer may fail at its second weight
-    return Report(tuple(layers), tuple(skipped), tuple(idle))
+    return Report(tuple(layers), tuple(skipped), tuple(idle), tuple(slower))
 
 
 def _checked_activation(activation: str | None, engine: str) -> str:
@@ -122,7 +130,7 @@ def _refuse_idle(nodes: list[Node], idle: list[str]) -> None:
 
 def describe_existing(graph: Graph) -> Report:
     """Report on a graph that was quantized before and loaded again."""
-    layers = []
+    layers, slower = [], []
     seen: set[Value] = set()
     for node in graph.walk_nodes():
         kind = layer_kind(node)
@@ -144,7 +152,9 @@ def describe_existing(graph: Graph) -> Report:
         after = sum(extra for value, (_, extra, _) in zip(values, stored, strict=True) if value not in seen)
         layers.append(layer_report(node, shapes, stored[0][2], before, after, stored_snr(node), not fresh))
         seen.update(value for value in values if value is not None)
-    return Report(tuple(layers), ())
+        if DYNAMIC in node.metadata and slower_as_int8(node):
+            slower.append(layers[-1].name)
+    return Report(tuple(layers), (), slower=tuple(slower))
 
 
 def _stored_weights(value: Value | None) -> tuple[list, int, str] | None:

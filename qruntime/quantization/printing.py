@@ -10,7 +10,7 @@ from typing import Any
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
-from qruntime.quantization.selection import RECURRENT, is_quantized_embedding, layer_kind, module_names
+from qruntime.quantization.selection import CONVOLUTIONS, is_quantized_embedding, layer_kind, module_names, weight_shape
 
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
@@ -55,49 +55,53 @@ def _lines(branch: Module, indent: int) -> list[str]:
 
 def describe_layer(node: Node) -> str | None:
     """One line for a node with weights or an activation that is a module of its own, None for the others."""
-    if node.is_op("Conv"):
+    if node.is_op(*CONVOLUTIONS):
         return _describe_convolution(node)
     if node.is_op("Relu") and node.name.count("/") > 1:
         return "ReLU()"
     kind = layer_kind(node)
-    shape = None if kind is None else _weight_shape(node)
+    shape = None if kind is None else weight_shape(node)
     if kind is None or shape is None:
         return None
     stored = node.metadata.get(STORED)
     if kind == "Embedding":
         return _describe_embedding(stored if is_quantized_embedding(node) else None, shape)
-    quantized = DYNAMIC in node.metadata or stored == "float16"
+    prefix, scheme = _element_type(node)
     if kind == "Linear":
         transposed = node.op_type == "Gemm" and bool(node.attr("transB", 0))
         k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
-        if not quantized:
-            return f"Linear(in_features={k}, out_features={n})"
-        if stored == "float16":
-            return f"DynamicQuantizedLinear(in_features={k}, out_features={n}, dtype=torch.float16)"
-        scheme = "torch.per_channel_affine" if _is_per_channel(node) else "torch.per_tensor_affine"
-        return f"DynamicQuantizedLinear(in_features={k}, out_features={n}, dtype=torch.qint8, qscheme={scheme})"
+        return f"{prefix}Linear(in_features={k}, out_features={n}{scheme})"
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
-    prefix = "DynamicQuantized" if quantized else ""
     direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
     return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{direction})"
 
 
 def _describe_convolution(node: Node) -> str | None:
-    weight = node.input(1)
-    if weight is None or weight.data is None or not 3 <= weight.data.ndim <= 5:
+    shape = weight_shape(node)
+    if shape is None or not 3 <= len(shape) <= 5:
         return None
-    spatial = weight.data.ndim - 2
-    outputs, inputs = weight.data.shape[:2]
-    groups = node.attr("group", 1)
+    spatial, groups = len(shape) - 2, node.attr("group", 1)
+    outputs, inputs = (shape[0], shape[1] * groups) if node.op_type == "Conv" else (shape[1] * groups, shape[0])
     pads = tuple(node.attr("pads", ())) or (0,) * (2 * spatial)
     strides, dilations = tuple(node.attr("strides", (1,) * spatial)), tuple(node.attr("dilations", (1,) * spatial))
-    text = f"Conv{spatial}d({inputs * groups}, {outputs}, kernel_size={weight.data.shape[2:]}, stride={strides}"
+    quantized, scheme = _element_type(node)
+    text = f"{quantized}{node.op_type}{spatial}d({inputs}, {outputs}, kernel_size={shape[2:]}, stride={strides}"
     if any(pads):
         text += f", padding={pads[:spatial] if pads[:spatial] == pads[spatial:] else pads}"
     if any(d != 1 for d in dilations):
         text += f", dilation={dilations}"
     text += f", groups={groups}" if groups != 1 else ""
-    return text + ("" if node.input(2) is not None else ", bias=False") + ")"
+    return text + ("" if node.input(2) is not None else ", bias=False") + scheme + ")"
+
+
+def _element_type(node: Node) -> tuple[str, str]:
+    """Prefix of the class and end of the arguments that say how a weight is stored; both empty for float32."""
+    if node.metadata.get(STORED) == "float16":
+        return "DynamicQuantized", ", dtype=torch.float16"
+    if DYNAMIC not in node.metadata:
+        return "", ""
+    scheme = "per_channel_affine" if _is_per_channel(node) else "per_tensor_affine"
+    return "DynamicQuantized", f", dtype=torch.qint8, qscheme=torch.{scheme}"
 
 
 def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:
@@ -109,19 +113,6 @@ def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:
     return f"QuantizedEmbedding(num_embeddings={rows}, embedding_dim={columns}, dtype=torch.{stored}, qscheme={scheme})"
 
 
-def _weight_shape(node: Node) -> tuple[int, ...] | None:
-    weight = node.input(0 if node.is_op("Gather") else 1)
-    if weight is None:
-        return None
-    if weight.data is not None:
-        shape = weight.data.shape
-    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
-        shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
-    else:
-        return None
-    return shape if len(shape) == (3 if node.is_op(*RECURRENT) else 2) else None
-
-
 def _is_per_channel(node: Node) -> bool:
     weight = quantized_weight(node.input(1))
     return weight is not None and weight.axis is not None
@@ -129,7 +120,8 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    return "\n".join([*quantized_lines(report), *skipped_lines(report), *idle_lines(report), "", *node_lines(planned)])
+    lines = [*quantized_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
+    return "\n".join([*lines, "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
@@ -163,6 +155,16 @@ def skipped_lines(report: Report) -> list[str]:
         first = printable(layers[0].name)
         lines.append(f"  {reason}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
     return lines
+
+
+def slower_lines(report: Report) -> list[str]:
+    """Quantized layers that int8 should not make faster."""
+    if not report.slower:
+        return []
+    count, first = len(report.slower), printable(report.slower[0])
+    layers = f"{count} quantized layers are" if count > 1 else "1 quantized layer is"
+    which = f"first {first}" if count > 1 else first
+    return ["", f"{layers} too small for int8 to be faster than float ({which}); faster_only=True leaves such layers float"]
 
 
 def idle_lines(report: Report) -> list[str]:

@@ -11,8 +11,9 @@ class QuantizedLayer(NamedTuple):
     name: str
     op_type: str
     kind: str
-    shape: tuple[int, int]
-    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN; of an Embedding its table."""
+    shape: tuple[int, ...]
+    """(in_features, out_features) of a Linear; (input_size, hidden_size) of an LSTM, GRU or RNN; (in_channels, out_channels,
+    *kernel_size) of a Conv; of an Embedding its table."""
     scheme: str
     bytes_before: int
     bytes_after: int
@@ -35,6 +36,8 @@ class Report(NamedTuple):
     skipped: tuple[SkippedLayer, ...]
     idle: tuple[str, ...] = ()
     """Entries of qconfig_spec that select no layer."""
+    slower: tuple[str, ...] = ()
+    """Names of quantized layers that are too small for int8 to be faster than float32 (small_layers.py)."""
 
     @property
     def bytes_before(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
-from qruntime.passes.weights import STORED
+from qruntime.passes.weights import DYNAMIC, STORED
 
 KINDS: dict[str, tuple[str, ...]] = {
     "Linear": ("MatMul", "Gemm"),
@@ -18,6 +18,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "GRU": ("GRU",),
     "RNN": ("RNN",),
     "Embedding": ("Gather",),
+    "Conv": ("Conv",),
+    "ConvTranspose": ("ConvTranspose",),
 }
 """Kinds of layers (torch's class names) and the ONNX operators they become."""
 
@@ -28,15 +30,48 @@ _CLASSES = {
 """Classes of torch that are of a kind of another name."""
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+RANKS = dict.fromkeys(RECURRENT, (3, 3)) | dict.fromkeys(CONVOLUTIONS, (3, 5))
+"""Least and greatest rank of the weights of operators for which it is not 2."""
 EMBEDDINGS = ("quint8", "quint4x2")
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
+_OF_RANK = re.compile(r"(Conv|ConvTranspose)[123]d")  # torch's classes, one for each number of spatial dims
 _NUMBERED = re.compile(r"\w+(\.\d+)+")  # layer.0: an entry of torch's ModuleList
 _MAX_DEPTH = 32  # of modules: names are the file's to choose
 
 
 def kind_of(op_type: str) -> str | None:
     return next((kind for kind, ops in KINDS.items() if op_type in ops), None)
+
+
+def weight_shape(node: Node) -> tuple[int, ...] | None:
+    """Shape of a layer's weight (of W where there are several), quantized or not; None when it is no constant of its rank."""
+    weight = node.input(0 if node.is_op("Gather") else 1)
+    if weight is None:
+        return None
+    if weight.data is not None:
+        shape = weight.data.shape
+    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
+        shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
+    else:
+        return None
+    least, most = RANKS.get(node.op_type, (2, 2))
+    return shape if least <= len(shape) <= most else None
+
+
+def is_kind(name: str) -> bool:
+    """Whether `name` is a kind, an operator that is of one, or a torch class of convolutions (Conv2d)."""
+    return name in KINDS or kind_of(name) is not None or _OF_RANK.fullmatch(name) is not None
+
+
+def kinds_of(node: Node) -> set[str]:
+    """What a node may be selected as: its operator type, its kind, and Conv1d, Conv2d or Conv3d by its weight."""
+    kind = kind_of(node.op_type)
+    weight = node.input(1) if kind in CONVOLUTIONS else None
+    shape = None if weight is None else weight.data.shape if weight.data is not None else weight.type and weight.type.shape
+    of_rank = set() if shape is None else {f"{kind}{len(shape) - 2}d"}
+    return {node.op_type, *([kind] if kind else []), *of_rank}
 
 
 def layer_kind(node: Node) -> str | None:
@@ -103,7 +138,7 @@ def rank(node: Node, pattern: str) -> tuple[int, int] | None:
     """How closely `pattern` means the node, the larger the closer; None when it does not.
 
     Its own name or module path, then a container around it or a glob (the longer the closer), then its
-    operator type or kind, then "" for the whole model.
+    operator type (or Conv2d) or kind, then "" for the whole model.
     """
     if not pattern:
         return WHOLE_MODEL, 0
@@ -112,8 +147,8 @@ def rank(node: Node, pattern: str) -> tuple[int, int] | None:
         return OWN_NAME, len(pattern)
     if node.name.startswith(pattern.rstrip("/") + "/") or any(path.startswith(pattern.rstrip(".") + ".") for path in paths):
         return PATH, len(pattern)
-    if pattern in (node.op_type, kind_of(node.op_type)):
-        return KIND, int(pattern == node.op_type)
+    if pattern in kinds_of(node):
+        return KIND, int(pattern != kind_of(node.op_type))
     if any(fnmatch.fnmatchcase(name, pattern) for name in (node.name, *paths)):
         return PATH, len(pattern)
     return None

@@ -9,7 +9,19 @@ from qruntime.errors import QuantizationError
 from qruntime.ir import Node
 from qruntime.quantization import qconfig as presets
 from qruntime.quantization.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
-from qruntime.quantization.selection import EMBEDDINGS, KIND, KINDS, OWN_NAME, matches, pattern_name, rank
+from qruntime.quantization.selection import (
+    CONVOLUTIONS,
+    EMBEDDINGS,
+    KIND,
+    KINDS,
+    OWN_NAME,
+    is_kind,
+    kind_of,
+    kinds_of,
+    matches,
+    pattern_name,
+    rank,
+)
 
 Spec = Iterable[object] | Mapping[object, object]
 
@@ -27,10 +39,14 @@ class Unselected(str):
 
 
 class Specification(NamedTuple):
-    """`entries`: pattern → observer of the weights, None to exclude; `mapping`: the kinds that may be quantized."""
+    """`entries`: pattern → observer of the weights, None to exclude; `mapping`: the kinds that may be quantized, None for all.
+
+    Convolutions are quantized when an entry names them or their kind, or when `mapping` does; that a container or the
+    whole model is named is not enough.
+    """
 
     entries: dict[str, Observer | None]
-    mapping: frozenset[str]
+    mapping: frozenset[str] | None
     is_default: bool
 
     def observer_of(self, node: Node, kind: str) -> Observer | Unselected | str:
@@ -42,13 +58,18 @@ class Specification(NamedTuple):
         if not ranked:
             if kind == "Embedding" and self.is_default:
                 return Unselected("not selected: embeddings are quantized by dtype='quint8'")
+            if kind == "Conv" and self.is_default:
+                return Unselected("not selected: qconfig_spec must name Conv, or the layer")
             return Unselected("not selected by qconfig_spec")
         (closeness, _), pattern = max(ranked)
         observer = self.entries[pattern]
         if observer is None:
             return Unselected("excluded by qconfig_spec")
-        if kind not in self.mapping and node.op_type not in self.mapping:
+        if self.mapping is not None and self.mapping.isdisjoint(kinds_of(node)):
             return Unselected("not selected by mapping")
+        is_named = any(how in (OWN_NAME, KIND) for (how, _), _ in ranked)
+        if kind in CONVOLUTIONS and self.mapping is None and not is_named:
+            return Unselected(f"not selected: qconfig_spec or mapping must name {kind}, or the layer")
         misfit = _misfit(kind, observer)
         if misfit and closeness in (OWN_NAME, KIND) and not self.is_default:
             raise QuantizationError(f"qconfig_spec {pattern!r} selects {node.label}: {misfit}")
@@ -73,7 +94,7 @@ def _misfit(kind: str, observer: Observer) -> str | None:
 
 def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bool) -> Specification:
     """Check and resolve the arguments of a call. Raises QuantizationError for those that mean nothing."""
-    kinds = frozenset(KINDS) if mapping is None else _read_mapping(mapping)
+    kinds = None if mapping is None else _read_mapping(mapping)
     name = dtype_name(dtype)
     if isinstance(spec, str):
         raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
@@ -102,13 +123,13 @@ def _read_mapping(mapping: Spec) -> frozenset[str]:
     kinds = {}
     for key in mapping:
         kind = pattern_name(key)
-        if kind not in KINDS and not any(kind in ops for ops in KINDS.values()):
+        if not is_kind(kind):
             raise QuantizationError(f"mapping: there is no quantized form of {kind!r}; kinds are {', '.join(KINDS)}")
         kinds[kind] = key
     if isinstance(mapping, Mapping):
-        for kind, key in kinds.items():
+        for name, key in kinds.items():
             target = pattern_name(mapping[key]).removeprefix("Dynamic").removeprefix("Quantized")
-            kind = next((k for k, ops in KINDS.items() if kind in ops), kind)
-            if pattern_name(target) != kind:
+            kind = kind_of(name) or name
+            if pattern_name(target) not in (kind, name):
                 raise QuantizationError(f"mapping[{key!r}]: a layer of kind {kind} becomes DynamicQuantized{kind}, got {mapping[key]!r}")
     return frozenset(kinds)

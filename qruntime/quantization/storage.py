@@ -14,7 +14,7 @@ from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
-from qruntime.quantization.selection import RECURRENT, kind_of
+from qruntime.quantization.selection import CONVOLUTIONS, RANKS, RECURRENT, kind_of, weight_shape
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
@@ -46,12 +46,19 @@ class Weights:
         positions = (1, 2) if recurrent else (1,)
         values = [node.input(i) for i in positions]
         for value in values:
-            reason = _obstacle(node, value, 3 if recurrent else 2)
+            reason = _obstacle(node, value)
             if reason:
                 return reason
+        if node.is_op(*CONVOLUTIONS) and observer.dtype == "qint8":
+            if node.op_type == "ConvTranspose":
+                return "there is no int8 form of ConvTranspose; dtype='float16' has one"
+            if self.engine != "qruntime":
+                return f"engine {self.engine!r} is not defined for Conv"
+            if 1 < node.attr("group", 1) == (weight_shape(node) or (0,))[0]:
+                return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
         if observer.dtype == "float16" and node.version < 6:
             return f"opset {node.version} cannot cast from float16, need 6"
-        axis = 0 if node.op_type == "Gemm" and node.attr("transB", 0) else 1
+        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attr("transB", 0)) else 1
         before = after = 0
         replaced: list[tuple[int, Value]] = []
         tensors: list[QuantizedTensor | HalfTensor] = []
@@ -91,7 +98,7 @@ class Weights:
                 nodes.append(Node("Cast", [constant(f"{value.name}_float16", half.q)], [output], to, version=node.version))
             else:
                 # One scale per direction, as each direction is a layer of its own.
-                pieces = [data] if data.ndim < 3 or data.shape[0] == 1 else [data[d : d + 1] for d in range(data.shape[0])]
+                pieces = [data[d : d + 1] for d in range(data.shape[0])] if node.is_op(*RECURRENT) else [data]
                 made = [quantize_weight(piece, observer, axis, self.engine) for piece in pieces]
                 parts += made
                 nodes, output = _dequantization(value, made, node.version)
@@ -100,18 +107,21 @@ class Weights:
         return self._made[key]
 
 
-def _obstacle(node: Node, value: Value | None, rank: int) -> str | None:
+def _obstacle(node: Node, value: Value | None) -> str | None:
     if value is None:
         return "the weight is missing"
     if value.data is None:
         if quantized_weight(value) is not None or half_weight(value) is not None:
             return "already quantized"
+        if node.is_op(*CONVOLUTIONS):
+            return "the weight is computed at run time"
         first = node.input(0)
         return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
     if value.data.dtype != np.float32:
         return f"the weight is {value.data.dtype}, need float32"
-    if value.data.ndim != rank:
-        return f"the weight has rank {value.data.ndim}, need {rank}"
+    least, most = RANKS.get(node.op_type, (2, 2))
+    if not least <= value.data.ndim <= most:
+        return f"the weight has rank {value.data.ndim}, need {least}{f' to {most}' if most > least else ''}"
     if value.data.size == 0:
         return "the weight is empty"
     if node.op_type == "Gemm" and node.attr("transA", 0):
@@ -180,10 +190,13 @@ def layer_report(
     node: Node, shapes: list[tuple[int, ...]], scheme: str, before: int, after: int, snr: float, shared: bool
 ) -> QuantizedLayer:
     """One row of the report for a node whose weights have `shapes` ([K, N] or [N, K]; W and R of recurrent nodes)."""
-    inputs, outputs = shapes[0][-2:]
+    shape = shapes[0]
     if node.is_op(*RECURRENT):
-        inputs, outputs = shapes[0][-1], shapes[1][-1]
+        shape = shapes[0][-1], shapes[1][-1]
+    elif node.is_op(*CONVOLUTIONS):
+        group, (first, second, *kernel) = node.attr("group", 1), shape
+        shape = (second * group, first, *kernel) if node.op_type == "Conv" else (first, second * group, *kernel)
     elif node.op_type == "Gemm" and node.attr("transB", 0):
-        inputs, outputs = outputs, inputs
+        shape = shape[::-1]
     kind = kind_of(node.op_type) or node.op_type
-    return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, (inputs, outputs), scheme, before, after, snr, shared)
+    return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, shape, scheme, before, after, snr, shared)

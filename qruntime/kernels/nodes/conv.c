@@ -6,8 +6,8 @@
 /// that the elements which one tap meets along an output row are consecutive. Depthwise channels are summed tap by tap.
 #include <string.h>
 
-#include "../nodes.h"
 #include "../threads.h"
+#include "convolution.h"
 
 /// Panels of columns in hand stay within this many floats; so few multiply-adds do not repay waking a thread.
 enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
@@ -15,22 +15,11 @@ enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
 /// Up to this many positions the image is better taken as the rows of the product, times packed weights.
 enum { MAX_ROWS = 6 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-/// All shapes brought to three spatial dims.
 typedef struct {
-    int64_t images, channels, group_channels, maps, group_maps, groups;
-    int64_t in[3], padded[3], out[3], window[3], stride[3], begin[3], dilation[3];
-    int64_t phase;                ///< elements of a row of the copy that share their remainder modulo the stride
-    int64_t row, plane;           ///< elements of a row and of a channel of the copy
-    int64_t taps, depth, positions;  ///< depth = group_channels · taps
-    bool copies;                  ///< else the image itself will do
-} geometry;
-
-typedef struct {
-    const geometry *g;
+    const qrt_convolution *g;
+    int64_t phase;               ///< elements of a row of the copy that share their remainder modulo the stride
+    int64_t row, plane;          ///< elements of a row and of a channel of the copy
+    bool copies;                 ///< else the image itself will do
     const float *x;              ///< one image; the copy of it where there is one
     const float *image;
     float *copy;
@@ -43,19 +32,20 @@ typedef struct {
 } job;
 
 /// Offset in a padded plane of the first tap at output position p.
-static int64_t origin(const geometry *g, int64_t p) {
+static int64_t origin(const job *j, int64_t p) {
+    const qrt_convolution *g = j->g;
     int64_t column = p % g->out[2], row = p / g->out[2] % g->out[1], slice = p / g->out[2] / g->out[1];
-    return (slice * g->stride[0] * g->padded[1] + row * g->stride[1]) * g->row + column;
+    return (slice * g->stride[0] * g->padded[1] + row * g->stride[1]) * j->row + column;
 }
 
 /// One panel: columns p … p + count - 1, padded with zeros to nr.
 static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
-    const geometry *g = j->g;
+    const qrt_convolution *g = j->g;
     int64_t at[MAX_NR];
-    for (int64_t i = 0; i < count; i++) at[i] = origin(g, p + i);
+    for (int64_t i = 0; i < count; i++) at[i] = origin(j, p + i);
     // Origins ascend, so equal distances at the ends mean consecutive elements all along.
     bool consecutive = count == nr && at[nr - 1] - at[0] == nr - 1;
-    for (int64_t c = 0; c < g->group_channels; c++, x += g->plane)
+    for (int64_t c = 0; c < g->group_channels; c++, x += j->plane)
         for (int64_t t = 0; t < g->taps; t++, panel += nr) {
             const float *from = x + j->tap_offsets[t];
             if (consecutive && nr == 16) {
@@ -72,20 +62,20 @@ static void gather(const job *j, const float *x, int64_t p, int64_t count, int64
 
 static void multiply_slot(void *context, int64_t slot) {
     const job *j = context;
-    const geometry *g = j->g;
+    const qrt_convolution *g = j->g;
     const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
     float *panels = j->scratch + slot * j->slot_floats;
     int64_t units = g->groups * j->blocks, nr = kernel->nr;
-    bool is_matrix = g->taps == 1 && !g->copies && g->positions == g->plane;
+    bool is_matrix = g->taps == 1 && !j->copies && g->positions == j->plane;
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
         int64_t group = unit / j->blocks, first = unit % j->blocks * j->block;
-        int64_t count = min64(j->block, g->positions - first);
-        const float *x = j->x + group * g->group_channels * g->plane;
+        int64_t count = qrt_min(j->block, g->positions - first);
+        const float *x = j->x + group * g->group_channels * j->plane;
         if (is_matrix)
-            kernel->pack(g->depth, count, x + first, g->plane, 1, panels);
+            kernel->pack(g->depth, count, x + first, j->plane, 1, panels);
         else
             for (int64_t p = 0; p < count; p += nr)
-                gather(j, x, first + p, min64(nr, count - p), nr, panels + p * g->depth);
+                gather(j, x, first + p, qrt_min(nr, count - p), nr, panels + p * g->depth);
         qrt_f32_epilogue epilogue = *j->epilogue;
         if (epilogue.row_bias) epilogue.row_bias += group * g->group_maps;
         qrt_f32_gemm(kernel, g->group_maps, count, g->depth, j->w + group * g->group_maps * g->depth, g->depth, panels,
@@ -94,61 +84,62 @@ static void multiply_slot(void *context, int64_t slot) {
 }
 
 /// The copy of one channel.
-static void copy_channel(const geometry *g, const float *x, float *to) {
+static void copy_channel(const job *j, const float *x, float *to) {
+    const qrt_convolution *g = j->g;
     int64_t stride = g->stride[2], begin = g->begin[2], width = g->in[2];
     for (int64_t d = 0; d < g->padded[0]; d++)
-        for (int64_t h = 0; h < g->padded[1]; h++, to += g->row) {
+        for (int64_t h = 0; h < g->padded[1]; h++, to += j->row) {
             int64_t slice = d - g->begin[0], row = h - g->begin[1];
             if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) {
-                memset(to, 0, (size_t)g->row * sizeof *to);
+                memset(to, 0, (size_t)j->row * sizeof *to);
                 continue;
             }
             const float *from = x + (slice * g->in[1] + row) * width;
             if (stride == 1) {
                 memset(to, 0, (size_t)begin * sizeof *to);
                 memcpy(to + begin, from, (size_t)width * sizeof *to);
-                memset(to + begin + width, 0, (size_t)(g->row - begin - width) * sizeof *to);
+                memset(to + begin + width, 0, (size_t)(j->row - begin - width) * sizeof *to);
                 continue;
             }
             for (int64_t remainder = 0; remainder < stride; remainder++) {
-                float *phase = to + remainder * g->phase;
+                float *phase = to + remainder * j->phase;
                 // Element i of the phase is element remainder + i · stride − begin of the row.
-                int64_t first = remainder >= begin ? 0 : ceil_div(begin - remainder, stride);
-                int64_t last = begin + width > remainder ? ceil_div(begin + width - remainder, stride) : 0;
-                first = min64(first, g->phase);
-                last = max64(first, min64(last, g->phase));
+                int64_t first = remainder >= begin ? 0 : qrt_ceil_div(begin - remainder, stride);
+                int64_t last = begin + width > remainder ? qrt_ceil_div(begin + width - remainder, stride) : 0;
+                first = qrt_min(first, j->phase);
+                last = qrt_max(first, qrt_min(last, j->phase));
                 for (int64_t i = 0; i < first; i++) phase[i] = 0.0f;
                 const float *start = from + (remainder - begin);
                 if (stride == 2)  // apart, so that the compiler can shuffle vectors
                     for (int64_t i = first; i < last; i++) phase[i] = start[2 * i];
                 else
                     for (int64_t i = first; i < last; i++) phase[i] = start[i * stride];
-                for (int64_t i = last; i < g->phase; i++) phase[i] = 0.0f;
+                for (int64_t i = last; i < j->phase; i++) phase[i] = 0.0f;
             }
         }
 }
 
 static void copy_task(void *context, int64_t channel) {
     const job *j = context;
-    const geometry *g = j->g;
-    copy_channel(g, j->image + channel * g->in[0] * g->in[1] * g->in[2], j->copy + channel * g->plane);
+    const qrt_convolution *g = j->g;
+    copy_channel(j, j->image + channel * g->in[0] * g->in[1] * g->in[2], j->copy + channel * j->plane);
 }
 
 static void depthwise_slot(void *context, int64_t slot) {
     const job *j = context;
-    const geometry *g = j->g;
+    const qrt_convolution *g = j->g;
     const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
     float *copy = j->scratch + slot * j->slot_floats;
     for (int64_t channel = g->channels * slot / j->slots; channel < g->channels * (slot + 1) / j->slots; channel++) {
         const float *x = j->image + channel * g->in[0] * g->in[1] * g->in[2];
-        if (g->copies) {
-            copy_channel(g, x, copy);
+        if (j->copies) {
+            copy_channel(j, x, copy);
             x = copy;
         }
         for (int64_t map = channel * g->group_maps; map < (channel + 1) * g->group_maps; map++) {
             float *y = j->y + map * g->positions;
             for (int64_t p = 0; p < g->positions; p += g->out[2])
-                kernel->taps(g->out[2], g->taps, j->w + map * g->taps, j->tap_offsets, x + origin(g, p), y + p);
+                kernel->taps(g->out[2], g->taps, j->w + map * g->taps, j->tap_offsets, x + origin(j, p), y + p);
             qrt_f32_epilogue epilogue = *j->epilogue;
             if (epilogue.row_bias) epilogue.row_bias += map;
             kernel->finish(1, g->positions, y, g->positions, &epilogue);
@@ -158,11 +149,11 @@ static void depthwise_slot(void *context, int64_t slot) {
 
 /// y = w · columns by way of yᵀ = columnsᵀ · wᵀ with packed wᵀ: reads the weights once, whatever the tile.
 static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights *packed, float *rows) {
-    const geometry *g = j->g;
+    const qrt_convolution *g = j->g;
     float *products = rows + g->positions * g->depth, *to = rows;
     for (int64_t p = 0; p < g->positions; p++) {
-        const float *from = j->x + origin(g, p);
-        for (int64_t c = 0; c < g->channels; c++, from += g->plane)
+        const float *from = j->x + origin(j, p);
+        for (int64_t c = 0; c < g->channels; c++, from += j->plane)
             for (int64_t t = 0; t < g->taps; t++) *to++ = from[j->tap_offsets[t]];
     }
     qrt_status status = qrt_f32_linear(packed, run, rows, g->depth, g->positions, NULL, products, g->maps);
@@ -173,53 +164,6 @@ static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights
     return QRT_OK;
 }
 
-/// Shapes from tensors and ints; false when they do not fit together.
-static bool measure(const int64_t *ints, int32_t num_ints, const qrt_tensor *x, const qrt_tensor *w, geometry *g) {
-    enum { SAME_UPPER = 1, SAME_LOWER = 2 };
-    if (num_ints < 4) return false;
-    int64_t rank = ints[0], auto_pad = ints[3];
-    if (rank < 1 || rank > 3 || num_ints < 4 + 4 * rank || x->rank != rank + 2 || w->rank != rank + 2) return false;
-    const int64_t *strides = ints + 4, *begins = strides + rank, *ends = begins + rank, *dilations = ends + rank;
-    g->images = x->dims[0];
-    g->channels = x->dims[1];
-    g->maps = w->dims[0];
-    g->groups = ints[1];
-    if (g->groups < 1 || g->channels % g->groups || g->maps % g->groups) return false;
-    g->group_channels = g->channels / g->groups;
-    g->group_maps = g->maps / g->groups;
-    if (w->dims[1] != g->group_channels) return false;
-    for (int i = 0; i < 3 - (int)rank; i++) {
-        g->in[i] = g->padded[i] = g->out[i] = g->window[i] = g->stride[i] = g->dilation[i] = 1;
-        g->begin[i] = 0;
-    }
-    const int64_t limit = (int64_t)1 << 40;
-    for (int d = 0; d < rank; d++) {
-        int i = 3 - (int)rank + d;
-        int64_t size = g->in[i] = x->dims[d + 2], window = g->window[i] = w->dims[d + 2];
-        int64_t stride = g->stride[i] = strides[d], dilation = g->dilation[i] = dilations[d], end = ends[d];
-        g->begin[i] = begins[d];
-        if (window < 1 || stride < 1 || dilation < 1 || g->begin[i] < 0 || end < 0) return false;
-        if (size > limit || window > limit / dilation || stride > limit || g->begin[i] > limit || end > limit) return false;
-        int64_t span = (window - 1) * dilation + 1;
-        if (auto_pad == SAME_UPPER || auto_pad == SAME_LOWER) {
-            int64_t total = max64(0, (ceil_div(size, stride) - 1) * stride + span - size);
-            g->begin[i] = auto_pad == SAME_UPPER ? total / 2 : total - total / 2;
-            end = total - g->begin[i];
-        }
-        g->padded[i] = g->begin[i] + size + end;
-        if (g->padded[i] < span) return false;
-        g->out[i] = (g->padded[i] - span) / stride + 1;
-    }
-    g->phase = ceil_div(g->padded[2], g->stride[2]);
-    g->row = g->phase * g->stride[2];
-    g->copies = g->row != g->in[2] || g->padded[1] != g->in[1] || g->padded[0] != g->in[0] || g->stride[2] > 1;
-    int64_t whole;
-    return qrt_num_elements(3, g->window, &g->taps) && qrt_num_elements(3, g->out, &g->positions) &&
-           qrt_num_elements(3, (const int64_t[]){g->padded[0], g->padded[1], g->row}, &g->plane) &&
-           !__builtin_mul_overflow(g->taps, g->group_channels, &g->depth) &&
-           !__builtin_mul_overflow(g->channels, g->plane, &whole);
-}
-
 /// ints: spatial rank r (1 … 3), group, activation, auto_pad (0 explicit or VALID, 1 SAME_UPPER, 2 SAME_LOWER),
 ///       strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0).
 /// Inputs: float32 x [N, C, …], w [M, C / group, …], optional bias [M].
@@ -227,9 +171,9 @@ static bool measure(const int64_t *ints, int32_t num_ints, const qrt_tensor *x, 
 ///         of very few output positions.
 static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = in[0], *w = in[1], *bias = node->num_inputs > 2 ? in[2] : NULL;
-    geometry g;
+    qrt_convolution g;
     if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32) return QRT_DECLINE;
-    if (!measure(node->ints, node->num_ints, x, w, &g)) return QRT_DECLINE;
+    if (!qrt_measure_convolution(node->ints, node->num_ints, x, w->rank, w->dims, &g)) return QRT_DECLINE;
     if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != g.maps)) return QRT_DECLINE;
     int64_t activation = node->ints[2], rank = node->ints[0];
     if (activation < QRT_ACT_NONE || activation > QRT_ACT_TANH) return QRT_DECLINE;
@@ -243,6 +187,10 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     if (status != QRT_OK || out[0].size == 0) return status;
     qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL, .activation = (qrt_activation)activation};
     job j = {.g = &g, .w = w->data, .epilogue = &epilogue, .slots = 1};
+    j.phase = qrt_ceil_div(g.padded[2], g.stride[2]);
+    j.row = j.phase * g.stride[2];
+    j.plane = g.padded[0] * g.padded[1] * j.row;
+    j.copies = j.row != g.in[2] || g.padded[1] != g.in[1] || g.padded[0] != g.in[0] || g.stride[2] > 1;
 
     bool is_depthwise = g.group_channels == 1, few = packed && g.positions <= MAX_ROWS;
     double work = (double)g.maps * (double)g.depth * (double)g.positions;
@@ -251,17 +199,17 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     if (few) {
         if (__builtin_mul_overflow(g.positions, g.depth + g.maps, &j.slot_floats)) return QRT_NO_MEMORY;
     } else if (is_depthwise) {
-        j.slots = min64(most_slots, g.channels);
-        if (g.copies) j.slot_floats = g.plane;
+        j.slots = qrt_min(most_slots, g.channels);
+        if (j.copies) j.slot_floats = j.plane;
     } else {
-        int64_t panels = ceil_div(g.positions, nr), panels_of_block = max64(1, BLOCK_FLOATS / max64(1, g.depth) / nr);
-        panels_of_block = min64(panels_of_block, ceil_div(panels, ceil_div(most_slots, g.groups)));
+        int64_t panels = qrt_ceil_div(g.positions, nr), panels_of_block = qrt_max(1, BLOCK_FLOATS / qrt_max(1, g.depth) / nr);
+        panels_of_block = qrt_min(panels_of_block, qrt_ceil_div(panels, qrt_ceil_div(most_slots, g.groups)));
         j.block = panels_of_block * nr;
-        j.blocks = ceil_div(panels, panels_of_block);
-        j.slots = min64(most_slots, g.groups * j.blocks);
+        j.blocks = qrt_ceil_div(panels, panels_of_block);
+        j.slots = qrt_min(most_slots, g.groups * j.blocks);
         if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
     }
-    if (g.copies && (few || !is_depthwise)) copy_floats = g.channels * g.plane;
+    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane;
     // Offsets are held in int64, two floats each.
     size_t offset_floats = 2 * (size_t)g.taps, floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||
@@ -275,8 +223,8 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
         for (int64_t h = 0; h < g.window[1]; h++)
             for (int64_t v = 0; v < g.window[2]; v++) {
                 int64_t column = v * g.dilation[2];
-                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * g.row +
-                               column % g.stride[2] * g.phase + column / g.stride[2];
+                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * j.row +
+                               column % g.stride[2] * j.phase + column / g.stride[2];
             }
     j.tap_offsets = offsets;
     j.copy = (float *)scratch->data + offset_floats;

@@ -1,0 +1,94 @@
+"""Dynamically quantized convolution of lowered graphs (domain qruntime)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qruntime import _kernels
+from qruntime.ir import Node
+from qruntime.ops.checks import limit_shape
+from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
+from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.registry import NativeCall, operator
+from qruntime.ops.windows import Window, padded, window, windows_view
+
+
+@operator("DynamicQuantizedConv", domain="qruntime")
+def dynamic_quantized_conv(
+    x: np.ndarray,
+    w: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    range: str = "per_token",
+) -> np.ndarray:
+    """X (N, C, *spatial) float32, W (M, C / group, *kernel) int8 with scale and zero point [1] or [M] → (N, M, *output).
+
+    What a window covers in the channels of one group, padding as zeros, is a row and is quantized from its own
+    range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
+    not on the other images, not on what lies elsewhere in the same image.
+    """
+    check_convolution(x, w, group, kernel_shape)
+    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
+    shape = limit_shape((x.shape[0], w.shape[0], *win.output))
+    if math.prod(shape) == 0:
+        return np.zeros(shape, np.float32)
+    columns = (-1, *(1,) * (w.ndim - 1))
+    weight = w.astype(np.float64) - zero_point.astype(np.float64).reshape(columns)
+    if range == "per_tensor":
+        codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1))
+        # Sums of products of 9-bit integers are exact in float64.
+        total = convolve((codes.astype(np.float64) - row_zero).reshape(x.shape), weight, group, win)
+        row_scale = row_scale.reshape((1,) * x.ndim)
+    else:
+        total, row_scale = _windows(x, weight, group, win)
+    return add_bias(total.astype(np.float32) * (row_scale * scale.reshape(columns)), bias)
+
+
+def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Sums (N, M, *output) as float64, and the scale of what each of them sums, of the same shape, as float32."""
+    total = np.empty((x.shape[0], weight.shape[0], *win.output))
+    scales = np.empty(total.shape, np.float32)
+    positions, per_group = math.prod(win.output), weight.shape[0] // group
+    rank = len(win.kernel)
+    flat = weight.reshape(group, per_group, -1)
+    for n, image in enumerate(windows_view(padded(x, win), win)):
+        rows = image.reshape(group, -1, *image.shape[1:])
+        rows = np.moveaxis(rows, 1, 1 + rank).reshape(group, positions, flat.shape[2])
+        for g, channels in enumerate(rows):
+            codes, scale, zero = quantize_rows(channels)
+            maps = slice(g * per_group, (g + 1) * per_group)
+            total[n, maps] = (flat[g] @ (codes.astype(np.float64) - zero).T).reshape(per_group, *win.output)
+            scales[n, maps] = scale.reshape(win.output)
+    return total, scales
+
+
+@dynamic_quantized_conv.native
+def _conv_q8(node: Node) -> NativeCall | None:
+    w, scale, zero_point, bias = (None if v is None else v.data for v in (node.input(i) for i in (1, 2, 3, 4)))
+    if w is None or scale is None or zero_point is None or w.size == 0 or not 3 <= w.ndim <= 5:
+        return None
+    if node.attr("range", "per_token") != RANGES[0] or (bias is not None and bias.shape != w.shape[:1]):
+        return None
+    geometry = convolution_geometry(node, w.shape)
+    group = node.attr("group", 1)
+    if geometry is None or group < 1 or w.shape[0] % group:
+        return None
+    per_group = w.shape[0] // group
+    matrix = np.moveaxis(w, 1, -1).reshape(w.shape[0], -1)  # taps, then channels, as the kernel gathers them
+    packed = []
+    for g in range(group):
+        maps = slice(g * per_group, (g + 1) * per_group)
+        own = maps if scale.size != 1 else slice(None)
+        packed.append(_kernels.PackedQ8(matrix[maps].T, scale[own], zero_point[own], None if bias is None else bias[maps]))
+    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], packed=packed, inputs=[0])

@@ -1,0 +1,37 @@
+"""Where int8 is not faster than float32: layers so small that quantizing their rows costs more than the product saves.
+
+Measured with benchmarks/small_layers.py on AVX2, AVX-512 VNNI and AMX, one thread, 1 to 128 rows (Xeon of the Granite
+Rapids generation, November 2026). Above these sizes int8 was faster on each of them, or as fast within 10 %; below, slower
+on most. A saved model runs on any machine, so the rule knows sizes only.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qruntime.ir import Node
+from qruntime.quantization.selection import RECURRENT, weight_shape
+
+LINEAR_WEIGHTS, LINEAR_OUTPUTS = 4096, 32
+HIDDEN = {"LSTM": 40, "GRU": 64, "RNN": 64}
+CONV_WEIGHTS = 8192  # of one group
+
+
+def slower_as_int8(node: Node) -> str | None:
+    """Why int8 should not make this layer faster; None when it should, or when that is unknown."""
+    shape = weight_shape(node)
+    if shape is None:
+        return None
+    if node.is_op(*RECURRENT):
+        hidden = shape[1] // {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
+        least = HIDDEN[node.op_type]
+        return f"int8 is slower below {least} hidden units" if hidden < least else None
+    if node.is_op("Conv"):
+        is_small = math.prod(shape) < CONV_WEIGHTS * max(1, node.attr("group", 1))
+        return f"int8 is slower below {CONV_WEIGHTS} weights a group" if is_small else None
+    if not node.is_op("MatMul", "Gemm"):
+        return None
+    outputs = shape[0 if node.op_type == "Gemm" and node.attr("transB", 0) else 1]
+    if math.prod(shape) < LINEAR_WEIGHTS or outputs < LINEAR_OUTPUTS:
+        return f"int8 is slower below {LINEAR_WEIGHTS} weights or {LINEAR_OUTPUTS} outputs"
+    return None

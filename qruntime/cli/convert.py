@@ -5,16 +5,37 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import warnings
 from typing import Any
 
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads
-from qruntime.quantization.dynamic import ACTIVATIONS
-from qruntime.quantization.printing import layer_table, printable, skipped_lines
-from qruntime.quantization.selection import matches
+from qruntime.quantization import (
+    QConfig,
+    default_dynamic_qconfig,
+    float16_dynamic_qconfig,
+    float_qparams_weight_only_qconfig,
+    float_qparams_weight_only_qconfig_4bit,
+    per_channel_dynamic_qconfig,
+)
+from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
+from qruntime.quantization.printing import layer_table, printable, skipped_lines, slower_lines
+from qruntime.quantization.report import Report
+from qruntime.quantization.selection import matches, pattern_name
+from qruntime.quantization.specification import DTYPES, default_kinds
 
 WORST = 5
+
+QCONFIGS: dict[str, QConfig | None] = {
+    "per_tensor": default_dynamic_qconfig,
+    "per_channel": per_channel_dynamic_qconfig,
+    "float16": float16_dynamic_qconfig,
+    "quint8": float_qparams_weight_only_qconfig,
+    "quint4x2": float_qparams_weight_only_qconfig_4bit,
+    "none": None,
+}
+"""What --qconfig gives to a pattern: torch's presets by what they store, and "none" to exclude."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -22,18 +43,46 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "convert",
         "quantize a model: int8 weights now, int8 activations at every run",
-        "qruntime convert model.onnx model.int8.onnx --per-channel --exclude lm_head",
+        "qruntime convert model.onnx model.int8.onnx --per-channel --exclude lm_head\n"
+        "  qruntime convert model.onnx model.int8.onnx --kinds Linear Conv --qconfig Embedding=quint8 head=none",
     )
     parser.add_argument("input", help="the float ONNX model")
     parser.add_argument("output", help="where to write the int8 model; may be the input")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="qint8",
+        help="of the weights: qint8 (default), float16 (computed in float32), or quint8 and quint4x2 for embeddings",
+    )
     parser.add_argument(
         "--per-channel", action="store_true", help="one weight scale per output channel instead of one per tensor"
     )
     parser.add_argument(
         "--activation",
         choices=ACTIVATIONS,
-        default="per_token",
         help="one activation scale per row, so that results do not depend on the batch (default), or one per tensor",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="qruntime",
+        help="compute as another runtime does, to compare with it: fbgemm and qnnpack are torch's (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        action="extend",
+        metavar="KIND",
+        help="quantize these instead of Linear, LSTM, GRU and RNN: kinds (Conv, Embedding), operators, names, module paths",
+    )
+    parser.add_argument(
+        "--qconfig",
+        nargs="+",
+        action="extend",
+        type=_qconfig,
+        default=[],
+        metavar="PATTERN=QCONFIG",
+        help=f"give a kind, an operator, a name or a module path a QConfig of its own: {', '.join(QCONFIGS)}",
     )
     parser.add_argument(
         "--only",
@@ -48,9 +97,29 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="fail when a layer cannot be quantized or a pattern selects nothing"
     )
+    parser.add_argument(
+        "--faster-only", action="store_true", help="leave layers float that are too small for int8 to be faster"
+    )
     add_threads(parser)
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _qconfig(text: str) -> tuple[str, QConfig | None]:
+    pattern, separator, name = text.rpartition("=")
+    if not separator or name not in QCONFIGS:
+        raise argparse.ArgumentTypeError(f"needs PATTERN=QCONFIG with one of {', '.join(QCONFIGS)}, got {text!r}")
+    return pattern, QCONFIGS[name]
+
+
+def _specification(arguments: argparse.Namespace) -> tuple[object, bool]:
+    """qconfig_spec and per_channel of the call."""
+    if not arguments.qconfig:
+        return None if arguments.kinds is None else set(arguments.kinds), arguments.per_channel
+    name = "per_tensor" if arguments.dtype == "qint8" else arguments.dtype
+    qconfig = QCONFIGS["per_channel" if arguments.per_channel and name == "per_tensor" else name]
+    kinds = default_kinds(arguments.dtype) if arguments.kinds is None else arguments.kinds
+    return dict.fromkeys(kinds, qconfig) | dict(arguments.qconfig), False
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,17 +129,25 @@ def run(arguments: argparse.Namespace) -> int:
         size_before = size_on_disk(arguments.input, model)
     loaded = time.perf_counter()
     for pattern in (*(arguments.only or ()), *arguments.exclude):
-        if not any(matches(node, pattern) for node in model.graph.walk_nodes()):
+        if not any(matches(node, pattern_name(pattern)) for node in model.graph.walk_nodes()):
             terminal.warn(f"nothing is called {printable(pattern)!r}; {_list_nodes(arguments)}")
-    with terminal.progress("Quantizing"):
+    spec, per_channel = _specification(arguments)
+    with terminal.progress("Quantizing"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model.quantize_dynamic(
+            spec,  # type: ignore[arg-type]
+            arguments.dtype,
             inplace=True,
-            per_channel=arguments.per_channel,
+            per_channel=per_channel,
+            engine=arguments.engine,
+            faster_only=arguments.faster_only,
             activation=arguments.activation,
             only=arguments.only,
             exclude=arguments.exclude,
             strict=arguments.strict,
         )
+    for warning in caught:
+        terminal.warn(printable(str(warning.message), limit=1000))
     quantized = time.perf_counter()
     with terminal.progress(f"Writing {arguments.output}"):
         model.save(arguments.output)
@@ -107,14 +184,18 @@ def _fields(
     return {
         "input": arguments.input,
         "output": arguments.output,
+        "dtype": arguments.dtype,
         "per_channel": arguments.per_channel,
-        "activation": arguments.activation,
+        "activation": _activation(arguments),
+        "engine": arguments.engine,
         "file_bytes_before": sizes[0],
         "file_bytes_after": sizes[1],
         "weight_bytes_before": report.bytes_before,
         "weight_bytes_after": report.bytes_after,
         "layers": [layer._asdict() for layer in report.layers],
         "skipped": [layer._asdict() for layer in report.skipped],
+        "idle": report.idle,
+        "slower": report.slower,
         "worst": [layer.name for layer in report.worst(WORST)],
         "seconds": seconds,
     }
@@ -126,13 +207,12 @@ def _lines(
     report = model.report
     kinds = {layer.kind: sum(other.kind == layer.kind for other in report.layers) for layer in report.layers}
     counted = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items()) or "none"
-    weights = "per channel" if arguments.per_channel else "per tensor"
     before, after = sizes
     times = ", ".join(f"{step} {terminal.duration(s)}" for step, s in seconds.items() if step != "total")
     lines = [
         terminal.heading(f"{printable(arguments.input)} → {printable(arguments.output)}"),
         f"  quantized  {counted}",
-        f"  scheme     weights int8 {weights}, activations uint8 {arguments.activation.replace('_', ' ')}",
+        f"  scheme     {_scheme(arguments, report)}",
         f"  weights    {terminal.size(report.bytes_before)} → {terminal.size(report.bytes_after)}",
         f"  file       {terminal.size(before)} → {terminal.size(after)} ({before / max(1, after):.2f}× smaller)",
         f"  time       {terminal.duration(seconds['total'])} ({times})",
@@ -141,4 +221,26 @@ def _lines(
     if worst:
         title = "The layers whose weights lost most" if len(report.layers) > len(worst) else "Layers, worst first"
         lines += ["", terminal.heading(f"{title}:"), *layer_table(worst)]
-    return lines + skipped_lines(report)
+    return lines + skipped_lines(report) + slower_lines(report)
+
+
+def _activation(arguments: argparse.Namespace) -> str:
+    return arguments.activation or ("per_token" if arguments.engine == "qruntime" else "per_tensor")
+
+
+def _scheme(arguments: argparse.Namespace, report: Report) -> str:
+    """What the layers became, in words."""
+    schemes = {layer.scheme for layer in report.layers}
+    words = [text for scheme, text in _SCHEMES.items() if scheme in schemes]
+    if schemes & {"per_tensor_affine", "per_channel_affine"}:
+        words.append(f"activations uint8 {_activation(arguments).replace('_', ' ')}")
+    engine = "" if arguments.engine == "qruntime" else f", as {arguments.engine} computes"
+    return (", ".join(words) or "nothing is quantized") + engine
+
+
+_SCHEMES = {
+    "per_tensor_affine": "weights int8 per tensor",
+    "per_channel_affine": "weights int8 per channel",
+    "float16": "weights float16",
+    "per_channel_affine_float_qparams": "embeddings uint8 or uint4 per row",
+}

@@ -43,8 +43,8 @@ def dynamic_quantized_conv(
     shape = limit_shape((x.shape[0], w.shape[0], *win.output))
     if math.prod(shape) == 0:
         return np.zeros(shape, np.float32)
-    columns = (-1, *(1,) * (w.ndim - 1))
-    weight = w.astype(np.float64) - zero_point.astype(np.float64).reshape(columns)
+    along_maps = (-1, *(1,) * (w.ndim - 2))
+    weight = w.astype(np.float64) - zero_point.astype(np.float64).reshape(*along_maps, 1)
     if range == "per_tensor":
         codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1))
         # Sums of products of 9-bit integers are exact in float64.
@@ -52,7 +52,7 @@ def dynamic_quantized_conv(
         row_scale = row_scale.reshape((1,) * x.ndim)
     else:
         total, row_scale = _windows(x, weight, group, win)
-    return add_bias(total.astype(np.float32) * (row_scale * scale.reshape(columns)), bias)
+    return add_bias(total.astype(np.float32) * (row_scale * scale.reshape(along_maps)), bias)
 
 
 def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,12 @@ _DEFAULTS = {
     "quint8": presets.default_float_qparams_observer,
     "quint4x2": presets.default_float_qparams_observer_4bit,
 }
-_LAYERS = ("Linear", "LSTM", "GRU", "RNN")
+DTYPES = tuple(_DEFAULTS)
+
+
+def default_kinds(dtype: str) -> tuple[str, ...]:
+    """The kinds that a call quantizes to `dtype` when it names none."""
+    return ("Embedding",) if dtype in EMBEDDINGS else ("Linear", "LSTM", "GRU", "RNN")
 
 
 class Unselected(str):
@@ -111,7 +116,7 @@ def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bo
             raise QuantizationError("per_channel has no meaning for dtype='float16', which has no scales")
         observer = presets.default_per_channel_weight_observer if name == "qint8" else observer
     if spec is None:
-        chosen: Iterable[object] = ("Embedding",) if name in EMBEDDINGS else _LAYERS
+        chosen: Iterable[object] = default_kinds(name)
     else:
         chosen = spec
     return Specification({pattern_name(key): observer for key in chosen}, kinds, spec is None)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 import qruntime
-from tests.cli.conftest import SHAKESPEARE, Command
+from tests.cli.conftest import SHAKESPEARE, Command, save
 
 
 def test_writes_a_valid_model_and_reports(command: Command, linear: Path, tmp_path: Path) -> None:
@@ -120,3 +123,87 @@ def test_shakespeare_is_a_quarter_of_its_size(command: Command, tmp_path: Path) 
         ("Linear", [288, 65]),
     ]
     assert output.stat().st_size < SHAKESPEARE.stat().st_size / 3.8
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """An embedding, a Conv over its rows, and a Linear."""
+    random = np.random.default_rng(0)
+    constants = {
+        "table": random.standard_normal((20, 6)).astype(np.float32),
+        "kernel": random.standard_normal((8, 6, 3)).astype(np.float32),
+        "w": random.standard_normal((8, 4)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"], name="/embedding/Gather"),
+        helper.make_node("Transpose", ["rows"], ["channels"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["channels", "kernel"], ["features"], name="/conv/Conv", pads=[1, 1]),
+        helper.make_node("Transpose", ["features"], ["back"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["back", "w"], ["y"], name="/head/MatMul"),
+    ]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "time"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "time", 4])
+    return save(tmp_path / "several.onnx", nodes, [ids], [y], constants)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected", "scheme"),
+    [
+        ([], {"/head/MatMul": "per_tensor_affine"}, "weights int8 per tensor, activations uint8 per token"),
+        (["--dtype", "float16"], {"/head/MatMul": "float16"}, "weights float16"),
+        (["--dtype", "quint8"], {"/embedding/Gather": "per_channel_affine_float_qparams"}, "embeddings uint8 or uint4 per row"),
+        (["--dtype", "quint4x2", "--kinds", "Embedding"], {"/embedding/Gather": "per_channel_affine_float_qparams"}, "embeddings"),
+        (["--engine", "fbgemm"], {"/head/MatMul": "per_tensor_affine"}, "activations uint8 per tensor, as fbgemm computes"),
+        (["--kinds", "Conv"], {"/conv/Conv": "per_tensor_affine"}, "weights int8 per tensor"),
+        (["--kinds", "conv", "Linear", "--per-channel"], dict.fromkeys(["/conv/Conv", "/head/MatMul"], "per_channel_affine"), "channel"),
+        (["--faster-only"], {}, "nothing is quantized"),
+        (["--qconfig", "head=none", "Conv=per_channel"], {"/conv/Conv": "per_channel_affine"}, "weights int8 per channel"),
+        (["--qconfig", "Conv=float16", "--per-channel"], {"/conv/Conv": "float16", "/head/MatMul": "per_channel_affine"}, "float16"),
+        (["--kinds", "Conv", "--dtype", "float16", "--qconfig", "Embedding=quint8"],
+         {"/conv/Conv": "float16", "/embedding/Gather": "per_channel_affine_float_qparams"}, "weights float16, embeddings"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_quantized_and_how(command: Command, several: Path, tmp_path: Path, flags: list[str], expected: dict, scheme: str) -> None:
+    output = tmp_path / "out.onnx"
+    done = command("convert", several, output, *flags, "--json")
+    assert {layer["name"]: layer["scheme"] for layer in done.json["layers"]} == expected
+    assert scheme in command("convert", several, output, *flags).out
+    found = {layer.name: layer.scheme for layer in qruntime.load(output).report.layers}
+    assert found == expected
+    ids = np.arange(10).reshape(2, 5)
+    assert qruntime.load(output)(ids).shape == (2, 5, 4)
+
+
+def test_what_is_asked_for_and_absent_is_said(command: Command, several: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    done = command("convert", several, output, "--kinds", "Linear", "LSTM", "nobody", "--json")
+    assert sorted(done.json["idle"]) == ["LSTM", "nobody"]
+    assert "nothing in the model is selected by 'nobody'" in done.err
+    assert command("convert", several, output, "--kinds", "Linear", "LSTM", "--strict").code == 2
+    assert "too small for int8 to be faster" in command("convert", several, output).out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--qconfig", "Linear"], "PATTERN=QCONFIG"),
+        (["--qconfig", "Linear=int8"], "per_tensor, per_channel, float16, quint8, quint4x2, none"),
+        (["--dtype", "int4"], "invalid choice"),
+        (["--engine", "fbgemm", "--activation", "per_token"], "quantizes activations per tensor"),
+        (["--dtype", "float16", "--per-channel"], "no scales"),
+        (["--dtype", "quint8", "--kinds", "Linear"], "the only dtypes for Linear"),
+    ],
+)
+def test_flags_that_mean_nothing(command: Command, several: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    done = command("convert", several, tmp_path / "out.onnx", *flags)
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_script_is_the_command(several: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "tools" / "convert.py"
+    output = tmp_path / "out.onnx"
+    subprocess.run([sys.executable, script, several, output, "--kinds", "Conv", "--json"], check=True, capture_output=True)
+    assert [layer.kind for layer in qruntime.load(output).report.layers] == ["Conv"]

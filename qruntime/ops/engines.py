@@ -3,8 +3,8 @@
 All quantize activations per tensor: one scale and zero point for the whole input.
 
 - fbgemm (torch on x86): 7-bit codes, a smallest scale, the zero point from the end of the range that is met
-  more exactly, a fused multiply-add at the end. Sources: ChooseQuantizationParams in ATen's QuantUtils.h and
-  FBGEMM's QuantUtils.cc.
+  more exactly, fused multiply-adds in quantizing and at the end. Sources: ChooseQuantizationParams in ATen's
+  QuantUtils.h, FBGEMM's QuantUtils.cc and QuantizeAvx2.
 - qnnpack (torch on ARM): the same choice with 8-bit codes; multiplication and addition round separately.
 - onnxruntime: DynamicQuantizeLinear and MatMulInteger.
 
@@ -47,7 +47,12 @@ def quantize(x: np.ndarray, engine: str) -> Codes:
             # torch refuses NaN and multiplies infinities by a scale that is infinite: no number comes of either.
             return Codes(np.zeros(x.shape), np.float32(np.nan))
         scale, zero_point = choose_parameters(low, high, 127 if engine == "fbgemm" else 255)
-        codes = np.rint(x * (np.float32(1) / np.float32(scale))) + np.float32(zero_point)
+        inverse = np.float32(1) / np.float32(scale)
+        if engine == "fbgemm":
+            # A fused multiply-add before rounding to a code: what lies just below a tie may reach it, or come off it.
+            codes = np.rint((x.astype(np.float64) * inverse + zero_point).astype(np.float32))
+        else:
+            codes = np.rint(x * inverse) + np.float32(zero_point)
     return Codes(np.clip(codes, 0, 255).astype(np.float64) - zero_point, np.float32(scale))
 
 

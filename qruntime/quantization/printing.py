@@ -10,7 +10,14 @@ from typing import Any
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
-from qruntime.quantization.selection import CONVOLUTIONS, is_quantized_embedding, layer_kind, module_names, weight_shape
+from qruntime.quantization.selection import (
+    CONVOLUTIONS,
+    is_quantized_embedding,
+    layer_kind,
+    module_class,
+    module_names,
+    weight_shape,
+)
 
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
@@ -57,7 +64,7 @@ def describe_layer(node: Node) -> str | None:
     """One line for a node with weights or an activation that is a module of its own, None for the others."""
     if node.is_op(*CONVOLUTIONS):
         return _describe_convolution(node)
-    if node.is_op("Relu") and node.name.count("/") > 1:
+    if node.is_op("Relu") and (node.name.count("/") > 1 or module_class(node) == "ReLU"):
         return "ReLU()"
     kind = layer_kind(node)
     shape = None if kind is None else weight_shape(node)

@@ -35,7 +35,9 @@ RANKS = dict.fromkeys(RECURRENT, (3, 3)) | dict.fromkeys(CONVOLUTIONS, (3, 5))
 """Least and greatest rank of the weights of operators for which it is not 2."""
 EMBEDDINGS = ("quint8", "quint4x2")
 
-_NAME_SCOPES = "pkg.torch.onnx.name_scopes"  # node metadata of torch's dynamo exporter: a Python list of strings
+# Node metadata of torch's dynamo exporter, each a Python list of strings: the modules around a node from the outermost,
+# with their full paths, then the operator; and the classes of the same.
+_NAME_SCOPES, _CLASS_HIERARCHY = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 _OF_RANK = re.compile(r"(Conv|ConvTranspose)[123]d")  # torch's classes, one for each number of spatial dims
 _NUMBERED = re.compile(r"\w+(\.\d+)+")  # layer.0: an entry of torch's ModuleList
 _MAX_DEPTH = 32  # of modules: names are the file's to choose
@@ -91,14 +93,25 @@ def is_quantized_embedding(node: Node) -> bool:
     return is_bytes and node.metadata.get(STORED) in EMBEDDINGS
 
 
+def _noted(node: Node, key: str) -> list[str]:
+    return re.findall(r"'([^']*)'", node.metadata.get(key, ""))
+
+
+def module_class(node: Node) -> str:
+    """Class of the innermost module around a node, as far as torch's dynamo exporter notes it; else empty."""
+    classes = _noted(node, _CLASS_HIERARCHY)
+    return classes[-2].rpartition(".")[2] if len(classes) > 1 else ""
+
+
 def module_names(node: Node) -> list[str]:
     """Module names from the outermost to the layer itself, never empty.
 
     From the node's name when it is a path (/encoder/layer.0/fc/MatMul); else from the scopes that torch's
     dynamo exporter notes, whose node names say nothing (node_linear_3); else from the weight's name
-    (encoder.layer.0.fc.weight); else the name of the node or of its output.
+    (encoder.layer.0.fc.weight); else the name of the node or of its output. Scopes end at the module that calls
+    a function, as attention does for its projections: there the weight's name knows better, or the function's has to do.
     """
-    scopes = re.findall(r"'([^']*)'", node.metadata.get(_NAME_SCOPES, ""))
+    scopes = _noted(node, _NAME_SCOPES)
     weight = node.input(0 if node.op_type == "Gather" else 1)
     of_weight = "" if weight is None else weight.name.removesuffix("_dequantized").removesuffix("_quantized")
     if "/" in node.name:
@@ -106,8 +119,12 @@ def module_names(node: Node) -> list[str]:
         if len(parts) > 1 and parts[-1].startswith(node.op_type):
             del parts[-1]
         parts = [name for part in parts for name in (part.split(".") if _NUMBERED.fullmatch(part) else [part])]
-    elif len(scopes) > 1 and scopes[-2]:  # modules with their full paths, then the operator
-        parts = scopes[-2].split(".")
+    elif len(scopes) > 1 and of_weight.startswith(f"{scopes[-2]}.") and of_weight.endswith(".weight"):
+        parts = of_weight.removesuffix(".weight").split(".")
+    elif len(scopes) > 1:
+        cls = module_class(node)
+        is_module = not cls or is_kind(pattern_name(cls)) or cls.lower() == node.op_type.lower()
+        parts = scopes[-2].split(".") if scopes[-2] and is_module else [*scopes[-2].split("."), scopes[-1]]
     elif not node.name and of_weight.endswith(".weight"):
         parts = of_weight.removesuffix(".weight").split(".")
     else:

@@ -54,6 +54,15 @@ def test_torch_parameters(low: float, high: float, qmax: int, scale: float, zero
     assert engines.choose_parameters(low, high, qmax) == (pytest.approx(scale, rel=1e-12), zero_point)
 
 
+def test_the_fused_multiply_add_of_fbgemm_decides_at_a_tie():
+    """27.499998 + 62 rounds to 89.5 in float32, which goes to the even code 90; a product rounded by itself would give 89."""
+    low, high = np.float32(-0.6244288682937622), np.float32(0.6644395589828491)
+    x = np.array([low, high, 0.2790856659412384], np.float32)
+    assert engines.quantize(x, "fbgemm").centred.tolist() == [-62, 65, 28]
+    scale = engines.quantize(x, "fbgemm").scale
+    assert x[2] * (np.float32(1) / scale) < np.float32(27.5)
+
+
 @pytest.mark.parametrize("engine", engines.ENGINES)
 @pytest.mark.parametrize("shape", [(0, 16), (1, 16), (2, 3, 16)], ids=str)
 def test_shapes_and_odd_values(engine: str, shape: tuple[int, ...]):

@@ -5,7 +5,7 @@ All quantize activations per tensor: one scale and zero point for the whole inpu
 - fbgemm (torch on x86): 7-bit codes, a smallest scale, the zero point from the end of the range that is met
   more exactly, fused multiply-adds in quantizing and at the end. Sources: ChooseQuantizationParams in ATen's
   QuantUtils.h, FBGEMM's QuantUtils.cc and QuantizeAvx2.
-- qnnpack (torch on ARM): the same choice with 8-bit codes; multiplication and addition round separately.
+- qnnpack (as torch has it on x86): the same with 8-bit codes; at the end multiplication and addition round separately.
 - onnxruntime: DynamicQuantizeLinear and MatMulInteger.
 
 These are definitions, not fast paths: they are here to compare with.
@@ -47,12 +47,9 @@ def quantize(x: np.ndarray, engine: str) -> Codes:
             # torch refuses NaN and multiplies infinities by a scale that is infinite: no number comes of either.
             return Codes(np.zeros(x.shape), np.float32(np.nan))
         scale, zero_point = choose_parameters(low, high, 127 if engine == "fbgemm" else 255)
+        # A fused multiply-add before rounding to a code: what lies just below a tie may reach it, or come off it.
         inverse = np.float32(1) / np.float32(scale)
-        if engine == "fbgemm":
-            # A fused multiply-add before rounding to a code: what lies just below a tie may reach it, or come off it.
-            codes = np.rint((x.astype(np.float64) * inverse + zero_point).astype(np.float32))
-        else:
-            codes = np.rint(x * inverse) + np.float32(zero_point)
+        codes = np.rint((x.astype(np.float64) * inverse + zero_point).astype(np.float32))
     return Codes(np.clip(codes, 0, 255).astype(np.float64) - zero_point, np.float32(scale))
 
 

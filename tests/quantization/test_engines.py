@@ -54,13 +54,16 @@ def test_torch_parameters(low: float, high: float, qmax: int, scale: float, zero
     assert engines.choose_parameters(low, high, qmax) == (pytest.approx(scale, rel=1e-12), zero_point)
 
 
-def test_the_fused_multiply_add_of_fbgemm_decides_at_a_tie():
+def test_the_fused_multiply_add_decides_at_a_tie():
     """27.499998 + 62 rounds to 89.5 in float32, which goes to the even code 90; a product rounded by itself would give 89."""
     low, high = np.float32(-0.6244288682937622), np.float32(0.6644395589828491)
     x = np.array([low, high, 0.2790856659412384], np.float32)
     assert engines.quantize(x, "fbgemm").centred.tolist() == [-62, 65, 28]
     scale = engines.quantize(x, "fbgemm").scale
     assert x[2] * (np.float32(1) / scale) < np.float32(27.5)
+    # The same of 8 bits: −5.4999986 + 138 is 132.5 in float32.
+    x = np.array([-138 * np.float32(0.0254094992), 117 * np.float32(0.0254094992), -5.4999986 * np.float32(0.0254094992)], np.float32)
+    assert engines.quantize(x, "qnnpack").centred.tolist() == [-138, 117, -6]
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)

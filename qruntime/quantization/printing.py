@@ -12,6 +12,7 @@ from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
+    RECURRENT,
     is_quantized_embedding,
     layer_kind,
     module_class,
@@ -19,18 +20,41 @@ from qruntime.quantization.selection import (
     weight_shape,
 )
 
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
 Module = dict[str, Any]
 """Name → nested Module, or the line of a layer."""
 
 
 def tree(graph: Graph, report: Report) -> str:
     """Modules rebuilt from what exporters write about nodes, quantized layers as torch prints them."""
-    root: Module = {}
+    stacks: list[list[Node]] = []
     for node in graph.walk_nodes():
-        text = describe_layer(node)
-        if text is not None:
-            _insert(root, module_names(node), text)
+        if stacks and _is_stacked(stacks[-1][-1], node):
+            stacks[-1].append(node)
+        elif describe_layer(node) is not None:
+            stacks.append([node])
+    root: Module = {}
+    for stack in stacks:
+        _insert(root, module_names(stack[0]), describe_layer(stack[0], num_layers=len(stack)) or "")
     return "\n".join(["Model(", *_lines(root, 2), ")"]) if root else "Model()"
+
+
+def _is_stacked(below: Node, node: Node) -> bool:
+    """Whether a recurrent node is the next layer of the module that `below` is of: ONNX has one node for each layer."""
+    if not node.is_op(*RECURRENT) or not below.is_op(node.op_type) or below.input(1) is node.input(1):
+        return False
+    shape, shape_below = weight_shape(node), weight_shape(below)
+    if shape is None or shape_below is None or shape[2] != shape[0] * shape[1] // _GATES[node.op_type]:
+        return False
+    names, names_below = module_names(node), module_names(below)
+    at_root = len(names) == len(names_below) == 1 and names[0].startswith(node.op_type) and names_below[0].startswith(node.op_type)
+    return (
+        (names == names_below or at_root)
+        and shape[:2] == shape_below[:2]
+        and node.attr("direction") == below.attr("direction")
+        and _element_type(node) == _element_type(below)
+    )
 
 
 def _insert(root: Module, names: list[str], text: str) -> None:
@@ -60,7 +84,7 @@ def _lines(branch: Module, indent: int) -> list[str]:
     return lines
 
 
-def describe_layer(node: Node) -> str | None:
+def describe_layer(node: Node, num_layers: int = 1) -> str | None:
     """One line for a node with weights or an activation that is a module of its own, None for the others."""
     if node.is_op(*CONVOLUTIONS):
         return _describe_convolution(node)
@@ -78,9 +102,9 @@ def describe_layer(node: Node) -> str | None:
         transposed = node.op_type == "Gemm" and bool(node.attr("transB", 0))
         k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
         return f"{prefix}Linear(in_features={k}, out_features={n}{scheme})"
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    layers = f", num_layers={num_layers}" if num_layers > 1 else ""
     direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
-    return f"{prefix}{kind}({shape[2]}, {shape[1] // gates}{direction})"
+    return f"{prefix}{kind}({shape[2]}, {shape[1] // _GATES[kind]}{layers}{direction})"
 
 
 def _describe_convolution(node: Node) -> str | None:

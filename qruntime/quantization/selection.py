@@ -118,6 +118,8 @@ def module_names(node: Node) -> list[str]:
         parts = [part for part in node.name.split("/") if part]
         if len(parts) > 1 and parts[-1].startswith(node.op_type):
             del parts[-1]
+        # torch names an entry of a Sequential by the whole path of the Sequential: /encoder/encoder.0/MatMul is encoder.0.
+        parts = [part.removeprefix(f"{above}.") for above, part in zip(["", *parts], parts, strict=False)]
         parts = [name for part in parts for name in (part.split(".") if _NUMBERED.fullmatch(part) else [part])]
     elif len(scopes) > 1 and of_weight.startswith(f"{scopes[-2]}.") and of_weight.endswith(".weight"):
         parts = of_weight.removesuffix(".weight").split(".")

@@ -17,7 +17,7 @@ def test_demo(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "(lstm_1): DynamicQuantizedLSTM(288, 288)" in done.stdout
+    assert "(lstm): DynamicQuantizedLSTM(64, 288, num_layers=2)" in done.stdout
     found = re.search(r"bits per character, held out +([\d.]+) +([\d.]+)", done.stdout)
     assert found is not None
     before, after = map(float, found.groups())

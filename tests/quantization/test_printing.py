@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
+from qruntime.quantization import default_dynamic_qconfig
 from qruntime.quantization.printing import printable, table
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
 
@@ -60,6 +61,47 @@ def test_tree_of_paths() -> None:
         " qscheme=torch.per_tensor_affine)\n"
         ")"
     )
+
+
+def test_tree_of_a_sequential() -> None:
+    """torch names its entries by the whole path: encoder.0 is /encoder/encoder.0, and encoder.2.1 /encoder/encoder.2/encoder.2.1."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="/encoder/encoder.0/MatMul"),
+        helper.make_node("MatMul", ["p", "b"], ["y"], name="/encoder/encoder.2/encoder.2.1/MatMul"),
+    ]
+    model = load(nodes, {"a": weight(2, 2), "b": weight(2, 2, seed=1)}, ["y"])
+    line = "Linear(in_features=2, out_features=2)"
+    inner = f"    (2): Module(\n      (1): {line}\n    )\n"
+    assert str(model) == f"Model(\n  (encoder): Module(\n    (0): {line}\n{inner}  )\n)"
+    assert [layer.name for layer in model.quantize_dynamic({"encoder.2"}).report.layers] == [nodes[1].name]
+    assert [layer.name for layer in model.quantize_dynamic({"Linear": default_dynamic_qconfig, "encoder.0": None}).report.layers] == [nodes[1].name]
+
+
+def recurrent_nodes(names: Sequence[str], weights: Sequence[str]) -> list[onnx.NodeProto]:
+    nodes, x = [], "x"
+    for i, (name, of) in enumerate(zip(names, weights, strict=True)):
+        nodes += [
+            helper.make_node("GRU", [x, f"w{of}", f"r{of}"], [f"y{i}"], name=name, hidden_size=2),
+            helper.make_node("Squeeze", [f"y{i}", "axis"], [f"x{i}"]),
+        ]
+        x = f"x{i}"
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "expected"),
+    [
+        (["/rnn/GRU", "/rnn/GRU_1"], "ab", ["(rnn): GRU(2, 2, num_layers=2)"]),
+        (["/GRU", "/GRU_1", "/GRU_2"], "abc", ["(GRU): GRU(2, 2, num_layers=3)"]),
+        (["/one/GRU", "/two/GRU"], "ab", ["(one): GRU(2, 2)", "(two): GRU(2, 2)"]),
+        (["/rnn/GRU", "/rnn/GRU_1"], "aa", ["(rnn): GRU(2, 2)", "(rnn_1): GRU(2, 2)"]),  # one layer, called twice
+    ],
+)
+def test_layers_of_one_recurrent_module_are_one_line(names: list[str], weights: str, expected: list[str]) -> None:
+    constants = {f"w{of}": weight(1, 6, 2, seed=i) for i, of in enumerate("abc")}
+    constants |= {f"r{of}": weight(1, 6, 2, seed=i + 3) for i, of in enumerate("abc")}
+    model = load(recurrent_nodes(names, weights), {**constants, "axis": np.array([1])}, [f"x{len(names) - 1}"])
+    assert str(model).splitlines()[1:-1] == [f"  {line}" for line in expected]
 
 
 def test_tree_of_scopes_and_weight_names() -> None:

@@ -53,11 +53,13 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
                 int64_t columns = min64(nr, n - j);
                 float *tile = c + i * ldc + j;
                 const float *strip = b + j / nr * strip_stride + k0 * ldb;
+                const float *ahead = j + nr < n ? strip + strip_stride : b + (k0 + depth) * ldb;
                 // The epilogue follows while its rows are in the first-level cache.
                 int64_t step = last && finish ? 4 * kernel->mr : rows;
                 for (int64_t r = 0; r < rows; r += step) {
                     int64_t height = min64(step, rows - r);
-                    kernel->strip(height, columns, depth, a + (i + r) * lda + k0, lda, strip, ldb, tile + r * ldc, ldc, k0 > 0);
+                    kernel->strip(height, columns, depth, a + (i + r) * lda + k0, lda, strip, ldb, r > 0 ? strip : ahead,
+                                  tile + r * ldc, ldc, k0 > 0);
                     if (last && finish) {
                         qrt_f32_epilogue at = epilogue_at(epilogue, i + r, j);
                         kernel->finish(height, columns, tile + r * ldc, ldc, &at);

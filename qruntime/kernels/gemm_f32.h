@@ -33,9 +33,10 @@ typedef struct qrt_gemm_f32 {
     const char *name;
     int mr, nr;
 
-    /// c[m, n] = (accumulate ? c : 0) + a[m, k] · b[k, n] for any m and n ≤ nr.
+    /// c[m, n] = (accumulate ? c : 0) + a[m, k] · b[k, n] for any m and n ≤ nr. Meanwhile `ahead`, the k rows of the
+    /// strip that comes next, may be fetched into the cache; the address need not be valid.
     void (*strip)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                  float *c, int64_t ldc, bool accumulate);
+                  const float *ahead, float *c, int64_t ldc, bool accumulate);
 
     /// c[m, n] = a[m, k] · panels for 1 ≤ m ≤ 4 and any n: reads ⌈n / nr⌉ packed panels of k rows each once.
     void (*stream)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,

@@ -230,7 +230,7 @@ static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_firs
             check_same(packed[(j / kernel->nr * k + p) * kernel->nr + j % kernel->nr],
                        j < n ? b[p * row_stride + j * col_stride] : 0.0f, "gemm_f32 pack", p, j);
     for (int64_t j = 0; j < n; j += kernel->nr)
-        kernel->strip(m, n - j < kernel->nr ? n - j : kernel->nr, k, a, k, packed + j * k, kernel->nr, y + j, ldc, false);
+        kernel->strip(m, n - j < kernel->nr ? n - j : kernel->nr, k, a, k, packed + j * k, kernel->nr, packed, y + j, ldc, false);
     for (int64_t i = 0; i < m; i++) {
         for (int64_t j = 0; j < n; j++) {
             double exact = 0, size = 0;
@@ -254,9 +254,9 @@ static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_firs
         for (int64_t j = 0; j < n; j += kernel->nr) {
             int64_t columns = n - j < kernel->nr ? n - j : kernel->nr, half = k / 2;
             float *c = again + i * ldc + j;
-            kernel->strip(1, columns, half, a + i * k, k, packed + j * k, kernel->nr, c, ldc, false);
-            kernel->strip(1, columns, k - half, a + i * k + half, k, packed + j * k + half * kernel->nr, kernel->nr, c,
-                          ldc, true);
+            kernel->strip(1, columns, half, a + i * k, k, packed + j * k, kernel->nr, packed, c, ldc, false);
+            kernel->strip(1, columns, k - half, a + i * k + half, k, packed + j * k + half * kernel->nr, kernel->nr,
+                          packed, c, ldc, true);
         }
     for (int64_t i = 0; i < m * ldc; i++) check_same(again[i], y[i], "gemm_f32 accumulate", i / ldc, i % ldc);
 

@@ -7,7 +7,8 @@
 enum { NR = 8 };
 
 static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                  float *c, int64_t ldc, bool accumulate) {
+                  const float *ahead, float *c, int64_t ldc, bool accumulate) {
+    (void)ahead;
     for (int64_t i = 0; i < m; i++, a += lda, c += ldc) {
         float sums[NR] = {0};
         if (accumulate) memcpy(sums, c, (size_t)n * sizeof *c);
@@ -24,7 +25,7 @@ static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, 
 static void stream(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
                    float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += NR)
-        strip(m, n - j < NR ? n - j : NR, k, a, lda, panels + j * k, NR, c + j, ldc, false);
+        strip(m, n - j < NR ? n - j : NR, k, a, lda, panels + j * k, NR, panels, c + j, ldc, false);
 }
 
 static float activate(qrt_activation activation, float x) {

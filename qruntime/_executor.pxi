@@ -131,7 +131,7 @@ cdef class Executable:
                     raise RuntimeError(f"no kernel is called {kernel!r}")
             ints_array = np.array(ints, dtype=np.int64).reshape(-1)
             floats_array = np.array(floats, dtype=np.float64).reshape(-1)
-            packed_array = np.array([_address(p) for p in packed], dtype=np.uintp)
+            packed_array = np.array([_address(p, num_threads) for p in packed], dtype=np.uintp)
             self.keepalive.append((ints_array, floats_array, packed_array, tuple(packed)))
             step.node.ints = <const int64_t *>cnp.PyArray_DATA(ints_array)
             step.node.floats = <const double *>cnp.PyArray_DATA(floats_array)

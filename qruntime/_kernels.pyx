@@ -84,7 +84,7 @@ cdef extern from "gemm_q8.h" nogil:
         int64_t n
         qrt_buffer *buffer
     qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
-                                const float *, const int32_t *, int64_t, const float *)
+                                const float *, const int32_t *, int64_t, const float *, int)
     void qrt_q8_free(qrt_q8_weights *)
 
 cdef extern from "gemm_f32.h" nogil:
@@ -94,7 +94,7 @@ cdef extern from "gemm_f32.h" nogil:
         int64_t k
         int64_t n
         qrt_buffer *buffer
-    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *)
+    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, int)
     void qrt_f32_free(qrt_f32_weights *)
 
 cdef extern from "kernels.h" nogil:

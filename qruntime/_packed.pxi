@@ -1,17 +1,40 @@
 # Weights in the layout of one rung, ready for a kernel.
 
 cdef class Packed:
-    """Weights in the layout of one rung, ready for a kernel. Immutable."""
+    """Weights of one layer, packed for the rung in force when the first `Executable` that reads them is made. Immutable.
+
+    Packing waits until then because an executable knows how many threads may share the work.
+    """
 
     cdef void *handle
+    cdef cnp.ndarray weight, bias  # what is to be packed; None once it is
 
-    @property
-    def nbytes(self):
-        return 0
+    cdef uintptr_t address(self, int num_threads) except 0:
+        """Where the packed weights are; packs them first if nobody did."""
+        cdef void *made
+        if self.handle == NULL:
+            made = self._pack(num_threads)
+            if made == NULL:
+                raise MemoryError(f"no memory to pack {self.weight.dtype} weights {list(self.shape)}")
+            if self.handle == NULL:
+                self.handle = made
+                self._forget()
+            else:  # another thread was faster while this one packed without the GIL
+                self._free(made)
+        return <uintptr_t>self.handle
+
+    cdef void *_pack(self, int num_threads) except? NULL:
+        raise NotImplementedError
+
+    cdef void _free(self, void *handle):
+        pass
+
+    cdef void _forget(self):
+        self.weight = self.bias = None
 
 
-cdef object _address(Packed packed):
-    return 0 if packed is None else <uintptr_t>packed.handle
+cdef uintptr_t _address(Packed packed, int num_threads) except? 0:
+    return 0 if packed is None else packed.address(num_threads)
 
 
 cdef class PackedQ8(Packed):
@@ -21,38 +44,41 @@ cdef class PackedQ8(Packed):
     of the same size or None; `bias` float32 [N] or None.
     """
 
+    cdef cnp.ndarray scale, zero_point
+
     def __cinit__(self, weight, scale, zero_point=None, bias=None):
         cdef cnp.ndarray w = np.asarray(weight)
         if w.dtype != np.int8 or w.ndim != 2:
             raise ValueError(f"weight must be int8 [K, N], got {shape_text(w)}")
         cdef cnp.ndarray s = np.ascontiguousarray(np.asarray(scale, dtype=np.float32).reshape(-1))
-        cdef int64_t k = w.shape[0], n = w.shape[1], count = s.size
-        if count != 1 and count != n:
-            raise ValueError(f"scale must have 1 or {n} entries, got {count}")
-        cdef cnp.ndarray z = None, b = None
+        cdef cnp.ndarray z = None
+        if s.size != 1 and s.size != w.shape[1]:
+            raise ValueError(f"scale must have 1 or {w.shape[1]} entries, got {s.size}")
         if zero_point is not None:
             z = np.ascontiguousarray(np.asarray(zero_point).astype(np.int32).reshape(-1))
-            if z.size != count:
-                raise ValueError(f"zero_point must have {count} entries like scale, got {z.size}")
+            if z.size != s.size:
+                raise ValueError(f"zero_point must have {s.size} entries like scale, got {z.size}")
             if z.size and (z.min() < -128 or z.max() > 127):
                 raise ValueError("zero_point of int8 weights must lie in -128..127")
             if not z.any():
                 z = None
-        if bias is not None:
-            b = np.ascontiguousarray(np.asarray(bias, dtype=np.float32).reshape(-1))
-            if b.size != n:
-                raise ValueError(f"bias must have {n} entries, got {b.size}")
-        cdef qrt_q8_weights *packed
+        self.weight, self.scale, self.zero_point, self.bias = w, s, z, _bias(bias, w.shape[1])
+
+    cdef void *_pack(self, int num_threads) except? NULL:
+        cdef cnp.ndarray w = self.weight, s = self.scale, z = self.zero_point, b = self.bias
         cdef const int32_t *zp = NULL if z is None else <const int32_t *>cnp.PyArray_DATA(z)
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
         cdef const signed char *wp = <const signed char *>cnp.PyArray_DATA(w)
         cdef const float *sp = <const float *>cnp.PyArray_DATA(s)
-        cdef int64_t row = w.strides[0], column = w.strides[1]
+        cdef int64_t row = w.strides[0], column = w.strides[1], k = w.shape[0], n = w.shape[1], count = s.size
         with nogil:
-            packed = qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp)
-        if packed == NULL:
-            raise MemoryError(f"no memory to pack int8 weights [{k}, {n}]")
-        self.handle = packed
+            return qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp, num_threads)
+
+    cdef void _free(self, void *handle):
+        qrt_q8_free(<qrt_q8_weights *>handle)
+
+    cdef void _forget(self):
+        self.weight = self.scale = self.zero_point = self.bias = None
 
     def __dealloc__(self):
         if self.handle != NULL:
@@ -60,10 +86,12 @@ cdef class PackedQ8(Packed):
 
     @property
     def nbytes(self):
-        return (<qrt_q8_weights *>self.handle).buffer.capacity
+        return (<qrt_q8_weights *>self.address(1)).buffer.capacity
 
     @property
     def shape(self):
+        if self.handle == NULL:
+            return self.weight.shape[0], self.weight.shape[1]
         return (<qrt_q8_weights *>self.handle).k, (<qrt_q8_weights *>self.handle).n
 
 
@@ -76,21 +104,18 @@ cdef class PackedF32(Packed):
             raise ValueError(f"weight must be float32 [K, N], got {shape_text(w)}")
         if not cnp.PyArray_ISALIGNED(w) or w.strides[0] % 4 or w.strides[1] % 4:
             w = np.array(w, order="K")
-        cdef int64_t k = w.shape[0], n = w.shape[1]
-        cdef cnp.ndarray b = None
-        if bias is not None:
-            b = np.ascontiguousarray(np.asarray(bias, dtype=np.float32).reshape(-1))
-            if b.size != n:
-                raise ValueError(f"bias must have {n} entries, got {b.size}")
-        cdef qrt_f32_weights *packed
+        self.weight, self.bias = w, _bias(bias, w.shape[1])
+
+    cdef void *_pack(self, int num_threads) except? NULL:
+        cdef cnp.ndarray w = self.weight, b = self.bias
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
         cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
-        cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4
+        cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4, k = w.shape[0], n = w.shape[1]
         with nogil:
-            packed = qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp)
-        if packed == NULL:
-            raise MemoryError(f"no memory to pack float weights [{k}, {n}]")
-        self.handle = packed
+            return qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, num_threads)
+
+    cdef void _free(self, void *handle):
+        qrt_f32_free(<qrt_f32_weights *>handle)
 
     def __dealloc__(self):
         if self.handle != NULL:
@@ -98,8 +123,19 @@ cdef class PackedF32(Packed):
 
     @property
     def nbytes(self):
-        return (<qrt_f32_weights *>self.handle).buffer.capacity
+        return (<qrt_f32_weights *>self.address(1)).buffer.capacity
 
     @property
     def shape(self):
+        if self.handle == NULL:
+            return self.weight.shape[0], self.weight.shape[1]
         return (<qrt_f32_weights *>self.handle).k, (<qrt_f32_weights *>self.handle).n
+
+
+cdef cnp.ndarray _bias(bias, int64_t n):
+    if bias is None:
+        return None
+    b = np.ascontiguousarray(np.asarray(bias, dtype=np.float32).reshape(-1))
+    if b.size != n:
+        raise ValueError(f"bias must have {n} entries, got {b.size}")
+    return b

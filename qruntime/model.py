@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -47,9 +49,9 @@ def load(source: Source, *, threads: int | None = None) -> Model:
     Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
     missing, OSError when the file cannot be read.
     """
-    graph, info = importer.load_graph(source)
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    model = Model(graph, info, path=path, threads=threads)
+    with _no_collection():
+        model = Model(*importer.load_graph(source), path=path, threads=threads)
     model._file = None if path is None else _file_identity(path)
     return model
 
@@ -70,7 +72,7 @@ class Model:
             raise InputError(f"threads must be at least 1, got {threads}")
         self.graph = pipeline.canonical(graph)
         self.info = info
-        self.report = report or dynamic.describe_existing(self.graph)
+        self._report = report
         self.path = path
         self.threads = threads or _kernels.default_threads()
         check_supported(self.graph)
@@ -85,6 +87,13 @@ class Model:
     def metadata(self) -> dict[str, str]:
         """The model's own key-value metadata."""
         return dict(self.info.metadata)
+
+    @property
+    def report(self) -> Report:
+        """What is quantized, what was not and why; of a model that was loaded, what its file tells."""
+        if self._report is None:
+            self._report = dynamic.describe_existing(self.graph)
+        return self._report
 
     def run(
         self,
@@ -158,7 +167,7 @@ class Model:
         plan = self._plans.get(names)
         if plan is not None:
             return plan
-        with self._planning:
+        with self._planning, _no_collection():
             if names not in self._plans:
                 self._plans[names] = self._make_plan(names)
             return self._plans[names]
@@ -236,7 +245,7 @@ class Model:
         )
         if not inplace:
             return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
-        self.graph, self.report = graph, report
+        self.graph, self._report = graph, report
         self._plans, self._run_named, self._file = {}, None, None
         return self
 
@@ -260,6 +269,19 @@ class Model:
         The file appears whole or not at all. Raises SaveError.
         """
         exporter.save_graph(self.graph, self.info, path)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Building graphs and plans makes many objects and no garbage; the collector would search the process for it in vain."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _file_identity(path: str) -> tuple[int, ...] | None:

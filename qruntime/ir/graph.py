@@ -109,9 +109,14 @@ class UnusedValue(Value):
 
 
 class Node:
-    """One operator call. `inputs` may hold None for an optional input that is absent."""
+    """One operator call. `inputs` may hold None for an optional input that is absent.
 
-    __slots__ = ("_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "outputs", "overload", "version")
+    `subgraphs` are the graphs among the attributes it is made with; attributes set later are no graphs.
+    """
+
+    __slots__ = (
+        "_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "outputs", "overload", "subgraphs", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -135,6 +140,7 @@ class Node:
         self.doc = doc
         self.overload = ""
         self.graph: Graph | None = None
+        self.subgraphs = _graphs_in(attributes) if attributes else ()
         self._inputs: list[Value | None] = []
         for value in inputs:
             self.append_input(value)
@@ -170,16 +176,6 @@ class Node:
         attribute = self.attributes.get(name)
         return default if attribute is None else attribute.value
 
-    @property
-    def subgraphs(self) -> list[Graph]:
-        found = []
-        for attribute in self.attributes.values():
-            if attribute.type is AttributeType.GRAPH:
-                found.append(attribute.value)
-            elif attribute.type is AttributeType.GRAPHS:
-                found.extend(attribute.value)
-        return found
-
     def captured(self) -> list[Value]:
         """Outer values that the subgraphs of this node read, in first-use order, constants included."""
         seen: dict[Value, None] = {}
@@ -198,6 +194,16 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.label})"
+
+
+def _graphs_in(attributes: dict[str, Attribute]) -> tuple[Graph, ...]:
+    found: list[Graph] = []
+    for attribute in attributes.values():
+        if attribute.type is AttributeType.GRAPH:
+            found.append(attribute.value)
+        elif attribute.type is AttributeType.GRAPHS:
+            found.extend(attribute.value)
+    return tuple(found)
 
 
 class Graph:
@@ -280,7 +286,8 @@ class Graph:
             graph = stack.pop()
             yield graph
             for node in graph.nodes:
-                stack.extend(node.subgraphs)
+                if node.subgraphs:
+                    stack.extend(node.subgraphs)
 
     def walk_nodes(self) -> Iterator[Node]:
         for graph in self.walk_graphs():
@@ -314,6 +321,8 @@ class Graph:
 
         Raises InvalidModel on a cycle, naming a node on it.
         """
+        if self._is_sorted():
+            return
         position = {node: i for i, node in enumerate(self.nodes)}
         needs: dict[Node, set[Node]] = {}
         readers: dict[Node, list[Node]] = {node: [] for node in self.nodes}
@@ -322,8 +331,6 @@ class Graph:
             needs[node] = {v.producer for v in read if v is not None and v.producer in position}
             for producer in needs[node]:
                 readers[producer].append(node)
-        if all(position[p] < position[n] for n, ps in needs.items() for p in ps):
-            return
         import heapq
 
         ready = [position[n] for n in self.nodes if not needs[n]]
@@ -340,6 +347,15 @@ class Graph:
             stuck = next(n for n in originals if needs[n])
             raise InvalidModel(f"graph {self.name!r} has a cycle through {stuck.label}")
         self.nodes = ordered
+
+    def _is_sorted(self) -> bool:
+        seen: set[Node] = set()
+        for node in self.nodes:
+            for value in (*node._inputs, *node.captured()) if node.subgraphs else node._inputs:
+                if value is not None and value.producer is not None and value.producer.graph is self and value.producer not in seen:
+                    return False
+            seen.add(node)
+        return True
 
     def check(self) -> None:
         """Raise InvalidModel, naming the place, when an invariant of this module is broken."""

@@ -13,6 +13,9 @@ enum { KC = 384, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS =
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 18 };
 
+/// Packing fewer weights is done sooner by one thread; a task packs a few panels, which share lines of the source.
+enum { WEIGHTS_PER_THREAD = 1 << 14, PACKED_PANELS = 4 };
+
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
@@ -87,8 +90,22 @@ typedef struct {
     qrt_gemm_f32 kernel;
 } owned_weights;
 
-qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
-                              int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n, const float *bias) {
+/// One call of qrt_f32_pack.
+typedef struct {
+    const qrt_f32_weights *w;
+    const float *source;
+    int64_t row_stride_elems, col_stride_elems, columns;  ///< `columns` of a task, whole panels
+} packing;
+
+static void fill_panels(void *context, int64_t task) {
+    const packing *p = context;
+    int64_t first = task * p->columns;
+    p->w->kernel->pack(p->w->k, min64(p->columns, p->w->n - first), p->source + first * p->col_stride_elems,
+                       p->row_stride_elems, p->col_stride_elems, p->w->panels + first * p->w->k);
+}
+
+qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w, int64_t row_stride_elems,
+                              int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, int num_threads) {
     size_t padded, floats, bytes;
     if (k < 0 || n < 0 || __builtin_add_overflow((size_t)n, (size_t)kernel->nr - 1, &padded)) return NULL;
     padded = padded / (size_t)kernel->nr * (size_t)kernel->nr;
@@ -109,7 +126,9 @@ qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
     packed->buffer = buffer;
     packed->panels = buffer->data;
     packed->bias = bias ? packed->panels + (size_t)k * padded : NULL;
-    kernel->pack(k, n, w, row_stride_elems, col_stride_elems, packed->panels);
+    if (k * n < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
+    packing p = {packed, w, row_stride_elems, col_stride_elems, PACKED_PANELS * kernel->nr};
+    qrt_parallel_for(num_threads, ceil_div(n, p.columns), fill_panels, &p);
     if (bias) {
         memcpy(packed->bias, bias, (size_t)n * sizeof(float));
         memset(packed->bias + n, 0, (padded - (size_t)n) * sizeof(float));

@@ -17,6 +17,9 @@ enum { ROWS_PER_THREAD = 64 };
 /// Quantizing fewer values is done sooner by one thread.
 enum { VALUES_PER_THREAD = 1 << 14 };
 
+/// Packing fewer weights is done sooner by one thread.
+enum { WEIGHTS_PER_THREAD = 1 << 14 };
+
 /// Beyond it the sums of a column do not fit int32.
 static const int64_t MAX_K = (int64_t)1 << 24;
 
@@ -63,30 +66,38 @@ static void sum_columns(const int8_t *w, int64_t row_stride_elems, int64_t col_s
     }
 }
 
-static bool fill_columns(qrt_q8_weights *w, const int8_t *source, int64_t row_stride_elems, int64_t col_stride_elems) {
+/// One call of qrt_q8_pack.
+typedef struct {
+    qrt_q8_weights *w;
+    const int8_t *source;
+    int64_t row_stride_elems, col_stride_elems;
+    bool refused;  ///< atomic
+} packing;
+
+static void fill_panel(void *context, int64_t panel) {
+    packing *p = context;
+    const qrt_q8_weights *w = p->w;
+    if (__atomic_load_n(&p->refused, __ATOMIC_RELAXED)) return;
     int nr = w->kernel->nr;
-    int64_t panels = ceil_div(w->n, nr);
-    const int32_t *zero_points = w->zero_points;
-    memset(w->col_sums, 0, sizeof *w->col_sums * (size_t)(panels * nr));
-    for (int64_t panel = 0; panel < panels; panel++) {
-        int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
-        const int8_t *from = source + first * col_stride_elems;
-        char *to = (char *)w->panels + panel * w->panel_bytes;
-        if (!w->kernel->pack_panel(from, row_stride_elems, col_stride_elems, w->k, columns,
-                                   zero_points ? zero_points + first : NULL, to))
-            return false;
-        int32_t *sums = w->col_sums + first;
-        sum_columns(from, row_stride_elems, col_stride_elems, w->k, columns, sums);
-        if (zero_points && w->kernel->subtracts_zero_points)
-            for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[first + j];
+    int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
+    const int8_t *from = p->source + first * p->col_stride_elems;
+    const int32_t *zero_points = w->zero_points ? w->zero_points + first : NULL;
+    char *to = (char *)w->panels + panel * w->panel_bytes;
+    if (!w->kernel->pack_panel(from, p->row_stride_elems, p->col_stride_elems, w->k, columns, zero_points, to)) {
+        __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
+        return;
     }
-    if (w->kernel->subtracts_zero_points) w->zero_points = NULL;
-    return true;
+    int32_t *sums = w->col_sums + first;
+    memset(sums, 0, sizeof *sums * (size_t)nr);
+    sum_columns(from, p->row_stride_elems, p->col_stride_elems, w->k, columns, sums);
+    if (zero_points && w->kernel->subtracts_zero_points)
+        for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[j];
 }
 
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias) {
+                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
+                            int num_threads) {
     if (k < 0 || n < 0 || k > MAX_K || n > INT64_MAX / 2) return NULL;
     int64_t k_padded = round_up(k, kernel->kr), columns = round_up(n, kernel->nr);
     int64_t panel_bytes = round_up(kernel->panel_bytes(k_padded), QRT_ALIGNMENT);
@@ -122,11 +133,15 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         if (zero_points) made->zero_points[j] = j < n ? zero_points[from] : 0;
         if (bias) made->bias[j] = j < n ? bias[j] : 0.0f;
     }
-    if (!fill_columns(made, w, row_stride_elems, col_stride_elems)) {
+    packing p = {made, w, row_stride_elems, col_stride_elems, false};
+    if (k * columns < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
+    qrt_parallel_for(num_threads, columns / kernel->nr, fill_panel, &p);
+    if (p.refused) {
         qrt_q8_free(made);
         return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points,
-                           num_params, bias);
+                           num_params, bias, num_threads);
     }
+    if (kernel->subtracts_zero_points) made->zero_points = NULL;
     return made;
 }
 

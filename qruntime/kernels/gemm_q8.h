@@ -55,12 +55,13 @@ typedef struct qrt_q8_weights {
     qrt_buffer *buffer;      ///< owns all of the above
 } qrt_q8_weights;
 
-/// Pack weights with the kernels in force. `w` has `k` rows and `n` columns at the strides given (in
+/// Pack weights with the kernels in force, on at most `num_threads` threads. `w` has `k` rows and `n` columns at the strides given (in
 /// elements), `scales`, `zero_points` have 1 or n entries (`num_params`); zero_points and bias may be
 /// NULL. Returns NULL when memory is short.
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias);
+                            const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
+                            int num_threads);
 void qrt_q8_free(qrt_q8_weights *w);
 
 typedef struct {

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib
 import os
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from qruntime.errors import InputError, InvalidModel, UnsupportedModel
@@ -39,32 +36,18 @@ def load_graph(
     else:
         external = ExternalData.beside(path) if path is not None else ExternalData()
     where = repr(os.fspath(path)) if path is not None else "the model"
-    with _no_collection():
-        try:
-            model = wire.parse(ModelProto, data)
-            if model.graph is None:
-                raise InvalidModel("there is no graph in it")
-        except InvalidModel as error:
-            raise InvalidModel(f"{where} is not an ONNX model: {explain(data) or error}") from error
-        try:
-            info = _model_info(model)
-            graph, opsets = GraphBuilder(model, external, limits).build()
-        except (InvalidModel, UnsupportedModel) as error:
-            raise type(error)(f"{where}: {error}") from error
-    return graph, info._replace(opset_imports=opsets)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Loading makes many objects and no garbage; the collector would search the whole process for it in vain."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
     try:
-        yield
-    finally:
-        gc.enable()
+        model = wire.parse(ModelProto, data)
+        if model.graph is None:
+            raise InvalidModel("there is no graph in it")
+    except InvalidModel as error:
+        raise InvalidModel(f"{where} is not an ONNX model: {explain(data) or error}") from error
+    try:
+        info = _model_info(model)
+        graph, opsets = GraphBuilder(model, external, limits).build()
+    except (InvalidModel, UnsupportedModel) as error:
+        raise type(error)(f"{where}: {error}") from error
+    return graph, info._replace(opset_imports=opsets)
 
 
 def _model_info(model: ModelProto) -> ModelInfo:

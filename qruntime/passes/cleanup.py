@@ -137,17 +137,19 @@ def merge_duplicates(graph: Graph) -> None:
     """Let nodes that compute the same share one result (random and control-flow nodes excepted)."""
     _merge_constants(graph)
     for nested in graph.walk_graphs():
+        first: dict[Any, Node] = {}
         seen: dict[Any, Node] = {}
         gone = []
         for node in nested.nodes:
+            if node.subgraphs or not node.inputs:
+                continue
+            alike = first.setdefault((node.op_type, node.inputs), node)
+            if alike is node:
+                continue  # most are; only the others are worth the whole comparison
+            seen.setdefault(_identity_of(alike), alike)
+            twin = seen.setdefault(_identity_of(node), node)
             spec = registry.find(node.domain, node.op_type, node.version)
-            if node.subgraphs or spec is None or not spec.deterministic or not node.inputs:
-                continue
-            key = _identity_of(node)
-            twin = seen.setdefault(key, node)
-            if twin is node or len(twin.outputs) != len(node.outputs):
-                continue
-            if any(o.output_of for o in node.outputs):
+            if twin is node or spec is None or not spec.deterministic or any(o.output_of for o in node.outputs):
                 continue
             for old, new in zip(node.outputs, twin.outputs):
                 nested.replace_uses(old, new)
@@ -180,9 +182,9 @@ def _merge_constants(graph: Graph) -> None:
         if data is None or data.dtype == object:
             continue
         if data.nbytes <= _SMALL:
-            key: Any = (data.dtype.str, data.dtype.name, data.shape, data.tobytes())
+            key: Any = (data.dtype, data.shape, data.tobytes())
         else:
-            key = (data.dtype.str, data.dtype.name, data.shape, data.strides, data.__array_interface__["data"][0])
+            key = (data.dtype, data.shape, data.strides, data.__array_interface__["data"][0])
         twin = seen.setdefault(key, value)
         if twin is not value:
             graph.replace_uses(value, twin)

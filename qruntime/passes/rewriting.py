@@ -11,8 +11,8 @@
 
 Parameters of `pattern` are variables: the same name binds the same value. `op.X(...)` matches a node
 whose operator is X (`op.any_of("Mul", "Div")(...)` one of several), keywords match attributes, floats
-match constants of one element. Add and Mul match in either order. What lies inside a match must have
-no reader outside it; a variable may.
+match constants of one element. Add and Mul match in either order. What lies inside a match must be of
+one graph and have no reader outside it; a variable may.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class _Variable:
 class _Call:
     def __init__(self, op_types: tuple[str, ...], inputs: Sequence[Any], domain: str, attributes: dict[str, Any], name: str | None):
         self.op_types, self.inputs, self.domain, self.attributes, self.name = op_types, inputs, domain, attributes, name
+
+    def can_occur(self, op_types: set[str]) -> bool:
+        """Whether a graph that has these operators may contain the pattern."""
+        return not op_types.isdisjoint(self.op_types) and all(i.can_occur(op_types) for i in self.inputs if type(i) is _Call)
 
 
 class _PatternBuilder:
@@ -178,7 +182,15 @@ def _match(value: Value | None, pattern: Any, bound: dict[str, Any], inner: tupl
     if pattern.name is not None:
         bound = {**bound, pattern.name: node}
     for order in orders:
-        yield from _match_inputs(given, order, bound, (*inner, node))
+        if all(map(_has_operator, given, order)):
+            yield from _match_inputs(given, order, bound, (*inner, node))
+
+
+def _has_operator(value: Value | None, pattern: Any) -> bool:
+    """False when `value` is not made by the operator that `pattern` wants: most attempts end here, at little cost."""
+    if type(pattern) is not _Call:
+        return True
+    return value is not None and value.producer is not None and value.producer.op_type in pattern.op_types
 
 
 def _match_inputs(
@@ -192,11 +204,13 @@ def _match_inputs(
 
 
 def _is_closed(root: Node, inner: Sequence[Node]) -> bool:
-    """True when nothing inside the match is read outside it (the root's output excepted)."""
+    """True when the match is of one graph and nothing inside it is read outside (the root's output excepted)."""
     members = set(inner)
     for node in members:
         if node is root:
             continue
+        if node.graph is not root.graph:
+            return False
         for output in node.outputs:
             if output.output_of or any(user not in members for user, _ in output.uses):
                 return False
@@ -206,24 +220,26 @@ def _is_closed(root: Node, inner: Sequence[Node]) -> bool:
 def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite]) -> int:
     """Apply rewrites to `graph` and the graphs nested in it until none applies; returns how many did."""
     compiled = [(rewrite, pattern) for rewrite in rewrites for pattern in rewrite.patterns()]
-    by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]] = {}
-    for rewrite, pattern in compiled:
-        for op_type in pattern.op_types:
-            by_root.setdefault((pattern.domain, op_type), []).append((rewrite, pattern))
     total = 0
     for nested in list(graph.walk_graphs()):
         for _ in range(_MAX_SWEEPS):
-            count = _sweep(nested, by_root)
+            count = _sweep(nested, compiled)
             total += count
             if not count:
                 break
     return total
 
 
-def _sweep(graph: Graph, by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]]) -> int:
+def _sweep(graph: Graph, compiled: Sequence[tuple[Rewrite, _Call]]) -> int:
+    op_types = {node.op_type for node in graph.nodes}
+    by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]] = {}
+    for rewrite, pattern in compiled:
+        if pattern.can_occur(op_types):
+            for op_type in pattern.op_types:
+                by_root.setdefault((pattern.domain, op_type), []).append((rewrite, pattern))
     inserted: dict[Node, list[Node]] = {}
     removed: set[Node] = set()
-    for root in graph.nodes:
+    for root in graph.nodes if by_root else ():
         if root in removed:
             continue
         for rewrite, pattern in by_root.get((root.domain, root.op_type), ()):

@@ -23,6 +23,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 """Kinds of layers (torch's class names) and the ONNX operators they become."""
 
+_KIND_OF = {op_type: kind for kind, op_types in KINDS.items() for op_type in op_types}
+
 _CLASSES = {
     "NonDynamicallyQuantizableLinear": "Linear", "LinearReLU": "Linear", "LSTMCell": "LSTM", "GRUCell": "GRU",
     "RNNCell": "RNN", "EmbeddingBag": "Embedding",
@@ -44,7 +46,7 @@ _MAX_DEPTH = 32  # of modules: names are the file's to choose
 
 
 def kind_of(op_type: str) -> str | None:
-    return next((kind for kind, ops in KINDS.items() if op_type in ops), None)
+    return _KIND_OF.get(op_type)
 
 
 def weight_shape(node: Node) -> tuple[int, ...] | None:

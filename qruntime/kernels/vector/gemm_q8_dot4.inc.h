@@ -9,6 +9,9 @@ enum { GROUP = 4, VECTORS = NR / VL, TILE_ROWS = QRT_TILE_ROWS };
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
+/// Rows lie a stride apart, which no hardware foresees across pages.
+enum { ROWS_AHEAD = 32 };
+
 /// [k / 4][NR][4]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                        const int32_t *zero_points, void *panel) {
@@ -17,6 +20,7 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     int64_t i = 0, by_rows = n == NR && col_stride_elems == 1, by_columns = row_stride_elems == 1;
     for (; by_rows && i + GROUP <= k; i += GROUP, out += GROUP * NR) {
         const int8_t *row = w + i * row_stride_elems;
+        for (int r = 0; r < GROUP; r++) __builtin_prefetch(row + (r + ROWS_AHEAD) * row_stride_elems, 0, 2);
         for (int j = 0; j < NR; j++)
             for (int r = 0; r < GROUP; r++) out[j * GROUP + r] = row[r * row_stride_elems + j];
     }

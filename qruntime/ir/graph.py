@@ -141,12 +141,13 @@ class Node:
         self.overload = ""
         self.graph: Graph | None = None
         self.subgraphs = _graphs_in(attributes) if attributes else ()
-        self._inputs: list[Value | None] = []
-        for value in inputs:
-            self.append_input(value)
+        self._inputs = list(inputs)
+        for index, value in enumerate(self._inputs):
+            if value is not None:
+                value.uses[self, index] = None
         self.outputs = list(outputs)
         for output in self.outputs:
-            if output.producer is not None or output.is_constant:
+            if output.producer is not None or output.data is not None:
                 raise InvalidModel(f"value {output.name!r} is made twice: by {output.producer} and by {self}")
             output.producer = self
 
@@ -156,7 +157,8 @@ class Node:
 
     def input(self, index: int) -> Value | None:
         """Input at `index`, None when absent or beyond the list."""
-        return self._inputs[index] if index < len(self._inputs) else None
+        inputs = self._inputs
+        return inputs[index] if index < len(inputs) else None
 
     def append_input(self, value: Value | None) -> None:
         if value is not None:
@@ -312,7 +314,9 @@ class Graph:
         seen: dict[Value, None] = {}
         for graph in self.walk_graphs():
             for node in graph.nodes:
-                seen.update((v, None) for v in node.inputs if v is not None and v.is_constant)
+                for value in node._inputs:
+                    if value is not None and value.data is not None:
+                        seen[value] = None
             seen.update((v, None) for v in graph.outputs if v.is_constant)
         return list(seen)
 

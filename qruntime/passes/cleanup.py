@@ -31,7 +31,7 @@ def fold_constants(graph: Graph) -> None:
 
 def _fold(node: Node) -> bool:
     read = [v for v in node.inputs if v is not None]
-    if not read or not all(v.is_constant for v in read) or node.subgraphs or _is_dequantization(node):
+    if not read or any(v.data is None for v in read) or node.subgraphs or _is_dequantization(node):
         return False
     spec = registry.find(node.domain, node.op_type, node.version)
     if spec is None or not spec.deterministic or "num_outputs" in spec.keywords:
@@ -126,11 +126,15 @@ def remove_dead_nodes(graph: Graph) -> None:
         dead: list[Node] = []
         gone: set[Node] = set()
         for node in reversed(nested.nodes):
-            if all(not o.output_of and all(user in gone for user, _ in o.uses) for o in node.outputs):
+            if not any(_is_needed(output, gone) for output in node.outputs):
                 dead.append(node)
                 gone.add(node)
         if dead:
             nested.remove(*dead)
+
+
+def _is_needed(value: Value, gone: set[Node]) -> bool:
+    return bool(value.output_of) or any(user not in gone for user, _ in value.uses)
 
 
 def merge_duplicates(graph: Graph) -> None:

@@ -8,7 +8,7 @@
 
 /// A strip of b (kc · nr floats) stays in the first-level cache while the rows of a pass by; a block of
 /// a (mc · kc floats) stays in the second.
-enum { KC = 384, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS = 32 * 1024 };
+enum { KC = 512, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS = 32 * 1024 };
 
 /// Rows of one pass over the weights that needs no tiles.
 enum { STREAMED_ROWS = 4 };

@@ -2,6 +2,10 @@
 
 enum { NR = NV * VL };
 
+/// Rows of c further apart belong to a matrix that is hardly in the cache. Its lines are asked for before the sums are
+/// made, which a short sum would have to wait for.
+enum { FAR_FLOATS = 2048 };
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /// Columns of vector v among n.
@@ -16,6 +20,9 @@ ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int6
                         const float *b, int64_t ldb, const int64_t *places, const float *ahead, float *c, int64_t ldc,
                         bool accumulate) {
     vf sums[MR][NV];
+    if (!accumulate && ldc >= FAR_FLOATS)
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < vectors * VL; j += 16) __builtin_prefetch(c + i * ldc + j, 1, 3);
     // A pointer for every third row; the rows between are reached by index, which keeps registers free.
     const float *group[(MR + 2) / 3];
 #pragma GCC unroll 8

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,14 @@ from qruntime import _kernels
 from qruntime.errors import InputError, InvalidModel
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
-from qruntime.onnx_io import exporter, importer
+from qruntime.onnx_io import importer
 from qruntime.passes import pipeline
-from qruntime.quantization import dynamic, printing, specification
-from qruntime.quantization.report import Report
 from qruntime.runtime.inputs import convert_input, fixed_shape
 from qruntime.runtime.plan import Plan, check_supported, make_plan
-from qruntime.runtime.profile import Profile, make_profile
+
+if TYPE_CHECKING:
+    from qruntime.quantization.report import Report
+    from qruntime.runtime.profile import Profile
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
@@ -92,6 +92,8 @@ class Model:
     def report(self) -> Report:
         """What is quantized, what was not and why; of a model that was loaded, what its file tells."""
         if self._report is None:
+            from qruntime.quantization import dynamic
+
             self._report = dynamic.describe_existing(self.graph)
         return self._report
 
@@ -129,6 +131,8 @@ class Model:
 
         What depends on input shapes only is shown too, although a run with shapes seen before skips it.
         """
+        from qruntime.runtime.profile import make_profile
+
         if repeat < 1:
             raise InputError(f"repeat must be at least 1, got {repeat}")
         plan = self._plan(tuple(self.graph.output_names))
@@ -230,6 +234,8 @@ class Model:
 
         Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
         """
+        from qruntime.quantization import dynamic, specification
+
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
         graph = clone(self.graph)
@@ -252,15 +258,21 @@ class Model:
     def summary(self) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
         and how the nodes run on this machine."""
+        from qruntime.quantization import printing
+
         return printing.summary(self.graph, self.report, self._plan(tuple(self.graph.output_names)).nodes)
 
     def __str__(self) -> str:
+        from qruntime.quantization import printing
+
         return printing.tree(self.graph, self.report)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads)
+        from qruntime.onnx_io import exporter
+
         return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -268,6 +280,8 @@ class Model:
 
         The file appears whole or not at all. Raises SaveError.
         """
+        from qruntime.onnx_io import exporter
+
         exporter.save_graph(self.graph, self.info, path)
 
 
@@ -293,6 +307,8 @@ def _file_identity(path: str) -> tuple[int, ...] | None:
 
 
 def _digest(path: str) -> str:
+    import hashlib
+
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return hashlib.sha256(data).hexdigest()
 

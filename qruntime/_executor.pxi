@@ -92,12 +92,16 @@ cdef class Executable:
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
         self.constant_slots = {slot for slot, _ in constants}
+        cdef set read_natively = {slot for arguments in steps if arguments[0] is not None for slot in arguments[4]}
         for slot, value in constants:
             if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
-                array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
-                self.native_constants.append((slot, array))
-            else:
-                self.python_constants.append((slot, value))
+                if PyArray_ISCARRAY_RO(value):
+                    self.native_constants.append((slot, value))
+                    continue
+                if slot in read_natively:
+                    self.native_constants.append((slot, np.array(value, order="C", copy=True)))
+                    continue
+            self.python_constants.append((slot, value))  # of weights that are packed, only definitions read the original
         self.num_input_refs = sum(len(s[4]) for s in steps)
         self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
         self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))

@@ -130,7 +130,9 @@ cdef extern from *:
 
 
 def isa() -> str:
-    """Name of the instruction-set rung in force."""
+    """Name of the instruction-set rung in force. KernelUnavailable when QRUNTIME_ISA names one that this CPU lacks."""
+    if _unavailable is not None:
+        raise KernelUnavailable(_unavailable)
     return qrt_kernels.isa.decode()
 
 
@@ -150,9 +152,11 @@ def set_isa(str name) -> None:
 
     For start-up and for tests: plans made before keep the packed weights of the rung they were made for.
     """
+    global _unavailable
     if not qrt_build_table(name.encode(), &qrt_kernels):
         offered = ", ".join(available_isas())
         raise KernelUnavailable(f"QRUNTIME_ISA={name!r}, but this CPU offers: {offered}. Unset it or choose one of these.")
+    _unavailable = None
 
 
 def default_threads() -> int:
@@ -194,7 +198,15 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
     return None if declined else results
 
 
-set_isa(os.environ.get("QRUNTIME_ISA") or available_isas().pop())
+_unavailable = None
+"""Why the rung that the environment asks for is not in force. Models refuse to work then; an import that fails would leave
+the command line no chance to say it."""
+
+set_isa(available_isas().pop())
+try:
+    set_isa(os.environ.get("QRUNTIME_ISA") or isa())
+except KernelUnavailable as error:
+    _unavailable = str(error)
 
 
 cdef extern from "kernels.h" nogil:

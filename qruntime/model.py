@@ -19,7 +19,7 @@ from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
 from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input, fixed_shape
-from qruntime.runtime.plan import Plan, check_supported, make_plan
+from qruntime.runtime.plan import Plan, Planner, check_supported
 
 if TYPE_CHECKING:
     from qruntime.quantization.report import Report
@@ -47,7 +47,7 @@ def load(source: Source, *, threads: int | None = None) -> Model:
     (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use).
 
     Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
-    missing, OSError when the file cannot be read.
+    missing, OSError when the file cannot be read, KernelUnavailable when QRUNTIME_ISA names no kernels of this CPU.
     """
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     with _no_collection():
@@ -70,12 +70,14 @@ class Model:
     ):
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
+        _kernels.isa()  # raises when the environment asks for kernels that this CPU lacks
         self.graph = pipeline.canonical(graph)
         self.info = info
         self._report = report
         self.path = path
         self.threads = threads or _kernels.default_threads()
         check_supported(self.graph)
+        self._planner: Planner | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._planning = threading.Lock()
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
@@ -180,9 +182,11 @@ class Model:
         for name in names:
             if name not in self.graph.output_names:
                 raise InputError(f"unknown output {name!r}; the model's outputs are: {_listing(self.outputs)}")
-        lowered = pipeline.lowered(clone(self.graph))
+        if self._planner is None:
+            self._planner = Planner(pipeline.lowered(clone(self.graph)), num_threads=self.threads)
+        lowered = self._planner.graph
         by_name = dict(zip(lowered.output_names, lowered.outputs))
-        plan = make_plan(lowered, [by_name[name] for name in names], num_threads=self.threads)
+        plan = self._planner.plan([by_name[name] for name in names])
         inputs = self.graph.inputs
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
@@ -252,7 +256,7 @@ class Model:
         if not inplace:
             return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
         self.graph, self._report = graph, report
-        self._plans, self._run_named, self._file = {}, None, None
+        self._planner, self._plans, self._run_named, self._file = None, {}, None, None
         return self
 
     def summary(self) -> str:

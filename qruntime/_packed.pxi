@@ -55,8 +55,8 @@ cdef int _pack_together(list weights, int num_threads) except -1:
     return 0
 
 
-cdef uintptr_t _address(Packed packed):
-    return 0 if packed is None else <uintptr_t>packed.handle
+cdef void *_address(Packed packed) noexcept:
+    return NULL if packed is None else packed.handle
 
 
 cdef class PackedQ8(Packed):
@@ -80,10 +80,10 @@ cdef class PackedQ8(Packed):
             z = np.ascontiguousarray(np.asarray(zero_point).astype(np.int32).reshape(-1))
             if z.size != s.size:
                 raise ValueError(f"zero_point must have {s.size} entries like scale, got {z.size}")
-            if z.size and (z.min() < -128 or z.max() > 127):
-                raise ValueError("zero_point of int8 weights must lie in -128..127")
             if not z.any():
                 z = None
+            elif z.min() < -128 or z.max() > 127:
+                raise ValueError("zero_point of int8 weights must lie in -128..127")
         self.weight, self.scale, self.zero_point, self.bias = w, s, z, _bias(bias, w.shape[1])
 
     cdef size_t _bytes_to_pack(self):

@@ -26,6 +26,8 @@ def map_descriptor(descriptor: int) -> memoryview:
 def drop_pages(tensors: Iterable[np.ndarray]) -> None:
     """Give back the memory of tensors that lie in a mapped file, which is read again by whoever reads them later."""
     for tensor in tensors:
+        if tensor.nbytes < mmap.PAGESIZE:
+            continue
         while isinstance(tensor.base, np.ndarray):
             tensor = tensor.base
         file = tensor.base.obj if isinstance(tensor.base, memoryview) else None

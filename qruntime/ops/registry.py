@@ -103,8 +103,8 @@ class OpSpec:
 
 
 _REGISTRY: dict[tuple[str, str], list[OpSpec]] = {}
-_complete: set[str] = set()
-"""Modules that were imported to the end; another thread may still be on its way through others."""
+_looked_up: dict[tuple[str, str], list[OpSpec]] = {}
+"""Entries of the registry whose module was imported to the end; another thread may be on its way through others."""
 
 
 def operator(
@@ -135,16 +135,20 @@ def operator(
 
 def find(domain: str, op_type: str, version: int) -> OpSpec | None:
     """The newest definition not newer than the opset `version` of its domain."""
-    key = domain, op_type
-    module = MODULES.get(key)
-    if module is not None and module not in _complete:
-        importlib.import_module(module)
-        _complete.add(module)
+    specs = _looked_up.get((domain, op_type))
+    if specs is None:
+        specs = _look_up((domain, op_type))
     found = None
-    for spec in _REGISTRY.get(key, ()):
+    for spec in specs:
         if spec.since <= version:
             found = spec
     return found
+
+
+def _look_up(key: tuple[str, str]) -> list[OpSpec]:
+    if key in MODULES:
+        importlib.import_module(MODULES[key])
+    return _looked_up.setdefault(key, _REGISTRY.setdefault(key, []))
 
 
 def registered() -> list[OpSpec]:

@@ -124,46 +124,48 @@ def _executable(
 ) -> _kernels.Executable:
     """Slots, lifetimes and steps; the shapes of the inputs in `signature` are what shape-only nodes depend on."""
     slots: dict[Value, int] = {}
-    constants: list[tuple[int, Any]] = []
-    for value in (*inputs, *(output for call in planned for output in call.node.outputs)):
+    for value in inputs:
         slots[value] = len(slots)
+    for call in planned:
+        for value in call.node.outputs:
+            slots[value] = len(slots)
+    constants: list[tuple[int, Any]] = []
     for read in (*(v for call in planned for v in call.arguments), *outputs):
-        if read is not None and read.is_constant and read not in slots:
+        if read is not None and read.data is not None and read not in slots:
             slots[read] = len(slots)
             constants.append((slots[read], read.data))
+    arguments = [[-1 if v is None else slots[v] for v in call.arguments] for call in planned]
 
     memoised, boundary = shape_only_nodes([call.node for call in planned], signature, outputs)
-    kept = {slots[v] for v in (*outputs, *inputs)} | {slot for slot, _ in constants}
     held = {slots[v] for v in boundary}
     last_use: dict[int, int] = {}
     for index, call in enumerate(planned):
-        for touched in (*call.node.outputs, *call.arguments):
-            if touched is not None:
-                last_use[slots[touched]] = index
+        for value in call.node.outputs:
+            last_use[slots[value]] = index
+        for slot in arguments[index]:
+            last_use[slot] = index
+    for kept in (-1, *(slots[v] for v in (*outputs, *inputs)), *(slot for slot, _ in constants)):
+        last_use.pop(kept, None)
     released: list[list[int]] = [[] for _ in planned]
     for slot, index in last_use.items():
-        if slot not in kept:
-            released[index].append(slot)
+        released[index].append(slot)
 
     steps = []
     for index, call in enumerate(planned):
-        arguments = [-1 if v is None else slots[v] for v in call.arguments]
+        native, read_slots = call.native, arguments[index]
         kernel_inputs: list[int] = []
-        kernel: str | None = None
-        ints: Sequence[int] = ()
-        floats: Sequence[float] = ()
-        packed: Sequence[Any] = ()
         dying = 0
-        if call.native is not None:
-            kernel, ints, floats, packed = call.native.kernel, call.native.ints, call.native.floats, call.native.packed
-            chosen = range(len(arguments)) if call.native.inputs is None else call.native.inputs
-            kernel_inputs = [arguments[i] if i < len(arguments) else -1 for i in chosen]
-            for i, slot in enumerate(kernel_inputs[:64]):
-                if slot in released[index] and slot not in held and kernel_inputs.count(slot) == 1:
-                    dying |= 1 << i
+        if native is not None:
+            if native.inputs is None:
+                kernel_inputs = read_slots
+            else:
+                kernel_inputs = [read_slots[i] if i < len(read_slots) else -1 for i in native.inputs]
+            for slot in released[index]:
+                if slot not in held and kernel_inputs.count(slot) == 1 and kernel_inputs.index(slot) < 64:
+                    dying |= 1 << kernel_inputs.index(slot)
         first_output = slots[call.node.outputs[0]] if call.node.outputs else 0
         steps.append((
-            kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
+            *((native.kernel, native.ints, native.floats, native.packed) if native else (None, (), (), ())), kernel_inputs, read_slots,
             first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
         ))  # fmt: skip
     return _kernels.Executable(
@@ -199,17 +201,14 @@ def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:
 
 
 def _bind_kernel(node: Node, spec: OpSpec) -> NativeCall | None:
-    native = None
-    if spec.binder is not None:
-        try:
-            native = spec.binder(node)
-        except QRuntimeError:
-            raise
-        except (ValueError, TypeError, IndexError, OverflowError):
-            native = None  # odd attributes or constants: the definition reports them when it runs
-    if native is not None and not _kernels.has_node(native.kernel):
-        raise RuntimeError(f"{node.label}: no kernel is called {native.kernel!r}")
-    return native
+    if spec.binder is None:
+        return None
+    try:
+        return spec.binder(node)
+    except QRuntimeError:
+        raise
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None  # odd attributes or constants: the definition reports them when it runs
 
 
 def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:

@@ -291,7 +291,8 @@ class Model:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Building graphs and plans makes many objects and no garbage; the collector would search the process for it in vain."""
+    """Building graphs and plans makes many objects and no garbage; the collector would search the process for it in vain,
+    and once more at the end: what was built counts as old."""
     if not gc.isenabled():
         yield
         return
@@ -299,6 +300,9 @@ def _no_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # who has frozen objects wants them to stay so
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()
 
 

@@ -34,7 +34,7 @@ FAMILIES = {
         "": "CenterCropPad Concat DepthToSpace Expand Flatten Pad Reshape Slice SpaceToDepth Split Squeeze Tile "
         "Transpose Trilu Unsqueeze",
     },
-    "linear": {"qruntime": "DynamicQuantizedLinear Linear"},
+    "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
     "linear_algebra": {"": "Det Einsum Gemm MatMul MatMulInteger"},
     "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
     "ml": {

@@ -17,7 +17,7 @@ PYTEST_FLAGS ?= -n 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := setup.py pyproject.toml qruntime/_kernels.pyx $(wildcard qruntime/*.pxi) $(shell find qruntime/kernels -name '*.[ch]')
+SOURCES := setup.py pyproject.toml $(wildcard qruntime/*.p[xy][xi] qruntime/onnx_io/*.pyx) $(shell find qruntime/kernels -name '*.[ch]')
 
 .PHONY: demo test lint types portable aarch64 build clean
 

@@ -1,4 +1,4 @@
-"""Build the one extension: qruntime/_kernels.pyx and every C file under qruntime/kernels/.
+"""Build the extensions: qruntime/_kernels.pyx with every C file under qruntime/kernels/, and the reader of files.
 
 QRUNTIME_DEBUG_BUILD=1   assertions, sanitizers and Cython's bounds checks
 QRUNTIME_WERROR=1        warnings are errors (continuous integration)
@@ -71,7 +71,8 @@ class build_kernels(build_ext):  # noqa: N801 (distutils names commands so)
         def compile_one(obj: str) -> None:
             source, extension = build[obj]
             if newer_group([source, *(depends or ())], obj):
-                flags = [flag for flag in extra if not (source.endswith("_kernels.c") and flag.startswith("-W"))]
+                is_generated = os.path.exists(f"{os.path.splitext(source)[0]}.pyx")
+                flags = [flag for flag in extra if not (is_generated and flag.startswith("-W"))]
                 compiler._compile(obj, source, extension, cc_args, flags, pp_opts)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -90,7 +91,14 @@ setup(
                 depends=["setup.py", *glob("qruntime/*.pxi"), *glob("qruntime/kernels/**/*.h", recursive=True)],
                 extra_compile_args=FLAGS,
                 extra_link_args=LINK_FLAGS,
-            )
+            ),
+            Extension(
+                "qruntime.onnx_io._wire_reader",
+                ["qruntime/onnx_io/_wire_reader.pyx"],
+                depends=["setup.py"],
+                extra_compile_args=FLAGS,
+                extra_link_args=LINK_FLAGS,
+            ),
         ],
         compiler_directives={
             "language_level": 3,

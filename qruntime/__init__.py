@@ -7,6 +7,11 @@
     quantized.save("model.int8.onnx")
 """
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from qruntime._kernels import available_isas, isa
 from qruntime.errors import (
     InputError,
@@ -39,3 +44,10 @@ __all__ = [
     "isa",
     "load",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`qruntime.quantization` is there without an import of its own, but only models that are quantized wait for it."""
+    if name == "quantization":
+        return importlib.import_module("qruntime.quantization")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,6 +61,9 @@ cdef class Executable:
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
     cdef Step *steps
+    cdef int64_t *ints
+    cdef double *floats
+    cdef void **packed
     cdef int *input_refs
     cdef int *releases
     cdef int *order_all
@@ -84,6 +87,7 @@ cdef class Executable:
 
     def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads):
         cdef int i, j, at_input = 0, at_release = 0
+        cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
         cdef Step *step
         self.num_slots = num_slots
         self.num_steps = len(steps)
@@ -92,21 +96,28 @@ cdef class Executable:
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
         self.constant_slots = {slot for slot, _ in constants}
+        cdef set read_natively = {slot for arguments in steps if arguments[0] is not None for slot in arguments[4]}
         for slot, value in constants:
             if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
-                array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
-                self.native_constants.append((slot, array))
-            else:
-                self.python_constants.append((slot, value))
+                if PyArray_ISCARRAY_RO(value):
+                    self.native_constants.append((slot, value))
+                    continue
+                if slot in read_natively:
+                    self.native_constants.append((slot, np.array(value, order="C", copy=True)))
+                    continue
+            self.python_constants.append((slot, value))  # of weights that are packed, only definitions read the original
         self.num_input_refs = sum(len(s[4]) for s in steps)
         self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
+        self.ints = <int64_t *>calloc(max(1, sum([len(s[1]) for s in steps])), sizeof(int64_t))
+        self.floats = <double *>calloc(max(1, sum([len(s[2]) for s in steps])), sizeof(double))
+        self.packed = <void **>calloc(max(1, sum([len(s[3]) for s in steps])), sizeof(void *))
         self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))
         self.releases = <int *>calloc(max(1, sum(len(s[9]) for s in steps)), sizeof(int))
         self.order_all = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
         self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
-        if (self.steps == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
+        if (self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
                 or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL):
             raise MemoryError
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
@@ -115,6 +126,7 @@ cdef class Executable:
         self.memory = {}
         self.memory_bytes = 0
         self.boundary = list(boundary)
+        _pack_together([weights for arguments in steps for weights in arguments[3]], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
         for i, slot in enumerate(output_slots):
@@ -128,14 +140,20 @@ cdef class Executable:
             if kernel is not None:
                 step.fn = qrt_find_node(kernel.encode())
                 if step.fn == NULL:
-                    raise RuntimeError(f"no kernel is called {kernel!r}")
-            ints_array = np.array(ints, dtype=np.int64).reshape(-1)
-            floats_array = np.array(floats, dtype=np.float64).reshape(-1)
-            packed_array = np.array([_address(p, num_threads) for p in packed], dtype=np.uintp)
-            self.keepalive.append((ints_array, floats_array, packed_array, tuple(packed)))
-            step.node.ints = <const int64_t *>cnp.PyArray_DATA(ints_array)
-            step.node.floats = <const double *>cnp.PyArray_DATA(floats_array)
-            step.node.packed = <void *const *>cnp.PyArray_DATA(packed_array)
+                    raise RuntimeError(f"{label}: no kernel is called {kernel!r}")
+            self.keepalive.append(packed)
+            step.node.ints = self.ints + at_int
+            step.node.floats = self.floats + at_float
+            step.node.packed = self.packed + at_packed
+            for number in ints:
+                self.ints[at_int] = number
+                at_int += 1
+            for number in floats:
+                self.floats[at_float] = number
+                at_float += 1
+            for weights in packed:
+                self.packed[at_packed] = _address(weights)
+                at_packed += 1
             step.node.num_ints = len(ints)
             step.node.num_floats = len(floats)
             step.node.num_packed = len(packed)
@@ -159,6 +177,9 @@ cdef class Executable:
 
     def __dealloc__(self):
         free(self.steps)
+        free(self.ints)
+        free(self.floats)
+        free(self.packed)
         free(self.input_refs)
         free(self.releases)
         free(self.order_all)

@@ -11,7 +11,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -36,7 +36,10 @@ cdef extern from "tensor.h" nogil:
         size_t capacity
         int refcount
         void *owner
+        qrt_buffer *whole
         qrt_buffer *next
+    ctypedef struct qrt_arena:
+        qrt_buffer *whole
     ctypedef struct qrt_tensor:
         void *data
         qrt_buffer *buffer
@@ -55,6 +58,9 @@ cdef extern from "tensor.h" nogil:
     size_t qrt_itemsize(int32_t)
     void qrt_release(qrt_run *, qrt_tensor *)
     qrt_buffer *qrt_buffer_new(size_t)
+    size_t qrt_arena_share(size_t)
+    qrt_arena qrt_arena_new(size_t)
+    void qrt_arena_close(qrt_arena *)
     void qrt_buffer_retain(qrt_buffer *)
     void qrt_buffer_drop(qrt_buffer *)
     void qrt_run_clear(qrt_run *)
@@ -83,8 +89,9 @@ cdef extern from "gemm_q8.h" nogil:
         int64_t k
         int64_t n
         qrt_buffer *buffer
+    size_t qrt_q8_packed_bytes(const qrt_gemm_q8 *, int64_t, int64_t, bint, bint)
     qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
-                                const float *, const int32_t *, int64_t, const float *, int)
+                                const float *, const int32_t *, int64_t, const float *, qrt_arena *, int)
     void qrt_q8_free(qrt_q8_weights *)
 
 cdef extern from "gemm_f32.h" nogil:
@@ -94,7 +101,8 @@ cdef extern from "gemm_f32.h" nogil:
         int64_t k
         int64_t n
         qrt_buffer *buffer
-    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, int)
+    size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
+    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
     void qrt_f32_free(qrt_f32_weights *)
 
 cdef extern from "kernels.h" nogil:
@@ -122,7 +130,9 @@ cdef extern from *:
 
 
 def isa() -> str:
-    """Name of the instruction-set rung in force."""
+    """Name of the instruction-set rung in force. KernelUnavailable when QRUNTIME_ISA names one that this CPU lacks."""
+    if _unavailable is not None:
+        raise KernelUnavailable(_unavailable)
     return qrt_kernels.isa.decode()
 
 
@@ -142,18 +152,16 @@ def set_isa(str name) -> None:
 
     For start-up and for tests: plans made before keep the packed weights of the rung they were made for.
     """
+    global _unavailable
     if not qrt_build_table(name.encode(), &qrt_kernels):
         offered = ", ".join(available_isas())
         raise KernelUnavailable(f"QRUNTIME_ISA={name!r}, but this CPU offers: {offered}. Unset it or choose one of these.")
+    _unavailable = None
 
 
 def default_threads() -> int:
     """Threads a run uses unless told otherwise."""
     return qrt_default_threads()
-
-
-def has_node(str name) -> bool:
-    return qrt_find_node(name.encode()) != NULL
 
 
 include "_packed.pxi"
@@ -186,7 +194,15 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
     return None if declined else results
 
 
-set_isa(os.environ.get("QRUNTIME_ISA") or available_isas().pop())
+_unavailable = None
+"""Why the rung that the environment asks for is not in force. Models refuse to work then; an import that fails would leave
+the command line no chance to say it."""
+
+set_isa(available_isas().pop())
+try:
+    set_isa(os.environ.get("QRUNTIME_ISA") or isa())
+except KernelUnavailable as error:
+    _unavailable = str(error)
 
 
 cdef extern from "kernels.h" nogil:

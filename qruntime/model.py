@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,14 @@ from qruntime import _kernels
 from qruntime.errors import InputError, InvalidModel
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
-from qruntime.onnx_io import exporter, importer
+from qruntime.onnx_io import importer
 from qruntime.passes import pipeline
-from qruntime.quantization import dynamic, printing, specification
-from qruntime.quantization.report import Report
 from qruntime.runtime.inputs import convert_input, fixed_shape
-from qruntime.runtime.plan import Plan, check_supported, make_plan
-from qruntime.runtime.profile import Profile, make_profile
+from qruntime.runtime.plan import Plan, Planner, check_supported
+
+if TYPE_CHECKING:
+    from qruntime.quantization.report import Report
+    from qruntime.runtime.profile import Profile
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
@@ -47,7 +47,7 @@ def load(source: Source, *, threads: int | None = None) -> Model:
     (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use).
 
     Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
-    missing, OSError when the file cannot be read.
+    missing, OSError when the file cannot be read, KernelUnavailable when QRUNTIME_ISA names no kernels of this CPU.
     """
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     with _no_collection():
@@ -70,12 +70,14 @@ class Model:
     ):
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
+        _kernels.isa()  # raises when the environment asks for kernels that this CPU lacks
         self.graph = pipeline.canonical(graph)
         self.info = info
         self._report = report
         self.path = path
         self.threads = threads or _kernels.default_threads()
         check_supported(self.graph)
+        self._planner: Planner | None = None
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._planning = threading.Lock()
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
@@ -92,6 +94,8 @@ class Model:
     def report(self) -> Report:
         """What is quantized, what was not and why; of a model that was loaded, what its file tells."""
         if self._report is None:
+            from qruntime.quantization import dynamic
+
             self._report = dynamic.describe_existing(self.graph)
         return self._report
 
@@ -129,6 +133,8 @@ class Model:
 
         What depends on input shapes only is shown too, although a run with shapes seen before skips it.
         """
+        from qruntime.runtime.profile import make_profile
+
         if repeat < 1:
             raise InputError(f"repeat must be at least 1, got {repeat}")
         plan = self._plan(tuple(self.graph.output_names))
@@ -176,9 +182,11 @@ class Model:
         for name in names:
             if name not in self.graph.output_names:
                 raise InputError(f"unknown output {name!r}; the model's outputs are: {_listing(self.outputs)}")
-        lowered = pipeline.lowered(clone(self.graph))
+        if self._planner is None:
+            self._planner = Planner(pipeline.lowered(clone(self.graph)), num_threads=self.threads)
+        lowered = self._planner.graph
         by_name = dict(zip(lowered.output_names, lowered.outputs))
-        plan = make_plan(lowered, [by_name[name] for name in names], num_threads=self.threads)
+        plan = self._planner.plan([by_name[name] for name in names])
         inputs = self.graph.inputs
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
@@ -230,6 +238,8 @@ class Model:
 
         Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
         """
+        from qruntime.quantization import dynamic, specification
+
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
         graph = clone(self.graph)
@@ -246,21 +256,27 @@ class Model:
         if not inplace:
             return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
         self.graph, self._report = graph, report
-        self._plans, self._run_named, self._file = {}, None, None
+        self._planner, self._plans, self._run_named, self._file = None, {}, None, None
         return self
 
     def summary(self) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
         and how the nodes run on this machine."""
+        from qruntime.quantization import printing
+
         return printing.summary(self.graph, self.report, self._plan(tuple(self.graph.output_names)).nodes)
 
     def __str__(self) -> str:
+        from qruntime.quantization import printing
+
         return printing.tree(self.graph, self.report)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads)
+        from qruntime.onnx_io import exporter
+
         return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -268,12 +284,15 @@ class Model:
 
         The file appears whole or not at all. Raises SaveError.
         """
+        from qruntime.onnx_io import exporter
+
         exporter.save_graph(self.graph, self.info, path)
 
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Building graphs and plans makes many objects and no garbage; the collector would search the process for it in vain."""
+    """Building graphs and plans makes many objects and no garbage; the collector would search the process for it in vain,
+    and once more at the end: what was built counts as old."""
     if not gc.isenabled():
         yield
         return
@@ -281,6 +300,9 @@ def _no_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        if not gc.get_freeze_count():  # who has frozen objects wants them to stay so
+            gc.freeze()
+            gc.unfreeze()
         gc.enable()
 
 
@@ -293,6 +315,8 @@ def _file_identity(path: str) -> tuple[int, ...] | None:
 
 
 def _digest(path: str) -> str:
+    import hashlib
+
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return hashlib.sha256(data).hexdigest()
 

@@ -45,8 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
 def walk(plan: Plan) -> Iterator[PlannedNode]:
     """The nodes of a plan and of the plans of its subgraphs."""
     yield from plan.nodes
-    for below in plan.subplans:
-        yield from walk(below)
+    for call in plan.nodes:
+        for below in call.subplans:
+            yield from walk(below)
 
 
 def _weights(model: qruntime.Model) -> list[Value]:

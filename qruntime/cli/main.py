@@ -12,6 +12,7 @@ from qruntime.cli import bench, compare, convert, inspect, terminal
 from qruntime.errors import (
     InputError,
     InvalidModel,
+    KernelUnavailable,
     QRuntimeError,
     QuantizationError,
     RunError,
@@ -102,6 +103,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return UNSUPPORTED, f"{text}."
     if isinstance(error, UnsupportedModel):
         return UNSUPPORTED, f"{text}. Export the model without it, or report it with the model."
+    if isinstance(error, KernelUnavailable):
+        return USAGE, f"{text}."
     if isinstance(error, QuantizationError):
         return USAGE, f"{text}. See the names of the layers with: qruntime inspect --nodes MODEL"
     if isinstance(error, InputError):

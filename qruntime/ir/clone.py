@@ -20,7 +20,9 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
     inputs = [value(v) for v in graph.inputs]
     nodes = []
     for node in graph.nodes:
-        attributes = {name: _clone_attribute(attribute, copies) for name, attribute in node.attributes.items()}
+        attributes = dict(node.attributes)
+        if node.subgraphs:
+            attributes = {name: _clone_attribute(attribute, copies) for name, attribute in attributes.items()}
         new = Node(
             node.op_type,
             [None if v is None else value(v) for v in node.inputs],

@@ -7,8 +7,7 @@ initializers become constant values, calls of model-local functions are replaced
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +31,7 @@ from qruntime.onnx_io.node_order import in_running_order, label
 from qruntime.onnx_io.scopes import Body, Scope
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How large a hostile file may make itself beyond its own bytes."""
 
     graph_depth: int = 32
@@ -46,20 +44,18 @@ class Limits:
     """All sparse tensors together, once dense."""
 
 
-@dataclass
 class GraphBuilder:
     """Makes the graph of one model."""
 
-    model: ModelProto
-    external: ExternalData
-    limits: Limits
-    root: Scope = field(default_factory=Scope)
-    local_functions: dict[functions.Key, FunctionProto] = field(default_factory=dict)
-    sparse_bytes: int = 0
-    built_nodes: int = 0
-    unnamed: int = 0
-    graph_depth: int = 0
-    call_depth: int = 0
+    def __init__(self, model: ModelProto, external: ExternalData, limits: Limits):
+        self.model, self.external, self.limits = model, external, limits
+        self.root = Scope()
+        self.local_functions: dict[functions.Key, FunctionProto] = {}
+        self.sparse_bytes = 0
+        self.built_nodes = 0
+        self.unnamed = 0
+        self.graph_depth = 0
+        self.call_depth = 0
 
     def build(self) -> tuple[Graph, dict[str, int]]:
         """The graph of the model and its opset imports."""

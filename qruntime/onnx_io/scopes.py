@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from qruntime.ir import Value
 from qruntime.onnx_io.messages import AttributeProto
@@ -27,8 +27,7 @@ class Scope:
         raise KeyError(name)
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(NamedTuple):
     """An attribute of a function call, to be read where the call stands."""
 
     proto: AttributeProto
@@ -36,27 +35,30 @@ class Binding:
     scope: Scope
 
 
-@dataclass(frozen=True)
 class Body:
-    """Where nodes come from: the model, or one call of a function."""
+    """Where nodes come from: the model, or one call of a function.
 
-    opsets: dict[str, int]
-    folders: frozenset[str] = frozenset()
-    """What stands before a slash in the names of this body; no prefix of an inlined call may be among it."""
-    prefix: str = ""
-    bindings: dict[str, Binding] | None = None
-    """Attributes of the call; None outside functions."""
-    calls: tuple[tuple[str, str, str], ...] = ()
-    """Functions that are being inlined, outermost first."""
-    used: set[str] = field(default_factory=set)
-    """Prefixes given out to calls in this body."""
+    `folders` are what stands before a slash in its names: no prefix of an inlined call may be among them. `bindings`
+    are the attributes of the call, None outside functions; `calls` the functions being inlined, outermost first.
+    """
+
+    def __init__(
+        self,
+        opsets: dict[str, int],
+        folders: frozenset[str] = frozenset(),
+        prefix: str = "",
+        bindings: dict[str, Binding] | None = None,
+        calls: tuple[tuple[str, str, str], ...] = (),
+    ):
+        self.opsets, self.folders, self.prefix, self.bindings, self.calls = opsets, folders, prefix, bindings, calls
+        self._used: set[str] = set()  # prefixes given out to calls in this body
 
     def prefix_of_call(self, stem: str) -> str:
         """A prefix that no other name in the model begins with."""
         stem, number = stem.strip("/") or "function", 0
         name = f"{stem}/"
-        while name in self.folders or name in self.used:
+        while name in self.folders or name in self._used:
             number += 1
             name = f"{stem}_{number}/"
-        self.used.add(name)
+        self._used.add(name)
         return self.prefix + name

@@ -12,6 +12,7 @@ import numpy as np
 from qruntime.errors import InvalidModel, UnsupportedModel
 from qruntime.ir import dtypes
 from qruntime.onnx_io import wire
+from qruntime.onnx_io._wire_reader import SMALL
 from qruntime.onnx_io.external_data import ExternalData
 from qruntime.onnx_io.messages import SparseTensorProto, TensorProto
 
@@ -106,7 +107,7 @@ def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:
     array = np.frombuffer(raw, dtype)
     if code == _BOOL and array.view(np.uint8).max() > 1:
         return array.view(np.uint8) != 0
-    if not array.flags.aligned and array.nbytes < wire.SMALL:
+    if not array.flags.aligned and array.nbytes < SMALL:
         array = array.copy()
     return array if sys.byteorder == "little" else array.byteswap()
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from qruntime.ir import Node, Value
 from qruntime.ir.dtypes import numpy_dtype
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
+from qruntime.ops.fused_attention import LAYOUTS
 from qruntime.ops.precision import working_dtype
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -181,6 +183,41 @@ def attention(
     if packed:
         y = y.transpose(0, 2, 1, 3).reshape(batch, queries, heads * v.shape[3])
     return y, k, v, stages[qk_matmul_output_mode].astype(q.dtype, copy=False)
+
+
+_DEAD_ROWS_MASKED_TO_ZERO = 2
+_FLOAT = 1
+
+
+def _is_read(node: Node, index: int) -> bool:
+    return index < len(node.outputs) and bool(node.outputs[index].uses or node.outputs[index].output_of)
+
+
+def _has_rank(value: Value | None, rank: int) -> bool:
+    shape = None if value is None or value.type is None else value.type.shape
+    return shape is not None and len(shape) == rank
+
+
+@attention.native
+def _attention(node: Node) -> NativeCall | None:
+    """Without cache, cap and windows; [B, S, H · D] when the node says the numbers of heads."""
+    if any(node.input(i) is not None for i in (4, 5, 6)) or any(_is_read(node, i) for i in (1, 2, 3)):
+        return None
+    windows = node.attr("left_window_size", -1), node.attr("right_window_size", -1)
+    if node.attr("softcap", 0.0) or windows != (-1, -1) or node.attr("softmax_precision", _FLOAT) != _FLOAT:
+        return None
+    scale = node.attr("scale")
+    if scale is not None and scale < 0:
+        return None
+    q_heads, kv_heads = node.attr("q_num_heads", 0), node.attr("kv_num_heads", 0)
+    if not (q_heads and kv_heads) and _has_rank(node.input(0), 3):
+        return None
+    layout = LAYOUTS["BSR" if q_heads and kv_heads else "BHSD"]
+    causal = node.attr("is_causal", 0)
+    ints = [0, layout, layout, layout, layout, q_heads, kv_heads, 0, 0, 0, 0, 0, 0, 0, 0, causal, 0, 0]
+    inputs = [0, 1, 2] if node.input(3) is None else [0, 1, 2, 3]
+    floats = [np.nan if scale is None else scale, -np.inf]
+    return NativeCall("attention", ints=[*ints, _DEAD_ROWS_MASKED_TO_ZERO], floats=floats, inputs=inputs)
 
 
 @operator("RotaryEmbedding", since=23)

@@ -10,7 +10,6 @@ import functools
 import math
 
 import numpy as np
-from numpy.polynomial import chebyshev, polynomial
 
 _MACLAURIN = [2 / math.sqrt(math.pi) * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(18)]
 _LARGEST = 26.0  # erfc(26) is about 1e-296; beyond 28 erfc is 0
@@ -29,19 +28,19 @@ def _tail_series() -> np.ndarray:
         x = 1 / (_LOW + (t + 1) / 2 * (_HIGH - _LOW)) - 1
         return np.array([math.erfc(v) for v in x]) * _exp_of_square(x, 1.0)
 
-    return chebyshev.chebinterpolate(scaled_erfc, 24)
+    return np.polynomial.chebyshev.chebinterpolate(scaled_erfc, 24)
 
 
 def _near(x: np.ndarray) -> np.ndarray:
     """erf(x) for |x| ≤ 1."""
-    return x * polynomial.polyval(x * x, _MACLAURIN)
+    return x * np.polynomial.polynomial.polyval(x * x, _MACLAURIN)
 
 
 def _far(x: np.ndarray) -> np.ndarray:
     """erfc(x) for x ≥ 1."""
     x = np.minimum(x, 28.0)
     t = (1 / (1 + x) - _LOW) / (_HIGH - _LOW) * 2 - 1
-    return _exp_of_square(x, -1.0) * chebyshev.chebval(t, _tail_series())
+    return _exp_of_square(x, -1.0) * np.polynomial.chebyshev.chebval(t, _tail_series())
 
 
 def erf(x: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Node, Value
-from qruntime.ops.registry import NativeCall, find, operator, versions
+from qruntime.ir import Node
+from qruntime.ops.registry import NativeCall, find, operator
 
 LAYOUTS = {"BHSD": 0, "BHDS": 0, "BSR": 1, "BSHD": 2}
 """How heads lie, with the number that kernels/nodes/attention.c has for it. B and H may be absent (BHSD, BHDS)."""
@@ -71,41 +71,3 @@ def _fused_attention(node: Node) -> NativeCall:
     ints = [int(layouts[1] == "BHDS"), *(LAYOUTS[layout] for layout in layouts), 0, 0, 0, 0, *parts, 0, 0, 0]
     ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0)]
     return NativeCall("attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)])
-
-
-_DEAD_ROWS_MASKED_TO_ZERO = 2
-_FLOAT = 1
-
-
-def _is_read(node: Node, index: int) -> bool:
-    return index < len(node.outputs) and bool(node.outputs[index].uses or node.outputs[index].output_of)
-
-
-def _has_rank(value: Value | None, rank: int) -> bool:
-    shape = None if value is None or value.type is None else value.type.shape
-    return shape is not None and len(shape) == rank
-
-
-def _onnx_attention(node: Node) -> NativeCall | None:
-    """ONNX's own operator without cache, cap and windows; [B, S, H · D] when it says the numbers of heads."""
-    if any(node.input(i) is not None for i in (4, 5, 6)) or any(_is_read(node, i) for i in (1, 2, 3)):
-        return None
-    windows = node.attr("left_window_size", -1), node.attr("right_window_size", -1)
-    if node.attr("softcap", 0.0) or windows != (-1, -1) or node.attr("softmax_precision", _FLOAT) != _FLOAT:
-        return None
-    scale = node.attr("scale")
-    if scale is not None and scale < 0:
-        return None
-    q_heads, kv_heads = node.attr("q_num_heads", 0), node.attr("kv_num_heads", 0)
-    if not (q_heads and kv_heads) and _has_rank(node.input(0), 3):
-        return None
-    layout = LAYOUTS["BSR" if q_heads and kv_heads else "BHSD"]
-    causal = node.attr("is_causal", 0)
-    ints = [0, layout, layout, layout, layout, q_heads, kv_heads, 0, 0, 0, 0, 0, 0, 0, 0, causal, 0, 0]
-    inputs = [0, 1, 2] if node.input(3) is None else [0, 1, 2, 3]
-    floats = [np.nan if scale is None else scale, -np.inf]
-    return NativeCall("attention", ints=[*ints, _DEAD_ROWS_MASKED_TO_ZERO], floats=floats, inputs=inputs)
-
-
-for _spec in versions("Attention"):
-    _spec.native(_onnx_attention)

@@ -22,18 +22,19 @@ that raises for bad input.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from qruntime.ir import Node
+from qruntime.ops.families import MODULES
 
 Definition = Callable[..., Any]
 
 
-@dataclass(frozen=True)
 class NativeCall:
     """How to call a C node function: its name in `kernels/nodes/` and its parameters.
 
@@ -41,19 +42,26 @@ class NativeCall:
     packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
     """
 
-    kernel: str
-    ints: Sequence[int] = ()
-    floats: Sequence[float] = ()
-    packed: Sequence[Any] = ()
-    inputs: Sequence[int] | None = None
+    __slots__ = ("floats", "inputs", "ints", "kernel", "packed")
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        kernel: str,
+        ints: Sequence[int] = (),
+        floats: Sequence[float] = (),
+        packed: Sequence[Any] = (),
+        inputs: Sequence[int] | None = None,
+    ):
         # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.
-        array("q", self.ints)
-        array("d", self.floats)
+        array("q", ints)
+        array("d", floats)
+        self.kernel = kernel
+        self.ints = ints
+        self.floats = floats
+        self.packed = packed
+        self.inputs = inputs
 
 
-@dataclass
 class OpSpec:
     """One version of one operator.
 
@@ -62,19 +70,28 @@ class OpSpec:
     it to find what depends on input shapes only.
     """
 
-    op_type: str
-    domain: str
-    since: int
-    definition: Definition
-    shape_inputs: tuple[int, ...] | None = ()
-    deterministic: bool = True
-    binder: Callable[[Node], NativeCall | None] | None = None
-    keywords: frozenset[str] = field(init=False)
-    """Attribute names the definition takes; `num_outputs` and `output_types` are filled by the plan."""
+    def __init__(
+        self,
+        op_type: str,
+        domain: str,
+        since: int,
+        definition: Definition,
+        shape_inputs: tuple[int, ...] | None = (),
+        deterministic: bool = True,
+    ):
+        self.op_type = op_type
+        self.domain = domain
+        self.since = since
+        self.definition = definition
+        self.shape_inputs = shape_inputs
+        self.deterministic = deterministic
+        self.binder: Callable[[Node], NativeCall | None] | None = None
 
-    def __post_init__(self) -> None:
-        parameters = inspect.signature(self.definition).parameters.values()
-        self.keywords = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    @functools.cached_property
+    def keywords(self) -> frozenset[str]:
+        """Attribute names the definition takes; `num_outputs` and `output_types` are filled by the plan."""
+        code = inspect.unwrap(self.definition).__code__
+        return frozenset(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
 
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         return self.definition(*inputs, **attributes)
@@ -86,6 +103,8 @@ class OpSpec:
 
 
 _REGISTRY: dict[tuple[str, str], list[OpSpec]] = {}
+_looked_up: dict[tuple[str, str], list[OpSpec]] = {}
+"""Entries of the registry whose module was imported to the end; another thread may be on its way through others."""
 
 
 def operator(
@@ -116,18 +135,30 @@ def operator(
 
 def find(domain: str, op_type: str, version: int) -> OpSpec | None:
     """The newest definition not newer than the opset `version` of its domain."""
+    specs = _looked_up.get((domain, op_type))
+    if specs is None:
+        specs = _look_up((domain, op_type))
     found = None
-    for spec in _REGISTRY.get((domain, op_type), ()):
+    for spec in specs:
         if spec.since <= version:
             found = spec
     return found
 
 
+def _look_up(key: tuple[str, str]) -> list[OpSpec]:
+    if key in MODULES:
+        importlib.import_module(MODULES[key])
+    return _looked_up.setdefault(key, _REGISTRY.setdefault(key, []))
+
+
 def registered() -> list[OpSpec]:
     """Every definition, for tests and documentation."""
+    for module in set(MODULES.values()):
+        importlib.import_module(module)
     return [spec for versions in _REGISTRY.values() for spec in versions]
 
 
 def versions(op_type: str, domain: str = "", *, at_least: int = 1) -> list[OpSpec]:
-    """The definitions of one operator from version `at_least` on, to attach one fast path to all of them."""
+    """The definitions of one operator, of a family imported before, from version `at_least` on, to attach one fast path
+    to all of them."""
     return [spec for spec in _REGISTRY[domain, op_type] if spec.since >= at_least]

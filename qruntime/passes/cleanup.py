@@ -30,8 +30,13 @@ def fold_constants(graph: Graph) -> None:
 
 
 def _fold(node: Node) -> bool:
-    read = [v for v in node.inputs if v is not None]
-    if not read or any(v.data is None for v in read) or node.subgraphs or _is_dequantization(node):
+    read = []
+    for value in node.inputs:
+        if value is not None:
+            if value.data is None:
+                return False
+            read.append(value)
+    if not read or node.subgraphs or _is_dequantization(node):
         return False
     spec = registry.find(node.domain, node.op_type, node.version)
     if spec is None or not spec.deterministic or "num_outputs" in spec.keywords:
@@ -126,15 +131,21 @@ def remove_dead_nodes(graph: Graph) -> None:
         dead: list[Node] = []
         gone: set[Node] = set()
         for node in reversed(nested.nodes):
-            if not any(_is_needed(output, gone) for output in node.outputs):
+            if not _is_needed(node, gone):
                 dead.append(node)
                 gone.add(node)
         if dead:
             nested.remove(*dead)
 
 
-def _is_needed(value: Value, gone: set[Node]) -> bool:
-    return bool(value.output_of) or any(user not in gone for user, _ in value.uses)
+def _is_needed(node: Node, gone: set[Node]) -> bool:
+    for output in node.outputs:
+        if output.output_of:
+            return True
+        for user, _ in output.uses:
+            if user not in gone:
+                return True
+    return False
 
 
 def merge_duplicates(graph: Graph) -> None:

@@ -179,6 +179,10 @@ def _only_reader(graph: Graph, node: Node) -> Node | None:
     return user if user.graph is graph else None
 
 
+_DEQUANTIZING = frozenset({"DequantizeLinear", "Mul"})
+"""Last operators of the stored forms that `weights.py` recognises."""
+
+
 def fold_dequantized_weights(graph: Graph) -> None:
     """Constants behind a dequantization become float constants, for readers that are not dynamic layers."""
     _look_up_codes(graph)
@@ -186,7 +190,7 @@ def fold_dequantized_weights(graph: Graph) -> None:
     for nested in graph.walk_graphs():
         for node in nested.nodes:
             for index, value in enumerate(node.inputs):
-                if value is None or value.producer is None or _reads_codes(node):
+                if value is None or value.producer is None or value.producer.op_type not in _DEQUANTIZING or _reads_codes(node):
                     continue
                 if value not in folded:
                     folded[value] = _float_constant(value)
@@ -222,7 +226,7 @@ def _reads_codes(node: Node) -> bool:
     """Whether a later pass takes the codes themselves from before the dequantization."""
     if DYNAMIC in node.metadata:
         return True
-    return any(DYNAMIC in user.metadata for user in _readers(node.outputs)) and node.is_op("Concat")
+    return node.is_op("Concat") and any(DYNAMIC in user.metadata for user in _readers(node.outputs))
 
 
 def _readers(values: Iterable[Value]) -> list[Node]:

@@ -17,7 +17,6 @@ one graph and have no reader outside it; a variable may.
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import sys
@@ -127,7 +126,8 @@ class Rewrite:
 
     def patterns(self) -> list[_Call]:
         """The pattern, or several when `pattern` returns a tuple of alternatives."""
-        names = list(inspect.signature(self.pattern).parameters)[1:]
+        code = self.pattern.__code__
+        names = code.co_varnames[2 : code.co_argcount]  # after self and op
         made = self.pattern(_PatternBuilder(), *(_Variable(n) for n in names))
         return list(made) if isinstance(made, tuple) else [made]
 
@@ -232,17 +232,17 @@ def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite]) -> int:
 
 def _sweep(graph: Graph, compiled: Sequence[tuple[Rewrite, _Call]]) -> int:
     op_types = {node.op_type for node in graph.nodes}
-    by_root: dict[tuple[str, str], list[tuple[Rewrite, _Call]]] = {}
+    by_root: dict[str, list[tuple[Rewrite, _Call]]] = {}
     for rewrite, pattern in compiled:
         if pattern.can_occur(op_types):
             for op_type in pattern.op_types:
-                by_root.setdefault((pattern.domain, op_type), []).append((rewrite, pattern))
+                by_root.setdefault(op_type, []).append((rewrite, pattern))
     inserted: dict[Node, list[Node]] = {}
     removed: set[Node] = set()
     for root in graph.nodes if by_root else ():
         if root in removed:
             continue
-        for rewrite, pattern in by_root.get((root.domain, root.op_type), ()):
+        for rewrite, pattern in by_root.get(root.op_type, ()):
             made = _try(graph, root, rewrite, pattern, removed)
             if made is None:
                 continue

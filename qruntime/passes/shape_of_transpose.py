@@ -11,18 +11,16 @@ from qruntime.passes.rewriting import as_attribute
 
 def read_shapes_before_transposes(graph: Graph) -> None:
     """Shape(Transpose(x, perm))  →  Gather(Shape(x), perm), where only shapes are read of the transposed tensor."""
+    changed = False
     for nested in graph.walk_graphs():
-        nodes: list[Node] = []
-        for node in nested.nodes:
-            source = node.input(0) if node.is_op("Shape") else None
+        for node in [node for node in nested.nodes if node.is_op("Shape")]:
+            source = node.input(0)
             transpose = None if source is None else source.producer
             if transpose is not None and transpose.is_op("Transpose") and _is_read_for_its_shape(transpose):
-                nodes += _read_before(node, transpose)
-            nodes.append(node)
-        nested.nodes = nodes
-        for node in nodes:
-            node.graph = nested
-    remove_dead_nodes(graph)
+                nested.insert_before(node, _read_before(node, transpose))
+                changed = True
+    if changed:
+        remove_dead_nodes(graph)
 
 
 def _is_read_for_its_shape(transpose: Node) -> bool:
@@ -31,7 +29,7 @@ def _is_read_for_its_shape(transpose: Node) -> bool:
     return transpose.attr("perm") is not None and not output.output_of and all(r.is_op("Shape") for r in readers)
 
 
-def _read_before(node: Node, transpose: Node) -> list[Node]:
+def _read_before(node: Node, transpose: Node) -> Node:
     """`node`, a Shape, becomes the Gather; returns what has to stand before it."""
     perm = np.array(transpose.attr("perm"), np.int64)[slice(node.attr("start", 0), node.attr("end"))]
     name = node.outputs[0].name
@@ -41,4 +39,4 @@ def _read_before(node: Node, transpose: Node) -> list[Node]:
     node.set_input(0, whole)
     node.append_input(Value(f"{name}/order", TypeInfo("tensor", 7, perm.shape), perm))
     node.attributes = {"axis": as_attribute(0)}
-    return [shape]
+    return shape

@@ -16,7 +16,8 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp
-from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
+from qruntime.ir import AttributeType, Graph, Node, Value
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
 from qruntime.ops.registry import NativeCall, OpSpec
 from qruntime.runtime import reference
@@ -24,19 +25,19 @@ from qruntime.runtime.shape_dependence import shape_only_nodes
 
 
 class PlannedNode(NamedTuple):
-    """How one node will be called; `summary()` shows it."""
+    """How one node will be called; `summary()` shows it. `subplans` are those of its subgraphs."""
 
     node: Node
     native: NativeCall | None
     definition: Callable[..., Any] | None
     arguments: tuple[Value | None, ...]
     source: str  # "native", "numpy" or "reference"
+    subplans: tuple[Plan, ...] = ()
 
 
 class Plan(NamedTuple):
     executable: _kernels.Executable
     nodes: list[PlannedNode]
-    subplans: list[Plan]
 
 
 def check_supported(graph: Graph) -> None:
@@ -55,59 +56,119 @@ def check_supported(graph: Graph) -> None:
         )
 
 
-def make_plan(graph: Graph, outputs: Sequence[Value] | None = None, *, num_threads: int) -> Plan:
-    """Bind `graph` (lowered) for this machine; `outputs` limits the work to what they need."""
-    return _make_plan(graph, list(graph.outputs if outputs is None else outputs), [], num_threads)
+class Planner:
+    """Makes the plans of one lowered graph for this machine.
+
+    A node is bound once: all plans that need it share its packed weights.
+    """
+
+    def __init__(self, graph: Graph, *, num_threads: int):
+        self.graph = graph
+        self.num_threads = num_threads
+        self._bound: dict[Node, PlannedNode] = {}
+
+    def plan(self, outputs: Sequence[Value] | None = None) -> Plan:
+        """A plan that computes `outputs` (default: those of the graph) and nothing else."""
+        return self._plan(self.graph, self.graph.outputs if outputs is None else outputs, [])
+
+    def _plan(self, graph: Graph, outputs: Sequence[Value], captures: list[Value]) -> Plan:
+        planned = [self._bind(node) for node in _needed_nodes(graph, outputs)]
+        executable = _executable(planned, [*graph.inputs, *captures], outputs, graph.inputs if not captures else [], self.num_threads)
+        drop_pages(array for call in planned for array in _packed_constants(call))
+        return Plan(executable, planned)
+
+    def _bind(self, node: Node) -> PlannedNode:
+        call = self._bound.get(node)
+        if call is None:
+            call = self._bound[node] = self._bind_anew(node)
+        return call
+
+    def _bind_anew(self, node: Node) -> PlannedNode:
+        spec = registry.find(node.domain, node.op_type, node.version)
+        if spec is None:
+            return PlannedNode(node, None, reference.definition(node), node.inputs, "reference")
+        definition = _bind_attributes(node, spec)
+        if node.subgraphs:
+            return self._bind_subgraphs(node, definition)
+        native = _bind_kernel(node, spec)
+        return PlannedNode(node, native, definition, node.inputs, "native" if native else "numpy")
+
+    def _bind_subgraphs(self, node: Node, definition: Callable[..., Any]) -> PlannedNode:
+        """The node reads what its subgraphs capture as further arguments; each call binds them anew."""
+        captured = [v for v in node.captured() if not v.is_constant]
+        position = {value: i for i, value in enumerate(captured)}
+        branches: dict[str, tuple[_kernels.Executable, list[int]]] = {}
+        subplans: list[Plan] = []
+        for name, attribute in node.attributes.items():
+            if attribute.type is not AttributeType.GRAPH:
+                continue
+            graph = attribute.value
+            own = [v for v in graph.captured() if not v.is_constant]
+            plan = self._plan(graph, graph.outputs, own)
+            subplans.append(plan)
+            branches[name] = (plan.executable, [position[v] for v in own])
+        num_inputs = len(node.inputs)
+
+        def call(*arguments: Any) -> Any:
+            outer = arguments[num_inputs:]
+            bound = {}
+            for name, (executable, positions) in branches.items():
+                bound[name] = functools.partial(_run_branch, executable, [outer[i] for i in positions])
+            return definition(*arguments[:num_inputs], **bound)
+
+        return PlannedNode(node, None, call, (*node.inputs, *captured), "numpy", tuple(subplans))
 
 
-def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_threads: int) -> Plan:
-    subplans: list[Plan] = []
-    planned = [_plan_node(node, subplans, num_threads) for node in _needed_nodes(graph, outputs)]
-    inputs = [*graph.inputs, *captures]
+def _executable(
+    planned: list[PlannedNode], inputs: list[Value], outputs: Sequence[Value], signature: Sequence[Value], num_threads: int
+) -> _kernels.Executable:
+    """Slots, lifetimes and steps; the shapes of the inputs in `signature` are what shape-only nodes depend on."""
     slots: dict[Value, int] = {}
-    constants: list[tuple[int, Any]] = []
-    for value in (*inputs, *(output for call in planned for output in call.node.outputs)):
+    for value in inputs:
         slots[value] = len(slots)
+    for call in planned:
+        for value in call.node.outputs:
+            slots[value] = len(slots)
+    constants: list[tuple[int, Any]] = []
     for read in (*(v for call in planned for v in call.arguments), *outputs):
-        if read is not None and read.is_constant and read not in slots:
+        if read is not None and read.data is not None and read not in slots:
             slots[read] = len(slots)
             constants.append((slots[read], read.data))
+    arguments = [[-1 if v is None else slots[v] for v in call.arguments] for call in planned]
 
-    memoised, boundary = shape_only_nodes([call.node for call in planned], graph.inputs if not captures else [], outputs)
-    kept = {slots[v] for v in (*outputs, *inputs)} | {slot for slot, _ in constants}
+    memoised, boundary = shape_only_nodes([call.node for call in planned], signature, outputs)
     held = {slots[v] for v in boundary}
     last_use: dict[int, int] = {}
     for index, call in enumerate(planned):
-        for touched in (*call.node.outputs, *call.arguments):
-            if touched is not None:
-                last_use[slots[touched]] = index
+        for value in call.node.outputs:
+            last_use[slots[value]] = index
+        for slot in arguments[index]:
+            last_use[slot] = index
+    for kept in (-1, *(slots[v] for v in (*outputs, *inputs)), *(slot for slot, _ in constants)):
+        last_use.pop(kept, None)
     released: list[list[int]] = [[] for _ in planned]
     for slot, index in last_use.items():
-        if slot not in kept:
-            released[index].append(slot)
+        released[index].append(slot)
 
     steps = []
     for index, call in enumerate(planned):
-        arguments = [-1 if v is None else slots[v] for v in call.arguments]
+        native, read_slots = call.native, arguments[index]
         kernel_inputs: list[int] = []
-        kernel: str | None = None
-        ints: Sequence[int] = ()
-        floats: Sequence[float] = ()
-        packed: Sequence[Any] = ()
         dying = 0
-        if call.native is not None:
-            kernel, ints, floats, packed = call.native.kernel, call.native.ints, call.native.floats, call.native.packed
-            chosen = range(len(arguments)) if call.native.inputs is None else call.native.inputs
-            kernel_inputs = [arguments[i] if i < len(arguments) else -1 for i in chosen]
-            for i, slot in enumerate(kernel_inputs[:64]):
-                if slot in released[index] and slot not in held and kernel_inputs.count(slot) == 1:
-                    dying |= 1 << i
+        if native is not None:
+            if native.inputs is None:
+                kernel_inputs = read_slots
+            else:
+                kernel_inputs = [read_slots[i] if i < len(read_slots) else -1 for i in native.inputs]
+            for slot in released[index]:
+                if slot not in held and kernel_inputs.count(slot) == 1 and kernel_inputs.index(slot) < 64:
+                    dying |= 1 << kernel_inputs.index(slot)
         first_output = slots[call.node.outputs[0]] if call.node.outputs else 0
         steps.append((
-            kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
+            *((native.kernel, native.ints, native.floats, native.packed) if native else (None, (), (), ())), kernel_inputs, read_slots,
             first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
         ))  # fmt: skip
-    executable = _kernels.Executable(
+    return _kernels.Executable(
         len(slots),
         constants,
         [slots[v] for v in inputs],
@@ -117,7 +178,13 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
         [slots[v] for v in boundary],
         num_threads,
     )
-    return Plan(executable, planned, subplans)
+
+
+def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
+    """Constants that only the definition of a native node reads: the kernel has them packed."""
+    if call.native is None or call.native.inputs is None:
+        return []
+    return [v.data for i, v in enumerate(call.arguments) if v is not None and v.data is not None and i not in call.native.inputs]
 
 
 def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:
@@ -133,73 +200,31 @@ def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:
     return needed[::-1]
 
 
-def _plan_node(node: Node, subplans: list[Plan], num_threads: int) -> PlannedNode:
-    spec = registry.find(node.domain, node.op_type, node.version)
-    if spec is None:
-        return PlannedNode(node, None, reference.definition(node), node.inputs, "reference")
-    native = None
-    if spec.binder is not None:
-        try:
-            native = spec.binder(node)
-        except QRuntimeError:
-            raise
-        except (ValueError, TypeError, IndexError, OverflowError):
-            native = None  # odd attributes or constants: the definition reports them when it runs
-    if native is not None and not _kernels.has_node(native.kernel):
-        raise RuntimeError(f"{node.label}: no kernel is called {native.kernel!r}")
-    definition, arguments = _bind_definition(node, spec, subplans, num_threads)
-    return PlannedNode(node, native, definition, arguments, "native" if native else "numpy")
+def _bind_kernel(node: Node, spec: OpSpec) -> NativeCall | None:
+    if spec.binder is None:
+        return None
+    try:
+        return spec.binder(node)
+    except QRuntimeError:
+        raise
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None  # odd attributes or constants: the definition reports them when it runs
 
 
-def _bind_definition(
-    node: Node, spec: OpSpec, subplans: list[Plan], num_threads: int
-) -> tuple[Callable[..., Any], tuple[Value | None, ...]]:
+def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
+    """The definition with the attributes that are no graphs."""
     keywords: dict[str, Any] = {}
-    graphs: dict[str, Graph] = {}
     for name, attribute in node.attributes.items():
         if name not in spec.keywords:
             known = sorted(spec.keywords)
             raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {known}")
-        if attribute.type is AttributeType.GRAPH:
-            graphs[name] = attribute.value
-        else:
-            keywords[name] = _plain(attribute)
+        if attribute.type is not AttributeType.GRAPH:
+            keywords[name] = attribute.value
     if "num_outputs" in spec.keywords and "num_outputs" not in keywords:
         keywords["num_outputs"] = len(node.outputs)
     if "output_types" in spec.keywords:
         keywords["output_types"] = tuple(v.type for v in node.outputs)
-    if not graphs:
-        bound = functools.partial(spec.definition, **keywords) if keywords else spec.definition
-        return bound, node.inputs
-    return _bind_subgraphs(node, functools.partial(spec.definition, **keywords), graphs, subplans, num_threads)
-
-
-def _plain(attribute: Attribute) -> Any:
-    return attribute.value
-
-
-def _bind_subgraphs(
-    node: Node, definition: Callable[..., Any], graphs: dict[str, Graph], subplans: list[Plan], num_threads: int
-) -> tuple[Callable[..., Any], tuple[Value | None, ...]]:
-    """The node reads what its subgraphs capture as further arguments; each call binds them anew."""
-    captured = [v for v in node.captured() if not v.is_constant]
-    position = {value: i for i, value in enumerate(captured)}
-    branches: dict[str, tuple[_kernels.Executable, list[int]]] = {}
-    for name, graph in graphs.items():
-        own = [v for v in graph.captured() if not v.is_constant]
-        plan = _make_plan(graph, list(graph.outputs), own, num_threads)
-        subplans.append(plan)
-        branches[name] = (plan.executable, [position[v] for v in own])
-    num_inputs = len(node.inputs)
-
-    def call(*arguments: Any) -> Any:
-        outer = arguments[num_inputs:]
-        bound = {}
-        for name, (executable, positions) in branches.items():
-            bound[name] = functools.partial(_run_branch, executable, [outer[i] for i in positions])
-        return definition(*arguments[:num_inputs], **bound)
-
-    return call, (*node.inputs, *captured)
+    return functools.partial(spec.definition, **keywords) if keywords else spec.definition
 
 
 def _run_branch(executable: _kernels.Executable, captured: list[Any], *values: Any) -> tuple[Any, ...]:

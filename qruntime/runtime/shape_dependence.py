@@ -23,35 +23,32 @@ def shape_only_nodes(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Se
     if not shape_known:
         return found, []
 
-    def has_data(value: Value) -> bool:
-        return value.is_constant or value in data_known
-
     for node in nodes:
         spec = registry.find(node.domain, node.op_type, node.version)
         if spec is None or not spec.deterministic or node.subgraphs:
             continue
-        read = [v for v in node.inputs if v is not None]
+        given = [v for v in node.inputs if v is not None]
+        read = [v for v in given if v.data is None]
         if node.is_op("Shape", "Size"):
-            if has_data(read[0]) or read[0] in shape_known:
-                found.add(node)
-        elif read and all(has_data(v) for v in read):
+            depends_on_shapes = shape_known.issuperset(read)
+        else:
+            depends_on_shapes = bool(given) and data_known.issuperset(read)
+        if depends_on_shapes:
             found.add(node)
-        if node in found:
             data_known.update(node.outputs)
             shape_known.update(node.outputs)
         elif (
             spec.shape_inputs is not None
-            and all(v.is_constant or v in shape_known for v in read)
-            and all(v is None or has_data(v) for v in (node.input(i) for i in spec.shape_inputs))
+            and shape_known.issuperset(read)
+            and data_known.issuperset(v for i in spec.shape_inputs if (v := node.input(i)) is not None and v.data is None)
         ):
             shape_known.update(node.outputs)
 
-    readers_outside = {
-        v
-        for node in nodes
-        if node not in found
-        for v in (*node.inputs, *(node.captured() if node.subgraphs else ()))
-        if v is not None
-    } | set(outputs)
+    readers_outside = set(outputs)
+    for node in nodes:
+        if node not in found:
+            readers_outside.update(v for v in node.inputs if v is not None)
+            if node.subgraphs:
+                readers_outside.update(node.captured())
     boundary = [v for node in nodes if node in found for v in node.outputs if v in readers_outside]
     return found, boundary

@@ -46,6 +46,16 @@ def test_usage(command: Command, arguments: tuple[str, ...]) -> None:
     assert "usage: qruntime" in done.err
 
 
+@pytest.mark.parametrize("name", ["inspect", "convert", "bench"])
+def test_an_unknown_instruction_set(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRUNTIME_ISA", "sse9")
+    done = python("-m", "qruntime", name, SHAKESPEARE, *([tmp_path / "out.onnx"] if name == "convert" else []), text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("qruntime: error: QRUNTIME_ISA='sse9', but this CPU offers: portable")
+
+
 @pytest.mark.parametrize("name", ["inspect", "convert", "bench", "compare"])
 @pytest.mark.parametrize("content", [None, b"", b"\x08", b"<html></html>", b"PK\x03\x04" + bytes(50)])
 def test_bad_files(command: Command, tmp_path: Path, name: str, content: bytes | None) -> None:

@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from qruntime.errors import InvalidModel
-from qruntime.onnx_io import Limits, load_graph, serialize
+from qruntime.onnx_io.exporter import serialize
+from qruntime.onnx_io.graph_builder import Limits
+from qruntime.onnx_io.importer import load_graph
 
 FLOAT = TensorProto.FLOAT
 IMPORTS = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]

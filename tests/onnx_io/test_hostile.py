@@ -16,8 +16,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qruntime.errors import InputError, InvalidModel, UnsupportedModel
-from qruntime.onnx_io import Limits, load_graph, messages, save_graph, serialize
+from qruntime.onnx_io import messages
+from qruntime.onnx_io.exporter import save_graph, serialize
 from qruntime.onnx_io.external_data import ExternalData
+from qruntime.onnx_io.graph_builder import Limits
+from qruntime.onnx_io.importer import load_graph
 from qruntime.onnx_io.messages import ModelProto, NodeProto
 from qruntime.onnx_io.tensors import decode
 from qruntime.onnx_io.wire import encode, parse, part_bytes, varint

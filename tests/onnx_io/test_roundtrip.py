@@ -14,8 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from qruntime.errors import SaveError
 from qruntime.ir import Attribute, AttributeType, Graph, ModelInfo, Node, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import ONNX_TYPES
-from qruntime.onnx_io import exporter, load_graph, save_graph, serialize
+from qruntime.onnx_io import exporter
+from qruntime.onnx_io.exporter import save_graph, serialize
 from qruntime.onnx_io.files import write
+from qruntime.onnx_io.importer import load_graph
 
 DATA = os.path.join(os.path.dirname(onnx.__file__), "backend", "test", "data")
 CASES = sorted(

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qruntime
 from qruntime.ir import clone
 from qruntime.passes import pipeline
-from qruntime.runtime.plan import make_plan
+from qruntime.runtime.plan import Planner
 
 FLOAT, BOOL, INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 _CODES = {"f": FLOAT, "b": BOOL, "i": INT64}
@@ -33,10 +33,10 @@ def lowered_ops(loaded, inputs, atol=2e-6):
 
     No native node may have declined, so that what is compared are the kernels.
     """
-    plain = make_plan(clone(loaded.graph), num_threads=1)
+    plain = Planner(clone(loaded.graph), num_threads=1).plan()
     graph = pipeline.lowered(clone(loaded.graph))
     graph.check()
-    plan = make_plan(graph, num_threads=1)
+    plan = Planner(graph, num_threads=1).plan()
     values = [inputs[v.name] for v in loaded.graph.inputs]
     expected, found = plain.executable.run(values), plan.executable.run(values)
     for e, f in zip(expected, found, strict=True):

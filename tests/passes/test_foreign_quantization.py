@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qruntime
 from qruntime.ir import clone
 from qruntime.passes import pipeline
-from qruntime.runtime.plan import make_plan
+from qruntime.runtime.plan import Planner
 
 RNG = np.random.default_rng(2)
 X = RNG.standard_normal((2, 3, 8)).astype(np.float32)
@@ -41,10 +41,10 @@ def load(nodes, constants, inputs=None, outputs=("y",)):
 def compare(loaded, inputs=None, atol=2e-6):
     """Operators of the lowered graph, whose results must lie within `atol` of the graph as loaded."""
     inputs = inputs or {"x": X}
-    plain = make_plan(clone(loaded.graph), num_threads=1)
+    plain = Planner(clone(loaded.graph), num_threads=1).plan()
     graph = pipeline.lowered(clone(loaded.graph))
     graph.check()
-    plan = make_plan(graph, num_threads=1)
+    plan = Planner(graph, num_threads=1).plan()
     values = [inputs[v.name] for v in loaded.graph.inputs]
     expected, found = plain.executable.run(values), plan.executable.run(values)
     for e, f in zip(expected, found, strict=True):
@@ -135,8 +135,8 @@ def test_declines(nodes, constants):
     loaded = load(nodes, constants, outputs=outputs)
     graph = pipeline.lowered(clone(loaded.graph))
     assert "DynamicQuantizedLinear" not in {node.op_type for node in graph.nodes}
-    plain = make_plan(clone(loaded.graph), num_threads=1).executable.run([X])
-    for e, f in zip(plain, make_plan(graph, num_threads=1).executable.run([X]), strict=True):
+    plain = Planner(clone(loaded.graph), num_threads=1).plan().executable.run([X])
+    for e, f in zip(plain, Planner(graph, num_threads=1).plan().executable.run([X]), strict=True):
         np.testing.assert_allclose(f, e, rtol=2e-5, atol=2e-5)
 
 
@@ -309,10 +309,10 @@ def test_attention_behind_its_embeddings(masked):
     constants = {**QKV, "words": W[:4].astype(np.float32), "places": F[:3] @ F.T, "v": V}
     constants["words"] = np.ascontiguousarray(RNG.standard_normal((4, 8)), np.float32)
     loaded = load(nodes, constants, inputs)
-    plain = make_plan(clone(loaded.graph), num_threads=1).executable.run(list(inputs.values()))
+    plain = Planner(clone(loaded.graph), num_threads=1).plan().executable.run(list(inputs.values()))
     graph = pipeline.lowered(clone(loaded.graph))
     assert {"Linear", "Attention"} <= {n.op_type for n in graph.nodes if n.domain == "qruntime"}
-    found = make_plan(graph, num_threads=1).executable.run(list(inputs.values()))
+    found = Planner(graph, num_threads=1).plan().executable.run(list(inputs.values()))
     np.testing.assert_allclose(found[0], plain[0], rtol=1e-3, atol=2e-3)  # −10000 costs the definition three digits
 
 

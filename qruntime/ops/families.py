@@ -1,0 +1,103 @@
+"""Where operators are defined: module of this package → domain → operators.
+
+Most models need few families, so that one is imported when an operator of it is first looked up. Importing the
+module named here makes its operators complete, fast paths included.
+"""
+
+from __future__ import annotations
+
+FAMILIES = {
+    "activations": {
+        "": "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Shrink Sigmoid Softplus Softsign Swish "
+        "ThresholdedRelu",
+    },
+    "attention": {"": "Attention LinearAttention RotaryEmbedding", "ai.onnx.preview": "FlexAttention"},
+    "binary": {
+        "": "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual "
+        "Max Mean Min Mod Mul Or PRelu Pow Sub Sum SwiGLU Where Xor",
+    },
+    "casting": {"": "BitCast Cast CastLike"},
+    "control_flow": {"": "If Loop Scan"},
+    "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},
+    "detection": {"": "NonMaxSuppression"},
+    "elementwise_kernels": {"qruntime": "Gelu Silu"},
+    "embedding": {"qruntime": "QuantizedEmbedding"},
+    "fused_attention": {"qruntime": "Attention"},
+    "fused_concat": {"qruntime": "ConcatInto"},
+    "fused_normalization": {"qruntime": "LayerNormalization RMSNormalization"},
+    "image": {"": "AffineGrid GridSample Resize Upsample"},
+    "indexing": {
+        "": "Compress Gather GatherElements GatherND NonZero OneHot ReverseSequence Scatter ScatterElements ScatterND "
+        "TensorScatter Unique",
+    },
+    "layout": {
+        "": "CenterCropPad Concat DepthToSpace Expand Flatten Pad Reshape Slice SpaceToDepth Split Squeeze Tile "
+        "Transpose Trilu Unsqueeze",
+    },
+    "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
+    "linear_algebra": {"": "Det Einsum Gemm MatMul MatMulInteger"},
+    "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
+    "ml": {
+        "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "
+        "LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMRegressor Scaler ZipMap",
+    },
+    "normalization": {
+        "": "BatchNormalization Dropout GroupNormalization InstanceNormalization LRN LayerNormalization "
+        "MeanVarianceNormalization RMSNormalization",
+    },
+    "optimizers": {"ai.onnx.preview.training": "Adagrad Adam Momentum"},
+    "pooling": {
+        "": "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool MaxRoiPool MaxUnpool RoiAlign",
+    },
+    "quantize_linear": {"": "DequantizeLinear DynamicQuantizeLinear QLinearMatMul QuantizeLinear"},
+    "quantized_convolution": {"qruntime": "DynamicQuantizedConv"},
+    "random": {
+        "": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
+    },
+    "recurrent_kernels": {
+        "": "GRU LSTM RNN",
+        "qruntime": "DynamicQuantizedGRU DynamicQuantizedLSTM DynamicQuantizedRNN",
+    },
+    "reduction": {
+        "": "ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax LpNormalization ReduceL1 ReduceL2 ReduceLogSum "
+        "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Softmax TopK",
+    },
+    "sequence": {
+        "": "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct "
+        "SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap SplitToSequence",
+    },
+    "shape": {"": "Constant ConstantOfShape EyeLike Identity Range Shape Size"},
+    "signal": {"": "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"},
+    "text": {"": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"},
+    "tree_ensemble": {"ai.onnx.ml": "TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor"},
+    "unary": {
+        "": "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Erf Exp Floor IsInf IsNaN Log Neg Not "
+        "Reciprocal Round Sign Sin Sinh Sqrt Tan Tanh",
+    },
+    "contrib.activations": {"com.microsoft": "BiasGelu FastGelu Gelu QuickGelu"},
+    "contrib.attention": {"com.microsoft": "Attention MultiHeadAttention QAttention"},
+    "contrib.convolution": {"com.microsoft": "FusedConv"},
+    "contrib.fused_matmul": {"com.microsoft": "FusedGemm FusedMatMul TransposeMatMul"},
+    "contrib.linear_algebra": {"com.microsoft": "Inverse Trilu"},
+    "contrib.matmul_nbits": {"com.microsoft": "MatMulNBits"},
+    "contrib.normalization": {
+        "": "SimplifiedLayerNormalization",
+        "com.microsoft": "EmbedLayerNormalization SimplifiedLayerNormalization SkipLayerNormalization "
+        "SkipSimplifiedLayerNormalization",
+    },
+    "contrib.qlinear": {
+        "com.microsoft": "DequantizeLinear QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool "
+        "QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QuantizeLinear",
+    },
+    "contrib.quantized_matmul": {"com.microsoft": "DynamicQuantizeMatMul MatMulIntegerToFloat"},
+    "contrib.recurrent": {"com.microsoft": "DynamicQuantizeLSTM"},
+    "contrib.rotary": {"com.microsoft": "RotaryEmbedding"},
+}
+
+MODULES = {
+    (domain, op_type): f"{__package__}.{module}"
+    for module, domains in FAMILIES.items()
+    for domain, op_types in domains.items()
+    for op_type in op_types.split()
+}
+"""(domain, operator) → module."""

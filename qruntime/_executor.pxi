@@ -243,7 +243,7 @@ cdef class Executable:
             frame = self.frames.pop()
         except IndexError:
             frame = Frame(self)
-        frame.run.num_threads = self.num_threads
+        qrt_run_begin(&frame.run, self.num_threads)
         try:
             copies = self._feed(frame, values)
             remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
@@ -256,6 +256,35 @@ cdef class Executable:
                 _bury(&frame.run)
             self.frames.append(frame)
 
+    def last_run(self):
+        """(bytes of tensors and scratch when most were alive, bytes in free buffers of all frames, input shapes) of the
+        run that ended last; None before the first."""
+        cdef Frame frame
+        cdef qrt_buffer *buffer
+        cdef qrt_tensor *t
+        cdef size_t held = 0, peak = 0
+        cdef list taken = [], shapes = []
+        cdef int i
+        try:
+            while self.frames:
+                taken.append(self.frames.pop())
+        except IndexError:  # a run took the last one
+            pass
+        if not taken:
+            return None
+        for frame in taken:
+            buffer = frame.run.free_buffers
+            while buffer != NULL:
+                held += buffer.capacity
+                buffer = buffer.next
+        frame = taken[0]
+        for i in range(self.num_inputs):
+            t = &frame.slots[self.input_slots[i]]
+            shapes.append(tuple([t.dims[j] for j in range(t.rank)]))
+        peak = frame.run.peak_bytes
+        self.frames.extend(reversed(taken))
+        return peak, held, shapes
+
     def time_steps(self, list values):
         """(seconds, elements of the first output) of each step of one run, in running order; −1 for what is no native
         tensor. Inputs as for `run_values`."""
@@ -263,7 +292,7 @@ cdef class Executable:
         cdef int i
         cdef double start, seconds
         cdef qrt_tensor *first
-        frame.run.num_threads = self.num_threads
+        qrt_run_begin(&frame.run, self.num_threads)
         for i in range(self.num_inputs):
             if not self._fits(i, values[i]):
                 values[i] = self.convert(i, values[i])
@@ -418,7 +447,7 @@ cdef class Executable:
             entry.append((slot, array))
         if total <= (16 << 20):
             # Few shapes recur in practice; a decoder whose past grows would otherwise fill the memory.
-            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (64 << 20)):
+            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (16 << 20)):
                 oldest = next(iter(self.memory))
                 self.memory_bytes -= sum(a.nbytes for _, a in self.memory.pop(oldest))
             self.memory[key] = entry

@@ -34,6 +34,7 @@ cdef extern from "tensor.h" nogil:
     ctypedef struct qrt_buffer:
         void *data
         size_t capacity
+        size_t used
         int refcount
         void *owner
         qrt_buffer *next
@@ -47,12 +48,15 @@ cdef extern from "tensor.h" nogil:
     ctypedef struct qrt_run:
         qrt_buffer *free_buffers
         qrt_buffer *graveyard
+        size_t live_bytes
+        size_t peak_bytes
         int num_threads
     ctypedef enum qrt_status:
         QRT_OK
         QRT_DECLINE
         QRT_NO_MEMORY
     size_t qrt_itemsize(int32_t)
+    void qrt_run_begin(qrt_run *, int)
     void qrt_release(qrt_run *, qrt_tensor *)
     qrt_buffer *qrt_buffer_new(size_t)
     void qrt_buffer_retain(qrt_buffer *)

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel
+from qruntime.errors import InputError, InvalidModel, QRuntimeError
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import exporter, importer
@@ -22,6 +22,7 @@ from qruntime.passes import pipeline
 from qruntime.quantization import dynamic, printing, specification
 from qruntime.quantization.report import Report
 from qruntime.runtime.inputs import convert_input, fixed_shape
+from qruntime.runtime.memory import MemoryUse, blank_feed, memory_use
 from qruntime.runtime.plan import Plan, check_supported, make_plan
 from qruntime.runtime.profile import Profile, make_profile
 
@@ -249,10 +250,26 @@ class Model:
         self._plans, self._run_named, self._file = {}, None, None
         return self
 
-    def summary(self) -> str:
+    def memory(self, feed: Mapping[str, Any] | None = None) -> MemoryUse:
+        """Bytes of packed weights, of constants, and of the activations of a run at their peak.
+
+        Activations depend on the shapes of inputs: they are those of `run(feed)`, else of the last run. A model whose
+        inputs have fixed shapes and that never ran is run on zeros, unless it has loops or branches.
+        """
+        plan = self._plan(tuple(self.graph.output_names))
+        if feed is None and plan.executable.last_run() is None and not plan.subplans:
+            feed = blank_feed(self.graph.inputs)
+            with contextlib.suppress(QRuntimeError):  # zeros may be no valid input
+                return self.memory(feed) if feed is not None else memory_use(plan, self.graph)
+        if feed is not None:
+            self.run(feed)
+        return memory_use(plan, self.graph)
+
+    def summary(self, feed: Mapping[str, Any] | None = None) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
-        and how the nodes run on this machine."""
-        return printing.summary(self.graph, self.report, self._plan(tuple(self.graph.output_names)).nodes)
+        how the nodes run on this machine, and the memory that they take (see `memory`)."""
+        planned = self._plan(tuple(self.graph.output_names)).nodes
+        return f"{printing.summary(self.graph, self.report, planned)}\n\n{self.memory(feed)}"
 
     def __str__(self) -> str:
         return printing.tree(self.graph, self.report)

@@ -115,6 +115,7 @@ cdef class Executable:
         self.memory = {}
         self.memory_bytes = 0
         self.boundary = list(boundary)
+        _pack_together([weights for arguments in steps for weights in arguments[3]], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
         for i, slot in enumerate(output_slots):
@@ -131,7 +132,7 @@ cdef class Executable:
                     raise RuntimeError(f"no kernel is called {kernel!r}")
             ints_array = np.array(ints, dtype=np.int64).reshape(-1)
             floats_array = np.array(floats, dtype=np.float64).reshape(-1)
-            packed_array = np.array([_address(p, num_threads) for p in packed], dtype=np.uintp)
+            packed_array = np.array([_address(p) for p in packed], dtype=np.uintp)
             self.keepalive.append((ints_array, floats_array, packed_array, tuple(packed)))
             step.node.ints = <const int64_t *>cnp.PyArray_DATA(ints_array)
             step.node.floats = <const double *>cnp.PyArray_DATA(floats_array)

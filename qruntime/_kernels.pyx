@@ -37,7 +37,10 @@ cdef extern from "tensor.h" nogil:
         size_t used
         int refcount
         void *owner
+        qrt_buffer *whole
         qrt_buffer *next
+    ctypedef struct qrt_arena:
+        qrt_buffer *whole
     ctypedef struct qrt_tensor:
         void *data
         qrt_buffer *buffer
@@ -59,6 +62,9 @@ cdef extern from "tensor.h" nogil:
     void qrt_run_begin(qrt_run *, int)
     void qrt_release(qrt_run *, qrt_tensor *)
     qrt_buffer *qrt_buffer_new(size_t)
+    size_t qrt_arena_share(size_t)
+    qrt_arena qrt_arena_new(size_t)
+    void qrt_arena_close(qrt_arena *)
     void qrt_buffer_retain(qrt_buffer *)
     void qrt_buffer_drop(qrt_buffer *)
     void qrt_run_clear(qrt_run *)
@@ -87,8 +93,9 @@ cdef extern from "gemm_q8.h" nogil:
         int64_t k
         int64_t n
         qrt_buffer *buffer
+    size_t qrt_q8_packed_bytes(const qrt_gemm_q8 *, int64_t, int64_t, bint, bint)
     qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
-                                const float *, const int32_t *, int64_t, const float *, int)
+                                const float *, const int32_t *, int64_t, const float *, qrt_arena *, int)
     void qrt_q8_free(qrt_q8_weights *)
 
 cdef extern from "gemm_f32.h" nogil:
@@ -98,7 +105,8 @@ cdef extern from "gemm_f32.h" nogil:
         int64_t k
         int64_t n
         qrt_buffer *buffer
-    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, int)
+    size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
+    qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
     void qrt_f32_free(qrt_f32_weights *)
 
 cdef extern from "kernels.h" nogil:

@@ -9,21 +9,25 @@ cdef class Packed:
     cdef void *handle
     cdef cnp.ndarray weight, bias  # what is to be packed; None once it is
 
-    cdef uintptr_t address(self, int num_threads) except 0:
-        """Where the packed weights are; packs them first if nobody did."""
+    cdef int pack(self, qrt_arena *arena, int num_threads) except -1:
+        """Pack into memory of `arena`, or of its own, unless that was done before."""
         cdef void *made
+        if self.handle != NULL:
+            return 0
+        made = self._pack(arena, num_threads)
+        if made == NULL:
+            raise MemoryError(f"no memory to pack {self.weight.dtype} weights {list(self.shape)}")
         if self.handle == NULL:
-            made = self._pack(num_threads)
-            if made == NULL:
-                raise MemoryError(f"no memory to pack {self.weight.dtype} weights {list(self.shape)}")
-            if self.handle == NULL:
-                self.handle = made
-                self._forget()
-            else:  # another thread was faster while this one packed without the GIL
-                self._free(made)
-        return <uintptr_t>self.handle
+            self.handle = made
+            self._forget()
+        else:  # another thread was faster while this one packed without the GIL
+            self._free(made)
+        return 0
 
-    cdef void *_pack(self, int num_threads) except? NULL:
+    cdef size_t _bytes_to_pack(self):
+        return 0
+
+    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         raise NotImplementedError
 
     cdef void _free(self, void *handle):
@@ -33,8 +37,26 @@ cdef class Packed:
         self.weight = self.bias = None
 
 
-cdef uintptr_t _address(Packed packed, int num_threads) except? 0:
-    return 0 if packed is None else packed.address(num_threads)
+cdef int _pack_together(list weights, int num_threads) except -1:
+    """Pack what is not packed yet, side by side in memory."""
+    cdef Packed packed
+    cdef size_t total = 0
+    cdef list missing = [packed for packed in weights if packed is not None and packed.handle == NULL]
+    if not missing:
+        return 0
+    for packed in missing:
+        total += qrt_arena_share(packed._bytes_to_pack())
+    cdef qrt_arena arena = qrt_arena_new(total)
+    try:
+        for packed in missing:
+            packed.pack(&arena, num_threads)
+    finally:
+        qrt_arena_close(&arena)
+    return 0
+
+
+cdef uintptr_t _address(Packed packed):
+    return 0 if packed is None else <uintptr_t>packed.handle
 
 
 cdef class PackedQ8(Packed):
@@ -64,7 +86,10 @@ cdef class PackedQ8(Packed):
                 z = None
         self.weight, self.scale, self.zero_point, self.bias = w, s, z, _bias(bias, w.shape[1])
 
-    cdef void *_pack(self, int num_threads) except? NULL:
+    cdef size_t _bytes_to_pack(self):
+        return qrt_q8_packed_bytes(&qrt_kernels.gemm_q8, self.weight.shape[0], self.weight.shape[1], self.zero_point is not None, self.bias is not None)
+
+    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, s = self.scale, z = self.zero_point, b = self.bias
         cdef const int32_t *zp = NULL if z is None else <const int32_t *>cnp.PyArray_DATA(z)
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
@@ -72,7 +97,7 @@ cdef class PackedQ8(Packed):
         cdef const float *sp = <const float *>cnp.PyArray_DATA(s)
         cdef int64_t row = w.strides[0], column = w.strides[1], k = w.shape[0], n = w.shape[1], count = s.size
         with nogil:
-            return qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp, num_threads)
+            return qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp, arena, num_threads)
 
     cdef void _free(self, void *handle):
         qrt_q8_free(<qrt_q8_weights *>handle)
@@ -86,7 +111,8 @@ cdef class PackedQ8(Packed):
 
     @property
     def nbytes(self):
-        return (<qrt_q8_weights *>self.address(1)).buffer.capacity
+        self.pack(NULL, 1)
+        return (<qrt_q8_weights *>self.handle).buffer.capacity
 
     @property
     def shape(self):
@@ -106,13 +132,16 @@ cdef class PackedF32(Packed):
             w = np.array(w, order="K")
         self.weight, self.bias = w, _bias(bias, w.shape[1])
 
-    cdef void *_pack(self, int num_threads) except? NULL:
+    cdef size_t _bytes_to_pack(self):
+        return qrt_f32_packed_bytes(&qrt_kernels.gemm_f32, self.weight.shape[0], self.weight.shape[1], self.bias is not None)
+
+    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, b = self.bias
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
         cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
         cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4, k = w.shape[0], n = w.shape[1]
         with nogil:
-            return qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, num_threads)
+            return qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, arena, num_threads)
 
     cdef void _free(self, void *handle):
         qrt_f32_free(<qrt_f32_weights *>handle)
@@ -123,7 +152,8 @@ cdef class PackedF32(Packed):
 
     @property
     def nbytes(self):
-        return (<qrt_f32_weights *>self.address(1)).buffer.capacity
+        self.pack(NULL, 1)
+        return (<qrt_f32_weights *>self.handle).buffer.capacity
 
     @property
     def shape(self):

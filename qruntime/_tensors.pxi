@@ -98,7 +98,7 @@ cdef int _store(qrt_tensor *t, object value) except -1:
     buffer.capacity = 0
     buffer.used = 0
     buffer.refcount = 1
-    buffer.next = NULL
+    buffer.whole = buffer.next = NULL
     buffer.owner = <void *>array
     Py_INCREF(array)
     t.buffer = buffer

@@ -104,16 +104,31 @@ static void fill_panels(void *context, int64_t task) {
                        p->row_stride_elems, p->col_stride_elems, p->w->panels + first * p->w->k);
 }
 
+static size_t padded_columns(const struct qrt_gemm_f32 *kernel, int64_t n) {
+    return ((size_t)n + (size_t)kernel->nr - 1) / (size_t)kernel->nr * (size_t)kernel->nr;
+}
+
+static bool count_bytes(const struct qrt_gemm_f32 *kernel, int64_t k, int64_t n, bool has_bias, size_t *bytes) {
+    if (k < 0 || n < 0) return false;
+    size_t padded = padded_columns(kernel, n), floats;
+    return !__builtin_mul_overflow((size_t)k, padded, &floats) &&
+           !__builtin_add_overflow(floats, has_bias ? padded : 0, &floats) &&
+           !__builtin_mul_overflow(floats, sizeof(float), bytes);
+}
+
+size_t qrt_f32_packed_bytes(const struct qrt_gemm_f32 *kernel, int64_t k, int64_t n, bool has_bias) {
+    size_t bytes;
+    return count_bytes(kernel, k, n, has_bias, &bytes) ? bytes : 0;
+}
+
 qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w, int64_t row_stride_elems,
-                              int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, int num_threads) {
-    size_t padded, floats, bytes;
-    if (k < 0 || n < 0 || __builtin_add_overflow((size_t)n, (size_t)kernel->nr - 1, &padded)) return NULL;
-    padded = padded / (size_t)kernel->nr * (size_t)kernel->nr;
-    if (__builtin_mul_overflow((size_t)k, padded, &floats) || __builtin_add_overflow(floats, bias ? padded : 0, &floats) ||
-        __builtin_mul_overflow(floats, sizeof(float), &bytes))
-        return NULL;
+                              int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, qrt_arena *arena,
+                              int num_threads) {
+    size_t bytes;
+    if (!count_bytes(kernel, k, n, bias, &bytes)) return NULL;
+    size_t padded = padded_columns(kernel, n);
     owned_weights *owned = malloc(sizeof *owned);
-    qrt_buffer *buffer = owned ? qrt_buffer_new(bytes) : NULL;
+    qrt_buffer *buffer = owned ? qrt_arena_take(arena, bytes) : NULL;
     if (!buffer) {
         free(owned);
         return NULL;

@@ -63,9 +63,13 @@ typedef struct qrt_f32_weights {
     qrt_buffer *buffer;
 } qrt_f32_weights;
 
-/// On at most `num_threads` threads; NULL when memory is short.
+/// Size of the buffer that qrt_f32_pack takes; 0 when there can be none.
+size_t qrt_f32_packed_bytes(const struct qrt_gemm_f32 *kernel, int64_t k, int64_t n, bool has_bias);
+
+/// On at most `num_threads` threads, into memory of `arena` (or NULL); NULL when memory is short.
 qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w, int64_t row_stride_elems,
-                              int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, int num_threads);
+                              int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, qrt_arena *arena,
+                              int num_threads);
 void qrt_f32_free(qrt_f32_weights *w);
 
 /// y = activation(a · w + bias) + residual, as qrt_q8_linear. `epilogue` may be NULL.

@@ -31,8 +31,10 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ------------------------------------------------------------------------------------------ weights
 
-/// Parts of one allocation, in order, each aligned.
+/// Packed weights as parts of one buffer, in order, each aligned.
 typedef struct {
+    int64_t k_padded, columns, panel_bytes;
+    size_t at_kernel, at_panels, at_sums, at_scales, at_zeros, at_bias;
     size_t size;
     bool overflow;
 } layout;
@@ -94,23 +96,34 @@ static void fill_panel(void *context, int64_t panel) {
         for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[j];
 }
 
+static layout lay_out(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bool has_zero_points, bool has_bias) {
+    layout l = {.overflow = k < 0 || n < 0 || k > MAX_K || n > INT64_MAX / 2};
+    if (l.overflow) return l;
+    l.k_padded = round_up(k, kernel->kr);
+    l.columns = round_up(n, kernel->nr);
+    l.panel_bytes = round_up(kernel->panel_bytes(l.k_padded), QRT_ALIGNMENT);
+    l.at_kernel = add_part(&l, 1, sizeof *kernel);
+    l.at_panels = add_part(&l, l.columns / kernel->nr, (size_t)l.panel_bytes);
+    l.at_sums = add_part(&l, l.columns, sizeof(int32_t));
+    l.at_scales = add_part(&l, l.columns, sizeof(float));
+    l.at_zeros = add_part(&l, has_zero_points ? l.columns : 0, sizeof(int32_t));
+    l.at_bias = add_part(&l, has_bias ? l.columns : 0, sizeof(float));
+    return l;
+}
+
+size_t qrt_q8_packed_bytes(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bool has_zero_points, bool has_bias) {
+    layout l = lay_out(kernel, k, n, has_zero_points, has_bias);
+    return l.overflow ? 0 : l.size;
+}
+
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                             const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
-                            int num_threads) {
-    if (k < 0 || n < 0 || k > MAX_K || n > INT64_MAX / 2) return NULL;
-    int64_t k_padded = round_up(k, kernel->kr), columns = round_up(n, kernel->nr);
-    int64_t panel_bytes = round_up(kernel->panel_bytes(k_padded), QRT_ALIGNMENT);
-    layout parts = {0, false};
-    size_t at_kernel = add_part(&parts, 1, sizeof *kernel);
-    size_t at_panels = add_part(&parts, columns / kernel->nr, (size_t)panel_bytes);
-    size_t at_sums = add_part(&parts, columns, sizeof(int32_t));
-    size_t at_scales = add_part(&parts, columns, sizeof(float));
-    size_t at_zeros = add_part(&parts, zero_points ? columns : 0, sizeof(int32_t));
-    size_t at_bias = add_part(&parts, bias ? columns : 0, sizeof(float));
-    if (parts.overflow) return NULL;
+                            qrt_arena *arena, int num_threads) {
+    layout l = lay_out(kernel, k, n, zero_points, bias);
+    if (l.overflow) return NULL;
     qrt_q8_weights *made = malloc(sizeof *made);
-    qrt_buffer *buffer = qrt_buffer_new(parts.size);
+    qrt_buffer *buffer = qrt_arena_take(arena, l.size);
     if (!made || !buffer) {
         free(made);
         if (buffer) qrt_buffer_drop(buffer);
@@ -118,28 +131,28 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     }
     char *base = buffer->data;
     *made = (qrt_q8_weights){
-        .kernel = memcpy(base + at_kernel, kernel, sizeof *kernel),
-        .k = k, .n = n, .k_padded = k_padded, .panel_bytes = panel_bytes,
-        .panels = base + at_panels,
-        .col_sums = (int32_t *)(base + at_sums),
-        .scales = (float *)(base + at_scales),
-        .zero_points = zero_points ? (int32_t *)(base + at_zeros) : NULL,
-        .bias = bias ? (float *)(base + at_bias) : NULL,
+        .kernel = memcpy(base + l.at_kernel, kernel, sizeof *kernel),
+        .k = k, .n = n, .k_padded = l.k_padded, .panel_bytes = l.panel_bytes,
+        .panels = base + l.at_panels,
+        .col_sums = (int32_t *)(base + l.at_sums),
+        .scales = (float *)(base + l.at_scales),
+        .zero_points = zero_points ? (int32_t *)(base + l.at_zeros) : NULL,
+        .bias = bias ? (float *)(base + l.at_bias) : NULL,
         .buffer = buffer,
     };
-    for (int64_t j = 0; j < columns; j++) {
+    for (int64_t j = 0; j < l.columns; j++) {
         int64_t from = num_params == 1 ? 0 : j;
         made->scales[j] = j < n ? scales[from] : 0.0f;
         if (zero_points) made->zero_points[j] = j < n ? zero_points[from] : 0;
         if (bias) made->bias[j] = j < n ? bias[j] : 0.0f;
     }
     packing p = {made, w, row_stride_elems, col_stride_elems, false};
-    if (k * columns < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
-    qrt_parallel_for(num_threads, columns / kernel->nr, fill_panel, &p);
+    if (k * l.columns < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
+    qrt_parallel_for(num_threads, l.columns / kernel->nr, fill_panel, &p);
     if (p.refused) {
         qrt_q8_free(made);
         return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points,
-                           num_params, bias, num_threads);
+                           num_params, bias, NULL, num_threads);
     }
     if (kernel->subtracts_zero_points) made->zero_points = NULL;
     return made;

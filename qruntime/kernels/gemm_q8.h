@@ -55,13 +55,16 @@ typedef struct qrt_q8_weights {
     qrt_buffer *buffer;      ///< owns all of the above
 } qrt_q8_weights;
 
-/// Pack weights with the kernels in force, on at most `num_threads` threads. `w` has `k` rows and `n` columns at the strides given (in
-/// elements), `scales`, `zero_points` have 1 or n entries (`num_params`); zero_points and bias may be
-/// NULL. Returns NULL when memory is short.
+/// Size of the buffer that qrt_q8_pack takes (unless a fallback packs); 0 when there can be none.
+size_t qrt_q8_packed_bytes(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bool has_zero_points, bool has_bias);
+
+/// Pack weights with the kernels in force, on at most `num_threads` threads, into memory of `arena` (or NULL). `w` has
+/// `k` rows and `n` columns at the strides given (in elements), `scales`, `zero_points` have 1 or n entries
+/// (`num_params`); zero_points and bias may be NULL. Returns NULL when memory is short.
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                             const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
-                            int num_threads);
+                            qrt_arena *arena, int num_threads);
 void qrt_q8_free(qrt_q8_weights *w);
 
 typedef struct {

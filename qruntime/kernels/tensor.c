@@ -1,6 +1,9 @@
 #include "tensor.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
+
+enum { HUGE_PAGE = 1 << 21 };
 
 size_t qrt_itemsize(int32_t dtype) {
     switch (dtype) {
@@ -24,23 +27,24 @@ bool qrt_num_elements(int32_t rank, const int64_t *dims, int64_t *size) {
     return true;
 }
 
-qrt_buffer *qrt_buffer_new(size_t bytes) {
+/// Room to spare makes a buffer fit again when shapes vary a little, and lets kernels read whole vectors.
+static size_t capacity_for(size_t bytes) {
+    return (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT + QRT_ALIGNMENT;
+}
+
+static qrt_buffer *new_buffer(size_t bytes, size_t alignment) {
     if (bytes > (size_t)1 << 47) return NULL;
-    // Room to spare makes a buffer fit again when shapes vary a little, and lets kernels read whole vectors.
-    size_t capacity = (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT + QRT_ALIGNMENT;
     qrt_buffer *buffer = malloc(sizeof *buffer);
     if (!buffer) return NULL;
-    if (posix_memalign(&buffer->data, QRT_ALIGNMENT, capacity)) {
+    *buffer = (qrt_buffer){.capacity = capacity_for(bytes), .refcount = 1};
+    if (posix_memalign(&buffer->data, alignment, buffer->capacity)) {
         free(buffer);
         return NULL;
     }
-    buffer->capacity = capacity;
-    buffer->used = 0;
-    buffer->refcount = 1;
-    buffer->owner = NULL;
-    buffer->next = NULL;
     return buffer;
 }
+
+qrt_buffer *qrt_buffer_new(size_t bytes) { return new_buffer(bytes, QRT_ALIGNMENT); }
 
 void qrt_buffer_retain(qrt_buffer *buffer) {
     __atomic_add_fetch(&buffer->refcount, 1, __ATOMIC_RELAXED);
@@ -51,10 +55,37 @@ static bool drops_last(qrt_buffer *buffer) {
 }
 
 void qrt_buffer_drop(qrt_buffer *buffer) {
-    if (drops_last(buffer)) {
-        free(buffer->data);
-        free(buffer);
-    }
+    if (!drops_last(buffer)) return;
+    if (buffer->whole) qrt_buffer_drop(buffer->whole);
+    else free(buffer->data);
+    free(buffer);
+}
+
+size_t qrt_arena_share(size_t bytes) { return capacity_for(bytes); }
+
+qrt_arena qrt_arena_new(size_t bytes) {
+    qrt_arena arena = {new_buffer(bytes, bytes < HUGE_PAGE ? QRT_ALIGNMENT : HUGE_PAGE), 0};
+#ifdef MADV_HUGEPAGE
+    // Filling 2 MB takes one page fault, not 512. The rest of the last page would be memory that nobody needs.
+    if (arena.whole) madvise(arena.whole->data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return arena;
+}
+
+qrt_buffer *qrt_arena_take(qrt_arena *arena, size_t bytes) {
+    size_t room = arena && arena->whole ? arena->whole->capacity - arena->used : 0, capacity = capacity_for(bytes);
+    if (bytes > room || capacity > room) return qrt_buffer_new(bytes);
+    qrt_buffer *part = malloc(sizeof *part);
+    if (!part) return NULL;
+    char *data = (char *)arena->whole->data + arena->used;
+    *part = (qrt_buffer){.data = data, .capacity = capacity, .refcount = 1, .whole = arena->whole};
+    qrt_buffer_retain(arena->whole);
+    arena->used += capacity;
+    return part;
+}
+
+void qrt_arena_close(qrt_arena *arena) {
+    if (arena->whole) qrt_buffer_drop(arena->whole);
 }
 
 /// Recent runs fade: a long input among short ones keeps its buffers for some tens of runs.

@@ -34,8 +34,15 @@ typedef struct qrt_buffer {
     size_t used;            ///< of them, by the tensor or the scratch of a run
     int refcount;           ///< atomic
     void *owner;            ///< PyObject that holds the bytes, or NULL when we allocated them
+    struct qrt_buffer *whole; ///< buffer that `data` is a part of and that is held, or NULL
     struct qrt_buffer *next; ///< free list
 } qrt_buffer;
+
+/// Buffers that are made together and lie one after the other in one allocation, freed with the last of them.
+typedef struct {
+    qrt_buffer *whole;
+    size_t used;
+} qrt_arena;
 
 typedef struct {
     void *data;
@@ -77,6 +84,15 @@ void qrt_scratch_free(qrt_run *run, qrt_buffer *buffer);
 
 /// A buffer that is not of any run (graph outputs, packed weights). NULL when memory is short.
 qrt_buffer *qrt_buffer_new(size_t bytes);
+
+/// What a buffer of `bytes` takes of an arena.
+size_t qrt_arena_share(size_t bytes);
+/// Room for `bytes`, the sum of shares; on huge pages where it fills them. Without memory the arena is empty.
+qrt_arena qrt_arena_new(size_t bytes);
+/// The next part of the arena, or a buffer of its own when `arena` is NULL or has no room. NULL when memory is short.
+qrt_buffer *qrt_arena_take(qrt_arena *arena, size_t bytes);
+/// No more is taken; the buffers stay.
+void qrt_arena_close(qrt_arena *arena);
 void qrt_buffer_retain(qrt_buffer *buffer);
 /// Drop one reference; frees the bytes at the last one. Not for buffers with an owner.
 void qrt_buffer_drop(qrt_buffer *buffer);

@@ -8,13 +8,13 @@ range is compared with the size of the file before anything else happens. Files 
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import stat
 from collections.abc import Sequence
 
 from qruntime.errors import InvalidModel
+from qruntime.onnx_io.mapped_file import map_descriptor
 from qruntime.onnx_io.messages import TensorProto
 
 _KEYS = frozenset({"location", "offset", "length", "checksum", "basepath"})
@@ -44,7 +44,7 @@ def map_file(path: Path) -> memoryview:
             raise InvalidModel(f"{shown} is not a regular file; read it yourself and pass the bytes")
         if status.st_size == 0:
             return memoryview(b"")
-        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        return map_descriptor(descriptor)
     except OSError as error:
         raise InvalidModel(f"{shown} cannot be mapped: {error.strerror or error}") from None
     finally:

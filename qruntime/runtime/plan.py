@@ -17,6 +17,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
 from qruntime.ops.registry import NativeCall, OpSpec
 from qruntime.runtime import reference
@@ -117,7 +118,15 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
         [slots[v] for v in boundary],
         num_threads,
     )
+    drop_pages(array for call in planned for array in _packed_constants(call))
     return Plan(executable, planned, subplans)
+
+
+def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
+    """Constants that only the definition of a native node reads: the kernel has them packed."""
+    if call.native is None or call.native.inputs is None:
+        return []
+    return [v.data for i, v in enumerate(call.arguments) if v is not None and v.data is not None and i not in call.native.inputs]
 
 
 def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:

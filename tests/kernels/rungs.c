@@ -115,7 +115,7 @@ static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float
                         const int32_t *zero_points, const float *bias, const float *residual, int64_t ldy) {
     qrt_q8_weights *packed =
         qrt_q8_pack(kernel, w, c->columns_first ? 1 : c->n, c->columns_first ? c->k : 1, c->k, c->n, scales,
-                    c->zero_points ? zero_points : NULL, c->per_channel ? c->n : 1, c->with_bias ? bias : NULL, 1);
+                    c->zero_points ? zero_points : NULL, c->per_channel ? c->n : 1, c->with_bias ? bias : NULL, NULL, 1);
     if (!packed) abort();
     qrt_buffer *scratch = qrt_buffer_new(qrt_q8_scratch_bytes(packed, c->m));
     if (!scratch) abort();

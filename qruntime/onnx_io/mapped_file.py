@@ -1,0 +1,39 @@
+"""Files as memory, read page by page as they are needed."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable
+
+import numpy as np
+
+
+class MappedFile(mmap.mmap):
+    """A read-only mapping of a whole file: a page that is dropped comes back with the same bytes."""
+
+    def drop_pages(self, start: int, stop: int) -> None:
+        """Give back the memory of the whole pages in the range of bytes, on systems that can be told."""
+        first, last = -(-start // mmap.PAGESIZE), stop // mmap.PAGESIZE
+        if first < last and hasattr(mmap, "MADV_DONTNEED"):
+            self.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+
+def map_descriptor(descriptor: int) -> memoryview:
+    """View of the file open as `descriptor`, which may be closed afterwards."""
+    return memoryview(MappedFile(descriptor, 0, access=mmap.ACCESS_READ))
+
+
+def drop_pages(tensors: Iterable[np.ndarray]) -> None:
+    """Give back the memory of tensors that lie in a mapped file, which is read again by whoever reads them later."""
+    for tensor in tensors:
+        while isinstance(tensor.base, np.ndarray):
+            tensor = tensor.base
+        file = tensor.base.obj if isinstance(tensor.base, memoryview) else None
+        if isinstance(file, MappedFile):
+            start = _address(tensor) - _address(np.frombuffer(file, np.uint8))
+            file.drop_pages(start, start + tensor.nbytes)
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

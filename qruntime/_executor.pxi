@@ -18,6 +18,7 @@ cdef class Frame:
     cdef qrt_tensor *slots
     cdef const qrt_tensor **inputs
     cdef int num_slots
+    cdef bint completed  # whether its last run was
     cdef qrt_run run
     cdef list objects
 
@@ -32,7 +33,7 @@ cdef class Frame:
         self.objects = [None] * plan.num_slots
         for slot, array in plan.native_constants:
             _describe(&self.slots[slot], array, _native_code(array))
-        for slot, value in plan.python_constants:
+        for slot, value in plan.native_constants + plan.python_constants:
             self.objects[slot] = value
         for i in range(plan.num_input_refs):
             if plan.input_refs[i] >= 0:
@@ -92,10 +93,11 @@ cdef class Executable:
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
         self.constant_slots = {slot for slot, _ in constants}
+        read = {slot for s in steps for slot in s[4]}.union(output_slots)
         for slot, value in constants:
-            if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
-                array = value if PyArray_ISCARRAY_RO(value) else np.array(value, order="C", copy=True)
-                self.native_constants.append((slot, array))
+            # A constant that definitions alone read may lie anywhere and in any order.
+            if slot in read and isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
+                self.native_constants.append((slot, np.require(value, requirements="C")))
             else:
                 self.python_constants.append((slot, value))
         self.num_input_refs = sum(len(s[4]) for s in steps)
@@ -245,10 +247,13 @@ cdef class Executable:
         except IndexError:
             frame = Frame(self)
         qrt_run_begin(&frame.run, self.num_threads)
+        frame.completed = False
         try:
             copies = self._feed(frame, values)
             remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
-            return self._collect(frame)
+            results = self._collect(frame)
+            frame.completed = True
+            return results
         finally:
             for i in range(self.num_inputs):
                 frame.slots[self.input_slots[i]].dtype = 0
@@ -258,33 +263,32 @@ cdef class Executable:
             self.frames.append(frame)
 
     def last_run(self):
-        """(bytes of tensors and scratch when most were alive, bytes in free buffers of all frames, input shapes) of the
-        run that ended last; None before the first."""
+        """(bytes in use at the peak, bytes of free buffers in all frames, input shapes) of the run that ended last;
+        None before the first."""
         cdef Frame frame
         cdef qrt_buffer *buffer
         cdef qrt_tensor *t
-        cdef size_t held = 0, peak = 0
-        cdef list taken = [], shapes = []
+        cdef size_t peak = 0, kept = 0
+        cdef list taken = [], shapes = None
         cdef int i
         try:
             while self.frames:
                 taken.append(self.frames.pop())
         except IndexError:  # a run took the last one
             pass
-        if not taken:
-            return None
-        for frame in taken:
+        for frame in reversed(taken):
             buffer = frame.run.free_buffers
             while buffer != NULL:
-                held += buffer.capacity
+                kept += buffer.capacity
                 buffer = buffer.next
-        frame = taken[0]
-        for i in range(self.num_inputs):
-            t = &frame.slots[self.input_slots[i]]
-            shapes.append(tuple([t.dims[j] for j in range(t.rank)]))
-        peak = frame.run.peak_bytes
+            if frame.completed:
+                peak = frame.run.peak_bytes
+                shapes = []
+                for i in range(self.num_inputs):
+                    t = &frame.slots[self.input_slots[i]]
+                    shapes.append(tuple([t.dims[j] for j in range(t.rank)]))
         self.frames.extend(reversed(taken))
-        return peak, held, shapes
+        return None if shapes is None else (peak, kept, shapes)
 
     def time_steps(self, list values):
         """(seconds, elements of the first output) of each step of one run, in running order; −1 for what is no native
@@ -486,12 +490,14 @@ cdef class Executable:
         for j in range(num_outputs):
             slot = step.first_output + j
             frame.objects[slot] = result[j] if _store(&frame.slots[slot], result[j]) else None
+            if frame.slots[slot].buffer != NULL:
+                qrt_count(&frame.run, frame.slots[slot].buffer.used)
         return 0
 
     cdef object _python_value(self, Frame frame, int slot):
         if slot < 0:
             return None
-        if frame.slots[slot].dtype != 0:
+        if frame.slots[slot].dtype != 0 and slot not in self.constant_slots:
             return _view(&frame.slots[slot])
         return frame.objects[slot]
 

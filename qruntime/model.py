@@ -257,12 +257,11 @@ class Model:
         inputs have fixed shapes and that never ran is run on zeros, unless it has loops or branches.
         """
         plan = self._plan(tuple(self.graph.output_names))
-        if feed is None and plan.executable.last_run() is None and not plan.subplans:
-            feed = blank_feed(self.graph.inputs)
-            with contextlib.suppress(QRuntimeError):  # zeros may be no valid input
-                return self.memory(feed) if feed is not None else memory_use(plan, self.graph)
         if feed is not None:
             self.run(feed)
+        elif not plan.subplans and plan.executable.last_run() is None and (zeros := blank_feed(self.graph.inputs)):
+            with contextlib.suppress(QRuntimeError):  # zeros may be no valid input
+                self.run(zeros)
         return memory_use(plan, self.graph)
 
     def summary(self, feed: Mapping[str, Any] | None = None) -> str:

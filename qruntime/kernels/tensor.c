@@ -97,6 +97,12 @@ void qrt_run_begin(qrt_run *run, int num_threads) {
     run->recent_peak -= run->recent_peak / FADING;
 }
 
+void qrt_count(qrt_run *run, size_t bytes) {
+    run->live_bytes += bytes;
+    if (run->live_bytes > run->peak_bytes) run->peak_bytes = run->live_bytes;
+    if (run->peak_bytes > run->recent_peak) run->recent_peak = run->peak_bytes;
+}
+
 /// The smallest free buffer that fits without wasting more than half of itself.
 static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
     qrt_buffer **best = NULL;
@@ -132,9 +138,7 @@ static void trim(qrt_run *run, size_t limit) {
 
 qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes) {
     qrt_buffer *buffer = take_free(run, bytes);
-    run->live_bytes += bytes;
-    if (run->live_bytes > run->peak_bytes) run->peak_bytes = run->live_bytes;
-    if (run->peak_bytes > run->recent_peak) run->recent_peak = run->peak_bytes;
+    qrt_count(run, bytes);
     if (!buffer) {
         // Without a limit, buffers of all sizes that ever were would gather.
         trim(run, 2 * run->recent_peak - run->live_bytes);

@@ -65,6 +65,8 @@ typedef struct qrt_run {
 
 /// To be called before the first node of every run.
 void qrt_run_begin(qrt_run *run, int num_threads);
+/// `bytes` more are in use; `qrt_release` and `qrt_scratch_free` take them off again.
+void qrt_count(qrt_run *run, size_t bytes);
 
 /// Bytes of one element, 0 for a type that native code does not handle.
 size_t qrt_itemsize(int32_t dtype);

@@ -39,6 +39,7 @@ class NativeCall:
 
     `inputs` chooses which inputs of the node are passed, None for all of them: constants that were
     packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
+    `unaligned` are inputs whose bytes may lie anywhere, as they do in many files: large tables need no copy then.
     """
 
     kernel: str
@@ -46,6 +47,7 @@ class NativeCall:
     floats: Sequence[float] = ()
     packed: Sequence[Any] = ()
     inputs: Sequence[int] | None = None
+    unaligned: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.

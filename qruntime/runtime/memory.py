@@ -1,8 +1,7 @@
-"""How much memory a plan takes: weights, constants, and the tensors of a run at their peak."""
+"""How much memory a model takes: its weights, and the tensors of a run when most of them are alive."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,86 +9,81 @@ import numpy as np
 
 from qruntime.ir import Graph, Value
 from qruntime.ir.dtypes import numpy_dtype
+from qruntime.onnx_io.mapped_file import is_mapped
+from qruntime.runtime.inputs import fixed_shape
 from qruntime.runtime.plan import Plan
 
 
 class MemoryUse(NamedTuple):
-    """Bytes. Prints as the lines of `summary()`."""
+    """Bytes, each counted once. Prints as the lines of `summary()`."""
 
     packed: int
     """Weights in the layout of the kernels."""
     constants: int
-    """Constants that nodes read as they are."""
+    """Other constants that a run reads, in memory."""
+    originals: int
+    """What was packed, in memory: `save()` writes it."""
     mapped: int
-    """How much of `constants` and `kept` lies in a mapped file, which the system can drop and read again."""
-    kept: int
-    """Weights that no node reads, as they were packed: `save()` writes them."""
+    """Constants and originals in the mapped file; its pages come and go as they are read."""
     activations: int | None
-    """Tensors and working memory of the last run when most of them were alive; None before the first run.
+    """Tensors and working memory of a run at their peak, outputs included and inputs not; None before the first run.
 
-    Outputs are counted, inputs and what numpy needs inside a definition are not.
+    Temporary arrays within numpy definitions are not counted.
     """
     buffers: int
-    """What is held between runs to be used again."""
-    shapes: str
-    """Inputs of the last run, or those that the next one needs."""
+    """Memory of activations that is kept for the next run."""
+    inputs: str
+    """Inputs of that run, or those that one needs."""
 
     def __str__(self) -> str:
         if self.activations is None:
-            activations = f"known after a run, or by summary(feed) with {self.shapes}"
+            activations = f"peak unknown before a run, or summary(feed), with {self.inputs}"
         else:
-            activations = f"{self.activations:,} bytes at peak, with {self.shapes}; {self.buffers:,} held between runs"
+            activations = f"{self.activations:,} bytes at peak with {self.inputs}, {self.buffers:,} kept for the next run"
         return "\n".join([
-            "memory:",
-            f"  packed weights: {self.packed:,} bytes",
-            f"  other constants: {self.constants:,} bytes",
-            f"  weights kept for save(): {self.kept:,} bytes",
-            f"  of constants and kept weights mapped from the file: {self.mapped:,} bytes",
+            f"memory: {self.packed + self.constants + self.originals:,} bytes of weights, {self.mapped:,} more in the mapped file",
+            f"  packed for the kernels {self.packed:,}, other constants {self.constants:,}, originals for save() {self.originals:,}",
             f"  activations: {activations}",
         ])  # fmt: skip
 
 
 def memory_use(plan: Plan, graph: Graph) -> MemoryUse:
-    """What `plan` of `graph` takes, by its last run."""
+    """What `plan`, made of `graph`, holds, and what its last run needed."""
     plans = list(_walk(plan))
-    packed = {id(p): p.nbytes for one in plans for call in one.nodes if call.native for p in call.native.packed if p}
-    constants = _distinct(v for one in plans for _, v in (*one.executable.native_constants, *one.executable.python_constants))
-    kept = _distinct(v.data for v in graph.constants())
-    kept = {key: array for key, array in kept.items() if key not in constants}
+    nodes = [call for one in plans for call in one.nodes]
+    packed = {id(p): p for call in nodes if call.native for p in call.native.packed if p is not None}
+    constants = _distinct(array for one in plans for _, array in one.executable.native_constants)
+    constants |= _distinct(v.data for call in nodes if call.native is None for v in call.arguments if v is not None)
+    originals = _distinct(v.data for v in graph.constants())
+    for key in constants:
+        originals.pop(key, None)
     runs = [run for one in plans if (run := one.executable.last_run())]
-    main = plan.executable.last_run()
-    if main is None:
-        shapes = ", ".join(f"{v.name}: {v.type}" for v in graph.inputs)
+    last = plan.executable.last_run()
+    if last is None:
+        inputs = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
     else:
-        shapes = ", ".join(f"{v.name}{list(shape)}" for v, shape in zip(graph.inputs, main[2]))
+        inputs = ", ".join(f"{value.name}{list(shape)}" for value, shape in zip(graph.inputs, last[2]))
+    everything = [*constants.values(), *originals.values()]
     return MemoryUse(
-        packed=sum(packed.values()),
-        constants=_bytes(constants.values()),
-        mapped=_bytes(a for a in (*constants.values(), *kept.values()) if is_mapped(a)),
-        kept=_bytes(kept.values()),
-        activations=sum(peak for peak, _, _ in runs) if main else None,
-        buffers=sum(buffers for _, buffers, _ in runs),
-        shapes=shapes or "no inputs",
+        packed=sum(p.nbytes for p in packed.values()),
+        constants=_bytes(array for array in constants.values() if not is_mapped(array)),
+        originals=_bytes(array for array in originals.values() if not is_mapped(array)),
+        mapped=_bytes(array for array in everything if is_mapped(array)),
+        activations=None if last is None else sum(peak for peak, _, _ in runs),
+        buffers=sum(kept for _, kept, _ in runs),
+        inputs=inputs or "no inputs",
     )
 
 
 def blank_feed(inputs: Sequence[Value]) -> dict[str, np.ndarray] | None:
-    """Zeros for every input, None when the shape of one is left open."""
+    """Zeros for every input; None when the shape of one is left open."""
     feed = {}
     for value in inputs:
-        typ = value.type
-        if typ is None or typ.kind != "tensor" or typ.shape is None or not all(isinstance(d, int) for d in typ.shape):
+        shape = fixed_shape(value)
+        if value.type is None or value.type.dtype == 0 or shape is None or -1 in shape:
             return None
-        feed[value.name] = np.zeros(typ.shape, numpy_dtype(typ.dtype))
+        feed[value.name] = np.zeros(shape, numpy_dtype(value.type.dtype))
     return feed
-
-
-def is_mapped(array: np.ndarray) -> bool:
-    """Whether the elements lie in a mapped file."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    return isinstance(owner, memoryview) and isinstance(owner.obj, mmap.mmap)
 
 
 def _walk(plan: Plan) -> Iterator[Plan]:
@@ -99,7 +93,7 @@ def _walk(plan: Plan) -> Iterator[Plan]:
 
 
 def _distinct(values: Iterable[Any]) -> dict[tuple[int, int], np.ndarray]:
-    """Arrays by where they are: one that is read under several names or shapes counts once."""
+    """Arrays by where they lie: what is read under several names or shapes counts once."""
     arrays = (value for value in values if isinstance(value, np.ndarray))
     return {(array.__array_interface__["data"][0], array.nbytes): array for array in arrays}
 

@@ -108,9 +108,10 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
             kernel, list(ints), list(floats), list(packed), kernel_inputs, arguments,
             first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
         ))  # fmt: skip
+    aligned = {slots[v] for call in planned for v in _aligned_inputs(call)} | {slots[v] for v in outputs}
     executable = _kernels.Executable(
         len(slots),
-        constants,
+        [(slot, np.require(data, requirements="A") if slot in aligned else data) for slot, data in constants],
         [slots[v] for v in inputs],
         [slots[v] for v in outputs],
         steps,
@@ -120,6 +121,15 @@ def _make_plan(graph: Graph, outputs: list[Value], captures: list[Value], num_th
     )
     drop_pages(array for call in planned for array in _packed_constants(call))
     return Plan(executable, planned, subplans)
+
+
+def _aligned_inputs(call: PlannedNode) -> list[Value]:
+    """What the kernel of a node reads as elements, so that they must be aligned."""
+    if call.native is None:
+        return []
+    chosen = range(len(call.arguments)) if call.native.inputs is None else call.native.inputs
+    read = [call.arguments[i] for i in chosen if i < len(call.arguments) and i not in call.native.unaligned]
+    return [v for v in read if v is not None]
 
 
 def _packed_constants(call: PlannedNode) -> list[np.ndarray]:

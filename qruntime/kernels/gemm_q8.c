@@ -10,7 +10,7 @@
 /// Less work than this a thread is done sooner than shared, even with threads that are awake. The unit is a weight that
 /// is read; a row multiplies in a quarter of that time. Two cores of a Zen 4 guest, November 2026: two threads gain a
 /// quarter at 1×512×512, a tenth at 4×320×320, a seventh at 16×256×256; they lose at 1×384×384, 16×128×128, 16×192×192.
-enum { WORK_PER_THREAD = 1 << 17 };
+enum { WORK_PER_THREAD = 3 << 15 };
 
 /// Less work than this is done sooner than sleeping threads have woken and warmed up their caches.
 enum { WORK_WORTH_WAKING = 1 << 24 };

@@ -12,6 +12,9 @@
 /// Panels of columns in hand stay within this many floats; so few multiply-adds do not repay waking a thread.
 enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
 
+/// Floats of which gathering copies at least so many.
+enum { WIDE = 16 };
+
 /// Up to this many positions the image is better taken as the rows of the product, times packed weights.
 enum { MAX_ROWS = 6 };
 
@@ -38,25 +41,38 @@ static int64_t origin(const job *j, int64_t p) {
     return (slice * g->stride[0] * g->padded[1] + row * g->stride[1]) * j->row + column;
 }
 
-/// One panel: columns p … p + count - 1, padded with zeros to nr.
+/// Output positions whose elements under one tap are consecutive: columns `to` … of a panel, from `from` on.
+typedef struct {
+    int64_t from, to, count;
+} run;
+
+static int find_runs(const job *j, int64_t p, int64_t count, run *runs) {
+    int found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = origin(j, p + i);
+        run *last = &runs[found - 1];
+        if (found && at == last->from + last->count) last->count++;
+        else runs[found++] = (run){at, i, 1};
+    }
+    return found;
+}
+
+/// One panel: columns p … p + count - 1, padded with zeros to nr. From the copy whole vectors are taken, which may reach
+/// WIDE - 1 floats too far on both sides: what they spoil of the panel is written after them.
 static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
     const qrt_convolution *g = j->g;
-    int64_t at[MAX_NR];
-    for (int64_t i = 0; i < count; i++) at[i] = origin(j, p + i);
-    // Origins ascend, so equal distances at the ends mean consecutive elements all along.
-    bool consecutive = count == nr && at[nr - 1] - at[0] == nr - 1;
+    run runs[MAX_NR];
+    int num_runs = find_runs(j, p, count, runs);
     for (int64_t c = 0; c < g->group_channels; c++, x += j->plane)
         for (int64_t t = 0; t < g->taps; t++, panel += nr) {
-            const float *from = x + j->tap_offsets[t];
-            if (consecutive && nr == 16) {
-                memcpy(panel, from + at[0], 16 * sizeof *panel);
-            } else if (consecutive) {
-                memcpy(panel, from + at[0], (size_t)nr * sizeof *panel);
-            } else {
-                int64_t i = 0;
-                for (; i < count; i++) panel[i] = from[at[i]];
-                for (; i < nr; i++) panel[i] = 0.0f;
+            const float *tap = x + j->tap_offsets[t];
+            for (const run *r = runs; r < runs + num_runs; r++) {
+                const float *from = tap + r->from;
+                float *to = panel + r->to;
+                if (!j->copies) memcpy(to, from, (size_t)r->count * sizeof *to);
+                else for (int64_t i = 0; i < r->count; i += WIDE) memcpy(to + i, from + i, WIDE * sizeof *to);
             }
+            for (int64_t i = count; i < nr; i++) panel[i] = 0.0f;
         }
 }
 
@@ -208,8 +224,9 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
         j.blocks = qrt_ceil_div(panels, panels_of_block);
         j.slots = qrt_min(most_slots, g.groups * j.blocks);
         if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
+        j.slot_floats += WIDE;
     }
-    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane;
+    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane + WIDE;
     // Offsets are held in int64, two floats each.
     size_t offset_floats = 2 * (size_t)g.taps, floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||

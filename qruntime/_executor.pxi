@@ -18,6 +18,7 @@ cdef class Frame:
     cdef qrt_tensor *slots
     cdef const qrt_tensor **inputs
     cdef int num_slots
+    cdef bint completed  # whether its last run was
     cdef qrt_run run
     cdef list objects
 
@@ -32,7 +33,7 @@ cdef class Frame:
         self.objects = [None] * plan.num_slots
         for slot, array in plan.native_constants:
             _describe(&self.slots[slot], array, _native_code(array))
-        for slot, value in plan.python_constants:
+        for slot, value in plan.native_constants + plan.python_constants:
             self.objects[slot] = value
         for i in range(plan.num_input_refs):
             if plan.input_refs[i] >= 0:
@@ -96,16 +97,13 @@ cdef class Executable:
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
         self.constant_slots = {slot for slot, _ in constants}
-        cdef set read_natively = {slot for arguments in steps if arguments[0] is not None for slot in arguments[4]}
+        read = {slot for s in steps for slot in s[4]}.union(output_slots)
         for slot, value in constants:
-            if isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
-                if PyArray_ISCARRAY_RO(value):
-                    self.native_constants.append((slot, value))
-                    continue
-                if slot in read_natively:
-                    self.native_constants.append((slot, np.array(value, order="C", copy=True)))
-                    continue
-            self.python_constants.append((slot, value))  # of weights that are packed, only definitions read the original
+            # A constant that definitions alone read may lie anywhere and in any order.
+            if slot in read and isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
+                self.native_constants.append((slot, np.require(value, requirements="C")))
+            else:
+                self.python_constants.append((slot, value))
         self.num_input_refs = sum(len(s[4]) for s in steps)
         self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
         self.ints = <int64_t *>calloc(max(1, sum([len(s[1]) for s in steps])), sizeof(int64_t))
@@ -264,11 +262,14 @@ cdef class Executable:
             frame = self.frames.pop()
         except IndexError:
             frame = Frame(self)
-        frame.run.num_threads = self.num_threads
+        qrt_run_begin(&frame.run, self.num_threads)
+        frame.completed = False
         try:
             copies = self._feed(frame, values)
             remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
-            return self._collect(frame)
+            results = self._collect(frame)
+            frame.completed = True
+            return results
         finally:
             for i in range(self.num_inputs):
                 frame.slots[self.input_slots[i]].dtype = 0
@@ -277,6 +278,34 @@ cdef class Executable:
                 _bury(&frame.run)
             self.frames.append(frame)
 
+    def last_run(self):
+        """(bytes in use at the peak, bytes of free buffers in all frames, input shapes) of the run that ended last;
+        None before the first."""
+        cdef Frame frame
+        cdef qrt_buffer *buffer
+        cdef qrt_tensor *t
+        cdef size_t peak = 0, kept = 0
+        cdef list taken = [], shapes = None
+        cdef int i
+        try:
+            while self.frames:
+                taken.append(self.frames.pop())
+        except IndexError:  # a run took the last one
+            pass
+        for frame in reversed(taken):
+            buffer = frame.run.free_buffers
+            while buffer != NULL:
+                kept += buffer.capacity
+                buffer = buffer.next
+            if frame.completed:
+                peak = frame.run.peak_bytes
+                shapes = []
+                for i in range(self.num_inputs):
+                    t = &frame.slots[self.input_slots[i]]
+                    shapes.append(tuple([t.dims[j] for j in range(t.rank)]))
+        self.frames.extend(reversed(taken))
+        return None if shapes is None else (peak, kept, shapes)
+
     def time_steps(self, list values):
         """(seconds, elements of the first output) of each step of one run, in running order; −1 for what is no native
         tensor. Inputs as for `run_values`."""
@@ -284,7 +313,7 @@ cdef class Executable:
         cdef int i
         cdef double start, seconds
         cdef qrt_tensor *first
-        frame.run.num_threads = self.num_threads
+        qrt_run_begin(&frame.run, self.num_threads)
         for i in range(self.num_inputs):
             if not self._fits(i, values[i]):
                 values[i] = self.convert(i, values[i])
@@ -439,7 +468,7 @@ cdef class Executable:
             entry.append((slot, array))
         if total <= (16 << 20):
             # Few shapes recur in practice; a decoder whose past grows would otherwise fill the memory.
-            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (64 << 20)):
+            while self.memory and (len(self.memory) >= 64 or self.memory_bytes + total > (16 << 20)):
                 oldest = next(iter(self.memory))
                 self.memory_bytes -= sum(a.nbytes for _, a in self.memory.pop(oldest))
             self.memory[key] = entry
@@ -477,12 +506,14 @@ cdef class Executable:
         for j in range(num_outputs):
             slot = step.first_output + j
             frame.objects[slot] = result[j] if _store(&frame.slots[slot], result[j]) else None
+            if frame.slots[slot].buffer != NULL:
+                qrt_count(&frame.run, frame.slots[slot].buffer.used)
         return 0
 
     cdef object _python_value(self, Frame frame, int slot):
         if slot < 0:
             return None
-        if frame.slots[slot].dtype != 0:
+        if frame.slots[slot].dtype != 0 and slot not in self.constant_slots:
             return _view(&frame.slots[slot])
         return frame.objects[slot]
 

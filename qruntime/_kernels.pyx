@@ -34,6 +34,7 @@ cdef extern from "tensor.h" nogil:
     ctypedef struct qrt_buffer:
         void *data
         size_t capacity
+        size_t used
         int refcount
         void *owner
         qrt_buffer *whole
@@ -50,12 +51,16 @@ cdef extern from "tensor.h" nogil:
     ctypedef struct qrt_run:
         qrt_buffer *free_buffers
         qrt_buffer *graveyard
+        size_t live_bytes
+        size_t peak_bytes
         int num_threads
     ctypedef enum qrt_status:
         QRT_OK
         QRT_DECLINE
         QRT_NO_MEMORY
     size_t qrt_itemsize(int32_t)
+    void qrt_run_begin(qrt_run *, int)
+    void qrt_count(qrt_run *, size_t)
     void qrt_release(qrt_run *, qrt_tensor *)
     qrt_buffer *qrt_buffer_new(size_t)
     size_t qrt_arena_share(size_t)
@@ -174,7 +179,7 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
 
     For tests and benchmarks of kernels.
     """
-    cdef list arrays = [None if x is None else np.ascontiguousarray(x) if np.ndim(x) else np.asarray(x) for x in inputs]
+    cdef list arrays = [None if x is None else np.require(x, requirements="CA") for x in inputs]
     constants, slots = [], []
     for i, array in enumerate(arrays):
         slots.append(-1 if array is None else i)

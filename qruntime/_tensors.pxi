@@ -96,6 +96,7 @@ cdef int _store(qrt_tensor *t, object value) except -1:
     _describe(t, array, code)
     buffer.data = t.data
     buffer.capacity = 0
+    buffer.used = cnp.PyArray_NBYTES(array) if cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_OWNDATA) else 0
     buffer.refcount = 1
     buffer.whole = buffer.next = NULL
     buffer.owner = <void *>array

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel
+from qruntime.errors import InputError, InvalidModel, QRuntimeError
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
@@ -23,6 +23,7 @@ from qruntime.runtime.plan import Plan, Planner, check_supported
 
 if TYPE_CHECKING:
     from qruntime.quantization.report import Report
+    from qruntime.runtime.memory import MemoryUse
     from qruntime.runtime.profile import Profile
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
@@ -259,12 +260,29 @@ class Model:
         self._planner, self._plans, self._run_named, self._file = None, {}, None, None
         return self
 
-    def summary(self) -> str:
+    def memory(self, feed: Mapping[str, Any] | None = None) -> MemoryUse:
+        """Bytes of packed weights, of constants, and of the activations of a run at their peak.
+
+        Activations depend on the shapes of inputs: they are those of `run(feed)`, else of the last run. A model whose
+        inputs have fixed shapes and that never ran is run on zeros, unless it has loops or branches.
+        """
+        from qruntime.runtime.memory import blank_feed, memory_use
+
+        plan = self._plan(tuple(self.graph.output_names))
+        if feed is not None:
+            self.run(feed)
+        elif not plan.subplans and plan.executable.last_run() is None and (zeros := blank_feed(self.graph.inputs)):
+            with contextlib.suppress(QRuntimeError):  # zeros may be no valid input
+                self.run(zeros)
+        return memory_use(plan, self.graph)
+
+    def summary(self, feed: Mapping[str, Any] | None = None) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
-        and how the nodes run on this machine."""
+        how the nodes run on this machine, and the memory that they take (see `memory`)."""
         from qruntime.quantization import printing
 
-        return printing.summary(self.graph, self.report, self._plan(tuple(self.graph.output_names)).nodes)
+        planned = self._plan(tuple(self.graph.output_names)).nodes
+        return f"{printing.summary(self.graph, self.report, planned)}\n\n{self.memory(feed)}"
 
     def __str__(self) -> str:
         from qruntime.quantization import printing

@@ -215,3 +215,66 @@ def test_subgraphs_run_parallel_kernels_inside_parallel_runs():
         with ThreadPoolExecutor(4) as pool:
             for y in pool.map(loaded, [x] * 12):
                 assert_same_bits(y, expected)
+
+
+def _stdout_of(script: str) -> list[str]:
+    """Words that a script prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+_IMPORTS = """
+import os, time, numpy as np, qruntime
+from tests.small_models import encoder_bytes, linear_bytes, random
+"""
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_idle_threads_sleep():
+    script = f"""{_IMPORTS}
+model, x = qruntime.load(linear_bytes(512, 512), threads=2), random(200, 512)
+for _ in range(20): model(x)
+start = time.process_time()
+time.sleep(1)
+print(time.process_time() - start)
+"""
+    (seconds,) = _stdout_of(script)
+    assert float(seconds) < 0.02
+
+
+@needs_linux
+def test_more_threads_than_cpus_are_not_started():
+    script = f"""{_IMPORTS}
+before = len(os.listdir("/proc/self/task"))
+qruntime.load(linear_bytes(512, 512), threads=64)(random(2000, 512))
+print(before, len(os.listdir("/proc/self/task")))
+"""
+    before, after = map(int, _stdout_of(script))
+    assert after - before == min(64, len(os.sched_getaffinity(0))) - 1
+
+
+@needs_linux
+@pytest.mark.skipif(sys.platform == "linux" and len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_small_work_wakes_threads_only_when_more_follows():
+    script = f"""{_IMPORTS}
+def times_asleep():
+    tasks = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    statuses = [open(f"/proc/self/task/{{task}}/status").read() for task in tasks]
+    return sum(int(status.partition("\\nvoluntary_ctxt_switches:")[2].split()[0]) for status in statuses)
+model, x = qruntime.load(linear_bytes(600, 600), threads=2).quantize_dynamic(), random(1, 600)
+model(x)
+time.sleep(0.1)
+before = times_asleep()
+for _ in range(20):
+    time.sleep(0.002)
+    model(x)
+time.sleep(0.1)
+alone = times_asleep()
+for _ in range(2000): model(x)
+time.sleep(0.1)
+print(before, alone, times_asleep())
+"""
+    before, alone, following = map(int, _stdout_of(script))
+    assert alone == before
+    assert following > alone

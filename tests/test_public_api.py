@@ -22,7 +22,8 @@ SIGNATURES = {
         "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"
     ),
     Model.profile: "(self, feed, *, repeat=20)",
-    Model.summary: "(self)",
+    Model.memory: "(self, feed=None)",
+    Model.summary: "(self, feed=None)",
     Model.save: "(self, path)",
 }
 

@@ -7,9 +7,13 @@
 
 #include "threads.h"
 
-/// Fewer multiply-adds than this a thread are done sooner than another thread is woken. Two cores of a Zen 3 guest at
-/// 3.2 GHz, November 2026: 1×512×512 (5 µs) gains a sixth to a third from the second thread, 1×384×384 loses.
-enum { MACS_PER_THREAD = 1 << 17 };
+/// Less work than this a thread is done sooner than shared, even with threads that are awake. The unit is a weight that
+/// is read; a row multiplies in a quarter of that time. Two cores of a Zen 4 guest, November 2026: two threads gain a
+/// quarter at 1×512×512, a tenth at 4×320×320, a seventh at 16×256×256; they lose at 1×384×384, 16×128×128, 16×192×192.
+enum { WORK_PER_THREAD = 3 << 15 };
+
+/// Less work than this is done sooner than sleeping threads have woken and warmed up their caches.
+enum { WORK_WORTH_WAKING = 1 << 24 };
 
 /// Fewer rows a thread do not repay that each thread reads all weights.
 enum { ROWS_PER_THREAD = 64 };
@@ -387,10 +391,11 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
     job j = job_of(layers, alike, a, lda_elems, m);
     const qrt_q8_weights *w = j.w;
     if (m <= 0 || j.num_panels == 0) return QRT_OK;
-    double macs = 0;
-    for (int i = 0; i < alike; i++) macs += (double)m * (double)w->k * (double)layers[i].w->n;
+    double work = 0;
+    for (int i = 0; i < alike; i++) work += (1.0 + (double)m / 4) * (double)w->k * (double)layers[i].w->n;
     int64_t threads = run->num_threads;
-    if (macs < (double)threads * MACS_PER_THREAD) threads = (int64_t)(macs / MACS_PER_THREAD);
+    if (work < (double)threads * WORK_PER_THREAD) threads = (int64_t)(work / WORK_PER_THREAD);
+    if (threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm()) threads = 1;
     qrt_q8_row shared;
     if (threads <= 1) {
         qrt_buffer *scratch = qrt_scratch(run, qrt_q8_scratch_bytes(w, m));

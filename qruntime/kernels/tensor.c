@@ -88,6 +88,21 @@ void qrt_arena_close(qrt_arena *arena) {
     if (arena->whole) qrt_buffer_drop(arena->whole);
 }
 
+/// Recent runs fade: a long input among short ones keeps its buffers for some tens of runs.
+enum { FADING = 16 };
+
+void qrt_run_begin(qrt_run *run, int num_threads) {
+    run->num_threads = num_threads;
+    run->live_bytes = run->peak_bytes = 0;
+    run->recent_peak -= run->recent_peak / FADING;
+}
+
+void qrt_count(qrt_run *run, size_t bytes) {
+    run->live_bytes += bytes;
+    if (run->live_bytes > run->peak_bytes) run->peak_bytes = run->live_bytes;
+    if (run->peak_bytes > run->recent_peak) run->recent_peak = run->peak_bytes;
+}
+
 /// The smallest free buffer that fits without wasting more than half of itself.
 static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
     qrt_buffer **best = NULL;
@@ -104,12 +119,38 @@ static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
     return buffer;
 }
 
+static void free_all(qrt_buffer *buffer) {
+    while (buffer) {
+        qrt_buffer *next = buffer->next;
+        free(buffer->data);
+        free(buffer);
+        buffer = next;
+    }
+}
+
+/// Let go of the free buffers that have lain longest, beyond `limit` bytes.
+static void trim(qrt_run *run, size_t limit) {
+    qrt_buffer **link = &run->free_buffers;
+    for (size_t kept = 0; *link && (kept += (*link)->capacity) <= limit;) link = &(*link)->next;
+    free_all(*link);
+    *link = NULL;
+}
+
 qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes) {
     qrt_buffer *buffer = take_free(run, bytes);
-    return buffer ? buffer : qrt_buffer_new(bytes);
+    qrt_count(run, bytes);
+    if (!buffer) {
+        // Without a limit, buffers of all sizes that ever were would gather.
+        trim(run, 2 * run->recent_peak - run->live_bytes);
+        buffer = qrt_buffer_new(bytes);
+        if (!buffer) return NULL;
+    }
+    buffer->used = bytes;
+    return buffer;
 }
 
 void qrt_scratch_free(qrt_run *run, qrt_buffer *buffer) {
+    run->live_bytes -= buffer->used;
     buffer->next = run->free_buffers;
     run->free_buffers = buffer;
 }
@@ -147,16 +188,13 @@ void qrt_release(qrt_run *run, qrt_tensor *t) {
     t->buffer = NULL;
     t->dtype = 0;
     if (!buffer || !drops_last(buffer)) return;
+    run->live_bytes -= buffer->used;
     qrt_buffer **list = buffer->owner ? &run->graveyard : &run->free_buffers;
     buffer->next = *list;
     *list = buffer;
 }
 
 void qrt_run_clear(qrt_run *run) {
-    while (run->free_buffers) {
-        qrt_buffer *buffer = run->free_buffers;
-        run->free_buffers = buffer->next;
-        free(buffer->data);
-        free(buffer);
-    }
+    free_all(run->free_buffers);
+    run->free_buffers = NULL;
 }

@@ -4,7 +4,8 @@
 /// `buffer` is NULL, to somebody who outlives the run (the caller's inputs, constants).
 ///
 /// Buffers that die during a run go back to a free list of the same run state and are handed out
-/// again, so that a model in steady state allocates nothing. Nothing is shared between two runs that
+/// again, so that a model in steady state allocates nothing. Buffers that are free are let go when all of
+/// them together exceed twice what recent runs needed at once. Nothing is shared between two runs that
 /// are under way at the same time.
 #ifndef QRT_TENSOR_H
 #define QRT_TENSOR_H
@@ -30,6 +31,7 @@ typedef enum {
 typedef struct qrt_buffer {
     void *data;             ///< aligned to QRT_ALIGNMENT unless `owner` is set
     size_t capacity;        ///< bytes
+    size_t used;            ///< of them, by the tensor or the scratch of a run
     int refcount;           ///< atomic
     void *owner;            ///< PyObject that holds the bytes, or NULL when we allocated them
     struct qrt_buffer *whole; ///< buffer that `data` is a part of and that is held, or NULL
@@ -55,8 +57,16 @@ typedef struct {
 typedef struct qrt_run {
     qrt_buffer *free_buffers;
     qrt_buffer *graveyard;  ///< dead buffers owned by Python objects, to be dropped with the GIL held
+    size_t live_bytes;      ///< what tensors and scratch use at this moment
+    size_t peak_bytes;      ///< the most of it in this run
+    size_t recent_peak;     ///< the most of it in recent runs
     int num_threads;        ///< at most this many, the caller's included
 } qrt_run;
+
+/// To be called before the first node of every run.
+void qrt_run_begin(qrt_run *run, int num_threads);
+/// `bytes` more are in use; `qrt_release` and `qrt_scratch_free` take them off again.
+void qrt_count(qrt_run *run, size_t bytes);
 
 /// Bytes of one element, 0 for a type that native code does not handle.
 size_t qrt_itemsize(int32_t dtype);

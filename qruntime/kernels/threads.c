@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -19,26 +20,45 @@ static inline void relax(void) { __asm__ volatile("" ::: "memory"); }
 
 enum { MAX_WORKERS = 255 };
 
-/// Spinning this long (some 20 µs) bridges the gap between two nodes of a model; longer would burn CPU
-/// that other processes want.
-enum { SPINS = 4000 };
+/// Spinning this long bridges the gap between two nodes of a model; longer would burn CPU that other threads want.
+enum { SPIN_NS = 50000, SPINS_BEFORE_YIELD = 1000 };
 
 static struct {
     pthread_mutex_t region;      ///< held by whoever has the pool for a parallel region
     pthread_mutex_t lock;        ///< guards sleeping and waking
     pthread_cond_t wake;
-    int num_workers;             ///< threads started
+    atomic_int num_workers;      ///< threads started
+    int num_cpus;                ///< more threads than these would only take CPUs from each other
     atomic_int wanted;           ///< workers that should take part in the current region
     atomic_uint epoch;           ///< changes when a region opens
     atomic_int sleepers;
     atomic_int busy;             ///< workers inside the current region
     atomic_llong next;
+    atomic_llong last_asked;     ///< when small work last met sleeping workers
     int64_t num_tasks;
     qrt_task_fn task;
     void *context;
 } pool = {.region = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-static pthread_once_t fork_hooks = PTHREAD_ONCE_INIT;
+static pthread_once_t prepared = PTHREAD_ONCE_INIT;
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/// Spin while `*value` is `unwanted`; false when SPIN_NS pass. A pause takes 10 to 150 cycles, so the clock decides.
+static bool spin_while(const atomic_uint *value, unsigned unwanted) {
+    int64_t start = now_ns();
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (atomic_load_explicit(value, memory_order_acquire) != unwanted) return true;
+            relax();
+        }
+    } while (now_ns() - start < SPIN_NS);
+    return false;
+}
 
 static void drain(qrt_task_fn task, void *context, int64_t num_tasks) {
     for (;;) {
@@ -52,9 +72,7 @@ static void *work(void *argument) {
     int index = (int)(intptr_t)argument;
     unsigned seen = 0;
     for (;;) {
-        int spins = 0;
-        while (atomic_load_explicit(&pool.epoch, memory_order_acquire) == seen) {
-            if (++spins < SPINS) { relax(); continue; }
+        if (!spin_while(&pool.epoch, seen)) {
             pthread_mutex_lock(&pool.lock);
             atomic_fetch_add(&pool.sleepers, 1);
             while (atomic_load(&pool.epoch) == seen) pthread_cond_wait(&pool.wake, &pool.lock);
@@ -76,21 +94,34 @@ static void forget_threads(void) {
     pthread_mutex_init(&pool.region, NULL);
     pthread_mutex_init(&pool.lock, NULL);
     pthread_cond_init(&pool.wake, NULL);
-    pool.num_workers = 0;
+    atomic_store(&pool.num_workers, 0);
     atomic_store(&pool.wanted, 0);
     atomic_store(&pool.sleepers, 0);
     atomic_store(&pool.busy, 0);
     atomic_store(&pool.epoch, 0);
 }
 
-static void install_fork_hooks(void) { pthread_atfork(NULL, NULL, forget_threads); }
+static int usable_cpus(pid_t thread) {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (!sched_getaffinity(thread, sizeof set, &set)) return CPU_COUNT(&set);
+#else
+    (void)thread;
+#endif
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static void prepare_pool(void) {
+    pthread_atfork(NULL, NULL, forget_threads);
+    int cpus = usable_cpus(getpid());
+    pool.num_cpus = cpus < MAX_WORKERS + 1 ? cpus : MAX_WORKERS + 1;
+}
 
 static void start_workers(int count) {
-    pthread_once(&fork_hooks, install_fork_hooks);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (pool.num_workers < count && pool.num_workers < MAX_WORKERS) {
+    while (pool.num_workers < count) {
         pthread_t thread;
         if (pthread_create(&thread, &attributes, work, (void *)(intptr_t)pool.num_workers)) break;
         pool.num_workers++;
@@ -99,6 +130,8 @@ static void start_workers(int count) {
 }
 
 void qrt_parallel_for(int num_threads, int64_t num_tasks, qrt_task_fn task, void *context) {
+    pthread_once(&prepared, prepare_pool);
+    if (num_threads > pool.num_cpus) num_threads = pool.num_cpus;
     if (num_threads > num_tasks) num_threads = (int)num_tasks;
     if (num_threads <= 1 || pthread_mutex_trylock(&pool.region)) {
         for (int64_t i = 0; i < num_tasks; i++) task(context, i);
@@ -119,8 +152,18 @@ void qrt_parallel_for(int num_threads, int64_t num_tasks, qrt_task_fn task, void
     drain(task, context, num_tasks);
     // Close the region before waiting: a worker that comes late must find nothing to do.
     atomic_store(&pool.wanted, 0);
-    while (atomic_load(&pool.busy)) relax();
+    // A worker may have lost its CPU within a task: after a while it is offered this one.
+    for (int spins = 0; atomic_load(&pool.busy); spins++) {
+        if (spins < SPINS_BEFORE_YIELD) relax();
+        else sched_yield();
+    }
     pthread_mutex_unlock(&pool.region);
+}
+
+bool qrt_threads_are_warm(void) {
+    if (atomic_load(&pool.num_workers) && !atomic_load(&pool.sleepers)) return true;
+    int64_t now = now_ns();
+    return now - atomic_exchange(&pool.last_asked, now) < SPIN_NS;
 }
 
 static int from_environment(const char *name) {
@@ -155,12 +198,7 @@ int qrt_default_threads(void) {
     int n = from_environment("QRUNTIME_NUM_THREADS");
     if (!n) n = from_environment("OMP_NUM_THREADS");
     if (!n) {
-#if defined(__linux__)
-        cpu_set_t set;
-        n = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
-#else
-        n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-#endif
+        n = usable_cpus(0);
         int quota = quota_cpus();
         if (quota && quota < n) n = quota;
     }

@@ -28,12 +28,27 @@ def drop_pages(tensors: Iterable[np.ndarray]) -> None:
     for tensor in tensors:
         if tensor.nbytes < mmap.PAGESIZE:
             continue
-        while isinstance(tensor.base, np.ndarray):
-            tensor = tensor.base
-        file = tensor.base.obj if isinstance(tensor.base, memoryview) else None
-        if isinstance(file, MappedFile):
+        tensor = _whole(tensor)
+        file = _file_of(tensor)
+        if file is not None:
             start = _address(tensor) - _address(np.frombuffer(file, np.uint8))
             file.drop_pages(start, start + tensor.nbytes)
+
+
+def is_mapped(tensor: np.ndarray) -> bool:
+    """Whether the elements lie in a mapped file."""
+    return _file_of(_whole(tensor)) is not None
+
+
+def _whole(tensor: np.ndarray) -> np.ndarray:
+    while isinstance(tensor.base, np.ndarray):
+        tensor = tensor.base
+    return tensor
+
+
+def _file_of(tensor: np.ndarray) -> MappedFile | None:
+    file = tensor.base.obj if isinstance(tensor.base, memoryview) else None
+    return file if isinstance(file, MappedFile) else None
 
 
 def _address(array: np.ndarray) -> int:

@@ -22,7 +22,7 @@ def gather(x: np.ndarray, indices: np.ndarray, *, axis: int = 0) -> np.ndarray:
 
 @gather.native
 def _(node: Node) -> NativeCall:
-    return NativeCall("gather", ints=[node.attr("axis", 0)])
+    return NativeCall("gather", ints=[node.attr("axis", 0)], unaligned=[0])
 
 
 def _along_axis(x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:

@@ -40,9 +40,10 @@ class NativeCall:
 
     `inputs` chooses which inputs of the node are passed, None for all of them: constants that were
     packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
+    `unaligned` are inputs whose bytes may lie anywhere, as they do in many files: large tables need no copy then.
     """
 
-    __slots__ = ("floats", "inputs", "ints", "kernel", "packed")
+    __slots__ = ("floats", "inputs", "ints", "kernel", "packed", "unaligned")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class NativeCall:
         floats: Sequence[float] = (),
         packed: Sequence[Any] = (),
         inputs: Sequence[int] | None = None,
+        unaligned: Sequence[int] = (),
     ):
         # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.
         array("q", ints)
@@ -60,6 +62,7 @@ class NativeCall:
         self.floats = floats
         self.packed = packed
         self.inputs = inputs
+        self.unaligned = unaligned
 
 
 class OpSpec:

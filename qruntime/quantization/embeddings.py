@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime.ir import Attribute, AttributeType, Node, Value
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.weights import STORED
 from qruntime.quantization.observed import snr_db
 from qruntime.quantization.qconfig import Observer
@@ -62,6 +63,7 @@ class Tables:
         owner.replace_uses(node.outputs[0], nodes[-1].outputs[0])
         owner.remove(node)
         before, after = (0, 0) if shared else (value.data.nbytes, table.nbytes)
+        drop_pages([value.data])
         name = node.name or node.outputs[0].name
         return QuantizedLayer(name, "Gather", "Embedding", value.data.shape, SCHEME, before, after, table.snr_db, shared)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.weights import half_weight, quantized_weight
 from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.observed import quantize_weight, snr_db
@@ -103,6 +104,7 @@ class Weights:
                 parts += made
                 nodes, output = _dequantization(value, made, node.version)
             graph.insert_before(graph.nodes[0], *nodes)
+            drop_pages([data])
             self._made[key] = (output, parts)
         return self._made[key]
 

@@ -39,6 +39,11 @@ class Plan(NamedTuple):
     executable: _kernels.Executable
     nodes: list[PlannedNode]
 
+    @property
+    def subplans(self) -> list[Plan]:
+        """Those of all subgraphs, not of their subgraphs in turn."""
+        return [below for call in self.nodes for below in call.subplans]
+
 
 def check_supported(graph: Graph) -> None:
     """Raise one UnsupportedOp that lists every operator, nested graphs included, without a definition."""
@@ -168,9 +173,10 @@ def _executable(
             *((native.kernel, native.ints, native.floats, native.packed) if native else (None, (), (), ())), kernel_inputs, read_slots,
             first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
         ))  # fmt: skip
+    aligned = {slots[v] for call in planned for v in _aligned_inputs(call)} | {slots[v] for v in outputs}
     return _kernels.Executable(
         len(slots),
-        constants,
+        [(slot, np.require(data, requirements="A") if slot in aligned else data) for slot, data in constants],
         [slots[v] for v in inputs],
         [slots[v] for v in outputs],
         steps,
@@ -178,6 +184,15 @@ def _executable(
         [slots[v] for v in boundary],
         num_threads,
     )
+
+
+def _aligned_inputs(call: PlannedNode) -> list[Value]:
+    """What the kernel of a node reads as elements, so that they must be aligned."""
+    if call.native is None:
+        return []
+    chosen = range(len(call.arguments)) if call.native.inputs is None else call.native.inputs
+    read = [call.arguments[i] for i in chosen if i < len(call.arguments) and i not in call.native.unaligned]
+    return [v for v in read if v is not None]
 
 
 def _packed_constants(call: PlannedNode) -> list[np.ndarray]:

@@ -65,3 +65,16 @@ def test_memory_of_the_caller_keeps_its_contents():
     model = qruntime.load(memoryview(anonymous))
     model.run({"x": np.ones((1, 512), np.float32)})
     assert anonymous[:] == data
+
+
+@needs_smaps
+def test_quantized_weights_leave_memory(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear_bytes(512, 1024))
+    qruntime.load(path).quantize_dynamic()  # reads all modules that are needed
+    model = qruntime.load(path)
+    (weight,) = (v.data for v in model.graph.constants() if v.data.ndim == 2)
+    weight.sum()
+    before = resident(path)
+    model.quantize_dynamic()
+    assert before - resident(path) >= weight.nbytes - 2 * mmap.PAGESIZE

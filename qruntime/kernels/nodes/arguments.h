@@ -88,9 +88,10 @@ static inline bool qrt_indices_fit(const qrt_tensor *t, int64_t size) {
 }
 
 /// Make `out` a view of `size` elements of `in` from element `first` on. Only when the view is not so small
-/// that copying is as cheap, and not so small a part that it would keep far too much memory alive.
+/// that copying is as cheap, and not so small a part that it would keep far too much memory alive. A copy is aligned.
 static inline bool qrt_view(qrt_tensor *out, const qrt_tensor *in, int64_t first, int rank, const int64_t *dims) {
     size_t item = qrt_itemsize(in->dtype);
+    if ((uintptr_t)in->data % item) return false;
     int64_t size = qrt_product(dims, 0, rank);
     size_t bytes = (size_t)size * item;
     if (size != in->size && (bytes < 16384 || (in->buffer && in->buffer->capacity / 8 > bytes))) return false;

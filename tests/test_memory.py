@@ -1,0 +1,147 @@
+"""What a model holds in memory, what a run needs, and that neither grows without end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import qruntime
+from tests.small_models import FLOAT, assert_same_bits, encoder_bytes, linear_bytes, model_bytes, one_node, random
+
+N = 1000
+
+
+def diamond(shape: list[int | str], join: str = "Add", **attributes: object) -> qruntime.Model:
+    """y = join(exp(x), sqrt(x))"""
+    nodes = [
+        helper.make_node("Exp", ["x"], ["a"]),
+        helper.make_node("Sqrt", ["x"], ["b"]),
+        helper.make_node(join, ["a", "b"], ["y"], **attributes),
+    ]
+    return qruntime.load(model_bytes(nodes, [("x", FLOAT, shape)], [("y", FLOAT, None)]))
+
+
+def test_activations_are_what_is_alive_at_the_peak():
+    model = diamond([N])
+    assert model.memory().activations == 2 * 4 * N  # the sum takes the place of a summand
+    assert f"{2 * 4 * N:,} bytes at peak with x[{N}]" in model.summary()
+    assert diamond([N], "Concat", axis=0).memory().activations == 4 * 4 * N
+
+
+def test_results_of_numpy_definitions_count():
+    nodes = [helper.make_node("Det", ["x"], ["d"]), helper.make_node("Exp", ["d"], ["y"])]
+    model = qruntime.load(model_bytes(nodes, [("x", FLOAT, [N, 2, 2])], [("y", FLOAT, None)]))
+    assert "not native: Det" in model.summary()
+    assert model.memory().activations == 2 * 4 * N
+
+
+def test_open_shapes_need_a_run():
+    model = diamond(["n"])
+    assert model.memory().activations is None
+    assert "summary(feed), with x: float32[n]" in model.summary()
+    model(random(3, seed=1) ** 2)
+    assert model.memory().activations == 2 * 4 * 3
+    assert "8,000 bytes at peak with x[1000]" in model.summary({"x": np.ones(N, np.float32)})
+    assert model.memory()[4:] == model.memory({"x": np.ones(N, np.float32)})[4:]
+
+
+def test_zeros_that_a_model_refuses_leave_the_peak_unknown():
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    inputs = [("x", FLOAT, [4]), ("shape", TensorProto.INT64, [2])]
+    model = qruntime.load(model_bytes(nodes, inputs, [("y", FLOAT, None)]))
+    assert model.memory().activations is None
+
+
+def test_no_model_with_a_loop_is_run_unasked():
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["go_on"])],
+        "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("going", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])],
+    )
+    loop = helper.make_node("Loop", ["", "x"], [], body=body)
+    nodes = [loop, helper.make_node("Identity", ["x"], ["y"])]
+    model = qruntime.load(model_bytes(nodes, [("x", TensorProto.BOOL, [])], [("y", TensorProto.BOOL, [])]))
+    assert model.memory().activations in (None, 0)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_depth_costs_no_activations(quantize: bool):
+    def peak(layers: int) -> int:
+        model = qruntime.load(encoder_bytes(64, layers=layers))
+        used = (model.quantize_dynamic() if quantize else model).memory({"x": random(2, 40, 64)}).activations
+        assert used is not None
+        return used
+
+    assert peak(9) == peak(3)
+
+
+def test_a_steady_model_keeps_little_more_than_it_needs():
+    model = qruntime.load(encoder_bytes(64, layers=6)).quantize_dynamic()
+    for _ in range(3):
+        use = model.memory({"x": random(8, 64, 64)})
+    assert use.activations is not None
+    assert use.buffers <= 2 * use.activations
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "random"])
+def test_many_input_shapes_do_not_gather_buffers(order: str):
+    model = qruntime.load(encoder_bytes(64), threads=1).quantize_dynamic()
+    lengths = np.arange(1, 400, 2)
+    if order == "random":
+        np.random.default_rng(0).shuffle(lengths)
+    largest = model.memory({"x": random(1, 399, 64)}).activations
+    assert largest is not None
+    for length in lengths if order != "falling" else lengths[::-1]:
+        use = model.memory({"x": random(1, int(length), 64)})
+        assert use.buffers <= 2 * largest
+    for _ in range(100):
+        use = model.memory({"x": random(1, 3, 64)})
+    assert use.buffers < largest / 4
+
+
+def test_packed_weights_replace_mapped_ones(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    qruntime.load(linear_bytes(512, 1024)).save(path)
+    model, x = qruntime.load(path), {"x": random(1, 512)}
+    use = model.memory(x)
+    assert 4 * 512 * 1024 <= use.packed < 4 * 512 * 1024 * 1.1
+    assert use.mapped == 4 * 512 * 1024
+    assert use.constants + use.originals < 8192
+    quantized = model.quantize_dynamic()
+    use = quantized.memory(x)
+    assert 512 * 1024 <= use.packed < 512 * 1024 * 1.1
+    assert 512 * 1024 <= use.originals < 512 * 1024 * 1.1  # codes that were made here must be there for save()
+    quantized.save(path)
+    use = qruntime.load(path).memory(x)
+    assert use.mapped == 512 * 1024
+    assert use.constants + use.originals < 8192
+
+
+@pytest.mark.parametrize("indices", [[0, -1, 7, 7], [5], [[2999, 1], [2, 3]], 4])
+def test_tables_are_read_where_they_lie_in_the_file(tmp_path: Path, indices: object):
+    """Protobuf aligns nothing; a copy of an embedding table would be the largest tensor in memory."""
+    table = random(3000, 4096)
+    nodes = [helper.make_node("Gather", ["t", "i"], ["rows"]), helper.make_node("Exp", ["rows"], ["y"])]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_bytes(nodes, [("i", TensorProto.INT64, None)], [("y", FLOAT, None)], {"t": table}))
+    model = qruntime.load(path)
+    assert not model.graph.constants()[0].data.flags.aligned
+    indices = np.asarray(indices)
+    assert_same_bits(model(indices), one_node("Exp", [("x", FLOAT, None)], [("y", FLOAT, None)])(table[indices]))
+    assert model.memory()[1:4] == (0, 0, table.nbytes)
+
+
+def test_unaligned_constants_of_other_kernels_are_copied(tmp_path: Path):
+    constant = random(300, 128)
+    path = tmp_path / "model.onnx"
+    nodes = [helper.make_node("Add", ["x", "tt"], ["y"])]
+    path.write_bytes(model_bytes(nodes, [("x", FLOAT, [128])], [("y", FLOAT, None)], {"tt": constant}))
+    model = qruntime.load(path)
+    assert not model.graph.constants()[0].data.flags.aligned
+    x = random(128, seed=1)
+    assert_same_bits(model(x), x + constant)
+    assert model.memory()[1:4] == (constant.nbytes, 0, constant.nbytes)

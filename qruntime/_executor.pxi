@@ -79,6 +79,7 @@ cdef class Executable:
     cdef dict memory
     cdef size_t memory_bytes
     cdef list frames
+    cdef Returned returned
     cdef public int num_threads
     cdef readonly list declined
     cdef tuple input_names, output_names
@@ -121,6 +122,7 @@ cdef class Executable:
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
         self.declined = [0] * self.num_steps
         self.frames = []
+        self.returned = Returned()
         self.memory = {}
         self.memory_bytes = 0
         self.boundary = list(boundary)
@@ -263,11 +265,14 @@ cdef class Executable:
         except IndexError:
             frame = Frame(self)
         qrt_run_begin(&frame.run, self.num_threads)
+        if self.returned.stack.buffers != NULL:
+            qrt_take_returned(&self.returned.stack, &frame.run)
         frame.completed = False
         try:
             copies = self._feed(frame, values)
             remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
             results = self._collect(frame)
+            self.returned.stack.limit = 2 * frame.run.peak_bytes  # buffers are larger than what is in them
             frame.completed = True
             return results
         finally:
@@ -284,7 +289,7 @@ cdef class Executable:
         cdef Frame frame
         cdef qrt_buffer *buffer
         cdef qrt_tensor *t
-        cdef size_t peak = 0, kept = 0
+        cdef size_t peak = 0, kept = self.returned.stack.bytes
         cdef list taken = [], shapes = None
         cdef int i
         try:
@@ -537,7 +542,7 @@ cdef class Executable:
                 results.append(np.array(_view(t)))
                 continue
             if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
-                results.append(_view(t))
+                results.append(_view(t, self.returned))
                 qrt_release(&frame.run, t)
             elif t.buffer != NULL and t.buffer.owner != NULL and t.buffer.refcount == 1 and self._is_own(<object>t.buffer.owner, t):
                 array = <object>t.buffer.owner

@@ -48,6 +48,11 @@ cdef extern from "tensor.h" nogil:
         int64_t *dims
         int32_t rank
         int32_t dtype
+    enum: QRT_LARGE
+    ctypedef struct qrt_returned:
+        qrt_buffer *buffers
+        size_t bytes
+        size_t limit
     ctypedef struct qrt_run:
         qrt_buffer *free_buffers
         qrt_buffer *graveyard
@@ -68,6 +73,9 @@ cdef extern from "tensor.h" nogil:
     void qrt_arena_close(qrt_arena *)
     void qrt_buffer_retain(qrt_buffer *)
     void qrt_buffer_drop(qrt_buffer *)
+    void qrt_return(qrt_returned *, qrt_buffer *)
+    void qrt_take_returned(qrt_returned *, qrt_run *)
+    void qrt_returned_clear(qrt_returned *)
     void qrt_run_clear(qrt_run *)
 
 cdef extern from "nodes.h" nogil:

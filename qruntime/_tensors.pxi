@@ -14,14 +14,32 @@ cdef _fill_type_table():
 _fill_type_table()
 
 
-cdef class _BufferOwner:
+@cython.final
+@cython.no_gc
+cdef class Returned:
+    """Large outputs of an executable that nobody reads any more. Outlives it while outputs do."""
+
+    cdef qrt_returned stack
+
+    def __dealloc__(self):
+        qrt_returned_clear(&self.stack)
+
+
+@cython.final
+@cython.no_gc
+cdef class BufferOwner:
     """Base object of arrays that view one of our buffers."""
 
     cdef qrt_buffer *buffer
+    cdef Returned returned  # where the buffer goes in the end, or None
 
     def __dealloc__(self):
-        if self.buffer != NULL:
+        if self.buffer == NULL:
+            return
+        if self.returned is None:
             qrt_buffer_drop(self.buffer)
+        else:
+            qrt_return(&self.returned.stack, self.buffer)
 
 
 cdef int _native_code(cnp.ndarray array) except -1:
@@ -53,11 +71,11 @@ cdef cnp.dtype _dtype_of(int code):
     return numpy_dtype(code)
 
 
-cdef object _view(qrt_tensor *t):
-    """numpy view of a tensor; keeps the buffer alive. The bytes of borrowed tensors must outlive it."""
+cdef object _view(qrt_tensor *t, Returned returned=None):
+    """numpy view of a tensor; keeps the buffer alive, which goes to `returned`. The bytes of borrowed tensors must outlive it."""
     cdef cnp.npy_intp dims[8]
     cdef int i
-    cdef _BufferOwner owner
+    cdef BufferOwner owner
     for i in range(t.rank):
         dims[i] = t.dims[i]
     cdef int num = _TYPENUM[t.dtype] if t.dtype < 17 else -1
@@ -68,8 +86,9 @@ cdef object _view(qrt_tensor *t):
         if t.buffer.owner != NULL:
             cnp.set_array_base(array, <object>t.buffer.owner)
         else:
-            owner = _BufferOwner.__new__(_BufferOwner)
+            owner = BufferOwner.__new__(BufferOwner)
             owner.buffer = t.buffer
+            owner.returned = returned if t.buffer.capacity >= QRT_LARGE else None
             qrt_buffer_retain(t.buffer)
             cnp.set_array_base(array, owner)
     return array

@@ -145,3 +145,53 @@ def test_unaligned_constants_of_other_kernels_are_copied(tmp_path: Path):
     x = random(128, seed=1)
     assert_same_bits(model(x), x + constant)
     assert model.memory()[1:4] == (constant.nbytes, 0, constant.nbytes)
+
+
+LARGE = 1 << 19  # float32: 2 MB
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_a_large_output_is_written_where_one_was_that_nobody_reads_any_more():
+    model = one_node("Neg", [("x", FLOAT, ["n"])], [("y", FLOAT, ["n"])])
+    x = random(LARGE)
+    first = model(x)
+    where, expected = address(first), first.copy()
+    second = model(x + 1)
+    assert address(second) != where
+    np.testing.assert_array_equal(first, expected)
+    view = first[5:10]
+    del first
+    third = model(x + 2)
+    assert address(third) != where  # the view still reads it
+    np.testing.assert_array_equal(view, expected[5:10])
+    del view
+    assert address(model(x[: LARGE - 1000])) == where
+
+
+def test_a_cache_that_grows_stays_where_it_is():
+    model = one_node("Concat", [("past", FLOAT, ["n"]), ("new", FLOAT, [64])], [("y", FLOAT, ["m"])], axis=0)
+    past, places = random(LARGE), set()
+    for step in range(20):
+        past = model(past, np.full(64, step, np.float32))
+        places.add(address(past))
+    assert len(places) == 2  # the one that is read and the one that is written
+    np.testing.assert_array_equal(past[LARGE::64], np.arange(20))
+
+
+def test_outputs_dropped_together_are_freed():
+    model = one_node("Neg", [("x", FLOAT, ["n"])], [("y", FLOAT, ["n"])])
+    x = random(LARGE)
+    outputs = [model(x) for _ in range(20)]
+    outputs.clear()
+    assert 0 < model.memory().buffers <= 2 * x.nbytes
+
+
+def test_outputs_outlive_their_model():
+    model = one_node("Neg", [("x", FLOAT, ["n"])], [("y", FLOAT, ["n"])])
+    x = random(LARGE)
+    kept, dropped = model(x), model(x)
+    del dropped, model
+    np.testing.assert_array_equal(kept, -x)

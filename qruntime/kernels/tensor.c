@@ -142,7 +142,8 @@ qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes) {
     if (!buffer) {
         // Without a limit, buffers of all sizes that ever were would gather.
         trim(run, 2 * run->recent_peak - run->live_bytes);
-        buffer = qrt_buffer_new(bytes);
+        // The cache of a decoder grows with every token; pages that nobody touches take no memory.
+        buffer = qrt_buffer_new(bytes < QRT_LARGE ? bytes : bytes + bytes / 8);
         if (!buffer) return NULL;
     }
     buffer->used = bytes;
@@ -192,6 +193,36 @@ void qrt_release(qrt_run *run, qrt_tensor *t) {
     qrt_buffer **list = buffer->owner ? &run->graveyard : &run->free_buffers;
     buffer->next = *list;
     *list = buffer;
+}
+
+void qrt_return(qrt_returned *returned, qrt_buffer *buffer) {
+    if (!drops_last(buffer)) return;
+    size_t limit = __atomic_load_n(&returned->limit, __ATOMIC_RELAXED), capacity = buffer->capacity;
+    if (__atomic_add_fetch(&returned->bytes, capacity, __ATOMIC_RELAXED) > limit) {
+        __atomic_sub_fetch(&returned->bytes, capacity, __ATOMIC_RELAXED);
+        free(buffer->data);
+        free(buffer);
+        return;
+    }
+    buffer->next = __atomic_load_n(&returned->buffers, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(&returned->buffers, &buffer->next, buffer, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+        ;
+}
+
+void qrt_take_returned(qrt_returned *returned, qrt_run *run) {
+    qrt_buffer *taken = __atomic_exchange_n(&returned->buffers, NULL, __ATOMIC_ACQUIRE);
+    while (taken) {
+        qrt_buffer *next = taken->next;
+        __atomic_sub_fetch(&returned->bytes, taken->capacity, __ATOMIC_RELAXED);
+        taken->next = run->free_buffers;
+        run->free_buffers = taken;
+        taken = next;
+    }
+}
+
+void qrt_returned_clear(qrt_returned *returned) {
+    free_all(returned->buffers);
+    *returned = (qrt_returned){0};
 }
 
 void qrt_run_clear(qrt_run *run) {

@@ -53,6 +53,14 @@ typedef struct {
     int32_t dtype;          ///< qrt_dtype; 0 = the slot is empty or holds a Python object
 } qrt_tensor;
 
+/// Large outputs that their readers have dropped, for the next run: malloc would hand the pages back and fault them in
+/// again. Threads may return buffers and take them at the same time. Starts as zeros.
+typedef struct {
+    qrt_buffer *buffers;
+    size_t bytes;           ///< in `buffers`
+    size_t limit;           ///< what is returned beyond so many bytes is freed
+} qrt_returned;
+
 /// State of one run: free buffers and what the kernels may use. Owned by one thread at a time.
 typedef struct qrt_run {
     qrt_buffer *free_buffers;
@@ -98,6 +106,14 @@ void qrt_arena_close(qrt_arena *arena);
 void qrt_buffer_retain(qrt_buffer *buffer);
 /// Drop one reference; frees the bytes at the last one. Not for buffers with an owner.
 void qrt_buffer_drop(qrt_buffer *buffer);
+
+/// Outputs of so many bytes are worth returning.
+enum { QRT_LARGE = 1 << 20 };
+/// As qrt_buffer_drop, but the bytes go to `returned`.
+void qrt_return(qrt_returned *returned, qrt_buffer *buffer);
+/// Everything in `returned` becomes free buffers of the run.
+void qrt_take_returned(qrt_returned *returned, qrt_run *run);
+void qrt_returned_clear(qrt_returned *returned);
 
 /// Free everything a run state holds on its free list.
 void qrt_run_clear(qrt_run *run);

@@ -53,6 +53,7 @@ tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t 
             for (int line = 0; line < GROUP * NR; line += CACHE_LINE) __builtin_prefetch(b + k_count * NR + line, 0, 2);
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
+        __asm__("" ::: "memory");  // else gcc loads them anew for every row of two or three
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             vi codes = vi_codes(a + r * stride + k);
@@ -142,7 +143,7 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
             int left = block->num_rows - r;
             // Two tiles of much the same height rather than a full one and a sliver.
             int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
-            for (int i = r; i < r + rows; i++)
+            for (int i = r; rows >= FETCHING_ROWS && i < r + rows; i++)
                 for (int j = 0; j < NR; j += CACHE_LINE / (int)sizeof(float))
                     __builtin_prefetch(block->y + i * block->ldy_elems + panel * NR + j, 1, 2);
             int32_t acc[TILE_ROWS * NR];

@@ -24,7 +24,7 @@ typedef struct {
     const qrt_attention_job *job;
     int64_t block_rows, parts, part_rows, slots;
     bool packs;                  ///< copy k and v into panels; else read them where they lie
-    int64_t score_stride, k_floats, v_floats, slot_floats;
+    int64_t score_stride, q_stride, q_floats, k_floats, v_floats, slot_floats;  ///< q_floats: 0 when q is read where it lies
     float *scratch;
 } plan;
 
@@ -75,25 +75,31 @@ static void weigh(const plan *p, int64_t rows, int64_t keys, const float *q, con
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
     int64_t nr = gemm->nr, d = job->head_size;
     if (p->packs) {
-        qrt_f32_gemm(gemm, rows, keys, d, q, job->q.row, k_panels, NULL, weights, p->score_stride);
+        qrt_f32_gemm(gemm, rows, keys, d, q, p->q_stride, k_panels, NULL, weights, p->score_stride);
     } else if (job->k_is_transposed) {
-        qrt_f32_gemm_strips(gemm, rows, keys, d, q, job->q.row, k, job->k.row, nr, NULL, weights, p->score_stride);
+        qrt_f32_gemm_strips(gemm, rows, keys, d, q, p->q_stride, k, job->k.row, nr, NULL, weights, p->score_stride);
     } else {
         for (int64_t j = 0; j < keys; j += FEW_PANELS * nr) {
             int64_t columns = min64(FEW_PANELS * nr, keys - j);
             gemm->pack(d, columns, k + j * job->k.row, 1, job->k.row, k_panels);
-            qrt_f32_gemm(gemm, rows, columns, d, q, job->q.row, k_panels, NULL, weights + j, p->score_stride);
+            qrt_f32_gemm(gemm, rows, columns, d, q, p->q_stride, k_panels, NULL, weights + j, p->score_stride);
         }
     }
     qrt_kernels.attention.exponentials(rows, keys, weights, p->score_stride, job->scale, mask, visible, tops, sums);
 }
 
 static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
-                         const float *k, const float *v, float *k_panels, const float *v_panels, float *weights) {
+                         const float *k, const float *v, float *k_panels, const float *v_panels, float *weights,
+                         float *q_copy) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
     const float *q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
     float *y = job->y + batch * job->y_batch + head * job->y_head + first * job->y_row;
+    if (p->q_floats) {
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(q_copy + i * p->q_stride, q + i * job->q.row, (size_t)job->head_size * sizeof(float));
+        q = q_copy;
+    }
     int64_t keys = job->num_keys, visible = keys;
     if (job->causal) {
         visible = first + job->causal_offset + 1;
@@ -132,7 +138,7 @@ static void attend_slot(void *context, int64_t slot) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
     float *scores = p->scratch + slot * p->slot_floats, *k_panels = scores + p->block_rows * p->score_stride;
-    float *v_panels = k_panels + p->k_floats;
+    float *v_panels = k_panels + p->k_floats, *q_copy = v_panels + p->v_floats;
     int64_t units = job->num_batches * job->num_heads * p->parts, group = job->num_heads / job->num_kv_heads;
     int64_t packed_for = -1;
     for (int64_t unit = units * slot / p->slots; unit < units * (slot + 1) / p->slots; unit++) {
@@ -150,7 +156,7 @@ static void attend_slot(void *context, int64_t slot) {
         }
         int64_t end = min64(job->num_queries, (part + 1) * p->part_rows);
         for (int64_t i = part * p->part_rows; i < end; i += p->block_rows)
-            attend_block(p, batch, head, i, min64(p->block_rows, end - i), k, v, k_panels, v_panels, scores);
+            attend_block(p, batch, head, i, min64(p->block_rows, end - i), k, v, k_panels, v_panels, scores, q_copy);
     }
 }
 
@@ -170,13 +176,15 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
     double work = (double)heads * (double)job->num_queries * (double)keys * (double)(job->head_size + job->value_size);
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
     plan p = {.job = job, .packs = job->num_queries > 2 * mr, .parts = 1};
-    p.score_stride = ceil_div(keys, 16) * 16;
+    p.score_stride = qrt_f32_row_stride(keys);
     p.block_rows = max64(1, min64(MAX_BLOCK_ROWS, SCORE_FLOATS / p.score_stride));
     if (p.block_rows > mr) p.block_rows -= p.block_rows % mr;
     p.block_rows = max64(p.block_rows, min64(mr, MAX_BLOCK_ROWS));
     if (threads > 1 && heads < threads) p.parts = min64(ceil_div(threads, heads), ceil_div(job->num_queries, p.block_rows));
     p.part_rows = ceil_div(job->num_queries, p.parts);
     p.block_rows = min64(p.block_rows, p.part_rows);
+    bool copies_q = p.block_rows > 1 && qrt_f32_rows_conflict(job->q.row);
+    p.q_stride = copies_q ? qrt_f32_row_stride(job->head_size) : job->q.row;
     p.slots = threads > 1 ? min64(2 * threads, heads * p.parts) : 1;
     size_t floats, bytes;
     int64_t key_panels = ceil_div(keys, nr) * nr, value_panels = ceil_div(job->value_size, nr) * nr;
@@ -187,7 +195,9 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
     } else {
         p.k_floats = FEW_PANELS * nr * job->head_size;
     }
-    if (__builtin_add_overflow(p.k_floats, p.v_floats, &p.slot_floats) ||
+    if ((copies_q && __builtin_mul_overflow(p.block_rows, p.q_stride, &p.q_floats)) ||
+        __builtin_add_overflow(p.k_floats, p.v_floats, &p.slot_floats) ||
+        __builtin_add_overflow(p.slot_floats, p.q_floats, &p.slot_floats) ||
         __builtin_add_overflow(p.slot_floats, p.block_rows * p.score_stride, &p.slot_floats) ||
         __builtin_mul_overflow((size_t)p.slot_floats, (size_t)p.slots, &floats) ||
         __builtin_mul_overflow(floats, sizeof(float), &bytes))

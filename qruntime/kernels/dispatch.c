@@ -22,14 +22,20 @@ static bool always(void) { return true; }
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+#if defined(QRT_EMULATE_VNNI) && defined(QRT_EMULATE_AMX)
+static bool has_avx_vnni(void) { return has_avx2(); }
+static bool has_avx512vnni(void) { return has_avx512(); }
+static bool has_amx(void) { return has_avx512(); }
+#else
 /// gcc 12 does not know the name avxvnni here: leaf 7, subleaf 1, EAX bit 4.
 static bool has_avx_vnni(void) {
     unsigned eax, ebx, ecx, edx;
     return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
-}
-static bool has_avx512(void) {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
@@ -44,6 +50,7 @@ static bool has_amx(void) {
     return false;
 #endif
 }
+#endif
 #elif defined(__aarch64__)
 static bool has_dotprod(void) {
 #if defined(__linux__)

@@ -8,10 +8,16 @@
 
 /// A strip of b (kc · nr floats) stays in the first-level cache while the rows of a pass by; a block of
 /// a (mc · kc floats) stays in the second.
-enum { KC = 384, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS = 32 * 1024 };
+enum { KC = 512, BLOCK_FLOATS = 64 * 1024, SCATTERED_KC = 16, SCATTERED_FLOATS = 32 * 1024 };
+
+/// Rows of one pass over the weights that needs no tiles.
+enum { STREAMED_ROWS = 4 };
 
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 18 };
+
+/// Rows times fewer columns than this are multiplied sooner than copied.
+enum { MIN_COPY_COLUMNS = 256 };
 
 /// Packing fewer weights is done sooner by one thread; a task packs a few panels, which share lines of the source.
 enum { WEIGHTS_PER_THREAD = 1 << 14, PACKED_PANELS = 4 };
@@ -24,6 +30,14 @@ static int64_t k_block(int64_t k) {
     int64_t blocks = ceil_div(k, KC);
     return blocks <= 1 ? k : ceil_div(ceil_div(k, blocks), 8) * 8;
 }
+
+/// First-level caches of x86 and Arm repeat every 4 KB: rows that far apart share one set of eight or twelve lines, and
+/// the rows of a tile would drive each other out at every step along them.
+enum { SET_FLOATS = 1024, LINE_FLOATS = 16 };
+
+bool qrt_f32_rows_conflict(int64_t stride) { return stride % SET_FLOATS == 0; }
+
+int64_t qrt_f32_row_stride(int64_t n) { return (ceil_div(n, LINE_FLOATS) | 1) * LINE_FLOATS; }
 
 static bool has_effect(const qrt_f32_epilogue *e) {
     return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual);
@@ -77,7 +91,7 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
 void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
     if (m <= 0 || n <= 0) return;
-    if (m <= 4) {
+    if (m <= STREAMED_ROWS) {
         kernel->stream(m, n, k, a, lda, panels, c, ldc);
         if (has_effect(epilogue)) kernel->finish(m, n, c, ldc, epilogue);
         return;
@@ -175,6 +189,19 @@ static void linear_task(void *context, int64_t task) {
                  job->lda, w->panels + j * w->k, &e, job->y + i * job->ldy + j, job->ldy);
 }
 
+typedef struct {
+    const float *from;
+    float *to;
+    int64_t m, k, from_stride, to_stride, rows;  ///< `rows` of a task
+} row_copy;
+
+static void copy_rows(void *context, int64_t task) {
+    const row_copy *c = context;
+    int64_t end = min64(c->m, (task + 1) * c->rows);
+    for (int64_t i = task * c->rows; i < end; i++)
+        memcpy(c->to + i * c->to_stride, c->from + i * c->from_stride, (size_t)c->k * sizeof(float));
+}
+
 qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
                           const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
     if (m <= 0 || w->n == 0) return QRT_OK;
@@ -189,6 +216,19 @@ qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a
         job.columns = ceil_div(panels, min64(panels, ceil_div(wanted, row_blocks))) * nr;
         job.column_blocks = ceil_div(w->n, job.columns);
     }
+    qrt_buffer *copy = NULL;
+    if (m > STREAMED_ROWS && w->n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda_elems)) {
+        int64_t stride = qrt_f32_row_stride(w->k);
+        size_t floats, bytes;
+        if (__builtin_mul_overflow((size_t)m, (size_t)stride, &floats) ||
+            __builtin_mul_overflow(floats, sizeof(float), &bytes) || !(copy = qrt_scratch(run, bytes)))
+            return QRT_NO_MEMORY;
+        row_copy c = {a, copy->data, m, w->k, lda_elems, stride, job.rows};
+        qrt_parallel_for(run->num_threads, ceil_div(m, job.rows), copy_rows, &c);
+        job.a = copy->data;
+        job.lda = stride;
+    }
     qrt_parallel_for(run->num_threads, ceil_div(m, job.rows) * job.column_blocks, linear_task, &job);
+    if (copy) qrt_scratch_free(run, copy);
     return QRT_OK;
 }

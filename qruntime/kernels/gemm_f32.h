@@ -74,6 +74,12 @@ qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a
 void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda_elems, int64_t m,
                            const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
 
+/// Whether the rows of `a`, this many floats apart, are better copied first, when many columns follow.
+bool qrt_f32_rows_conflict(int64_t stride);
+
+/// A stride for rows of n floats, aligned as a cache line, that does not conflict.
+int64_t qrt_f32_row_stride(int64_t n);
+
 /// c[m, n] = epilogue(a · panels) on the calling thread, `panels` as `kernel->pack` writes them.
 void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);

@@ -1,6 +1,7 @@
-"""rungs.c: every rung of a CPU against the definition, here and, where the tools are, on AArch64 under an emulator.
+"""rungs.c: every rung of a CPU against the definition: those of this CPU, those that need only instructions more than it
+has, which C stands in for (emulation.h), and, where the tools are, those of AArch64 under an emulator.
 
-`make aarch64` runs the second part alone and says what it skipped.
+`make aarch64` runs the last part alone and says what it skipped.
 """
 
 import os
@@ -17,6 +18,8 @@ from qruntime import _kernels
 
 KERNELS = Path(__file__).parents[2] / "qruntime" / "kernels"
 PROGRAM = Path(__file__).with_name("rungs.c")
+# Its own includes come before a source can ask for GNU's declarations.
+EMULATION = ["-D_GNU_SOURCE=", "-include", str(Path(__file__).with_name("emulation.h"))]
 FLAGS = ["-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", f"-I{KERNELS}"]  # as setup.py
 AARCH64 = ("aarch64", "arm64")
 
@@ -66,6 +69,20 @@ def test_rungs_of_this_machine(tmp_path: Path) -> None:
         assert list(ran) == list(_kernels.available_isas())
     for report in ran.values():
         assert_passed(report)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="VNNI and AMX are of x86")
+def test_rungs_of_other_x86_machines(tmp_path: Path) -> None:
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None or not KERNELS.joinpath("dispatch.c").exists():
+        pytest.skip("needs a C compiler and the sources of the kernels")
+    available = _kernels.available_isas()
+    reports = run([str(build([*compiler, *EMULATION], False, tmp_path))])
+    ran = {name for name, report in reports.items() if report != "not on this CPU"}
+    assert ("avx_vnni" in ran) == ("avx2" in available)
+    assert ("amx" in ran) == ("avx512" in available)
+    for name in ran:
+        assert_passed(reports[name])
 
 
 @pytest.fixture(scope="module")

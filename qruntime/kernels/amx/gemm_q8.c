@@ -35,8 +35,11 @@ typedef struct {
     uint8_t rows[16];
 } tile_config;
 
+#ifndef QRT_EMULATE_AMX
 /// By hand, so that compilers without the target amx-int8 do. Sums are in tiles 0 to 3, codes of 16 rows in 4 and 5,
 /// weights of 16 columns in 6 and 7.
+#define TILE_CONFIGURE(config) __asm__ volatile("ldtilecfg %0" ::"m"(config))
+#define TILE_RELEASE() __asm__ volatile("tilerelease" ::)
 #define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
 #define TILE_LOAD(tile, from, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(from), "r"((int64_t)(stride)))
@@ -44,6 +47,7 @@ typedef struct {
     __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride)) : "memory")
 #define TILE_DOT(sums, codes, weights) \
     __asm__ volatile("tdpbusd %%tmm" #weights ", %%tmm" #codes ", %%tmm" #sums ::)
+#endif
 
 /// For `rows` ≤ 32 rows: the first 16 in tiles 0, 1 and 4, the rest in 2, 3 and 5.
 static void configure_tiles(int rows) {
@@ -54,11 +58,8 @@ static void configure_tiles(int rows) {
         config.rows[tile] = (uint8_t)(heights[tile] ? heights[tile] : 1);
         config.row_bytes[tile] = 64;
     }
-    __asm__ volatile("ldtilecfg %0" ::"m"(config));
+    TILE_CONFIGURE(config);
 }
-
-/// A thread must not keep tiles: the kernel would save 8 KB at every switch, and foreign code expects them free.
-static void release_tiles(void) { __asm__ volatile("tilerelease" ::); }
 
 // ----------------------------------------------------------------------------------------- epilogue
 
@@ -81,46 +82,69 @@ static inline vi split_sums(vi sums) {
     return _mm512_or_si512(vi_and(low, vi_set(0xffff)), vi_sll(high, 16));
 }
 
-static inline vi minus_zero_point(vi acc, int32_t zero_point, vi split) {
-    uint32_t pair = (uint16_t)-zero_point | (uint32_t)(uint16_t)(-zero_point * 128) << 16;
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(split), "v"(vi_set((int32_t)pair)));
-    return acc;
+static inline vi zero_point_pair(int32_t zero_point) {
+    return vi_set((int32_t)((uint16_t)-zero_point | (uint32_t)(uint16_t)(-zero_point * 128) << 16));
 }
 
-static inline __attribute__((always_inline)) void finish_row(const tile_sums *t, int r, qrt_activation activation) {
+#ifndef QRT_EMULATE_VNNI
+static inline vi vi_dot2(vi acc, vi a, vi b) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+#endif
+
+/// Rows t->done … until−1. What all rows share is in registers: y may alias anything, for all the compiler knows.
+static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int until, qrt_activation activation) {
     const qrt_q8_weights *w = t->w;
     const qrt_q8_block *block = t->block;
-    const qrt_q8_row *row = &block->rows[t->first_row + r];
-    float *y = block->y + (t->first_row + r) * block->ldy_elems + t->column;
+    const qrt_q8_row *row = block->rows + t->first_row + t->done;
+    int64_t first = t->first_row + t->done, y_stride = block->ldy_elems, column = t->column;
+    int64_t residual_stride = block->epilogue.residual_stride_elems;
+    float *y = block->y + first * y_stride + column;
     const float *residual = block->epilogue.residual;
-    if (residual) residual += (t->first_row + r) * block->epilogue.residual_stride_elems + t->column;
-    vf scale = vf_set(row->scale);
+    if (residual) residual += first * residual_stride + column;
+    const int32_t *acc = t->acc + t->done * NR, *end = t->acc + until * NR;
+    const bool has_bias = w->bias;
+    vf scales[VECTORS], bias[VECTORS];
+    vi col_sums[VECTORS];
+    vm columns[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) {
-        vi sums = minus_zero_point(vi_load(t->acc + r * NR + v * VL), row->zero_point, t->col_sums[v]);
-        vf x = vf_mul(vi_to_vf(sums), vf_mul(scale, vf_load(w->scales + t->column + v * VL)));
-        if (w->bias) x = vf_add(x, vf_load(w->bias + t->column + v * VL));
-        x = vf_activate(x, activation);
-        if (residual) x = vf_add(x, _mm512_maskz_loadu_ps(t->columns[v], residual + v * VL));
-        _mm512_mask_storeu_ps(y + v * VL, t->columns[v], x);
+        scales[v] = vf_load(w->scales + column + v * VL);
+        bias[v] = has_bias ? vf_load(w->bias + column + v * VL) : vf_set(0.0f);
+        col_sums[v] = t->col_sums[v];
+        columns[v] = t->columns[v];
+    }
+    t->done = until;
+    for (; acc < end; acc += NR, row++, y += y_stride) {
+        vf scale = vf_set(row->scale);
+        vi pair = zero_point_pair(row->zero_point);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++) {
+            vi sums = vi_dot2(vi_load(acc + v * VL), col_sums[v], pair);
+            vf x = vf_mul(vi_to_vf(sums), vf_mul(scale, scales[v]));
+            if (has_bias) x = vf_add(x, bias[v]);
+            x = vf_activate(x, activation);
+            if (residual) x = vf_add(x, _mm512_maskz_loadu_ps(columns[v], residual + v * VL));
+            _mm512_mask_storeu_ps(y + v * VL, columns[v], x);
+        }
+        if (residual) residual += residual_stride;
     }
 }
 
-#define FINISH_ROWS(activation)                                                                                        \
-    case activation:                                                                                                   \
-        for (; t->done < until; t->done++) finish_row(t, t->done, activation);                                         \
-        return
+#define FINISH_SOME(activation)                                                                                        \
+    case activation: finish_some(t, until, activation); return
 
 static __attribute__((noinline)) void finish_until(tile_sums *t, int until) {
     if (until > t->rows) until = t->rows;
     switch (t->block->epilogue.activation) {
-        FINISH_ROWS(QRT_ACT_NONE);
-        FINISH_ROWS(QRT_ACT_RELU);
-        FINISH_ROWS(QRT_ACT_GELU);
-        FINISH_ROWS(QRT_ACT_GELU_TANH);
-        FINISH_ROWS(QRT_ACT_SILU);
-        FINISH_ROWS(QRT_ACT_SIGMOID);
-        FINISH_ROWS(QRT_ACT_TANH);
+        FINISH_SOME(QRT_ACT_NONE);
+        FINISH_SOME(QRT_ACT_RELU);
+        FINISH_SOME(QRT_ACT_GELU);
+        FINISH_SOME(QRT_ACT_GELU_TANH);
+        FINISH_SOME(QRT_ACT_SILU);
+        FINISH_SOME(QRT_ACT_SIGMOID);
+        FINISH_SOME(QRT_ACT_TANH);
     }
 }
 
@@ -194,7 +218,8 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
             t.done = 0;
         }
     }
-    release_tiles();
+    // A thread must not keep tiles: the kernel would save 8 KB at every switch, and foreign code expects them free.
+    TILE_RELEASE();
     finish_until(&t, t.rows);
 }
 

@@ -31,82 +31,78 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
     *hi = any ? NAN : vf_hmax(vf_max(vf_max(high[0], high[1]), vf_max(high[2], high[3])));
 }
 
-/// From t, free of zero points, to y, for `rows` rows of NR columns from row `first` of the block on; t is overwritten.
-static inline void finish_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
-                               float *t) {
-    int64_t left = w->n - panel * NR;
-    for (int j = 0; j < NR && j < left; j += VL) {
-        int64_t column = panel * NR + j;
-        vf scales = vf_load(w->scales + column);
-        for (int r = 0; r < rows; r++) {
-            vf x = vf_mul(vf_load(t + r * NR + j), vf_mul(vf_set(block->rows[first + r].scale), scales));
-            if (w->bias) x = vf_add(x, vf_load(w->bias + column));
-            vf_store(t + r * NR + j, x);
-        }
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/// The epilogue of sums acc[rows][NR], in registers. `activation` and `whole`, whether all columns of the panel exist,
+/// are constants at every call. What all rows share is loaded before y, which may alias anything, is written.
+ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole, const qrt_q8_weights *w,
+                               const qrt_q8_block *block, int64_t panel, int first, int rows, const int32_t *acc) {
+    const int64_t column = panel * NR, left = w->n - column, residual_stride = block->epilogue.residual_stride_elems;
+    const bool has_bias = w->bias, has_zero_points = w->zero_points;
+    vf scales[NR / VL], bias[NR / VL];
+    vi col_sums[NR / VL], zero_points[NR / VL];
+#pragma GCC unroll 4
+    for (int v = 0; v < NR / VL; v++) {
+        scales[v] = vf_load(w->scales + column + v * VL);
+        bias[v] = has_bias ? vf_load(w->bias + column + v * VL) : vf_zero();
+        col_sums[v] = vi_load(w->col_sums + column + v * VL);
+        zero_points[v] = has_zero_points ? vi_load(w->zero_points + column + v * VL) : vi_set(0);
     }
-    activate_vectors(t, (int64_t)rows * NR, block->epilogue.activation);
-    for (int r = 0; r < rows; r++) {
-        float *y = block->y + (first + r) * block->ldy_elems + panel * NR;
-        const float *residual = block->epilogue.residual;
-        if (residual) residual += (first + r) * block->epilogue.residual_stride_elems + panel * NR;
-        for (int j = 0; j < NR && j < left; j += VL) {
-            vf x = vf_load(t + r * NR + j);
-            if (left - j >= VL) {
-                if (residual) x = vf_add(x, vf_load(residual + j));
-                vf_store(y + j, x);
+    float *y = block->y + first * block->ldy_elems + column;
+    const float *residual = block->epilogue.residual;
+    if (residual) residual += first * residual_stride + column;
+    const qrt_q8_row *row = block->rows + first, *end = row + rows;
+    for (; row < end; row++, acc += NR, y += block->ldy_elems) {
+        vf scale = vf_set(row->scale);
+        vi zero_point = vi_set(row->zero_point - CODE_OFFSET), sum = vi_set((int32_t)row->sum);
+#pragma GCC unroll 4
+        for (int v = 0; v < NR / VL; v++) {
+            int64_t count = whole ? VL : left - v * VL;
+            if (count <= 0) continue;
+            vi t = vi_sub(vi_load(acc + v * VL), vi_mul(zero_point, col_sums[v]));
+            if (has_zero_points) t = vi_sub(t, vi_mul(sum, zero_points[v]));
+            vf x = vf_mul(vi_to_vf(t), vf_mul(scale, scales[v]));
+            if (has_bias) x = vf_add(x, bias[v]);
+            x = vf_activate(x, activation);
+            if (count >= VL) {
+                if (residual) x = vf_add(x, vf_load(residual + v * VL));
+                vf_store(y + v * VL, x);
             } else {
-                if (residual) x = vf_add(x, vf_load_n(residual + j, left - j));
-                vf_store_n(y + j, x, left - j);
+                if (residual) x = vf_add(x, vf_load_n(residual + v * VL, count));
+                vf_store_n(y + v * VL, x, count);
             }
         }
+        if (residual) residual += residual_stride;
     }
 }
 
-static inline vf row_of_tile(const qrt_q8_weights *w, const qrt_q8_row *row, int64_t column, const int32_t *acc) {
-    vi x = vi_sub(vi_load(acc), vi_mul(vi_set(row->zero_point - CODE_OFFSET), vi_load(w->col_sums + column)));
-    if (w->zero_points) x = vi_sub(x, vi_mul(vi_set((int32_t)row->sum), vi_load(w->zero_points + column)));
-    return vi_to_vf(x);
-}
-
-/// Whole panels without a polynomial, straight from the sums to y.
-static inline void finish_plain(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
-                                const int32_t *acc) {
-    bool relu = block->epilogue.activation == QRT_ACT_RELU;
-    for (int r = 0; r < rows; r++) {
-        const qrt_q8_row *row = &block->rows[first + r];
-        vf scale = vf_set(row->scale);
-        float *y = block->y + (first + r) * block->ldy_elems + panel * NR;
-        const float *residual = block->epilogue.residual;
-        if (residual) residual += (first + r) * block->epilogue.residual_stride_elems + panel * NR;
-#pragma GCC unroll 4
-        for (int j = 0; j < NR; j += VL) {
-            int64_t column = panel * NR + j;
-            vf x = row_of_tile(w, row, column, acc + r * NR + j);
-            x = vf_mul(x, vf_mul(scale, vf_load(w->scales + column)));
-            if (w->bias) x = vf_add(x, vf_load(w->bias + column));
-            if (relu) x = vf_max(vf_zero(), x);
-            if (residual) x = vf_add(x, vf_load(residual + j));
-            vf_store(y + j, x);
-        }
-    }
-}
-
-/// The epilogue of sums acc[rows][NR].
-static inline void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int first, int rows,
-                               const int32_t *acc) {
-    if (block->epilogue.activation <= QRT_ACT_RELU && (panel + 1) * NR <= w->n) {
-        finish_plain(w, block, panel, first, rows, acc);
+#define FINISH(ACTIVATION)                                                                                             \
+    case ACTIVATION:                                                                                                   \
+        if ((panel + 1) * NR <= w->n)                                                                                  \
+            finish_with(ACTIVATION, true, w, block, panel, first, rows, acc);                                          \
+        else                                                                                                           \
+            finish_with(ACTIVATION, false, w, block, panel, first, rows, acc);                                         \
         return;
+
+static __attribute__((noinline)) void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel,
+                                                  int first, int rows, const int32_t *acc) {
+    switch (block->epilogue.activation) {
+        FINISH(QRT_ACT_NONE) FINISH(QRT_ACT_RELU) FINISH(QRT_ACT_GELU) FINISH(QRT_ACT_GELU_TANH)
+        FINISH(QRT_ACT_SILU) FINISH(QRT_ACT_SIGMOID) FINISH(QRT_ACT_TANH)
     }
-    float t[MR * NR];
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < NR; j += VL)
-            vf_store(t + r * NR + j, row_of_tile(w, &block->rows[first + r], panel * NR + j, acc + r * NR + j));
-    finish_rows(w, block, panel, first, rows, t);
 }
 
+/// From t, free of zero points, to y, for row r of the block.
 static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
-    float copy[NR];
-    memcpy(copy, t, sizeof copy);
-    finish_rows(w, block, panel, r, 1, copy);
+    float *y = block->y + r * block->ldy_elems;
+    const float *residual = block->epilogue.residual;
+    if (residual) residual += r * block->epilogue.residual_stride_elems;
+    for (int64_t column = panel * NR; column < w->n && column < (panel + 1) * NR; column += VL, t += VL) {
+        int64_t count = w->n - column < VL ? w->n - column : VL;
+        vf x = vf_mul(vf_load(t), vf_mul(vf_set(block->rows[r].scale), vf_load(w->scales + column)));
+        if (w->bias) x = vf_add(x, vf_load(w->bias + column));
+        x = vf_activate(x, block->epilogue.activation);
+        if (residual) x = vf_add(x, vf_load_n(residual + column, count));
+        vf_store_n(y + column, x, count);
+    }
 }

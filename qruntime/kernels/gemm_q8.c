@@ -153,12 +153,15 @@ void qrt_q8_free(qrt_q8_weights *w) {
 
 // -------------------------------------------------------------------------------------- activations
 
+/// Added to |x| < 2^22 and taken off again it leaves rint_even(x): nearbyintf is a call into libm on plain x86-64.
+static const float ROUND_TO_INT = 12582912.0f;
+
 static qrt_q8_row choose_parameters(float lo, float hi) {
     qrt_q8_row row = {.sum = 0};
     row.scale = (float)(((double)hi - (double)lo) / 255.0);
     if (row.scale == 0.0f) row.scale = 1.0f;
     if (row.scale < FLT_MIN) row.scale = FLT_MIN;
-    float zero_point = nearbyintf(-lo / row.scale);
+    float zero_point = -lo / row.scale + ROUND_TO_INT - ROUND_TO_INT;
     zero_point = zero_point > 0.0f ? zero_point : 0.0f;  // also NaN
     row.zero_point = (int32_t)(zero_point < 255.0f ? zero_point : 255.0f);
     return row;

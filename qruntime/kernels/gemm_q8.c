@@ -184,8 +184,8 @@ static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_el
 }
 
 /// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL. A few rows at a time, which stay in the
-/// L1 cache while the parameters of one are computed beside the range of the next.
-static void quantize_rows(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
+/// L1 cache while the parameters of one are computed beside the range of the next. With `sums`, those of the rows too.
+static void quantize_rows(const qrt_q8_weights *w, bool sums, const float *a, int64_t lda_elems, int64_t m,
                           const qrt_q8_row *shared, qrt_q8_row *rows, char *packed, int64_t stride_bytes) {
     enum { ROWS_AT_ONCE = 4 };
     const qrt_gemm_q8 *kernel = w->kernel;
@@ -202,8 +202,8 @@ static void quantize_rows(const qrt_q8_weights *w, const float *a, int64_t lda_e
         }
         for (int64_t i = first; i < last; i++) {
             kernel->quantize(a + i * lda_elems, w->k, w->k_padded, 1.0f / rows[i].scale, rows[i].zero_point,
-                             packed + i * stride_bytes, w->zero_points ? &rows[i].sum : NULL);
-            if (w->zero_points) rows[i].sum -= w->k * rows[i].zero_point;
+                             packed + i * stride_bytes, sums ? &rows[i].sum : NULL);
+            if (sums) rows[i].sum -= w->k * rows[i].zero_point;
         }
     }
 }
@@ -242,15 +242,15 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
     else w->kernel->multiply(w, block, first, last);
 }
 
-/// One call of qrt_q8_linear.
+/// One call of qrt_q8_linear whose layers are packed alike.
 typedef struct {
-    const qrt_q8_weights *w;
+    const qrt_q8_layer *layers;
+    int num_layers;
+    const qrt_q8_weights *w;    ///< of the first layer: how to quantize for all of them
+    bool sums;                  ///< some weights have zero points
     const float *a;
     int64_t lda_elems, m;
     const qrt_q8_row *shared;   ///< parameters of the whole tensor, or NULL
-    qrt_q8_epilogue epilogue;
-    float *y;
-    int64_t ldy_elems;
     int64_t stride_bytes;       ///< of packed rows
     int64_t rows_per_block, rows_per_share, panels_per_task, num_panels;
     qrt_q8_row *rows;
@@ -258,21 +258,54 @@ typedef struct {
     int64_t next_block;         ///< atomic
 } job;
 
-static qrt_q8_block block_at(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
-                             const char *packed) {
-    qrt_q8_block block = {
-        .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
-        .epilogue = j->epilogue, .y = j->y + first_row * j->ldy_elems, .ldy_elems = j->ldy_elems,
+static int64_t panels_of(const qrt_q8_weights *w) { return ceil_div(w->n, w->kernel->nr); }
+
+static job job_of(const qrt_q8_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
+    const qrt_q8_weights *w = layers[0].w;
+    job j = {
+        .layers = layers, .num_layers = num_layers, .w = w, .a = a, .lda_elems = lda_elems, .m = m,
+        .stride_bytes = row_bytes(w), .rows_per_block = min_i64(m, block_rows(w)),
     };
-    if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
-    return block;
+    for (int i = 0; i < num_layers; i++) {
+        j.sums |= layers[i].w->zero_points != NULL;
+        j.num_panels += panels_of(layers[i].w);
+    }
+    return j;
+}
+
+/// Parameters for the whole of `a`, kept in `shared`, where the mode asks for them.
+static void share_range(job *j, qrt_range_mode mode, qrt_q8_row *shared) {
+    if (mode != QRT_PER_TENSOR) return;
+    float lo, hi;
+    tensor_range(j->w, j->a, j->lda_elems, j->m, &lo, &hi);
+    *shared = choose_parameters(lo, hi);
+    j->shared = shared;
+}
+
+/// Quantized rows, the first of them row `first_row`, against panels first … last-1, counted through all layers.
+static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
+                            const char *packed, int64_t first, int64_t last) {
+    for (int i = 0; i < j->num_layers && last > 0; i++) {
+        const qrt_q8_layer *layer = &j->layers[i];
+        int64_t panels = panels_of(layer->w);
+        if (first < panels) {
+            qrt_q8_block block = {
+                .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
+                .epilogue = layer->epilogue, .y = layer->y + first_row * layer->ldy_elems, .ldy_elems = layer->ldy_elems,
+            };
+            if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
+            multiply(layer->w, &block, first, min_i64(last, panels));
+        }
+        first = first > panels ? first - panels : 0;
+        last -= panels;
+    }
 }
 
 /// Rows [first, first + count) from float to float.
 static void run_rows(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
-    quantize_rows(j->w, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, rows, packed, j->stride_bytes);
-    qrt_q8_block block = block_at(j, first, count, rows, packed);
-    multiply(j->w, &block, 0, j->num_panels);
+    quantize_rows(j->w, j->sums, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, rows, packed,
+                  j->stride_bytes);
+    multiply_layers(j, first, count, rows, packed, 0, j->num_panels);
 }
 
 static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
@@ -281,24 +314,21 @@ static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
 
 size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, block_rows(w))); }
 
+/// All rows on this thread.
+static void run_blocks(const job *j, char *scratch) {
+    char *packed = scratch + round_up((int64_t)sizeof(qrt_q8_row) * j->rows_per_block, QRT_ALIGNMENT);
+    for (int64_t i = 0; i < j->m; i += j->rows_per_block)
+        run_rows(j, i, min_i64(j->rows_per_block, j->m - i), (qrt_q8_row *)scratch, packed);
+}
+
 void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
                           qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems,
                           void *scratch) {
-    int64_t rows_per_block = min_i64(m, block_rows(w));
-    job j = {
-        .w = w, .a = a, .lda_elems = lda_elems, .m = m, .epilogue = *epilogue, .y = y, .ldy_elems = ldy_elems,
-        .stride_bytes = row_bytes(w), .num_panels = ceil_div(w->n, w->kernel->nr),
-    };
+    const qrt_q8_layer layer = {w, *epilogue, y, ldy_elems};
+    job j = job_of(&layer, 1, a, lda_elems, m);
     qrt_q8_row shared;
-    if (mode == QRT_PER_TENSOR) {
-        float lo, hi;
-        tensor_range(w, a, lda_elems, m, &lo, &hi);
-        shared = choose_parameters(lo, hi);
-        j.shared = &shared;
-    }
-    char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * rows_per_block, QRT_ALIGNMENT);
-    for (int64_t i = 0; i < m; i += rows_per_block)
-        run_rows(&j, i, min_i64(rows_per_block, m - i), scratch, packed);
+    share_range(&j, mode, &shared);
+    run_blocks(&j, scratch);
 }
 
 // ------------------------------------------------------------------------------------------ threads
@@ -317,7 +347,7 @@ static void take_blocks(void *context, int64_t task) {
 static void quantize_share(void *context, int64_t task) {
     job *j = context;
     int64_t first = task * j->rows_per_share, count = min_i64(j->rows_per_share, j->m - first);
-    quantize_rows(j->w, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, j->rows + first,
+    quantize_rows(j->w, j->sums, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, j->rows + first,
                   j->packed + first * j->stride_bytes, j->stride_bytes);
 }
 
@@ -327,30 +357,42 @@ static void take_panels(void *context, int64_t task) {
     int64_t first = task * j->panels_per_task, last = min_i64(first + j->panels_per_task, j->num_panels);
     for (int64_t i = 0; i < j->m; i += j->rows_per_block) {
         int64_t count = min_i64(j->rows_per_block, j->m - i);
-        qrt_q8_block block = block_at(j, i, count, j->rows + i, j->packed + i * j->stride_bytes);
-        multiply(j->w, &block, first, last);
+        multiply_layers(j, i, count, j->rows + i, j->packed + i * j->stride_bytes, first, last);
     }
 }
 
-qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
-    if (m <= 0 || w->n == 0) return QRT_OK;
-    double macs = (double)m * (double)w->k * (double)w->n;
+/// Whether one packing of the activations serves both.
+static bool are_packed_alike(const qrt_q8_weights *a, const qrt_q8_weights *b) {
+    return a->k_padded == b->k_padded && a->kernel->quantize == b->kernel->quantize;
+}
+
+qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,
+                         int64_t m, qrt_range_mode mode) {
+    int alike = 1;
+    while (alike < num_layers && are_packed_alike(layers[0].w, layers[alike].w)) alike++;
+    if (alike < num_layers) {
+        qrt_status status = qrt_q8_linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
+        if (status != QRT_OK) return status;
+    }
+    job j = job_of(layers, alike, a, lda_elems, m);
+    const qrt_q8_weights *w = j.w;
+    if (m <= 0 || j.num_panels == 0) return QRT_OK;
+    double macs = 0;
+    for (int i = 0; i < alike; i++) macs += (double)m * (double)w->k * (double)layers[i].w->n;
     int64_t threads = run->num_threads;
     if (macs < (double)threads * MACS_PER_THREAD) threads = (int64_t)(macs / MACS_PER_THREAD);
+    qrt_q8_row shared;
     if (threads <= 1) {
         qrt_buffer *scratch = qrt_scratch(run, qrt_q8_scratch_bytes(w, m));
         if (!scratch) return QRT_NO_MEMORY;
-        qrt_q8_linear_serial(w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch->data);
+        share_range(&j, mode, &shared);
+        run_blocks(&j, scratch->data);
         qrt_scratch_free(run, scratch);
         return QRT_OK;
     }
-    job j = {
-        .w = w, .a = a, .lda_elems = lda_elems, .m = m, .epilogue = *epilogue, .y = y, .ldy_elems = ldy_elems,
-        .stride_bytes = row_bytes(w), .num_panels = ceil_div(w->n, w->kernel->nr), .rows_per_block = block_rows(w),
-    };
     // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.
     bool by_rows = m >= threads * ROWS_PER_THREAD;
+    j.rows_per_block = block_rows(w);
     if (by_rows) {
         int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
         int64_t blocks = ceil_div(share, j.rows_per_block);
@@ -363,13 +405,7 @@ qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, 
     if (!scratch) return QRT_NO_MEMORY;
     j.rows = scratch->data;
     j.packed = (char *)scratch->data + round_up((int64_t)sizeof(qrt_q8_row) * held, QRT_ALIGNMENT);
-    qrt_q8_row shared;
-    if (mode == QRT_PER_TENSOR) {
-        float lo, hi;
-        tensor_range(w, a, lda_elems, m, &lo, &hi);
-        shared = choose_parameters(lo, hi);
-        j.shared = &shared;
-    }
+    share_range(&j, mode, &shared);
     if (by_rows) {
         qrt_parallel_for((int)threads, threads, take_blocks, &j);
     } else {

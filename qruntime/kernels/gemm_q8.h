@@ -70,13 +70,21 @@ typedef struct {
     int64_t residual_stride_elems;
 } qrt_q8_epilogue;
 
-/// y = layer(a) for `m` rows, on at most run->num_threads threads, scratch from `run`.
-/// `a` has row stride lda_elems, `y` has row stride ldy_elems.
-qrt_status qrt_q8_linear(const qrt_q8_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
+/// One of the layers that read the same activations.
+typedef struct {
+    const qrt_q8_weights *w;
+    qrt_q8_epilogue epilogue;
+    float *y;                       ///< [m, w->n]
+    int64_t ldy_elems;
+} qrt_q8_layer;
 
-/// The same on the calling thread with scratch of qrt_q8_scratch_bytes(w, m) bytes given by the caller:
-/// for recurrent steps, which call it many times. `scratch` is aligned to QRT_ALIGNMENT.
+/// y of every layer for `m` rows of k activations, lda_elems apart, on at most run->num_threads threads, scratch from
+/// `run`. All weights have the same k. A row is quantized once for all layers that one kernel packed.
+qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,
+                         int64_t m, qrt_range_mode mode);
+
+/// One layer on the calling thread with scratch of qrt_q8_scratch_bytes(w, m) bytes given by the caller: for recurrent
+/// steps, which call it many times. `y` has row stride ldy_elems; `scratch` is aligned to QRT_ALIGNMENT.
 size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m);
 void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
                           qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems,

@@ -118,5 +118,22 @@ def _linear_q8(node: Node) -> NativeCall | None:
     return NativeCall("linear_q8", ints=ints, packed=[packed], inputs=inputs)
 
 
+@operator("MergedDynamicQuantizedLinear", domain="qruntime")
+def merged_dynamic_quantized_linear(
+    x: np.ndarray, *parameters: np.ndarray | None, activations: tuple[str, ...], range: str = "per_token"
+) -> tuple[np.ndarray, ...]:
+    """Several DynamicQuantizedLinear of one x: weight, scale, zero point and bias of each; one output for each."""
+    layers = zip(activations, *(parameters[i::4] for i in (0, 1, 2, 3)))
+    return tuple(dynamic_quantized_linear(x, *layer, activation=activation, range=range) for activation, *layer in layers)
+
+
+@merged_dynamic_quantized_linear.native
+def _merged_linear_q8(node: Node) -> NativeCall | None:
+    parameters = [_data(value) for value in node.inputs[1:]]
+    packed = [_kernels.PackedQ8(*parameters[i : i + 4]) for i in range(0, len(parameters), 4)]
+    ints = [*(ACTIVATIONS.index(name) for name in node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
+    return NativeCall("linear_q8", ints=ints, packed=packed, inputs=[0])
+
+
 def _data(value: Value | None) -> Any:
     return None if value is None else value.data

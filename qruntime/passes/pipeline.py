@@ -25,6 +25,7 @@ from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
+from qruntime.passes.merged_linear import merge_linear
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
@@ -60,6 +61,7 @@ LOWERED: list[Pass] = [
     lower_recurrent,
     lower_convolution,
     fuse_epilogues,
+    merge_linear,
     fuse_residual_norm,
     remove_dead_nodes,
 ]

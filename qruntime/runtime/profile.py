@@ -51,13 +51,13 @@ class Profile(NamedTuple):
         return sum(node.operations or 0 for node in found)
 
     def __str__(self) -> str:
-        lines = [f"{'operator':28}{'kernel':18}{'nodes':>6}{'µs':>12}{'share':>8}{'GOPS':>9}"]
+        lines = [f"{'operator':30}{'kernel':18}{'nodes':>6}{'µs':>12}{'share':>8}{'GOPS':>9}"]
         total = self.seconds or 1.0
         for op_type, kernel, count, seconds in self.by_operator():
             operations = self._operations(op_type, kernel)
             speed = f"{operations / seconds / 1e9:9,.0f}" if operations and seconds else ""
-            lines.append(f"{op_type:28}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}{speed}")
-        lines.append(f"{'total':46}{len(self.nodes):6}{self.seconds * 1e6:12.1f}")
+            lines.append(f"{op_type:30}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}{speed}")
+        lines.append(f"{'total':48}{len(self.nodes):6}{self.seconds * 1e6:12.1f}")
         return "\n".join(lines)
 
     def to_json(self) -> str:

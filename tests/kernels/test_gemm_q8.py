@@ -65,6 +65,12 @@ def run(a, packed, activation=NONE, mode=PER_TOKEN, residual=None, threads=1):
     return None if results is None else results[0]
 
 
+def run_layers(a, layers, activations, mode=PER_TOKEN, threads=1):
+    return _kernels.call_node(
+        "linear_q8", [a], ints=(*activations, mode), packed=layers, num_outputs=len(layers), num_threads=threads
+    )
+
+
 def same_bits(x: np.ndarray, y: np.ndarray) -> None:
     assert x.shape == y.shape
     nan = np.isnan(y)
@@ -386,3 +392,31 @@ def test_declines_what_does_not_fit():
     assert _kernels.call_node("linear_q8", [good], ints=(0,), packed=(packed,)) is None
     assert _kernels.call_node("linear_q8", [good], ints=(0, 0)) is None
     assert _kernels.call_node("linear_q8", [None], ints=(0, 0), packed=(packed,)) is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mode", [PER_TOKEN, PER_TENSOR])
+@pytest.mark.parametrize("m", [1, 5, 40, 200])
+def test_layers_that_share_their_rows_are_what_each_is_alone(m, mode, threads):
+    rng = np.random.default_rng(m)
+    k = 300
+    a = rng.standard_normal((m, k)).astype(F32)
+    widths, zero_points = (256, 1, 77, 0, 400), (False, True, False, True, True)
+    layers = [_kernels.PackedQ8(*layer(rng, k, n, zero_points=z)) for n, z in zip(widths, zero_points)]
+    # On AVX2 a layer of small weights and one of large ones are packed differently.
+    layers.append(_kernels.PackedQ8(rng.integers(-3, 4, (k, 64), dtype=np.int8), np.ones(1, F32)))
+    activations = [NONE, 1, NONE, NONE, 2, NONE]
+    together = run_layers(a, layers, activations, mode, threads)
+    for y, packed, activation in zip(together, layers, activations):
+        same_bits(y, run(a, packed, activation, mode))
+
+
+def test_layers_that_do_not_share_their_rows_decline():
+    rng = np.random.default_rng(0)
+    a = np.zeros((2, 8), F32)
+    good = _kernels.PackedQ8(*layer(rng, 8, 4))
+    assert run_layers(a, [good] * 16, [NONE] * 16) is not None
+    assert run_layers(a, [good] * 17, [NONE] * 17) is None
+    assert run_layers(a, [good, _kernels.PackedQ8(*layer(rng, 9, 4))], [NONE, NONE]) is None
+    assert run_layers(a, [good, good], [NONE, 7]) is None
+    assert run_layers(a, [good, None], [NONE, NONE]) is None

@@ -1,29 +1,42 @@
 /// Linear layers with int8 weights.
 #include "../nodes.h"
 
-/// ints: activation (qrt_activation), range mode (qrt_range_mode). packed: qrt_q8_weights.
-/// Inputs: activations float32 [..., K], residual (optional) float32 [..., N].
+enum { MAX_LAYERS = 16 };
+
+static bool has_dims(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
+    if (t->dtype != QRT_F32 || t->rank != rank) return false;
+    for (int i = 0; i < rank; i++)
+        if (t->dims[i] != dims[i]) return false;
+    return true;
+}
+
+/// One or several layers that read the same activations.
+/// packed: qrt_q8_weights of each. ints: activation (qrt_activation) of each, then the range mode.
+/// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N]. Outputs: one for each.
 static qrt_status linear_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (node->num_ints < 2 || node->num_packed < 1 || node->num_inputs < 1 || !in[0]) return QRT_DECLINE;
-    const qrt_q8_weights *w = node->packed[0];
-    const qrt_tensor *a = in[0], *residual = node->num_inputs > 1 ? in[1] : NULL;
-    int64_t activation = node->ints[0], mode = node->ints[1];
-    if (!w || activation < QRT_ACT_NONE || activation > QRT_ACT_TANH || mode < QRT_PER_TOKEN || mode > QRT_PER_TENSOR)
-        return QRT_DECLINE;
-    if (a->dtype != QRT_F32 || a->rank < 1 || a->dims[a->rank - 1] != w->k) return QRT_DECLINE;
-    int64_t dims[QRT_MAX_RANK], m, last = a->rank - 1;
+    int count = node->num_packed;
+    if (count < 1 || count > MAX_LAYERS || node->num_ints != count + 1 || node->num_outputs != count) return QRT_DECLINE;
+    if (node->num_inputs < 1 || node->num_inputs > count + 1 || !in[0]) return QRT_DECLINE;
+    const qrt_tensor *a = in[0];
+    int64_t mode = node->ints[count], dims[QRT_MAX_RANK], m;
+    if (a->dtype != QRT_F32 || a->rank < 1 || mode < QRT_PER_TOKEN || mode > QRT_PER_TENSOR) return QRT_DECLINE;
+    int last = a->rank - 1;
     for (int i = 0; i < last; i++) dims[i] = a->dims[i];
-    dims[last] = w->n;
     if (!qrt_num_elements((int32_t)last, dims, &m)) return QRT_DECLINE;
-    if (residual) {
-        if (residual->dtype != QRT_F32 || residual->rank != a->rank) return QRT_DECLINE;
-        for (int i = 0; i < a->rank; i++)
-            if (residual->dims[i] != dims[i]) return QRT_DECLINE;
+    qrt_q8_layer layers[MAX_LAYERS];
+    for (int i = 0; i < count; i++) {
+        const qrt_q8_weights *w = node->packed[i];
+        const qrt_tensor *residual = i + 1 < node->num_inputs ? in[i + 1] : NULL;
+        if (!w || a->dims[last] != w->k || node->ints[i] < QRT_ACT_NONE || node->ints[i] > QRT_ACT_TANH) return QRT_DECLINE;
+        dims[last] = w->n;
+        if (residual && !has_dims(residual, a->rank, dims)) return QRT_DECLINE;
+        qrt_status status = qrt_alloc(run, &out[i], QRT_F32, a->rank, dims);
+        if (status != QRT_OK) return status;
+        layers[i] = (qrt_q8_layer){
+            w, {(qrt_activation)node->ints[i], residual ? residual->data : NULL, w->n}, out[i].data, w->n,
+        };
     }
-    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, a->rank, dims);
-    if (status != QRT_OK) return status;
-    qrt_q8_epilogue epilogue = {(qrt_activation)activation, residual ? residual->data : NULL, w->n};
-    return qrt_q8_linear(w, run, a->data, w->k, m, (qrt_range_mode)mode, &epilogue, out[0].data, w->n);
+    return qrt_q8_linear(layers, count, run, a->data, a->dims[last], m, (qrt_range_mode)mode);
 }
 
 const qrt_node_entry qrt_linear_q8_nodes[] = {

@@ -95,7 +95,8 @@ static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_
                                   const float *residual, int64_t ldr, float *y, int64_t ldy) {
     const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, residual, ldr};
     if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
-    return qrt_q8_linear(l.weights, run, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy);
+    const qrt_q8_layer layer = {l.weights, epilogue, y, ldy};
+    return qrt_q8_linear(&layer, 1, run, a, lda, m, (qrt_range_mode)l.mode);
 }
 
 static void linear_serial(linear l, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,

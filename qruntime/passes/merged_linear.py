@@ -1,0 +1,70 @@
+"""Quantized layers that read the same activations, as the projections of attention do and the two of a gated MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
+from qruntime.passes.linear import splice
+from qruntime.passes.rewriting import QRUNTIME, as_attribute, trace
+
+_MOST = 16
+"""MAX_LAYERS in kernels/nodes/linear_q8.c."""
+
+
+def merge_linear(graph: Graph) -> None:
+    """DynamicQuantizedLinear(x, …), DynamicQuantizedLinear(x, …), …  →  one node that quantizes x once.
+
+    Only layers that follow one another: results that wait for their readers take memory.
+    """
+    for nested in graph.walk_graphs():
+        replaced: dict[Node, list[Node]] = {}
+        for siblings in list(_runs(nested)):
+            merged = _merge(siblings)
+            trace(f"merge_linear at {merged.label}")
+            for node, output in zip(siblings, merged.outputs):
+                nested.replace_uses(node.outputs[0], output)
+                replaced[node] = []
+            replaced[siblings[0]] = [merged]
+        splice(nested, replaced)
+
+
+def _runs(graph: Graph) -> Iterator[list[Node]]:
+    """Layers with nothing but other operators between them that can be merged, two at least."""
+    run: list[Node] = []
+    for node in graph.nodes:
+        if not node.is_op("DynamicQuantizedLinear", domain=QRUNTIME):
+            continue
+        if run and len(run) < _MOST and _fits(run[0], node):
+            run.append(node)
+            continue
+        if len(run) > 1:
+            yield run
+        run = [node] if _is_plain(node) else []
+    if len(run) > 1:
+        yield run
+
+
+def _is_plain(node: Node) -> bool:
+    return node.input(5) is None and "engine" not in node.attributes
+
+
+def _fits(first: Node, node: Node) -> bool:
+    return _is_plain(node) and node.input(0) is first.input(0) and node.attr("range") == first.attr("range")
+
+
+def _merge(siblings: list[Node]) -> Node:
+    parameters = [value for node in siblings for value in node.inputs[1:5]]
+    activations = tuple(node.attr("activation") for node in siblings)
+    return Node(
+        "MergedDynamicQuantizedLinear",
+        [siblings[0].input(0), *parameters],
+        [Value(f"{node.outputs[0].name}/merged", node.outputs[0].type) for node in siblings],
+        {
+            "activations": Attribute(AttributeType.STRINGS, activations),
+            "range": as_attribute(siblings[0].attr("range")),
+        },
+        domain=QRUNTIME,
+        version=1,
+        name=", ".join(node.name or node.outputs[0].name for node in siblings),
+    )

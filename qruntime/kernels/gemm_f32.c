@@ -88,6 +88,21 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
     }
 }
 
+void qrt_f32_gemm_scattered(const qrt_gemm_f32 *kernel, int64_t m, int64_t k, const float *a, int64_t lda,
+                            const float *const *b, int num_strips, const int64_t *rows, float *c, int64_t ldc) {
+    int64_t kc = k_block(k), mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
+    for (int64_t i = 0; i < m; i += mc) {
+        int64_t height = min64(mc, m - i), k0 = 0;
+        do {
+            int64_t depth = min64(kc, k - k0);
+            for (int s = 0; s < num_strips; s++)
+                kernel->scattered_strip(height, depth, a + i * lda + k0, lda, b[s], rows + k0,
+                                        c + i * ldc + s * kernel->nr, ldc, k0 > 0);
+            k0 += depth;
+        } while (k0 < k);
+    }
+}
+
 void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                   const float *panels, const qrt_f32_epilogue *epilogue, float *c, int64_t ldc) {
     if (m <= 0 || n <= 0) return;

@@ -38,6 +38,10 @@ typedef struct qrt_gemm_f32 {
     void (*strip)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                   const float *ahead, float *c, int64_t ldc, bool accumulate);
 
+    /// The same for a strip of nr columns whose rows lie anywhere: row k starts at b + rows[k].
+    void (*scattered_strip)(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, const int64_t *rows,
+                            float *c, int64_t ldc, bool accumulate);
+
     /// c[m, n] = a[m, k] · panels for 1 ≤ m ≤ 4 and any n: reads ⌈n / nr⌉ packed panels of k rows each once.
     void (*stream)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
                    float *c, int64_t ldc);
@@ -89,5 +93,9 @@ void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, c
 void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                          const float *b, int64_t ldb, int64_t strip_stride,
                          const qrt_f32_epilogue *epilogue, float *c, int64_t ldc);
+
+/// c[m, num_strips · nr] = a · b for strips whose rows lie anywhere: row k of strip s starts at b[s] + rows[k].
+void qrt_f32_gemm_scattered(const qrt_gemm_f32 *kernel, int64_t m, int64_t k, const float *a, int64_t lda,
+                            const float *const *b, int num_strips, const int64_t *rows, float *c, int64_t ldc);
 
 #endif

@@ -1,9 +1,11 @@
 /// Convolution of float images in 1, 2 or 3 spatial dims.
 ///
 /// The product is y[m, p] = Σ_k w[m, k] · columns[k, p] with k over (channel, tap) in the order of w and p over
-/// output positions. Columns are gathered a few panels at a time from a padded copy of the image, which spares every
-/// bounds check. In the copy a row holds its elements 0, s, 2s, … first, then 1, s + 1, …, where s is the stride, so
-/// that the elements which one tap meets along an output row are consecutive. Depthwise channels are summed tap by tap.
+/// output positions. Columns come from a padded copy of the image, which spares every bounds check. In the copy a row
+/// holds its elements 0, s, 2s, … first, then 1, s + 1, …, where s is the stride, so that the elements which one tap
+/// meets along an output row are consecutive. They are multiplied where they lie, and what the padding between two rows
+/// gives is dropped; where that would be too much, as in small images, columns are gathered a few panels at a time.
+/// Depthwise channels are summed tap by tap.
 #include <string.h>
 
 #include "../threads.h"
@@ -11,6 +13,14 @@
 
 /// Panels of columns in hand stay within this many floats; so few multiply-adds do not repay waking a thread.
 enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
+
+/// Columns of so many panels are multiplied in place by a block of weights while it is in the cache, if at least this
+/// share of them are output positions.
+enum { PANELS_IN_PLACE = 4 };
+#define USEFUL_IN_PLACE 0.85
+
+/// Gathering copies so many floats at once.
+enum { WIDE = 16 };
 
 /// Up to this many positions the image is better taken as the rows of the product, times packed weights.
 enum { MAX_ROWS = 6 };
@@ -27,6 +37,9 @@ typedef struct {
     float *y;
     const qrt_f32_epilogue *epilogue;
     const int64_t *tap_offsets;
+    const int64_t *row_offsets;  ///< of (channel, tap), for columns that are multiplied in place
+    int64_t stretches;           ///< in place: positions whose columns are consecutive, `stretch` of them with the gaps
+    int64_t stretch, panels_of_stretch;
     int64_t block, blocks, slots, slot_floats;
     float *scratch;
 } job;
@@ -38,25 +51,38 @@ static int64_t origin(const job *j, int64_t p) {
     return (slice * g->stride[0] * g->padded[1] + row * g->stride[1]) * j->row + column;
 }
 
-/// One panel: columns p … p + count - 1, padded with zeros to nr.
+/// `count` columns or positions that are consecutive at both ends.
+typedef struct {
+    int64_t from, to, count;
+} run;
+
+static int find_runs(const job *j, int64_t p, int64_t count, run *runs) {
+    int found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = origin(j, p + i);
+        run *last = &runs[found - 1];
+        if (found && at == last->from + last->count) last->count++;
+        else runs[found++] = (run){at, i, 1};
+    }
+    return found;
+}
+
+/// One panel: columns p … p + count - 1, padded with zeros to nr. From the copy whole vectors are taken, which may reach
+/// WIDE - 1 floats too far on both sides: what they spoil of the panel is written after them.
 static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
     const qrt_convolution *g = j->g;
-    int64_t at[MAX_NR];
-    for (int64_t i = 0; i < count; i++) at[i] = origin(j, p + i);
-    // Origins ascend, so equal distances at the ends mean consecutive elements all along.
-    bool consecutive = count == nr && at[nr - 1] - at[0] == nr - 1;
+    run runs[MAX_NR];
+    int num_runs = find_runs(j, p, count, runs);
     for (int64_t c = 0; c < g->group_channels; c++, x += j->plane)
         for (int64_t t = 0; t < g->taps; t++, panel += nr) {
-            const float *from = x + j->tap_offsets[t];
-            if (consecutive && nr == 16) {
-                memcpy(panel, from + at[0], 16 * sizeof *panel);
-            } else if (consecutive) {
-                memcpy(panel, from + at[0], (size_t)nr * sizeof *panel);
-            } else {
-                int64_t i = 0;
-                for (; i < count; i++) panel[i] = from[at[i]];
-                for (; i < nr; i++) panel[i] = 0.0f;
+            const float *tap = x + j->tap_offsets[t];
+            for (const run *r = runs; r < runs + num_runs; r++) {
+                const float *from = tap + r->from;
+                float *to = panel + r->to;
+                if (!j->copies) memcpy(to, from, (size_t)r->count * sizeof *to);
+                else for (int64_t i = 0; i < r->count; i += WIDE) memcpy(to + i, from + i, WIDE * sizeof *to);
             }
+            for (int64_t i = count; i < nr; i++) panel[i] = 0.0f;
         }
 }
 
@@ -81,6 +107,57 @@ static void multiply_slot(void *context, int64_t slot) {
         qrt_f32_gemm(kernel, g->group_maps, count, g->depth, j->w + group * g->group_maps * g->depth, g->depth, panels,
                      &epilogue, j->y + group * g->group_maps * g->positions + first, g->positions);
     }
+}
+
+/// Places of a panel in place: its first column in a plane, and the output positions among its columns.
+static const float *place_panel(const job *j, const float *x, int64_t panel, int64_t nr, run *runs, int *num_runs) {
+    const qrt_convolution *g = j->g;
+    int64_t at = panel / j->panels_of_stretch, first = panel % j->panels_of_stretch * nr;
+    int64_t rows = g->positions / g->out[2] / j->stretches;  // output rows of a stretch
+    int64_t position = at * rows * g->out[2];
+    *num_runs = 0;
+    for (int64_t row = first / j->row; row < rows && row * j->row < first + nr; row++) {
+        int64_t begin = qrt_max(first, row * j->row), end = qrt_min(first + nr, row * j->row + g->out[2]);
+        if (begin >= end) continue;
+        runs[(*num_runs)++] = (run){begin - first, position + row * g->out[2] + begin - row * j->row, end - begin};
+    }
+    return x + origin(j, position) + first;
+}
+
+static void in_place_slot(void *context, int64_t slot) {
+    const job *j = context;
+    const qrt_convolution *g = j->g;
+    const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
+    int64_t nr = kernel->nr, panels = j->stretches * j->panels_of_stretch, units = g->groups * j->blocks;
+    float *c = j->scratch + slot * j->slot_floats;
+    for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
+        int64_t group = unit / j->blocks, first = unit % j->blocks * PANELS_IN_PLACE;
+        int count = (int)qrt_min(PANELS_IN_PLACE, panels - first), num_runs[PANELS_IN_PLACE];
+        run runs[PANELS_IN_PLACE][MAX_NR];
+        const float *x = j->x + group * g->group_channels * j->plane, *b[PANELS_IN_PLACE];
+        for (int s = 0; s < count; s++) b[s] = place_panel(j, x, first + s, nr, runs[s], &num_runs[s]);
+        int64_t ldc = count * nr;
+        qrt_f32_gemm_scattered(kernel, g->group_maps, g->depth, j->w + group * g->group_maps * g->depth, g->depth, b, count,
+                               j->row_offsets, c, ldc);
+        qrt_f32_epilogue epilogue = *j->epilogue;
+        if (epilogue.row_bias) epilogue.row_bias += group * g->group_maps;
+        kernel->finish(g->group_maps, ldc, c, ldc, &epilogue);
+        float *y = j->y + group * g->group_maps * g->positions;
+        for (int64_t map = 0; map < g->group_maps; map++, y += g->positions)
+            for (int s = 0; s < count; s++)
+                for (const run *r = runs[s]; r < runs[s] + num_runs[s]; r++)
+                    memcpy(y + r->to, c + map * ldc + s * nr + r->from, (size_t)r->count * sizeof *y);
+    }
+}
+
+/// How many stretches, and whether multiplying in place is worth it.
+static bool suits_in_place(job *j, int64_t nr) {
+    const qrt_convolution *g = j->g;
+    bool joins_rows = g->stride[1] == 1 && g->stride[2] == 1;
+    j->stretches = joins_rows ? g->out[0] : g->out[0] * g->out[1];
+    j->stretch = joins_rows ? (g->out[1] - 1) * j->row + g->out[2] : g->out[2];
+    j->panels_of_stretch = qrt_ceil_div(j->stretch, nr);
+    return (double)g->positions >= USEFUL_IN_PLACE * (double)j->stretches * (double)j->panels_of_stretch * (double)nr;
 }
 
 /// The copy of one channel.
@@ -189,18 +266,24 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     job j = {.g = &g, .w = w->data, .epilogue = &epilogue, .slots = 1};
     j.phase = qrt_ceil_div(g.padded[2], g.stride[2]);
     j.row = j.phase * g.stride[2];
-    j.plane = g.padded[0] * g.padded[1] * j.row;
-    j.copies = j.row != g.in[2] || g.padded[1] != g.in[1] || g.padded[0] != g.in[0] || g.stride[2] > 1;
-
+    int64_t nr = qrt_kernels.gemm_f32.nr;
     bool is_depthwise = g.group_channels == 1, few = packed && g.positions <= MAX_ROWS;
+    bool in_place = g.taps > 1 && !few && !is_depthwise && suits_in_place(&j, nr);
+    j.plane = g.padded[0] * g.padded[1] * j.row;
+    j.copies = in_place || j.row != g.in[2] || g.padded[1] != g.in[1] || g.padded[0] != g.in[0] || g.stride[2] > 1;
+    if (j.copies && qrt_f32_rows_conflict(j.plane)) j.plane = qrt_f32_row_stride(j.plane);
     double work = (double)g.maps * (double)g.depth * (double)g.positions;
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
-    int64_t nr = qrt_kernels.gemm_f32.nr, most_slots = threads > 1 ? 4 * (int64_t)threads : 1, copy_floats = 0;
+    int64_t most_slots = threads > 1 ? 4 * (int64_t)threads : 1, copy_floats = 0;
     if (few) {
         if (__builtin_mul_overflow(g.positions, g.depth + g.maps, &j.slot_floats)) return QRT_NO_MEMORY;
     } else if (is_depthwise) {
         j.slots = qrt_min(most_slots, g.channels);
         if (j.copies) j.slot_floats = j.plane;
+    } else if (in_place) {
+        j.blocks = qrt_ceil_div(j.stretches * j.panels_of_stretch, PANELS_IN_PLACE);
+        j.slots = qrt_min(most_slots, g.groups * j.blocks);
+        if (__builtin_mul_overflow(g.group_maps, PANELS_IN_PLACE * nr, &j.slot_floats)) return QRT_NO_MEMORY;
     } else {
         int64_t panels = qrt_ceil_div(g.positions, nr), panels_of_block = qrt_max(1, BLOCK_FLOATS / qrt_max(1, g.depth) / nr);
         panels_of_block = qrt_min(panels_of_block, qrt_ceil_div(panels, qrt_ceil_div(most_slots, g.groups)));
@@ -208,10 +291,11 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
         j.blocks = qrt_ceil_div(panels, panels_of_block);
         j.slots = qrt_min(most_slots, g.groups * j.blocks);
         if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
+        j.slot_floats += WIDE;
     }
-    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane;
+    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane + MAX_NR;
     // Offsets are held in int64, two floats each.
-    size_t offset_floats = 2 * (size_t)g.taps, floats, bytes;
+    size_t offset_floats = 2 * ((size_t)g.taps + (in_place ? (size_t)g.depth : 0)), floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||
         __builtin_add_overflow(floats, offset_floats, &floats) ||
         __builtin_add_overflow(floats, (size_t)copy_floats, &floats) || __builtin_mul_overflow(floats, sizeof(float), &bytes))
@@ -227,6 +311,9 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
                                column % g.stride[2] * j.phase + column / g.stride[2];
             }
     j.tap_offsets = offsets;
+    j.row_offsets = offsets + g.taps;
+    for (int64_t k = 0; in_place && k < g.depth; k++)
+        offsets[g.taps + k] = k / g.taps * j.plane + offsets[k % g.taps];
     j.copy = (float *)scratch->data + offset_floats;
     j.scratch = j.copy + copy_floats;
 
@@ -241,7 +328,7 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
         if (few)
             status = multiply_few(&j, run, packed, j.scratch);
         else
-            qrt_parallel_for(threads, j.slots, is_depthwise ? depthwise_slot : multiply_slot, &j);
+            qrt_parallel_for(threads, j.slots, is_depthwise ? depthwise_slot : in_place ? in_place_slot : multiply_slot, &j);
     }
     qrt_scratch_free(run, scratch);
     return status;

@@ -22,6 +22,17 @@ static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, 
     }
 }
 
+static void scattered_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, const int64_t *rows,
+                            float *c, int64_t ldc, bool accumulate) {
+    for (int64_t i = 0; i < m; i++, a += lda, c += ldc) {
+        float sums[NR] = {0};
+        if (accumulate) memcpy(sums, c, sizeof sums);
+        for (int64_t p = 0; p < k; p++)
+            for (int j = 0; j < NR; j++) sums[j] += a[p] * b[rows[p] + j];
+        memcpy(c, sums, sizeof sums);
+    }
+}
+
 static void stream(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
                    float *c, int64_t ldc) {
     for (int64_t j = 0; j < n; j += NR)
@@ -68,5 +79,5 @@ static void taps(int64_t n, int64_t num_taps, const float *w, const int64_t *off
 }
 
 void qrt_portable_gemm_f32(qrt_kernel_table *t) {
-    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, stream, finish, pack, taps};
+    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, scattered_strip, stream, finish, pack, taps};
 }

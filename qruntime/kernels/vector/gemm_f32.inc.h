@@ -10,9 +10,11 @@ ALWAYS_INLINE int64_t columns_of(int v, int64_t n) {
     return left < 0 ? 0 : left < VL ? left : VL;
 }
 
-/// `rows`, `vectors` and `full` are constants at every call: all loops over the tile unroll into registers.
+/// `rows`, `vectors`, `full` and whether there are `places` are constants at every call: all loops over the tile unroll
+/// into registers. Row p of b is at b + places[p], or ldb behind the one before.
 ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int64_t n, int64_t k, const float *a, int64_t lda,
-                        const float *b, int64_t ldb, const float *ahead, float *c, int64_t ldc, bool accumulate) {
+                        const float *b, int64_t ldb, const int64_t *places, const float *ahead, float *c, int64_t ldc,
+                        bool accumulate) {
     vf sums[MR][NV];
     // A pointer for every third row; the rows between are reached by index, which keeps registers free.
     const float *group[(MR + 2) / 3];
@@ -27,13 +29,16 @@ ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int6
         }
     for (int64_t p = 0; p < k; p++) {
         vf row[NV];
+        const float *from = places ? b + places[p] : b;
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) row[v] = full ? vf_load(b + v * VL) : vf_load_n(b + v * VL, columns_of(v, n));
-        b += ldb;
-        // Weights that come from the third-level cache or memory arrive while others are multiplied: a third faster.
+        for (int v = 0; v < vectors; v++) row[v] = full ? vf_load(from + v * VL) : vf_load_n(from + v * VL, columns_of(v, n));
+        if (!places) {
+            b += ldb;
+            // Weights that come from the third-level cache or memory arrive while others are multiplied: a third faster.
 #pragma GCC unroll 4
-        for (int line = 0; line < NR; line += 16) __builtin_prefetch(ahead + line, 0, 2);
-        ahead += ldb;
+            for (int line = 0; line < NR; line += 16) __builtin_prefetch(ahead + line, 0, 2);
+            ahead += ldb;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             vf element = vf_set(group[i / 3][i % 3 * lda]);
@@ -55,10 +60,11 @@ ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int6
         }
 }
 
-#define TILE(ROWS) case ROWS: tile(ROWS, vectors, full, n, k, a, lda, b, ldb, ahead, c, ldc, accumulate); break;
+#define TILE(ROWS) case ROWS: tile(ROWS, vectors, full, n, k, a, lda, b, ldb, places, ahead, c, ldc, accumulate); break;
 
 ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                         const float *b, int64_t ldb, const float *ahead, float *c, int64_t ldc, bool accumulate) {
+                         const float *b, int64_t ldb, const int64_t *places, const float *ahead, float *c, int64_t ldc,
+                         bool accumulate) {
     // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
     for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
         int64_t rows = (m + left - 1) / left;
@@ -75,11 +81,16 @@ ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t 
 static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                   const float *ahead, float *c, int64_t ldc, bool accumulate) {
     if (n == NR)
-        tiles(NV, true, m, n, k, a, lda, b, ldb, ahead, c, ldc, accumulate);
+        tiles(NV, true, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
     else if (n > VL)
-        tiles(NV, false, m, n, k, a, lda, b, ldb, ahead, c, ldc, accumulate);
+        tiles(NV, false, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
     else
-        tiles(1, false, m, n, k, a, lda, b, ldb, ahead, c, ldc, accumulate);
+        tiles(1, false, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
+}
+
+static void scattered_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, const int64_t *rows,
+                            float *c, int64_t ldc, bool accumulate) {
+    tiles(NV, true, m, NR, k, a, lda, b, 0, rows, b, c, ldc, accumulate);
 }
 
 /// `rows` times `panels` tiles of one row: enough independent chains to keep the multipliers busy.

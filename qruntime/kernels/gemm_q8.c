@@ -120,6 +120,17 @@ size_t qrt_q8_packed_bytes(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t 
     return l.overflow ? 0 : l.size;
 }
 
+/// Bytes from one packed row to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
+static int64_t row_bytes(const qrt_gemm_q8 *kernel, int64_t k_padded) {
+    int64_t bytes = round_up(k_padded * kernel->item_bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
+    return bytes / QRT_ALIGNMENT % 2 ? bytes : bytes + QRT_ALIGNMENT;
+}
+
+static int64_t block_rows(const qrt_gemm_q8 *kernel, int64_t row_bytes) {
+    int64_t fitting = kernel->block_bytes / row_bytes / kernel->mr * kernel->mr;
+    return fitting < kernel->mr ? kernel->mr : min_i64(fitting, kernel->block_rows);
+}
+
 qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                             const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
@@ -136,7 +147,8 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     char *base = buffer->data;
     *made = (qrt_q8_weights){
         .kernel = memcpy(base + l.at_kernel, kernel, sizeof *kernel),
-        .k = k, .n = n, .k_padded = l.k_padded, .panel_bytes = l.panel_bytes,
+        .k = k, .n = n, .k_padded = l.k_padded, .num_panels = l.columns / kernel->nr, .panel_bytes = l.panel_bytes,
+        .row_bytes = row_bytes(kernel, l.k_padded), .block_rows = block_rows(kernel, row_bytes(kernel, l.k_padded)),
         .panels = base + l.at_panels,
         .col_sums = (int32_t *)(base + l.at_sums),
         .scales = (float *)(base + l.at_scales),
@@ -170,26 +182,18 @@ void qrt_q8_free(qrt_q8_weights *w) {
 
 // -------------------------------------------------------------------------------------- activations
 
+/// Added to |x| < 2^22 and taken off again it leaves rint_even(x): nearbyintf is a call into libm on plain x86-64.
+static const float ROUND_TO_INT = 12582912.0f;
+
 static qrt_q8_row choose_parameters(float lo, float hi) {
     qrt_q8_row row = {.sum = 0};
     row.scale = (float)(((double)hi - (double)lo) / 255.0);
     if (row.scale == 0.0f) row.scale = 1.0f;
     if (row.scale < FLT_MIN) row.scale = FLT_MIN;
-    float zero_point = nearbyintf(-lo / row.scale);
+    float zero_point = -lo / row.scale + ROUND_TO_INT - ROUND_TO_INT;
     zero_point = zero_point > 0.0f ? zero_point : 0.0f;  // also NaN
     row.zero_point = (int32_t)(zero_point < 255.0f ? zero_point : 255.0f);
     return row;
-}
-
-/// Bytes from one packed row to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
-static int64_t row_bytes(const qrt_q8_weights *w) {
-    int64_t bytes = round_up(w->k_padded * w->kernel->item_bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
-    return bytes / QRT_ALIGNMENT % 2 ? bytes : bytes + QRT_ALIGNMENT;
-}
-
-static int64_t block_rows(const qrt_q8_weights *w) {
-    int64_t fitting = w->kernel->block_bytes / row_bytes(w) / w->kernel->mr * w->kernel->mr;
-    return fitting < w->kernel->mr ? w->kernel->mr : min_i64(fitting, w->kernel->block_rows);
 }
 
 static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m, float *lo, float *hi) {
@@ -272,17 +276,15 @@ typedef struct {
     int64_t next_block;         ///< atomic
 } job;
 
-static int64_t panels_of(const qrt_q8_weights *w) { return ceil_div(w->n, w->kernel->nr); }
-
 static job job_of(const qrt_q8_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
     const qrt_q8_weights *w = layers[0].w;
     job j = {
         .layers = layers, .num_layers = num_layers, .w = w, .a = a, .lda_elems = lda_elems, .m = m,
-        .stride_bytes = row_bytes(w), .rows_per_block = min_i64(m, block_rows(w)),
+        .stride_bytes = w->row_bytes, .rows_per_block = min_i64(m, w->block_rows),
     };
     for (int i = 0; i < num_layers; i++) {
         j.sums |= layers[i].w->zero_points != NULL;
-        j.num_panels += panels_of(layers[i].w);
+        j.num_panels += layers[i].w->num_panels;
     }
     return j;
 }
@@ -301,7 +303,7 @@ static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, c
                             const char *packed, int64_t first, int64_t last) {
     for (int i = 0; i < j->num_layers && last > 0; i++) {
         const qrt_q8_layer *layer = &j->layers[i];
-        int64_t panels = panels_of(layer->w);
+        int64_t panels = layer->w->num_panels;
         if (first < panels) {
             qrt_q8_block block = {
                 .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
@@ -323,10 +325,10 @@ static void run_rows(const job *j, int64_t first, int64_t count, qrt_q8_row *row
 }
 
 static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
-    return (size_t)round_up((int64_t)sizeof(qrt_q8_row) * m, QRT_ALIGNMENT) + (size_t)(m * row_bytes(w));
+    return (size_t)round_up((int64_t)sizeof(qrt_q8_row) * m, QRT_ALIGNMENT) + (size_t)(m * w->row_bytes);
 }
 
-size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, block_rows(w))); }
+size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, w->block_rows)); }
 
 /// All rows on this thread.
 static void run_blocks(const job *j, char *scratch) {
@@ -407,7 +409,7 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
     }
     // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.
     bool by_rows = m >= threads * ROWS_PER_THREAD;
-    j.rows_per_block = block_rows(w);
+    j.rows_per_block = w->block_rows;
     if (by_rows) {
         int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
         int64_t blocks = ceil_div(share, j.rows_per_block);

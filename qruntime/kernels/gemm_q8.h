@@ -46,7 +46,10 @@ typedef struct qrt_q8_weights {
     const struct qrt_gemm_q8 *kernel;  ///< a copy of what packed them
     int64_t k, n;
     int64_t k_padded;        ///< k rounded up to the step of the kernel; the rest is zeros
-    int64_t panel_bytes;     ///< from one panel of nr columns to the next
+    int64_t num_panels;      ///< of nr columns each
+    int64_t panel_bytes;     ///< from one panel to the next
+    int64_t row_bytes;       ///< from one packed row of activations to the next
+    int64_t block_rows;      ///< most rows of a block
     void *panels;            ///< layout private to `kernel`
     int32_t *col_sums;       ///< Σ_k qw[k, n], padded to a multiple of nr
     float *scales;           ///< padded to a multiple of nr (per tensor: the same value repeated)

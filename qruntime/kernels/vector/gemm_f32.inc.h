@@ -113,14 +113,17 @@ ALWAYS_INLINE void flow(const int rows, const int panels, int64_t n, int64_t k, 
     const float *second = b + k * NR, *third = second + k * NR, *fourth = third + k * NR;
     for (int64_t p = 0; p < k; p++, b += NR, second += NR, third += NR, fourth += NR) {
         const float *at[4] = {b, second, third, fourth};
+        vf elements[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < rows; i++) elements[i] = vf_set(a[i * lda + p]);
 #pragma GCC unroll 4
         for (int j = 0; j < panels; j++)
 #pragma GCC unroll 4
             for (int v = 0; v < NV; v++) {
                 vf column = vf_load(at[j] + v * VL);
+                if (rows > 1) __asm__("" ::: "memory");  // else gcc loads it anew for every row
 #pragma GCC unroll 4
-                for (int i = 0; i < rows; i++)
-                    sums[i][j][v] = vf_fma(vf_set(a[i * lda + p]), column, sums[i][j][v]);
+                for (int i = 0; i < rows; i++) sums[i][j][v] = vf_fma(elements[i], column, sums[i][j][v]);
             }
     }
 #pragma GCC unroll 4

@@ -4,6 +4,7 @@
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     enum { CHAINS = 4 };
     vf low[CHAINS], high[CHAINS];
+#pragma GCC unroll 4
     for (int c = 0; c < CHAINS; c++) {
         low[c] = vf_set(*lo);
         high[c] = vf_set(*hi);

@@ -36,7 +36,10 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     return true;
 }
 
-/// acc[rows][NR], `rows` a constant where it is inlined.
+/// Fewer rows are done with a panel before the next could have come, and pay for asking.
+enum { FETCHING_ROWS = 4, CACHE_LINE = 64 };
+
+/// acc[rows][NR], `rows` a constant where it is inlined. Meanwhile the panel that follows in memory is fetched.
 static inline __attribute__((always_inline)) void
 tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc) {
     vi c[TILE_ROWS][VECTORS];
@@ -46,8 +49,11 @@ tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t 
         for (int v = 0; v < VECTORS; v++) c[r][v] = vi_set(0);
     for (int64_t k = 0; k < k_count; k += GROUP, b += GROUP * NR) {
         vi w[VECTORS];
+        if (rows >= FETCHING_ROWS)
+            for (int line = 0; line < GROUP * NR; line += CACHE_LINE) __builtin_prefetch(b + k_count * NR + line, 0, 2);
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
+        __asm__("" ::: "memory");  // else gcc loads them anew for every row of two or three
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             vi codes = vi_codes(a + r * stride + k);
@@ -137,6 +143,9 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
             int left = block->num_rows - r;
             // Two tiles of much the same height rather than a full one and a sliver.
             int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
+            for (int i = r; rows >= FETCHING_ROWS && i < r + rows; i++)
+                for (int j = 0; j < NR; j += CACHE_LINE / (int)sizeof(float))
+                    __builtin_prefetch(block->y + i * block->ldy_elems + panel * NR + j, 1, 2);
             int32_t acc[TILE_ROWS * NR];
             tiles[rows]((const uint8_t *)block->a + r * stride, stride, b, w->k_padded, acc);
             finish_tile(w, block, panel, r, rows, acc);

@@ -74,16 +74,32 @@ static inline vf vf_expm1_nonpositive(vf x) {
     return vf_fma(vf_fma(vf_mul(r, r), exp_tail(r), r), power, vf_sub(power, vf_set(1.0f)));
 }
 
-/// 2ᵖ within 2e-7 for −127.5 < p < 128.5, most accurate near integers; 0 below −126.5, inf above 127.5.
-static inline vf vf_exp2_in_range(vf p) {
-    vf t = vf_add(p, vf_set(ROUND_TO_EXPONENT));
-    vf r = vf_sub(p, vf_sub(t, vf_set(ROUND_TO_EXPONENT)));
-    vf q = vf_set(0.00132692745f);  // (2ʳ − 1) / r
+/// p = n + r with |r| ≤ ½: returns 2ⁿ and leaves r.
+static inline vf exp2_split(vf *p) {
+    vf t = vf_add(*p, vf_set(ROUND_TO_EXPONENT));
+    *p = vf_sub(*p, vf_sub(t, vf_set(ROUND_TO_EXPONENT)));
+    return power_of_two(t);
+}
+
+/// (2ʳ − 1) / r
+static inline vf exp2_slope(vf r) {
+    vf q = vf_set(0.00132692745f);
     q = vf_fma(q, r, vf_set(0.00967130065f));
     q = vf_fma(q, r, vf_set(0.055507116f));
     q = vf_fma(q, r, vf_set(0.240222469f));
-    q = vf_fma(q, r, vf_set(0.693147004f));
-    return vf_mul(vf_fma(q, r, vf_set(1.0f)), power_of_two(t));
+    return vf_fma(q, r, vf_set(0.693147004f));
+}
+
+/// 2ᵖ within 2e-7 for −127.5 < p < 128.5, most accurate near integers; 0 below −126.5, inf above 127.5.
+static inline vf vf_exp2_in_range(vf p) {
+    vf power = exp2_split(&p);
+    return vf_mul(vf_fma(exp2_slope(p), p, vf_set(1.0f)), power);
+}
+
+/// 2ᵖ − 1 within 9e-7 of itself, also near 0, for −127.5 < p < 127.5.
+static inline vf vf_exp2m1_in_range(vf p) {
+    vf power = exp2_split(&p);
+    return vf_fma(vf_mul(exp2_slope(p), p), power, vf_sub(power, vf_set(1.0f)));
 }
 
 /// ln x; −inf at 0, NaN below 0.

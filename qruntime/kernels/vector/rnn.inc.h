@@ -32,18 +32,16 @@ static inline __attribute__((always_inline)) void store_hidden(vf v, float *h, f
 /// the exponentials below stay far from overflow. They double as the bound of the clip.
 #define SIGMOID_LIMIT 40.0f
 #define TANH_LIMIT 20.0f
+#define LOG2_E 1.44269502f
 
 /// NaN of x stays.
 static inline vf limit(vf x, vf most) { return vf_max(vf_neg(most), vf_min(most, x)); }
 
 /// Activations come as fractions, so that a product of them costs one division:
 /// σ(x) = 1 / (1 + e⁻ˣ) and tanh(x) = (e²ˣ − 1) / ((e²ˣ − 1) + 2), which is accurate near 0 too.
-static inline vf sigmoid_exp(vf x, vf most) { return vf_exp_nonpositive(vf_neg(limit(x, most))); }
+static inline vf sigmoid_exp(vf x, vf most) { return vf_exp2_in_range(vf_mul(limit(x, most), vf_set(-LOG2_E))); }
 static inline vf sigmoid_divisor(vf x, vf most) { return vf_add(vf_set(1.0f), sigmoid_exp(x, most)); }
-static inline vf tanh_numerator(vf x, vf most) {
-    vf y = limit(x, most);
-    return vf_expm1_nonpositive(vf_add(y, y));
-}
+static inline vf tanh_numerator(vf x, vf most) { return vf_exp2m1_in_range(vf_mul(limit(x, most), vf_set(2 * LOG2_E))); }
 static inline vf tanh_divisor(vf numerator) { return vf_add(vf_set(2.0f), numerator); }
 static inline vf tanh_of(vf x, vf most) {
     vf e = tanh_numerator(x, most);

@@ -256,13 +256,14 @@ print(before, len(os.listdir("/proc/self/task")))
 
 @needs_linux
 @pytest.mark.skipif(sys.platform == "linux" and len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-def test_small_work_wakes_threads_only_when_more_follows():
+@pytest.mark.parametrize(("size", "rows"), [(600, 1), (1500, 8)])  # one takes less, one more than threads spin
+def test_small_work_wakes_threads_only_when_more_follows(size, rows):
     script = f"""{_IMPORTS}
 def times_asleep():
     tasks = [task for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
     statuses = [open(f"/proc/self/task/{{task}}/status").read() for task in tasks]
     return sum(int(status.partition("\\nvoluntary_ctxt_switches:")[2].split()[0]) for status in statuses)
-model, x = qruntime.load(linear_bytes(600, 600), threads=2).quantize_dynamic(), random(1, 600)
+model, x = qruntime.load(linear_bytes({size}, {size}), threads=2).quantize_dynamic(), random({rows}, {size})
 model(x)
 time.sleep(0.1)
 before = times_asleep()

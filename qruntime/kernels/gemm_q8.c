@@ -397,7 +397,8 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
     for (int i = 0; i < alike; i++) work += (1.0 + (double)m / 4) * (double)w->k * (double)layers[i].w->n;
     int64_t threads = run->num_threads;
     if (work < (double)threads * WORK_PER_THREAD) threads = (int64_t)(work / WORK_PER_THREAD);
-    if (threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm()) threads = 1;
+    bool alone = threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm();
+    if (alone) threads = 1;
     qrt_q8_row shared;
     if (threads <= 1) {
         qrt_buffer *scratch = qrt_scratch(run, qrt_q8_scratch_bytes(w, m));
@@ -405,6 +406,7 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
         share_range(&j, mode, &shared);
         run_blocks(&j, scratch->data);
         qrt_scratch_free(run, scratch);
+        if (alone) qrt_unshared_work_ended();
         return QRT_OK;
     }
     // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.

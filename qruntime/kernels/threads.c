@@ -34,7 +34,7 @@ static struct {
     atomic_int sleepers;
     atomic_int busy;             ///< workers inside the current region
     atomic_llong next;
-    atomic_llong last_asked;     ///< when small work last met sleeping workers
+    atomic_llong unshared_end;   ///< when small work that met sleeping workers last ended
     int64_t num_tasks;
     qrt_task_fn task;
     void *context;
@@ -162,9 +162,10 @@ void qrt_parallel_for(int num_threads, int64_t num_tasks, qrt_task_fn task, void
 
 bool qrt_threads_are_warm(void) {
     if (atomic_load(&pool.num_workers) && !atomic_load(&pool.sleepers)) return true;
-    int64_t now = now_ns();
-    return now - atomic_exchange(&pool.last_asked, now) < SPIN_NS;
+    return now_ns() - atomic_load(&pool.unshared_end) < SPIN_NS;
 }
+
+void qrt_unshared_work_ended(void) { atomic_store(&pool.unshared_end, now_ns()); }
 
 static int from_environment(const char *name) {
     const char *text = getenv(name);

@@ -13,8 +13,11 @@ typedef void (*qrt_task_fn)(void *context, int64_t task);
 /// parallel region is under way (so concurrent runs never wait for each other).
 void qrt_parallel_for(int num_threads, int64_t num_tasks, qrt_task_fn task, void *context);
 
-/// Whether small work is worth sharing: other threads are awake, or work follows work closely enough to wake them.
+/// Whether small work is worth sharing: other threads are awake, or unshared work ended a moment ago, so that more will
+/// follow and waking them pays.
 bool qrt_threads_are_warm(void);
+/// Small work that was not shared, because threads were not warm, has ended.
+void qrt_unshared_work_ended(void);
 
 /// Threads to use by default: QRUNTIME_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that affinity
 /// and cgroup quota leave to this process.

@@ -293,7 +293,10 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
         if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
         j.slot_floats += WIDE;
     }
-    if (j.copies && (few || !is_depthwise)) copy_floats = g.channels * j.plane + MAX_NR;
+    if (j.copies && (few || !is_depthwise) &&
+        (__builtin_mul_overflow(g.channels, j.plane, &copy_floats) ||
+         __builtin_add_overflow(copy_floats, MAX_NR, &copy_floats)))
+        return QRT_NO_MEMORY;
     // Offsets are held in int64, two floats each.
     size_t offset_floats = 2 * ((size_t)g.taps + (in_place ? (size_t)g.depth : 0)), floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||

@@ -54,15 +54,14 @@ static int64_t origin(const job *j, int64_t p) {
 /// `count` columns or positions that are consecutive at both ends.
 typedef struct {
     int64_t from, to, count;
-} run;
+} span;
 
-static int find_runs(const job *j, int64_t p, int64_t count, run *runs) {
+static int find_spans(const job *j, int64_t p, int64_t count, span *spans) {
     int found = 0;
     for (int64_t i = 0; i < count; i++) {
         int64_t at = origin(j, p + i);
-        run *last = &runs[found - 1];
-        if (found && at == last->from + last->count) last->count++;
-        else runs[found++] = (run){at, i, 1};
+        if (found && at == spans[found - 1].from + spans[found - 1].count) spans[found - 1].count++;
+        else spans[found++] = (span){at, i, 1};
     }
     return found;
 }
@@ -71,12 +70,12 @@ static int find_runs(const job *j, int64_t p, int64_t count, run *runs) {
 /// WIDE - 1 floats too far on both sides: what they spoil of the panel is written after them.
 static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
     const qrt_convolution *g = j->g;
-    run runs[MAX_NR];
-    int num_runs = find_runs(j, p, count, runs);
+    span spans[MAX_NR];
+    int num_spans = find_spans(j, p, count, spans);
     for (int64_t c = 0; c < g->group_channels; c++, x += j->plane)
         for (int64_t t = 0; t < g->taps; t++, panel += nr) {
             const float *tap = x + j->tap_offsets[t];
-            for (const run *r = runs; r < runs + num_runs; r++) {
+            for (const span *r = spans; r < spans + num_spans; r++) {
                 const float *from = tap + r->from;
                 float *to = panel + r->to;
                 if (!j->copies) memcpy(to, from, (size_t)r->count * sizeof *to);
@@ -110,16 +109,16 @@ static void multiply_slot(void *context, int64_t slot) {
 }
 
 /// Places of a panel in place: its first column in a plane, and the output positions among its columns.
-static const float *place_panel(const job *j, const float *x, int64_t panel, int64_t nr, run *runs, int *num_runs) {
+static const float *place_panel(const job *j, const float *x, int64_t panel, int64_t nr, span *spans, int *num_spans) {
     const qrt_convolution *g = j->g;
     int64_t at = panel / j->panels_of_stretch, first = panel % j->panels_of_stretch * nr;
     int64_t rows = g->positions / g->out[2] / j->stretches;  // output rows of a stretch
     int64_t position = at * rows * g->out[2];
-    *num_runs = 0;
+    *num_spans = 0;
     for (int64_t row = first / j->row; row < rows && row * j->row < first + nr; row++) {
         int64_t begin = qrt_max(first, row * j->row), end = qrt_min(first + nr, row * j->row + g->out[2]);
         if (begin >= end) continue;
-        runs[(*num_runs)++] = (run){begin - first, position + row * g->out[2] + begin - row * j->row, end - begin};
+        spans[(*num_spans)++] = (span){begin - first, position + row * g->out[2] + begin - row * j->row, end - begin};
     }
     return x + origin(j, position) + first;
 }
@@ -132,10 +131,10 @@ static void in_place_slot(void *context, int64_t slot) {
     float *c = j->scratch + slot * j->slot_floats;
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
         int64_t group = unit / j->blocks, first = unit % j->blocks * PANELS_IN_PLACE;
-        int count = (int)qrt_min(PANELS_IN_PLACE, panels - first), num_runs[PANELS_IN_PLACE];
-        run runs[PANELS_IN_PLACE][MAX_NR];
+        int count = (int)qrt_min(PANELS_IN_PLACE, panels - first), num_spans[PANELS_IN_PLACE];
+        span spans[PANELS_IN_PLACE][MAX_NR];
         const float *x = j->x + group * g->group_channels * j->plane, *b[PANELS_IN_PLACE];
-        for (int s = 0; s < count; s++) b[s] = place_panel(j, x, first + s, nr, runs[s], &num_runs[s]);
+        for (int s = 0; s < count; s++) b[s] = place_panel(j, x, first + s, nr, spans[s], &num_spans[s]);
         int64_t ldc = count * nr;
         qrt_f32_gemm_scattered(kernel, g->group_maps, g->depth, j->w + group * g->group_maps * g->depth, g->depth, b, count,
                                j->row_offsets, c, ldc);
@@ -145,7 +144,7 @@ static void in_place_slot(void *context, int64_t slot) {
         float *y = j->y + group * g->group_maps * g->positions;
         for (int64_t map = 0; map < g->group_maps; map++, y += g->positions)
             for (int s = 0; s < count; s++)
-                for (const run *r = runs[s]; r < runs[s] + num_runs[s]; r++)
+                for (const span *r = spans[s]; r < spans[s] + num_spans[s]; r++)
                     memcpy(y + r->to, c + map * ldc + s * nr + r->from, (size_t)r->count * sizeof *y);
     }
 }

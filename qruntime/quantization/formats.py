@@ -124,8 +124,8 @@ def best_share(weight: np.ndarray, bound: float) -> float:
     else:
         parts = [values]
     counts = np.zeros(_BINS)
-    for first in range(0, len(parts), 16):  # temporaries stay in cache
-        bins = (np.abs(np.concatenate(parts[first : first + 16])) / np.float32(bound) * np.float32(_BINS - 1)).astype(np.intp)
+    for part in range(0, len(parts), 16):  # temporaries stay in cache
+        bins = (np.abs(np.concatenate(parts[part : part + 16])) / np.float32(bound) * np.float32(_BINS - 1)).astype(np.intp)
         counts += np.bincount(bins, minlength=_BINS)[:_BINS]
     centre = (np.arange(_BINS) + 0.5) / (_BINS - 1)
     # Running moments, so that each candidate costs a look-up.

@@ -39,6 +39,9 @@ bool qrt_f32_rows_conflict(int64_t stride) { return stride % SET_FLOATS == 0; }
 
 int64_t qrt_f32_row_stride(int64_t n) { return (ceil_div(n, LINE_FLOATS) | 1) * LINE_FLOATS; }
 
+/// Rows of a that stay in the second-level cache, kc floats of each, in equal blocks; m > 0.
+static int64_t row_block(int64_t m, int64_t kc) { return ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m)); }
+
 static bool has_effect(const qrt_f32_epilogue *e) {
     return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual);
 }
@@ -59,7 +62,7 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
     // Rows of a wide matrix lie pages apart: few at a time, then on along them.
     bool scattered = ldb > 4 * kernel->nr && k > SCATTERED_KC && k > SCATTERED_FLOATS / ldb;
     int64_t nr = kernel->nr, kc = scattered ? SCATTERED_KC : k_block(k);
-    int64_t mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
+    int64_t mc = row_block(m, kc);
     bool finish = has_effect(epilogue);
     for (int64_t i = 0; i < m; i += mc) {
         int64_t rows = min64(mc, m - i), k0 = 0;
@@ -90,7 +93,8 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
 
 void qrt_f32_gemm_scattered(const qrt_gemm_f32 *kernel, int64_t m, int64_t k, const float *a, int64_t lda,
                             const float *const *b, int num_strips, const int64_t *rows, float *c, int64_t ldc) {
-    int64_t kc = k_block(k), mc = ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m));
+    if (m <= 0) return;
+    int64_t kc = k_block(k), mc = row_block(m, kc);
     for (int64_t i = 0; i < m; i += mc) {
         int64_t height = min64(mc, m - i), k0 = 0;
         do {

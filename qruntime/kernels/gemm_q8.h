@@ -85,7 +85,7 @@ typedef struct {
 } qrt_q8_layer;
 
 /// y of every layer for `m` rows of k activations, lda_elems apart, on at most run->num_threads threads, scratch from
-/// `run`. All weights have the same k. A row is quantized once for all layers that one kernel packed.
+/// `run`. All weights have the same k. A row is quantized once for neighbours that one kernel packed.
 qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,
                          int64_t m, qrt_range_mode mode);
 

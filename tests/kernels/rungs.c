@@ -259,6 +259,17 @@ static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_firs
                           packed, c, ldc, true);
         }
     for (int64_t i = 0; i < m * ldc; i++) check_same(again[i], y[i], "gemm_f32 accumulate", i / ldc, i % ldc);
+    // Rows of a strip in any order, in two halves: the same bits too.
+    int64_t nr = kernel->nr, *places = array(k, sizeof *places);
+    float *scattered = floats(k * nr), *c = floats(m * nr);
+    for (int64_t p = 0; p < k; p++) places[p] = (k - 1 - p) * nr;
+    for (int64_t j = 0; j < n; j += nr) {
+        for (int64_t p = 0; p < k; p++) memcpy(scattered + places[p], packed + j * k + p * nr, sizeof *c * (size_t)nr);
+        kernel->scattered_strip(m, k / 2, a, k, scattered, places, c, nr, false);
+        kernel->scattered_strip(m, k - k / 2, a + k / 2, k, scattered, places + k / 2, c, nr, true);
+        for (int64_t i = 0; i < m * nr; i++)
+            if (j + i % nr < n) check_same(c[i], y[i / nr * ldc + j + i % nr], "gemm_f32 scattered", i / nr, j + i % nr);
+    }
 
     float *row_bias = floats(m), *column_bias = floats(n), *residual = floats(m * n), *want = floats(m * ldc);
     fill_uniform(row_bias, m, 1);

@@ -38,8 +38,7 @@ typedef struct {
     const qrt_f32_epilogue *epilogue;
     const int64_t *tap_offsets;
     const int64_t *row_offsets;  ///< of (channel, tap), for columns that are multiplied in place
-    int64_t stretches;           ///< in place: positions whose columns are consecutive, `stretch` of them with the gaps
-    int64_t stretch, panels_of_stretch;
+    int64_t stretches, panels_of_stretch;  ///< in place: sequences of consecutive columns, the gaps between rows included
     int64_t block, blocks, slots, slot_floats;
     float *scratch;
 } job;
@@ -66,8 +65,8 @@ static int find_spans(const job *j, int64_t p, int64_t count, span *spans) {
     return found;
 }
 
-/// One panel: columns p … p + count - 1, padded with zeros to nr. From the copy whole vectors are taken, which may reach
-/// WIDE - 1 floats too far on both sides: what they spoil of the panel is written after them.
+/// One panel: columns p … p + count - 1, padded with zeros to nr. From the copy WIDE floats are taken at once; those too
+/// many spoil what follows in the panel, which is written next.
 static void gather(const job *j, const float *x, int64_t p, int64_t count, int64_t nr, float *panel) {
     const qrt_convolution *g = j->g;
     span spans[MAX_NR];
@@ -154,8 +153,7 @@ static bool suits_in_place(job *j, int64_t nr) {
     const qrt_convolution *g = j->g;
     bool joins_rows = g->stride[1] == 1 && g->stride[2] == 1;
     j->stretches = joins_rows ? g->out[0] : g->out[0] * g->out[1];
-    j->stretch = joins_rows ? (g->out[1] - 1) * j->row + g->out[2] : g->out[2];
-    j->panels_of_stretch = qrt_ceil_div(j->stretch, nr);
+    j->panels_of_stretch = qrt_ceil_div(joins_rows ? (g->out[1] - 1) * j->row + g->out[2] : g->out[2], nr);
     return (double)g->positions >= USEFUL_IN_PLACE * (double)j->stretches * (double)j->panels_of_stretch * (double)nr;
 }
 

@@ -36,6 +36,10 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     return true;
 }
 
+/// An output so large is hardly in the cache: its lines are asked for before the sums are made. Asking for lines that
+/// are there costs a hundredth.
+enum { FAR_FLOATS = 1 << 19 };
+
 /// Fewer rows are done with a panel before the next could have come, and pay for asking.
 enum { FETCHING_ROWS = 4, CACHE_LINE = 64 };
 
@@ -137,13 +141,14 @@ static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pane
 
 static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
+    bool is_far = block->num_rows * block->ldy_elems >= FAR_FLOATS;
     for (int64_t panel = first; panel < last; panel++) {
         const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
         for (int r = 0; r < block->num_rows;) {
             int left = block->num_rows - r;
             // Two tiles of much the same height rather than a full one and a sliver.
             int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
-            for (int i = r; rows >= FETCHING_ROWS && i < r + rows; i++)
+            for (int i = r; is_far && i < r + rows; i++)
                 for (int j = 0; j < NR; j += CACHE_LINE / (int)sizeof(float))
                     __builtin_prefetch(block->y + i * block->ldy_elems + panel * NR + j, 1, 2);
             int32_t acc[TILE_ROWS * NR];

@@ -123,7 +123,7 @@ typedef struct qrt_gemm_q8 {
     int item_bytes;
     const struct qrt_gemm_q8 *fallback;  ///< for weights that pack_panel refuses; NULL when it refuses none
 
-    /// Widen [*lo, *hi] by k values; both become NaN when one of them is.
+    /// Widen [*lo, *hi], which contains 0, by k values; both become NaN when one of them is.
     void (*range)(const float *a, int64_t k, float *lo, float *hi);
 
     /// Quantize k values and pad with zeros to k_padded. Stores Σ q when `sum` is not NULL.

@@ -1,12 +1,11 @@
 /// Quantize a row to bytes, for the rungs that multiply bytes. Inside a region of AVX2.
 
-static inline __m256i codes_of(__m256 x, __m256 inverse_scale, __m256i zero_point) {
-    return _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x, inverse_scale)), zero_point);
-}
+static inline __m256i rounded(__m256 x, __m256 inverse_scale) { return _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse_scale)); }
 
+/// Two packs and the sum between them saturate, which limits codes to 0 … 255 and makes what has no int32, as NaN, 0.
 static inline __m256i quantize32(__m256 x0, __m256 x1, __m256 x2, __m256 x3, __m256 inverse, __m256i zero) {
-    __m256i low = _mm256_packs_epi32(codes_of(x0, inverse, zero), codes_of(x1, inverse, zero));
-    __m256i high = _mm256_packs_epi32(codes_of(x2, inverse, zero), codes_of(x3, inverse, zero));
+    __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(rounded(x0, inverse), rounded(x1, inverse)), zero);
+    __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(rounded(x2, inverse), rounded(x3, inverse)), zero);
     return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
@@ -14,7 +13,7 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
                      void *packed, int64_t *sum) {
     uint8_t *q = packed;
     __m256 inverse = _mm256_set1_ps(inverse_scale);
-    __m256i zero = _mm256_set1_epi32(zero_point), total = _mm256_setzero_si256();
+    __m256i zero = _mm256_set1_epi16((int16_t)zero_point), total = _mm256_setzero_si256();
     int64_t i = 0;
     for (; i + 32 <= k; i += 32) {
         const float *x = a + i;

@@ -1,26 +1,28 @@
 /// What int8 GEMMs of unsigned codes need of AVX512-VNNI, inside the region of simd_avx512.h.
 
-static inline __m512i codes_of(const float *a, __mmask16 valid, __m512 inverse_scale, __m512i zero_point) {
-    __m512 x = _mm512_maskz_loadu_ps(valid, a);
-    return _mm512_maskz_add_epi32(valid, _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse_scale)), zero_point);
+static inline __m512i rounded(const float *a, __mmask16 valid, __m512 inverse_scale) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(valid, a), inverse_scale));
 }
 
-/// Up to 64 codes: the two packs saturate to 0 … 255 and leave groups of four bytes in the order of their lanes.
+/// Up to 64 codes: two packs and the sum between them saturate, which limits codes to 0 … 255 and makes what has no
+/// int32, as NaN, 0. Packs leave groups of four bytes in the order of their lanes.
 static inline __m512i codes_of_64(const float *a, uint64_t valid, __m512 inverse_scale, __m512i zero_point) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i c0 = codes_of(a, (__mmask16)valid, inverse_scale, zero_point);
-    __m512i c1 = codes_of(a + 16, (__mmask16)(valid >> 16), inverse_scale, zero_point);
-    __m512i c2 = codes_of(a + 32, (__mmask16)(valid >> 32), inverse_scale, zero_point);
-    __m512i c3 = codes_of(a + 48, (__mmask16)(valid >> 48), inverse_scale, zero_point);
-    __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(c0, c1), _mm512_packs_epi32(c2, c3));
-    return _mm512_permutexvar_epi32(order, bytes);
+    __m512i c0 = rounded(a, (__mmask16)valid, inverse_scale);
+    __m512i c1 = rounded(a + 16, (__mmask16)(valid >> 16), inverse_scale);
+    __m512i c2 = rounded(a + 32, (__mmask16)(valid >> 32), inverse_scale);
+    __m512i c3 = rounded(a + 48, (__mmask16)(valid >> 48), inverse_scale);
+    __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(c0, c1), zero_point);
+    __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(c2, c3), zero_point);
+    __m512i codes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    return _mm512_maskz_mov_epi8(valid, codes);
 }
 
 static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
                      void *packed, int64_t *sum) {
     uint8_t *q = packed;
     __m512 inverse = _mm512_set1_ps(inverse_scale);
-    __m512i zero = _mm512_set1_epi32(zero_point), total = _mm512_setzero_si512();
+    __m512i zero = _mm512_set1_epi16((int16_t)zero_point), total = _mm512_setzero_si512();
     int64_t i = 0;
     for (; i + 64 <= k; i += 64) {
         __m512i codes = codes_of_64(a + i, ~(uint64_t)0, inverse, zero);

@@ -1,35 +1,35 @@
 /// What the vector rungs of the int8 GEMM share: range of a row, epilogue of a tile. Over the vocabulary of
 /// simd_*.h, with MR, NR, a multiple of VL, and CODE_OFFSET defined: the sums are of q − CODE_OFFSET.
 
+/// Bits of floats as integers: with a sign, no number ≥ 0 has greater ones than the greatest; without, no negative one
+/// has greater ones than the least. NaN lies beyond Inf on both sides, so that it stays.
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     enum { CHAINS = 4 };
-    vf low[CHAINS], high[CHAINS];
+    vi least[CHAINS], greatest[CHAINS];
 #pragma GCC unroll 4
     for (int c = 0; c < CHAINS; c++) {
-        low[c] = vf_set(*lo);
-        high[c] = vf_set(*hi);
+        least[c] = vf_as_vi(vf_set(*lo));
+        greatest[c] = vf_as_vi(vf_set(*hi));
     }
-    vm nan = vf_is_nan(low[0]);
     int64_t i = 0;
     for (; i + CHAINS * VL <= k; i += CHAINS * VL) {
-        vf x[CHAINS];
 #pragma GCC unroll 4
         for (int c = 0; c < CHAINS; c++) {
-            x[c] = vf_load(a + i + c * VL);
-            low[c] = vf_min(low[c], x[c]);
-            high[c] = vf_max(high[c], x[c]);
+            vi bits = vf_as_vi(vf_load(a + i + c * VL));
+            least[c] = vi_max_unsigned(least[c], bits);
+            greatest[c] = vi_max(greatest[c], bits);
         }
-        nan = vm_or(nan, vm_or(vf_unordered(x[0], x[1]), vf_unordered(x[2], x[3])));
     }
     for (; i < k; i += VL) {
-        vf x = vf_load_n(a + i, k - i < VL ? k - i : VL);  // what is missing is 0, which every range contains
-        low[0] = vf_min(low[0], x);
-        high[0] = vf_max(high[0], x);
-        nan = vm_or(nan, vf_is_nan(x));
+        vi bits = vf_as_vi(vf_load_n(a + i, k - i < VL ? k - i : VL));  // what is missing is 0, which every range contains
+        least[0] = vi_max_unsigned(least[0], bits);
+        greatest[0] = vi_max(greatest[0], bits);
     }
-    bool any = vm_bits(nan) != 0;
-    *lo = any ? NAN : vf_hmin(vf_min(vf_min(low[0], low[1]), vf_min(low[2], low[3])));
-    *hi = any ? NAN : vf_hmax(vf_max(vf_max(high[0], high[1]), vf_max(high[2], high[3])));
+    vf low = vi_as_vf(vi_max_unsigned(vi_max_unsigned(least[0], least[1]), vi_max_unsigned(least[2], least[3])));
+    vf high = vi_as_vf(vi_max(vi_max(greatest[0], greatest[1]), vi_max(greatest[2], greatest[3])));
+    bool any_nan = vm_bits(vf_unordered(low, high)) != 0;
+    *lo = any_nan ? NAN : vf_hmin(vf_min(low, vf_zero()));
+    *hi = any_nan ? NAN : vf_hmax(high);
 }
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))

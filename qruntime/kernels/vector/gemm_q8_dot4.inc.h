@@ -43,18 +43,14 @@ enum { FAR_FLOATS = 1 << 19 };
 /// Fewer rows are done with a panel before the next could have come, and pay for asking.
 enum { FETCHING_ROWS = 4, CACHE_LINE = 64 };
 
-/// acc[rows][NR], `rows` a constant where it is inlined. Meanwhile the panel that follows in memory is fetched.
-static inline __attribute__((always_inline)) void
-tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc) {
-    vi c[TILE_ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) c[r][v] = vi_set(0);
+/// c[rows][VECTORS] += a · b over k_count; `rows` is a constant where it is inlined. Meanwhile what lies `ahead_bytes`
+/// behind b is fetched.
+ALWAYS_INLINE void add_products(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t ahead_bytes,
+                                int64_t k_count, vi c[TILE_ROWS][VECTORS]) {
     for (int64_t k = 0; k < k_count; k += GROUP, b += GROUP * NR) {
         vi w[VECTORS];
         if (rows >= FETCHING_ROWS)
-            for (int line = 0; line < GROUP * NR; line += CACHE_LINE) __builtin_prefetch(b + k_count * NR + line, 0, 2);
+            for (int line = 0; line < GROUP * NR; line += CACHE_LINE) __builtin_prefetch(b + ahead_bytes + line, 0, 2);
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
         __asm__("" ::: "memory");  // else gcc loads them anew for every row of two or three
@@ -65,11 +61,37 @@ tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t 
             for (int v = 0; v < VECTORS; v++) c[r][v] = vi_dot4(c[r][v], codes, w[v]);
         }
     }
+}
+
+ALWAYS_INLINE void clear(const int rows, vi c[TILE_ROWS][VECTORS]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < VECTORS; v++) c[r][v] = vi_set(0);
+}
+
+ALWAYS_INLINE void store(const int rows, vi c[TILE_ROWS][VECTORS], int32_t *acc) {
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < VECTORS; v++) vi_store(acc + r * NR + v * VL, c[r][v]);
 }
+
+/// acc[rows][NR]. The panel that follows in memory is fetched.
+ALWAYS_INLINE void tile(const int rows, const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count,
+                        int32_t *acc) {
+    vi c[TILE_ROWS][VECTORS];
+    clear(rows, c);
+    add_products(rows, a, stride, b, k_count * NR, k_count, c);
+    store(rows, c, acc);
+}
+
+/// Sums of a tile that await their epilogue: rows `first` on of a block against a panel.
+typedef struct {
+    int64_t panel;
+    int first, rows;
+    int32_t acc[TILE_ROWS * NR];
+} pending_tile;
 
 /// One row: the sums of consecutive steps apart, so that many chains hide the latency that few would show.
 static __attribute__((noinline)) void
@@ -139,24 +161,89 @@ static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pane
     }
 }
 
+typedef void (*tile_beside_fn)(const uint8_t *a, int64_t stride, const int8_t *b, const qrt_q8_weights *w,
+                               const qrt_q8_block *block, const pending_tile *before, int32_t *acc);
+
+#ifdef VF_LOOKUP_SIZE
+/// A tile of all rows and, a vector at a time amid its products, the epilogue of the tile before, of which all columns
+/// exist: products use half the vector units of a core, and an epilogue by itself leaves those idle.
+ALWAYS_INLINE void tile_beside(const qrt_activation activation, const uint8_t *a, int64_t stride, const int8_t *b,
+                               const qrt_q8_weights *w, const qrt_q8_block *block, const pending_tile *before,
+                               int32_t *acc) {
+    const int vectors = before->rows * VECTORS;
+    const int64_t k = w->k_padded, ahead_bytes = k * NR, step = k / GROUP / vectors * GROUP;
+    vi c[TILE_ROWS][VECTORS];
+    clear(TILE_ROWS, c);
+    for (int i = 0; i < vectors; i++, a += step, b += step * NR) {
+        add_products(TILE_ROWS, a, stride, b, ahead_bytes, step, c);
+        int r = before->first + i / VECTORS;
+        int64_t column = before->panel * NR + i % VECTORS * VL;
+        const qrt_q8_row *row = block->rows + r;
+        const float *residual = block->epilogue.residual;
+        vi zero_point = vi_set(row->zero_point - CODE_OFFSET);
+        vi t = vi_sub(vi_load(before->acc + i * VL), vi_mul(zero_point, vi_load(w->col_sums + column)));
+        vf x = vf_mul(vi_to_vf(t), vf_mul(vf_set(row->scale), vf_load(w->scales + column)));
+        if (w->bias) x = vf_add(x, vf_load(w->bias + column));
+        x = vf_activate(x, activation);
+        if (residual) x = vf_add(x, vf_load(residual + r * block->epilogue.residual_stride_elems + column));
+        vf_store(block->y + r * block->ldy_elems + column, x);
+    }
+    add_products(TILE_ROWS, a, stride, b, ahead_bytes, k - step * vectors, c);
+    store(TILE_ROWS, c, acc);
+}
+
+#define TILE_BESIDE(name, activation)                                                                                  \
+    static __attribute__((noinline)) void tile_beside_##name(                                                          \
+        const uint8_t *a, int64_t stride, const int8_t *b, const qrt_q8_weights *w, const qrt_q8_block *block,         \
+        const pending_tile *before, int32_t *acc) {                                                                    \
+        tile_beside(activation, a, stride, b, w, block, before, acc);                                                  \
+    }
+TILE_BESIDE(none, QRT_ACT_NONE)
+TILE_BESIDE(relu, QRT_ACT_RELU)
+TILE_BESIDE(gelu, QRT_ACT_GELU)
+
+/// For other activations a tile leaves too few registers.
+static const tile_beside_fn tiles_beside[QRT_ACT_TANH + 1] = {
+    [QRT_ACT_NONE] = tile_beside_none, [QRT_ACT_RELU] = tile_beside_relu, [QRT_ACT_GELU] = tile_beside_gelu,
+};
+#else
+static const tile_beside_fn tiles_beside[QRT_ACT_TANH + 1] = {NULL};
+#endif
+
+static void finish_pending(const qrt_q8_weights *w, const qrt_q8_block *block, const pending_tile *sums) {
+    finish_tile(w, block, sums->panel, sums->first, sums->rows, sums->acc);
+}
+
 static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
     bool is_far = block->num_rows * block->ldy_elems >= FAR_FLOATS;
+    tile_beside_fn beside = w->zero_points ? NULL : tiles_beside[block->epilogue.activation];
+    pending_tile pair[2], *sums = pair, *before = NULL;
     for (int64_t panel = first; panel < last; panel++) {
         const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
-        for (int r = 0; r < block->num_rows;) {
+        for (int r = 0; r < block->num_rows; r += sums->rows) {
             int left = block->num_rows - r;
             // Two tiles of much the same height rather than a full one and a sliver.
             int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
             for (int i = r; is_far && i < r + rows; i++)
                 for (int j = 0; j < NR; j += CACHE_LINE / (int)sizeof(float))
                     __builtin_prefetch(block->y + i * block->ldy_elems + panel * NR + j, 1, 2);
-            int32_t acc[TILE_ROWS * NR];
-            tiles[rows]((const uint8_t *)block->a + r * stride, stride, b, w->k_padded, acc);
-            finish_tile(w, block, panel, r, rows, acc);
-            r += rows;
+            sums = sums == pair ? pair + 1 : pair;
+            sums->panel = panel;
+            sums->first = r;
+            sums->rows = rows;
+            const uint8_t *a = (const uint8_t *)block->a + r * stride;
+            if (before && rows == TILE_ROWS) {
+                beside(a, stride, b, w, block, before, sums->acc);
+            } else {
+                if (before) finish_pending(w, block, before);
+                tiles[rows](a, stride, b, w->k_padded, sums->acc);
+            }
+            before = beside && (panel + 1) * NR <= w->n ? sums : NULL;
+            if (!before) finish_pending(w, block, sums);
         }
     }
+    if (before) finish_pending(w, block, before);
 }
 
 static const qrt_gemm_q8 dot4_gemm_q8 = {

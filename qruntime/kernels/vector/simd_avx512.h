@@ -133,6 +133,8 @@ static inline void vf_store_f16(uint16_t *p, vf v) {
 
 static inline vm vf_unordered(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 static inline vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+static inline vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+static inline vi vi_max_unsigned(vi a, vi b) { return _mm512_max_epu32(a, b); }
 
 /// Not every vocabulary has it: table[index modulo 16].
 #define VF_LOOKUP_SIZE 16

@@ -311,19 +311,23 @@ cdef class Executable:
         self.frames.extend(reversed(taken))
         return None if shapes is None else (peak, kept, shapes)
 
-    def time_steps(self, list values):
-        """(seconds, elements of the first output) of each step of one run, in running order; −1 for what is no native
-        tensor. Inputs as for `run_values`."""
+    def time_steps(self, list values, int repeat):
+        """[(seconds, elements of the first output) of each step, in running order] of `repeat` runs; −1 elements for what
+        is no native tensor. Inputs as for `run_values`."""
         cdef Frame frame = Frame(self)
         cdef int i
-        cdef double start, seconds
-        cdef qrt_tensor *first
-        qrt_run_begin(&frame.run, self.num_threads)
         for i in range(self.num_inputs):
             if not self._fits(i, values[i]):
                 values[i] = self.convert(i, values[i])
+        return [self._time_run(frame, values) for _ in range(repeat)]
+
+    cdef list _time_run(self, Frame frame, list values):
+        cdef int i
+        cdef double start, seconds
+        cdef qrt_tensor *first
+        cdef list times = []
+        qrt_run_begin(&frame.run, self.num_threads)
         copies = self._feed(frame, values)
-        times = []
         try:
             for i in range(self.num_steps):
                 start = qrt_seconds()
@@ -332,8 +336,12 @@ cdef class Executable:
                 first = &frame.slots[self.steps[i].first_output]
                 times.append((seconds, first.size if first.dtype != 0 else -1))
         finally:
+            self._abandon(frame)
             for i in range(self.num_inputs):
                 frame.slots[self.input_slots[i]].dtype = 0
+                frame.slots[self.input_slots[i]].buffer = NULL
+            if frame.run.graveyard != NULL:
+                _bury(&frame.run)
         return times
 
     cdef object _feed(self, Frame frame, values):

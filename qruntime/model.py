@@ -140,7 +140,7 @@ class Model:
             raise InputError(f"repeat must be at least 1, got {repeat}")
         plan = self._plan(tuple(self.graph.output_names))
         values = self._values(feed)
-        return make_profile(plan.nodes, [plan.executable.time_steps(list(values)) for _ in range(repeat)])
+        return make_profile(plan.nodes, plan.executable.time_steps(list(values), repeat))
 
     def _run(self, feed: Mapping[str, Any], outputs: Sequence[str] | None, out: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
         if isinstance(outputs, str):

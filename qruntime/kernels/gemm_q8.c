@@ -201,14 +201,18 @@ static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_el
     for (int64_t i = 0; i < m && *lo == *lo; i++) w->kernel->range(a + i * lda_elems, w->k, lo, hi);
 }
 
-/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL. A few rows at a time, which stay in the
-/// L1 cache while the parameters of one are computed beside the range of the next. With `sums`, those of the rows too.
+/// Rows whose ranges are taken before they are quantized: the parameters of one are computed beside the range of the
+/// next, and all stay in a part of the L1 cache meanwhile.
+enum { ROWS_AT_ONCE = 4, BYTES_AT_ONCE = 16 * 1024 };
+
+/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL. With `sums`, those of the rows too.
 static void quantize_rows(const qrt_q8_weights *w, bool sums, const float *a, int64_t lda_elems, int64_t m,
                           const qrt_q8_row *shared, qrt_q8_row *rows, char *packed, int64_t stride_bytes) {
-    enum { ROWS_AT_ONCE = 4 };
     const qrt_gemm_q8 *kernel = w->kernel;
-    for (int64_t first = 0; first < m; first += ROWS_AT_ONCE) {
-        int64_t last = min_i64(first + ROWS_AT_ONCE, m);
+    int64_t fitting = BYTES_AT_ONCE / (int64_t)sizeof *a / (w->k + 1);  // k may be 0
+    int64_t step = fitting < 1 ? 1 : min_i64(fitting, ROWS_AT_ONCE);
+    for (int64_t first = 0; first < m; first += step) {
+        int64_t last = min_i64(first + step, m);
         for (int64_t i = first; i < last; i++) {
             if (shared) {
                 rows[i] = *shared;

@@ -36,8 +36,8 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     return true;
 }
 
-/// An output so large is hardly in the cache: its lines are asked for before the sums are made. Asking for lines that
-/// are there costs a hundredth.
+/// An output so large is hardly in the cache: its lines are asked for before the sums are made, unless an epilogue beside
+/// products writes them one by one. Asking for lines that are there costs a hundredth.
 enum { FAR_FLOATS = 1 << 19 };
 
 /// Fewer rows are done with a panel before the next could have come, and pay for asking.
@@ -216,8 +216,8 @@ static void finish_pending(const qrt_q8_weights *w, const qrt_q8_block *block, c
 
 static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
-    bool is_far = block->num_rows * block->ldy_elems >= FAR_FLOATS;
     tile_beside_fn beside = w->zero_points ? NULL : tiles_beside[block->epilogue.activation];
+    bool is_far = !beside && block->num_rows * block->ldy_elems >= FAR_FLOATS;
     pending_tile pair[2], *sums = pair, *before = NULL;
     for (int64_t panel = first; panel < last; panel++) {
         const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;

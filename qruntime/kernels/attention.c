@@ -12,6 +12,12 @@ enum { SCORE_FLOATS = 16 * 1024, MAX_BLOCK_ROWS = 48 };
 /// Keys for a few queries are packed this many panels at a time: what a single query is multiplied with side by side.
 enum { FEW_PANELS = 4 };
 
+/// Rows that kernels take together.
+enum { GROUP_ROWS = 4 };
+
+/// More keys are not summed in integers: the float sums of their weights are no longer exact enough to bound them.
+enum { MAX_INT16_KEYS = 1 << 20 };
+
 /// Fewer multiply-adds than this are not worth waking a thread for.
 enum { MIN_PARALLEL_WORK = 1 << 17 };
 
@@ -23,10 +29,20 @@ static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 typedef struct {
     const qrt_attention_job *job;
     int64_t block_rows, parts, part_rows, slots;
+    bool in_int16;
     bool packs;                  ///< copy k and v into panels; else read them where they lie
-    int64_t score_stride, q_stride, q_floats, k_floats, v_floats, slot_floats;  ///< q_floats: 0 when q is read where it lies
+    int64_t score_stride, q_stride, k_stride, v_stride;  ///< in elements: of floats, or of codes and of pairs of codes
+    int64_t score_floats, q_floats, k_floats, v_floats, code_floats, scale_floats;  ///< of a slot
+    int64_t slot_floats;
     float *scratch;
 } plan;
+
+/// Where a slot keeps its keys, values and the block at hand.
+typedef struct {
+    float *scores, *q, *k_panels, *v_panels;  ///< q: NULL where q is read where it lies
+    int16_t *k_codes;
+    float *k_scales, *v_scales;               ///< of codes
+} working_memory;
 
 /// Whether the mask hides the first `keys` keys from row `row`.
 static bool sees_nothing(const qrt_mask *mask, int64_t row, int64_t keys) {
@@ -68,77 +84,141 @@ static int64_t seen_keys(const qrt_mask *mask, int64_t rows, int64_t keys) {
     return most;
 }
 
+static void pack(const plan *p, const float *k, const float *v, const working_memory *w) {
+    const qrt_attention_job *job = p->job;
+    const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
+    int64_t key_step = job->k_is_transposed ? 1 : job->k.row, element_step = job->k_is_transposed ? job->k.row : 1;
+    gemm->pack(job->head_size, job->num_keys, k, element_step, key_step, w->k_panels);
+    gemm->pack(job->num_keys, job->value_size, v, job->v.row, 1, w->v_panels);
+}
+
+static void pack_codes(const plan *p, const float *k, const float *v, const working_memory *w) {
+    const qrt_attention_job *job = p->job;
+    const qrt_attention_q16 *q16 = &qrt_kernels.attention_q16;
+    q16->quantize(job->num_keys, job->head_size, k, job->k.row, qrt_q16_limit(job->head_size), w->k_codes, p->k_stride,
+                  w->k_scales);
+    // Two codes are moved in place of a float.
+    qrt_kernels.gemm_f32.pack(ceil_div(job->head_size, 2), job->num_keys, (const float *)w->k_codes, 1, p->k_stride / 2,
+                              w->k_panels);
+    q16->quantize_pairs(job->num_keys, job->value_size, v, job->v.row, QRT_Q16_VALUES, (int32_t *)w->v_panels,
+                        p->v_stride, w->v_scales);
+}
+
+/// Queries, a block of them, that the keys of one head have been packed for.
+typedef struct {
+    const float *q, *k, *v;
+    int64_t rows, visible;       ///< row i sees the first visible + i keys
+    qrt_mask mask;
+    float scales[MAX_BLOCK_ROWS], tops[MAX_BLOCK_ROWS], sums[MAX_BLOCK_ROWS];
+    float factors[MAX_BLOCK_ROWS];  ///< of codes: what sums of products are multiplied with
+} block;
+
 /// Weights of the first `keys` keys, before they are divided by their sums.
-static void weigh(const plan *p, int64_t rows, int64_t keys, const float *q, const float *k, float *k_panels,
-                  const qrt_mask *mask, int64_t visible, float *weights, float *tops, float *sums) {
+static void weigh(const plan *p, block *b, int64_t keys, const working_memory *w) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
     int64_t nr = gemm->nr, d = job->head_size;
+    if (p->in_int16) {
+        const qrt_attention_q16 *q16 = &qrt_kernels.attention_q16;
+        int64_t pairs = ceil_div(d, 2);
+        qrt_q16_scales scales = {b->scales, w->k_scales, w->v_scales};
+        for (int64_t j = 0; j < keys; j += nr)
+            q16->scores(b->rows, min64(nr, keys - j), pairs, (const int16_t *)w->q, p->q_stride,
+                        (const int32_t *)w->k_panels + j * pairs, nr, (int32_t *)w->scores + j, p->score_stride);
+        q16->exponentials(b->rows, keys, (int32_t *)w->scores, p->score_stride, &scales, &b->mask, b->visible, b->tops,
+                          b->sums, b->factors);
+        return;
+    }
     if (p->packs) {
-        qrt_f32_gemm(gemm, rows, keys, d, q, p->q_stride, k_panels, NULL, weights, p->score_stride);
+        qrt_f32_gemm(gemm, b->rows, keys, d, b->q, p->q_stride, w->k_panels, NULL, w->scores, p->score_stride);
     } else if (job->k_is_transposed) {
-        qrt_f32_gemm_strips(gemm, rows, keys, d, q, p->q_stride, k, job->k.row, nr, NULL, weights, p->score_stride);
+        qrt_f32_gemm_strips(gemm, b->rows, keys, d, b->q, p->q_stride, b->k, job->k.row, nr, NULL, w->scores, p->score_stride);
     } else {
         for (int64_t j = 0; j < keys; j += FEW_PANELS * nr) {
             int64_t columns = min64(FEW_PANELS * nr, keys - j);
-            gemm->pack(d, columns, k + j * job->k.row, 1, job->k.row, k_panels);
-            qrt_f32_gemm(gemm, rows, columns, d, q, p->q_stride, k_panels, NULL, weights + j, p->score_stride);
+            gemm->pack(d, columns, b->k + j * job->k.row, 1, job->k.row, w->k_panels);
+            qrt_f32_gemm(gemm, b->rows, columns, d, b->q, p->q_stride, w->k_panels, NULL, w->scores + j, p->score_stride);
         }
     }
-    qrt_kernels.attention.exponentials(rows, keys, weights, p->score_stride, job->scale, mask, visible, tops, sums);
+    qrt_kernels.attention.exponentials(b->rows, keys, w->scores, p->score_stride, job->scale, &b->mask, b->visible,
+                                       b->tops, b->sums);
 }
 
-static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
-                         const float *k, const float *v, float *k_panels, const float *v_panels, float *weights,
-                         float *q_copy) {
+/// The values of the first `keys` keys in the proportions of their weights.
+static void mix(const plan *p, const block *b, int64_t keys, const working_memory *w, float *y) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
-    const float *q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
-    float *y = job->y + batch * job->y_batch + head * job->y_head + first * job->y_row;
-    if (p->q_floats) {
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(q_copy + i * p->q_stride, q + i * job->q.row, (size_t)job->head_size * sizeof(float));
-        q = q_copy;
+    int64_t nr = gemm->nr, n = job->value_size;
+    if (p->in_int16) {
+        int64_t first = 0;
+        do {
+            int64_t pairs = ceil_div(min64(QRT_Q16_KEYS, keys - first), 2);
+            for (int64_t j = 0; j < n; j += nr)
+                qrt_kernels.attention_q16.values(
+                    b->rows, min64(nr, n - j), pairs, (const int16_t *)w->scores + first, 2 * p->score_stride,
+                    (const int32_t *)w->v_panels + first / 2 * p->v_stride + j, p->v_stride, b->factors, first > 0,
+                    y + j, job->y_row);
+            first += QRT_Q16_KEYS;
+        } while (first < keys);
+        return;
     }
-    int64_t keys = job->num_keys, visible = keys;
+    int64_t row = p->packs ? nr : job->v.row, strip = p->packs ? job->num_keys * nr : nr;
+    qrt_f32_gemm_strips(gemm, b->rows, n, keys, w->scores, p->score_stride, p->packs ? w->v_panels : b->v, row, strip,
+                        NULL, y, job->y_row);
+    qrt_kernels.attention.divide(b->rows, n, y, job->y_row, b->sums);
+}
+
+static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows, const float *k,
+                         const float *v, const working_memory *w) {
+    const qrt_attention_job *job = p->job;
+    block b = {.k = k, .v = v, .rows = rows, .visible = job->num_keys, .mask = job->mask};
+    b.q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
+    float *y = job->y + batch * job->y_batch + head * job->y_head + first * job->y_row;
+    if (p->in_int16) {
+        qrt_kernels.attention_q16.quantize(rows, job->head_size, b.q, job->q.row, qrt_q16_limit(job->head_size),
+                                           (int16_t *)w->q, p->q_stride, b.scales);
+        for (int64_t i = 0; i < rows; i++) b.scales[i] *= job->scale;
+    } else if (w->q) {
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(w->q + i * p->q_stride, b.q + i * job->q.row, (size_t)job->head_size * sizeof(float));
+        b.q = w->q;
+    }
+    int64_t keys = job->num_keys;
     if (job->causal) {
-        visible = first + job->causal_offset + 1;
+        b.visible = first + job->causal_offset + 1;
         keys = max64(0, min64(keys, first + rows + job->causal_offset));
     }
-    qrt_mask mask = job->mask;
-    if (mask.kind != QRT_MASK_NONE) {
-        int64_t offset = batch * job->mask_batch + head * job->mask_head + first * mask.row_stride;
-        mask.data = (const char *)mask.data + offset * (mask.kind == QRT_MASK_ADD ? (int64_t)sizeof(float) : 1);
+    if (b.mask.kind != QRT_MASK_NONE) {
+        int64_t offset = batch * job->mask_batch + head * job->mask_head + first * b.mask.row_stride;
+        b.mask.data = (const char *)b.mask.data + offset * (b.mask.kind == QRT_MASK_ADD ? (int64_t)sizeof(float) : 1);
     }
-    float tops[MAX_BLOCK_ROWS], sums[MAX_BLOCK_ROWS];
-    int64_t seen = seen_keys(&mask, rows, keys);
-    weigh(p, rows, seen, q, k, k_panels, &mask, visible, weights, tops, sums);
+    int64_t seen = seen_keys(&b.mask, rows, keys);
+    weigh(p, &b, seen, w);
     for (int64_t i = 0; i < rows && seen < keys; i++)
-        if (!(tops[i] - mask.fill > FAR_BELOW)) {
+        if (!(b.tops[i] - b.mask.fill > FAR_BELOW)) {
             seen = keys;
-            weigh(p, rows, seen, q, k, k_panels, &mask, visible, weights, tops, sums);
+            weigh(p, &b, seen, w);
         }
     if (job->dead_rows != QRT_DEAD_AS_COMPUTED)
         for (int64_t i = 0; i < rows; i++)
-            if (!(sums[i] > 0) && (job->dead_rows == QRT_DEAD_TO_ZERO || sees_nothing(&mask, i, min64(keys, visible + i)))) {
-                memset(weights + i * p->score_stride, 0, (size_t)seen * sizeof(float));
-                sums[i] = 1.0f;
+            if (!(b.sums[i] > 0) &&
+                (job->dead_rows == QRT_DEAD_TO_ZERO || sees_nothing(&b.mask, i, min64(keys, b.visible + i)))) {
+                memset(w->scores + i * p->score_stride, 0, (size_t)seen * sizeof(float));
+                b.sums[i] = b.factors[i] = 1.0f;
             }
-    if (p->packs)
-        qrt_f32_gemm_strips(gemm, rows, job->value_size, seen, weights, p->score_stride, v_panels, gemm->nr,
-                            job->num_keys * gemm->nr, NULL, y, job->y_row);
-    else
-        qrt_f32_gemm_strips(gemm, rows, job->value_size, seen, weights, p->score_stride, v, job->v.row, gemm->nr,
-                            NULL, y, job->y_row);
-    qrt_kernels.attention.divide(rows, job->value_size, y, job->y_row, sums);
+    mix(p, &b, seen, w, y);
 }
 
 static void attend_slot(void *context, int64_t slot) {
     const plan *p = context;
     const qrt_attention_job *job = p->job;
-    const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
-    float *scores = p->scratch + slot * p->slot_floats, *k_panels = scores + p->block_rows * p->score_stride;
-    float *v_panels = k_panels + p->k_floats, *q_copy = v_panels + p->v_floats;
+    working_memory w = {.scores = p->scratch + slot * p->slot_floats};
+    w.k_panels = w.scores + p->score_floats;
+    w.v_panels = w.k_panels + p->k_floats;
+    w.q = p->q_floats ? w.v_panels + p->v_floats : NULL;
+    w.k_codes = (int16_t *)(w.v_panels + p->v_floats + p->q_floats);
+    w.k_scales = w.v_panels + p->v_floats + p->q_floats + p->code_floats;
+    w.v_scales = w.k_scales + p->scale_floats;
     int64_t units = job->num_batches * job->num_heads * p->parts, group = job->num_heads / job->num_kv_heads;
     int64_t packed_for = -1;
     for (int64_t unit = units * slot / p->slots; unit < units * (slot + 1) / p->slots; unit++) {
@@ -148,16 +228,42 @@ static void attend_slot(void *context, int64_t slot) {
         const float *v = job->v.data + batch * job->v.batch + kv_head * job->v.head;
         if (p->packs && packed_for != batch * job->num_kv_heads + kv_head) {
             packed_for = batch * job->num_kv_heads + kv_head;
-            if (job->k_is_transposed)
-                gemm->pack(job->head_size, job->num_keys, k, job->k.row, 1, k_panels);
-            else
-                gemm->pack(job->head_size, job->num_keys, k, 1, job->k.row, k_panels);
-            gemm->pack(job->num_keys, job->value_size, v, job->v.row, 1, v_panels);
+            (p->in_int16 ? pack_codes : pack)(p, k, v, &w);
         }
         int64_t end = min64(job->num_queries, (part + 1) * p->part_rows);
         for (int64_t i = part * p->part_rows; i < end; i += p->block_rows)
-            attend_block(p, batch, head, i, min64(p->block_rows, end - i), k, v, k_panels, v_panels, scores, q_copy);
+            attend_block(p, batch, head, i, min64(p->block_rows, end - i), k, v, &w);
     }
+}
+
+/// The sizes of a slot; false on overflow.
+static bool size_slot(plan *p) {
+    const qrt_attention_job *job = p->job;
+    int64_t nr = qrt_kernels.gemm_f32.nr, keys = job->num_keys, panels = ceil_div(keys, nr) * nr;
+    p->score_floats = p->block_rows * p->score_stride;
+    if (p->in_int16) {
+        int64_t step = max64(nr, QRT_Q16_ROW), row = ceil_div(job->head_size, QRT_Q16_ROW) * QRT_Q16_ROW;
+        p->q_stride = p->k_stride = row;
+        p->v_stride = ceil_div(job->value_size, step) * step;
+        p->q_floats = p->block_rows * row / 2;
+        p->scale_floats = keys;
+        if (__builtin_mul_overflow(keys, row / 2, &p->code_floats) ||
+            __builtin_mul_overflow(panels, ceil_div(job->head_size, 2), &p->k_floats) ||
+            __builtin_mul_overflow(ceil_div(keys, 2), p->v_stride, &p->v_floats))
+            return false;
+    } else {
+        bool copies_q = p->block_rows > 1 && qrt_f32_rows_conflict(job->q.row);
+        p->q_stride = copies_q ? qrt_f32_row_stride(job->head_size) : job->q.row;
+        if (copies_q && __builtin_mul_overflow(p->block_rows, p->q_stride, &p->q_floats)) return false;
+        p->k_floats = FEW_PANELS * nr * job->head_size;
+        if (p->packs && (__builtin_mul_overflow(panels, job->head_size, &p->k_floats) ||
+                         __builtin_mul_overflow(ceil_div(job->value_size, nr) * nr, keys, &p->v_floats)))
+            return false;
+    }
+    const int64_t parts[] = {p->score_floats, p->q_floats, p->k_floats, p->v_floats, p->code_floats, p->scale_floats, p->scale_floats};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (__builtin_add_overflow(p->slot_floats, parts[i], &p->slot_floats)) return false;
+    return true;
 }
 
 qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
@@ -172,34 +278,23 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
         }
         return QRT_OK;
     }
-    int64_t mr = qrt_kernels.gemm_f32.mr, nr = qrt_kernels.gemm_f32.nr;
+    int64_t mr = qrt_kernels.gemm_f32.mr;
     double work = (double)heads * (double)job->num_queries * (double)keys * (double)(job->head_size + job->value_size);
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
-    plan p = {.job = job, .packs = job->num_queries > 2 * mr, .parts = 1};
+    plan p = {.job = job, .parts = 1};
+    p.in_int16 = job->in_int16 && !job->k_is_transposed && keys <= MAX_INT16_KEYS;
+    p.packs = p.in_int16 || job->num_queries > 2 * mr;
     p.score_stride = qrt_f32_row_stride(keys);
     p.block_rows = max64(1, min64(MAX_BLOCK_ROWS, SCORE_FLOATS / p.score_stride));
-    if (p.block_rows > mr) p.block_rows -= p.block_rows % mr;
     p.block_rows = max64(p.block_rows, min64(mr, MAX_BLOCK_ROWS));
     if (threads > 1 && heads < threads) p.parts = min64(ceil_div(threads, heads), ceil_div(job->num_queries, p.block_rows));
     p.part_rows = ceil_div(job->num_queries, p.parts);
-    p.block_rows = min64(p.block_rows, p.part_rows);
-    bool copies_q = p.block_rows > 1 && qrt_f32_rows_conflict(job->q.row);
-    p.q_stride = copies_q ? qrt_f32_row_stride(job->head_size) : job->q.row;
+    // Equal blocks of whole groups: a tile or a group of a row or two takes as long as a full one.
+    int64_t equal = ceil_div(p.part_rows, ceil_div(p.part_rows, p.block_rows));
+    p.block_rows = min64(ceil_div(equal, GROUP_ROWS) * GROUP_ROWS, MAX_BLOCK_ROWS);
     p.slots = threads > 1 ? min64(2 * threads, heads * p.parts) : 1;
     size_t floats, bytes;
-    int64_t key_panels = ceil_div(keys, nr) * nr, value_panels = ceil_div(job->value_size, nr) * nr;
-    if (p.packs) {
-        if (__builtin_mul_overflow(key_panels, job->head_size, &p.k_floats) ||
-            __builtin_mul_overflow(value_panels, keys, &p.v_floats))
-            return QRT_NO_MEMORY;
-    } else {
-        p.k_floats = FEW_PANELS * nr * job->head_size;
-    }
-    if ((copies_q && __builtin_mul_overflow(p.block_rows, p.q_stride, &p.q_floats)) ||
-        __builtin_add_overflow(p.k_floats, p.v_floats, &p.slot_floats) ||
-        __builtin_add_overflow(p.slot_floats, p.q_floats, &p.slot_floats) ||
-        __builtin_add_overflow(p.slot_floats, p.block_rows * p.score_stride, &p.slot_floats) ||
-        __builtin_mul_overflow((size_t)p.slot_floats, (size_t)p.slots, &floats) ||
+    if (!size_slot(&p) || __builtin_mul_overflow((size_t)p.slot_floats, (size_t)p.slots, &floats) ||
         __builtin_mul_overflow(floats, sizeof(float), &bytes))
         return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, bytes);

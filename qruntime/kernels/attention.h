@@ -67,6 +67,7 @@ typedef struct {
     bool causal;
     int64_t causal_offset;      ///< query i sees the keys j ≤ i + causal_offset
     qrt_dead_rows dead_rows;
+    bool in_int16;              ///< as attention_q16.h defines it
 } qrt_attention_job;
 
 qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run);

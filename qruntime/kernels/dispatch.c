@@ -83,7 +83,10 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
 }
-static void overlay_avx_vnni(qrt_kernel_table *t) { qrt_avx_vnni_gemm_q8(t); }
+static void overlay_avx_vnni(qrt_kernel_table *t) {
+    qrt_avx_vnni_gemm_q8(t);
+    qrt_avx_vnni_attention(t);
+}
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_pointwise(t);
@@ -91,7 +94,10 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
 }
-static void overlay_avx512vnni(qrt_kernel_table *t) { qrt_avx512vnni_gemm_q8(t); }
+static void overlay_avx512vnni(qrt_kernel_table *t) {
+    qrt_avx512vnni_gemm_q8(t);
+    qrt_avx512vnni_attention(t);
+}
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #elif defined(__aarch64__)
 static void overlay_neon(qrt_kernel_table *t) {

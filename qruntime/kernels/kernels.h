@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "attention_q16.h"
 #include "gemm_f32.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
@@ -29,6 +30,7 @@ typedef struct qrt_kernel_table {
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_attention attention;  ///< between the two products of attention
+    qrt_attention_q16 attention_q16;  ///< attention of quantized models
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis

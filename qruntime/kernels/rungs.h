@@ -25,6 +25,8 @@ void qrt_portable_rnn(qrt_kernel_table *t);
 void qrt_avx2_rnn(qrt_kernel_table *t);
 void qrt_avx512_rnn(qrt_kernel_table *t);
 void qrt_avx512_attention(qrt_kernel_table *t);
+void qrt_avx_vnni_attention(qrt_kernel_table *t);
+void qrt_avx512vnni_attention(qrt_kernel_table *t);
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t);
 void qrt_neon_gemm_q8(qrt_kernel_table *t);

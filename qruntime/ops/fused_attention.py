@@ -40,11 +40,13 @@ def fused_attention(
     parts: tuple[int, ...] = (0, 0, 0),
     kv_repeats: int = 1,
     nan_rows_to_zero: int = 0,
+    in_int16: int = 0,
 ) -> np.ndarray:
     """softmax(q · kᵀ · scale · scale_tensor masked) · v, batch dims broadcast as MatMul broadcasts them.
 
     A float `mask` is added to the scores; where a bool one is false the score becomes `fill`, or with `fill_adds`
     `fill` is added to it. Every head of k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
+    With `in_int16` kernels may multiply 16-bit codes of q, k, weights and v, as kernels/attention_q16.h defines.
     """
     q = _heads(q, q_layout, parts[0])
     k = _heads(k, k_layout, parts[1])
@@ -69,5 +71,5 @@ def _fused_attention(node: Node) -> NativeCall:
     layouts = [node.attr(f"{name}_layout", "BHSD") for name in ("q", "k", "v", "out")]
     parts = node.attr("parts", (0, 0, 0))
     ints = [int(layouts[1] == "BHDS"), *(LAYOUTS[layout] for layout in layouts), 0, 0, 0, 0, *parts, 0, 0, 0]
-    ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0)]
+    ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0), node.attr("in_int16", 0)]
     return NativeCall("attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)])

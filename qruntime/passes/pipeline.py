@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from qruntime.errors import InvalidModel
 from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
+from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.contrib import expand_contrib
@@ -62,6 +63,7 @@ LOWERED: list[Pass] = [
     lower_convolution,
     fuse_epilogues,
     merge_linear,
+    attend_in_int16,
     fuse_residual_norm,
     remove_dead_nodes,
 ]

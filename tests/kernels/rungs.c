@@ -362,6 +362,108 @@ static void check_attention(void) {
             }
 }
 
+/// Rows of any magnitude, some that are not finite or too small for codes.
+static float *rows_for_codes(int64_t m, int64_t n, int64_t stride) {
+    float *x = floats(m * stride);
+    for (int64_t i = 0; i < m; i++) {
+        fill_uniform(x + i * stride, n, i % 5 == 2 ? 1e20f : i % 5 == 3 ? 1e-20f : 3.0f);
+        if (i % 11 == 7) fill_uniform(x + i * stride, n, 1e-31f);
+        if (i % 13 == 8 && n) x[i * stride + n / 2] = n & 1 ? NAN : -INFINITY;
+    }
+    return x;
+}
+
+static void check_codes(int64_t m, int64_t n) {
+    int64_t stride = n + 3, ldc = (n + QRT_Q16_ROW - 1) / QRT_Q16_ROW * QRT_Q16_ROW, ldp = (n + 63) / 64 * 64;
+    float *x = rows_for_codes(m, n, stride), limit = qrt_q16_limit(n);
+    float *scales = untouched(m + 1), *want_scales = untouched(m + 1);
+    int16_t *codes = array(m * ldc, sizeof *codes), *want = array(m * ldc, sizeof *want);
+    int32_t *pairs = array((m + 1) / 2 * ldp, sizeof *pairs), *want_pairs = array((m + 1) / 2 * ldp, sizeof *pairs);
+    rung.attention_q16.quantize(m, n, x, stride, limit, codes, ldc, scales);
+    definition.attention_q16.quantize(m, n, x, stride, limit, want, ldc, want_scales);
+    for (int64_t i = 0; i <= m; i++) check_same(scales[i], want_scales[i], "scales of codes", i, n);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n + n % 2; j++)
+            check(codes[i * ldc + j] == want[i * ldc + j], "codes", i, j, codes[i * ldc + j], want[i * ldc + j]);
+    rung.attention_q16.quantize_pairs(m, n, x, stride, QRT_Q16_VALUES, pairs, ldp, scales);
+    definition.attention_q16.quantize_pairs(m, n, x, stride, QRT_Q16_VALUES, want_pairs, ldp, want_scales);
+    for (int64_t i = 0; i <= m; i++) check_same(scales[i], want_scales[i], "scales of pairs", i, n);
+    for (int64_t i = 0; i < (m + 1) / 2; i++)
+        for (int64_t j = 0; j < n; j++)
+            check(pairs[i * ldp + j] == want_pairs[i * ldp + j], "pairs", i, j, pairs[i * ldp + j], want_pairs[i * ldp + j]);
+    release();
+}
+
+static void check_products_of_codes(int64_t m, int64_t n, int64_t k, bool extreme) {
+    int64_t nr = rung.attention_q16.nr, lda = 2 * k + 4, ldb = nr + 16, ldc = n + 2;
+    int limit = (int)qrt_q16_limit(2 * k);
+    int16_t *a = array(m * lda, sizeof *a);
+    int32_t *b = array(k * ldb, sizeof *b), *sums = array(m * ldc, sizeof *sums), *want = array(m * ldc, sizeof *want);
+    for (int64_t i = 0; i < m * lda; i++) a[i] = (int16_t)(extreme ? limit : (int)(random_bits() % (2 * (unsigned)limit + 1)) - limit);
+    for (int64_t i = 0; i < 2 * k * ldb; i++) {
+        int16_t code = (int16_t)(extreme ? -limit : (int)(random_bits() % (2 * (unsigned)limit + 1)) - limit);
+        memcpy((char *)b + 2 * i, &code, sizeof code);
+    }
+    for (int64_t i = 0; i < m * ldc; i++) sums[i] = want[i] = 77;
+    rung.attention_q16.scores(m, n, k, a, lda, b, ldb, sums, ldc);
+    definition.attention_q16.scores(m, n, k, a, lda, b, ldb, want, ldc);
+    for (int64_t i = 0; i < m * ldc; i++) check(sums[i] == want[i], "sums of codes", i / ldc, i % ldc, sums[i], want[i]);
+    float *y = untouched(m * ldc), *want_y = untouched(m * ldc), *factors = floats(m);
+    fill_uniform(factors, m, 2);
+    for (int more = 0; more < 2; more++) {
+        rung.attention_q16.values(m, n, k, a, lda, b, ldb, factors, more, y, ldc);
+        definition.attention_q16.values(m, n, k, a, lda, b, ldb, factors, more, want_y, ldc);
+        for (int64_t i = 0; i < m * ldc; i++) check_same(y[i], want_y[i], "values of codes", i / ldc, i % ldc);
+    }
+    release();
+}
+
+/// Codes of weights may differ by the rounding of a float that lies between two.
+static void check_exponentials_of_codes(qrt_mask_kind kind, int64_t n, int variant) {
+    enum { M = 7 };
+    int64_t lds = (n + QRT_Q16_ROW - 1) / QRT_Q16_ROW * QRT_Q16_ROW, visible = variant & 1 ? n : n / 2 - 1;
+    int32_t *s = array(M * lds, sizeof *s), *want = array(M * lds, sizeof *want);
+    float rows[M], *keys = floats(n), *values = floats(n), *added = floats(n);
+    uint8_t *bytes = array(n, 1);
+    for (int64_t i = 0; i < M * lds; i++) s[i] = want[i] = (int32_t)random_bits() >> 1;
+    for (int64_t j = 0; j < n; j++) {
+        keys[j] = uniform(0.1f, 1.0f);
+        values[j] = j % 9 == 4 ? 0.0f : uniform(0.01f, 2.0f);
+        bytes[j] = random_bits() % 3 != 0;
+        added[j] = random_bits() % 4 ? uniform(-3, 3) : -INFINITY;
+    }
+    for (int i = 0; i < M; i++) rows[i] = uniform(-1, 1) * (variant & 2 ? 3e-8f : 3e-9f);
+    if (variant & 4) rows[2] = NAN;
+    if (variant & 4 && visible > 4) values[3] = NAN;
+    qrt_mask mask = {kind, kind == QRT_MASK_ADD ? (void *)added : (void *)bytes, 0, 1, variant & 1 ? -INFINITY : -1e4f};
+    qrt_q16_scales scales = {rows, keys, values};
+    float tops[M], sums[M], factors[M], want_tops[M], want_sums[M], want_factors[M];
+    rung.attention_q16.exponentials(M, n, s, lds, &scales, &mask, visible, tops, sums, factors);
+    definition.attention_q16.exponentials(M, n, want, lds, &scales, &mask, visible, want_tops, want_sums, want_factors);
+    for (int i = 0; i < M; i++) {
+        const int16_t *codes = (const int16_t *)(s + i * lds), *want_codes = (const int16_t *)(want + i * lds);
+        check_same(tops[i], want_tops[i], "tops of codes", i, n);
+        check_close(sums[i], want_sums[i], want_sums[i] * 1e-5, "sums of e", i, n);
+        check_close(factors[i], want_factors[i], fabs((double)want_factors[i]) * 2e-5, "factors", i, n);
+        for (int64_t j = 0; j < n + n % 2; j++)
+            check_close(codes[j], want_codes[j], 1 + 2e-5 * want_codes[j], "weights", i, j);
+    }
+    release();
+}
+
+static void check_attention_q16(void) {
+    check(rung.attention_q16.nr == rung.gemm_f32.nr, "nr", 0, 0, rung.attention_q16.nr, rung.gemm_f32.nr);
+    for (int64_t n = 0; n < 80; n += 1 + n / 7)
+        for (int64_t m = 0; m < 20; m += 1 + m / 4) check_codes(m, n);
+    int64_t nr = rung.attention_q16.nr, widths[] = {1, nr / 2 - 1, nr / 2 + 1, nr};
+    for (int64_t m = 0; m < 34; m += 1 + m / 16)
+        for (int w = 0; w < COUNT(widths); w++)
+            for (int64_t k = 0; k < 40; k += 1 + k / 3) check_products_of_codes(m, widths[w], k, (m + w + k) % 3 == 0);
+    for (int kind = QRT_MASK_NONE; kind <= QRT_MASK_PENALIZE; kind++)
+        for (int64_t n = 1; n < 70; n += 1 + n / 9)
+            for (int variant = 0; variant < 8; variant++) check_exponentials_of_codes((qrt_mask_kind)kind, n, variant);
+}
+
 // ---------------------------------------------------------------------------------------- pointwise
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
@@ -720,6 +822,7 @@ int main(void) {
         check_gemm_q8();
         check_gemm_f32();
         check_attention();
+        check_attention_q16();
         check_unary();
         check_binary_f32();
         check_integers(rung.pointwise.binary_i32, definition.pointwise.binary_i32, 4, false);

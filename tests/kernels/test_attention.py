@@ -1,4 +1,4 @@
-"""Fused attention against float64 numpy, on every rung."""
+"""Fused attention against float64 numpy, on every rung, in float and in 16-bit integers."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,6 +19,17 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     _kernels.set_isa(request.param)
     yield request.param
     _kernels.set_isa(before)
+
+
+in_int16 = False
+
+
+@pytest.fixture(params=["float32", "int16"], autouse=True)
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    global in_int16
+    in_int16 = request.param == "int16"
+    yield request.param
+    in_int16 = False
 
 
 def attend(
@@ -52,6 +63,8 @@ def attend(
         int(causal),
         causal_offset,
         int(adds),
+        0,  # rows that see nothing stay as computed
+        int(in_int16),
     ]
     arrays = [q, k, v] + ([] if mask is None else [mask])
     result = _kernels.call_node("attention", arrays, ints, [scale, fill], num_threads=threads)
@@ -83,9 +96,15 @@ def expected(
 
 
 def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> float:
-    """Score error (D roundings of the largest product) enters exp; then Sk roundings of a convex combination."""
+    """Score error (D roundings of the largest product) enters exp; then Sk roundings of a convex combination.
+
+    Of codes: half a step each, in random directions.
+    """
     largest = np.abs(q).max(initial=0) * np.abs(k).max(initial=0) * abs(scale)
     d, s = q.shape[-1], k.shape[-2]
+    if in_int16:
+        limit = min(32767.0, np.sqrt(2**31 / max(d, 1)))
+        return (4 * np.sqrt(d) * largest / limit + np.sqrt(s) / 32767 + 1 / 4095) * float(np.abs(v).max(initial=0))
     return (4 * EPS * np.sqrt(d) * np.sqrt(d) * largest + 4 * EPS * np.sqrt(s) + 8 * EPS) * max(
         1.0, float(np.abs(v).max(initial=0))
     )
@@ -111,7 +130,10 @@ def test_agrees_with_numpy(sq: int, sk: int) -> None:
         reference = expected(q, k, v, scale=scale)
         np.testing.assert_allclose(attend(q, k, v, scale=scale), reference, rtol=0, atol=bound(q, k, v, scale))
         transposed = attend(q, np.ascontiguousarray(k.swapaxes(2, 3)), v, scale=scale, transposed=True)
-        np.testing.assert_array_equal(transposed, attend(q, k, v, scale=scale))
+        if in_int16:  # transposed keys stay float
+            np.testing.assert_allclose(transposed, reference, rtol=0, atol=bound(q, k, v, scale))
+        else:
+            np.testing.assert_array_equal(transposed, attend(q, k, v, scale=scale))
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(64, 64), (65, 127), (1, 300), (130, 500), (7, 1030)])
@@ -254,7 +276,8 @@ def test_rows_that_are_masked_altogether() -> None:
     mask[1] = np.finfo(np.float32).min
     mask[2] = -np.inf
     got = attend(q, k, v, mask)[0, 0]
-    np.testing.assert_allclose(got[1], v[0, 0].mean(axis=0), rtol=0, atol=12 * EPS * np.abs(v).max())
+    error = bound(q, k, v, 0.0) if in_int16 else 12 * EPS * np.abs(v).max()
+    np.testing.assert_allclose(got[1], v[0, 0].mean(axis=0), rtol=0, atol=error)
     assert np.isnan(got[2]).all()
     assert np.isfinite(got[[0, 1, 3]]).all()
 
@@ -280,8 +303,41 @@ def test_sizes_of_zero() -> None:
         attend(np.ones((1, 2, 3, 4), "f"), zeros((1, 2, 0, 4), "f"), zeros((1, 2, 0, 6), "f")), zeros((1, 2, 3, 6))
     )
     v = np.arange(10, dtype="f").reshape(1, 1, 5, 2)
-    got = attend(zeros((1, 1, 3, 0), "f"), zeros((1, 1, 5, 0), "f"), v)
-    np.testing.assert_array_equal(got, np.broadcast_to(v.mean(axis=2, keepdims=True), (1, 1, 3, 2)))
+    q, k = zeros((1, 1, 3, 0), "f"), zeros((1, 1, 5, 0), "f")
+    mean = np.broadcast_to(v.mean(axis=2, keepdims=True), (1, 1, 3, 2))
+    np.testing.assert_allclose(attend(q, k, v), mean, rtol=0, atol=bound(q, k, v, 1.0) if in_int16 else 0)
+
+
+def test_codes_leave_less_than_a_hundredth_of_what_int8_leaves() -> None:
+    """The root mean square error relative to the values, next to that of values rounded to 255 steps of their row."""
+    if not in_int16:
+        pytest.skip("of codes")
+    rng = np.random.default_rng(14)
+    for s in (16, 128, 1100):
+        q, k, v = random_heads(rng, 1, 4, s, s, 32, 32)
+        reference = expected(q, k, v, scale=1.0)  # some keys dominate
+        step = (v.max(axis=-1, keepdims=True) - v.min(axis=-1, keepdims=True)) / 255
+        rounded = expected(q, k, np.round(v / step) * step, scale=1.0)
+        error = np.sqrt(np.mean((attend(q, k, v, scale=1.0) - reference) ** 2))
+        assert error < 0.1 * np.sqrt(np.mean((rounded - reference) ** 2)), s
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 1e3, 1e15])
+def test_codes_of_any_magnitude(scale: float) -> None:
+    rng = np.random.default_rng(15)
+    q, k, v = random_heads(rng, 1, 2, 33, 40, 16, 16)
+    k[:, :, ::3] *= 50  # rows of keys and of values differ
+    v[:, :, 1::3] /= 300
+    big = np.float32(scale)
+    got = attend(q / big, k * big, v * big, scale=0.1)
+    np.testing.assert_allclose(got / big, expected(q, k, v, scale=0.1), rtol=0, atol=bound(q, k, v, 0.1))
+
+
+def test_extreme_codes_do_not_overflow() -> None:
+    for d, s in ((1, 2), (2, 700), (64, 513), (129, 1030)):
+        q, k, v = (np.full((1, 1, s, d), x, np.float32) for x in (3.0, -7.0, 5.0))
+        v[:, :, :, ::2] = -5.0
+        np.testing.assert_allclose(attend(q, k, v, scale=0.01), v, rtol=2e-3)
 
 
 def test_declines_what_does_not_fit() -> None:

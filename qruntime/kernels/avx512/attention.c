@@ -2,10 +2,22 @@
 
 #include "../rungs.h"
 
+/// 14 × 32 tiles, as of the float GEMM.
+enum { MR = 14, NV = 2 };
+#define QRT_TILES \
+    TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6) TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12) TILE(13) TILE(14)
+
 #include "../vector/simd_avx512.h"
 #include "../vector/math.inc.h"
 #include "../vector/attention.inc.h"
 
-void qrt_avx512_attention(qrt_kernel_table *t) { t->attention = (qrt_attention){exponentials, divide}; }
+static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_add(sums, _mm512_madd_epi16(a, b)); }
+
+#include "../vector/attention_q16.inc.h"
+
+void qrt_avx512_attention(qrt_kernel_table *t) {
+    t->attention = (qrt_attention){exponentials, divide};
+    t->attention_q16 = ATTENTION_Q16;
+}
 
 #include "../vector/simd_end.h"

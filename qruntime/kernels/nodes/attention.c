@@ -24,7 +24,8 @@ enum {
     CAUSAL_OFFSET,     ///< −1: number of keys minus number of queries
     BOOL_MASK_ADDS,    ///< a false in a boolean mask adds the fill value; else it replaces the score
     NUM_INTS,
-    DEAD_ROWS = NUM_INTS  ///< optional: a qrt_dead_rows
+    DEAD_ROWS = NUM_INTS,  ///< optional: a qrt_dead_rows
+    IN_INT16               ///< optional: products of 16-bit codes
 };
 /// The floats: scale (NaN: 1 / √head size), fill value of a boolean mask.
 
@@ -132,6 +133,7 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
         if (p[DEAD_ROWS] < QRT_DEAD_AS_COMPUTED || p[DEAD_ROWS] > QRT_DEAD_MASKED_TO_ZERO) return QRT_DECLINE;
         job.dead_rows = (qrt_dead_rows)p[DEAD_ROWS];
     }
+    job.in_int16 = node->num_ints > IN_INT16 && p[IN_INT16] != 0;
     if (node->num_inputs > 4 && in[4]) {
         if (in[4]->dtype != QRT_F32 || in[4]->size != 1) return QRT_DECLINE;
         job.scale *= *(const float *)in[4]->data;

@@ -66,6 +66,15 @@ static inline vf vf_exp_nonpositive(vf x) {
     return vf_mul(exp_of_remainder(r), power_of_two(t));
 }
 
+/// eˣ for x ≤ 0 to 2⁻¹⁷, exactly 0 below −87.68: for what becomes a code of 15 bits.
+static inline vf vf_exp_coarse(vf x) {
+    x = vf_max(vf_set(-88.0f), x);
+    vf t = vf_fma(x, vf_set(1.44269502f), vf_set(ROUND_TO_EXPONENT));
+    vf r = vf_fnma(vf_sub(t, vf_set(ROUND_TO_EXPONENT)), vf_set(0.693147182f), x);
+    vf p = vf_fma(vf_fma(vf_set(0.041277654f), r, vf_set(0.16753533f)), r, vf_set(0.5000512f));
+    return vf_mul(vf_fma(p, vf_mul(r, r), vf_add(vf_set(1.0f), r)), power_of_two(t));
+}
+
 /// eˣ − 1 for x ≤ 0, relative accuracy also near 0.
 static inline vf vf_expm1_nonpositive(vf x) {
     x = vf_max(vf_set(-88.0f), x);

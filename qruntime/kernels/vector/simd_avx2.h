@@ -160,3 +160,17 @@ static inline vm vf_unordered(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_UNOR
 static inline vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 static inline vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 static inline vi vi_max_unsigned(vi a, vi b) { return _mm256_max_epu32(a, b); }
+
+/// The greatest lane of each of four vectors, its bits as a float.
+static inline void vi_hmax4(const vi *v, float *greatest) {
+    vi low = _mm256_max_epi32(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    vi high = _mm256_max_epi32(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    vi w = _mm256_max_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storeu_ps(greatest, _mm_castsi128_ps(q));
+}
+
+/// VL numbers that fit 16 bits.
+static inline void vi_store_i16(int16_t *p, vi v) {
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}

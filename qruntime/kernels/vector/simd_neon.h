@@ -96,6 +96,11 @@ static inline vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
 static inline vi vi_max_unsigned(vi a, vi b) {
     return vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(a), vreinterpretq_u32_s32(b)));
 }
+static inline void vi_hmax4(const vi *v, float *greatest) {
+    vi w = vpmaxq_s32(vpmaxq_s32(v[0], v[1]), vpmaxq_s32(v[2], v[3]));
+    vst1q_f32(greatest, vi_as_vf(w));
+}
+static inline void vi_store_i16(int16_t *p, vi v) { vst1_s16(p, vmovn_s32(v)); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 #define vi_sll(a, bits) vshlq_n_s32(a, bits)
 #define vi_srl(a, bits) vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), bits))

@@ -1,0 +1,30 @@
+/// Attention, that of quantized models by vpdpwssd of 256 bits.
+#include <math.h>
+
+#include "../rungs.h"
+
+/// 6 × 16 tiles, as of the float GEMM.
+enum { MR = 6, NV = 2 };
+#define QRT_TILES TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+
+#include "../vector/simd_avx2.h"
+#include "../vector/math.inc.h"
+#include "../vector/attention.inc.h"
+
+/// {vex}: the other encoding is AVX-512's.
+#ifndef QRT_EMULATE_VNNI
+static inline vi vi_dot2(vi acc, vi a, vi b) {
+    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b));
+    return acc;
+}
+#endif
+static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_dot2(sums, a, b); }
+
+#include "../vector/attention_q16.inc.h"
+
+void qrt_avx_vnni_attention(qrt_kernel_table *t) {
+    t->attention = (qrt_attention){exponentials, divide};
+    t->attention_q16 = ATTENTION_Q16;
+}
+
+#include "../vector/simd_end.h"

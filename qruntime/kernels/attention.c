@@ -25,23 +25,31 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+/// Codes of heads are made together, this many rows of each at a time, so that what one token has of them is read in
+/// one go: rows of a single head lie a few lines apart, which no CPU foresees. They stay in the second-level cache.
+enum { CODED_ROWS = 8, CODED_BYTES = 384 * 1024 };
+
 /// Units are parts of the queries of one head; slots take runs of units and own scratch.
 typedef struct {
     const qrt_attention_job *job;
     int64_t block_rows, parts, part_rows, slots;
     bool in_int16;
     bool packs;                  ///< copy k and v into panels; else read them where they lie
+    int64_t heads_together;      ///< of k and v that are packed at once
     int64_t score_stride, q_stride, k_stride, v_stride;  ///< in elements: of floats, or of codes and of pairs of codes
-    int64_t score_floats, q_floats, k_floats, v_floats, code_floats, scale_floats;  ///< of a slot
+    int64_t score_floats;        ///< of a block
+    int64_t q_floats;            ///< of a block, 0 where q is read where it lies; of codes: of a head of q
+    int64_t k_floats, v_floats, code_floats;  ///< of a head of k and v
     int64_t slot_floats;
     float *scratch;
 } plan;
 
-/// Where a slot keeps its keys, values and the block at hand.
+/// Where a slot keeps the heads that it has packed and the block at hand.
 typedef struct {
-    float *scores, *q, *k_panels, *v_panels;  ///< q: NULL where q is read where it lies
+    float *scores, *q, *k_panels, *v_panels;
+    float *q_scales, *k_scales, *v_scales;    ///< of codes
     int16_t *k_codes;
-    float *k_scales, *v_scales;               ///< of codes
+    int64_t batch, first_head, num_heads;     ///< of k and v that are packed
 } working_memory;
 
 /// Whether the mask hides the first `keys` keys from row `row`.
@@ -84,32 +92,54 @@ static int64_t seen_keys(const qrt_mask *mask, int64_t rows, int64_t keys) {
     return most;
 }
 
-static void pack(const plan *p, const float *k, const float *v, const working_memory *w) {
+static void pack(const plan *p, const working_memory *w) {
     const qrt_attention_job *job = p->job;
     const qrt_gemm_f32 *gemm = &qrt_kernels.gemm_f32;
+    const float *k = job->k.data + w->batch * job->k.batch + w->first_head * job->k.head;
+    const float *v = job->v.data + w->batch * job->v.batch + w->first_head * job->v.head;
     int64_t key_step = job->k_is_transposed ? 1 : job->k.row, element_step = job->k_is_transposed ? job->k.row : 1;
     gemm->pack(job->head_size, job->num_keys, k, element_step, key_step, w->k_panels);
     gemm->pack(job->num_keys, job->value_size, v, job->v.row, 1, w->v_panels);
 }
 
-static void pack_codes(const plan *p, const float *k, const float *v, const working_memory *w) {
-    const qrt_attention_job *job = p->job;
-    const qrt_attention_q16 *q16 = &qrt_kernels.attention_q16;
-    q16->quantize(job->num_keys, job->head_size, k, job->k.row, qrt_q16_limit(job->head_size), w->k_codes, p->k_stride,
-                  w->k_scales);
-    // Two codes are moved in place of a float.
-    qrt_kernels.gemm_f32.pack(ceil_div(job->head_size, 2), job->num_keys, (const float *)w->k_codes, 1, p->k_stride / 2,
-                              w->k_panels);
-    q16->quantize_pairs(job->num_keys, job->value_size, v, job->v.row, QRT_Q16_VALUES, (int32_t *)w->v_panels,
-                        p->v_stride, w->v_scales);
+static void quantize_heads(const qrt_heads *x, int64_t batch, int64_t first, int64_t heads, int64_t rows, int64_t n,
+                           int16_t *codes, int64_t stride, float *scales) {
+    const float *from = x->data + batch * x->batch + first * x->head;
+    for (int64_t i = 0; i < rows; i += CODED_ROWS)
+        for (int64_t h = 0; h < heads; h++)
+            qrt_kernels.attention_q16.quantize(min64(CODED_ROWS, rows - i), n, from + h * x->head + i * x->row, x->row,
+                                               qrt_q16_limit(n), codes + (h * rows + i) * stride, stride,
+                                               scales + h * rows + i);
 }
 
-/// Queries, a block of them, that the keys of one head have been packed for.
+/// Codes of the keys, of the values and of the queries that read them.
+static void encode(const plan *p, const working_memory *w) {
+    const qrt_attention_job *job = p->job;
+    int64_t keys = job->num_keys, queries = job->num_queries, d = job->head_size;
+    int64_t group = job->num_heads / job->num_kv_heads, q_heads = w->num_heads * group;
+    quantize_heads(&job->q, w->batch, w->first_head * group, q_heads, queries, d, (int16_t *)w->q, p->q_stride, w->q_scales);
+    for (int64_t i = 0; i < q_heads * queries; i++) w->q_scales[i] *= job->scale;
+    quantize_heads(&job->k, w->batch, w->first_head, w->num_heads, keys, d, w->k_codes, p->k_stride, w->k_scales);
+    for (int64_t h = 0; h < w->num_heads; h++) {
+        const int16_t *codes = w->k_codes + h * keys * p->k_stride;  // two of which are moved in place of a float
+        qrt_kernels.gemm_f32.pack(ceil_div(d, 2), keys, (const float *)codes, 1, p->k_stride / 2, w->k_panels + h * p->k_floats);
+    }
+    const float *v = job->v.data + w->batch * job->v.batch + w->first_head * job->v.head;
+    for (int64_t i = 0; i < keys; i += CODED_ROWS)
+        for (int64_t h = 0; h < w->num_heads; h++)
+            qrt_kernels.attention_q16.quantize_pairs(
+                min64(CODED_ROWS, keys - i), job->value_size, v + h * job->v.head + i * job->v.row, job->v.row,
+                QRT_Q16_VALUES, (int32_t *)(w->v_panels + h * p->v_floats) + i / 2 * p->v_stride, p->v_stride,
+                w->v_scales + h * keys + i);
+}
+
+/// Queries of one head, a block of them, with its keys and values: floats where they lie or panels, or codes.
 typedef struct {
     const float *q, *k, *v;
+    qrt_q16_scales scales;       ///< of codes
     int64_t rows, visible;       ///< row i sees the first visible + i keys
     qrt_mask mask;
-    float scales[MAX_BLOCK_ROWS], tops[MAX_BLOCK_ROWS], sums[MAX_BLOCK_ROWS];
+    float tops[MAX_BLOCK_ROWS], sums[MAX_BLOCK_ROWS];
     float factors[MAX_BLOCK_ROWS];  ///< of codes: what sums of products are multiplied with
 } block;
 
@@ -121,16 +151,15 @@ static void weigh(const plan *p, block *b, int64_t keys, const working_memory *w
     if (p->in_int16) {
         const qrt_attention_q16 *q16 = &qrt_kernels.attention_q16;
         int64_t pairs = ceil_div(d, 2);
-        qrt_q16_scales scales = {b->scales, w->k_scales, w->v_scales};
         for (int64_t j = 0; j < keys; j += nr)
-            q16->scores(b->rows, min64(nr, keys - j), pairs, (const int16_t *)w->q, p->q_stride,
-                        (const int32_t *)w->k_panels + j * pairs, nr, (int32_t *)w->scores + j, p->score_stride);
-        q16->exponentials(b->rows, keys, (int32_t *)w->scores, p->score_stride, &scales, &b->mask, b->visible, b->tops,
-                          b->sums, b->factors);
+            q16->scores(b->rows, min64(nr, keys - j), pairs, (const int16_t *)b->q, p->q_stride,
+                        (const int32_t *)b->k + j * pairs, nr, (int32_t *)w->scores + j, p->score_stride);
+        q16->exponentials(b->rows, keys, (int32_t *)w->scores, p->score_stride, &b->scales, &b->mask, b->visible,
+                          b->tops, b->sums, b->factors);
         return;
     }
     if (p->packs) {
-        qrt_f32_gemm(gemm, b->rows, keys, d, b->q, p->q_stride, w->k_panels, NULL, w->scores, p->score_stride);
+        qrt_f32_gemm(gemm, b->rows, keys, d, b->q, p->q_stride, b->k, NULL, w->scores, p->score_stride);
     } else if (job->k_is_transposed) {
         qrt_f32_gemm_strips(gemm, b->rows, keys, d, b->q, p->q_stride, b->k, job->k.row, nr, NULL, w->scores, p->score_stride);
     } else {
@@ -156,32 +185,39 @@ static void mix(const plan *p, const block *b, int64_t keys, const working_memor
             for (int64_t j = 0; j < n; j += nr)
                 qrt_kernels.attention_q16.values(
                     b->rows, min64(nr, n - j), pairs, (const int16_t *)w->scores + first, 2 * p->score_stride,
-                    (const int32_t *)w->v_panels + first / 2 * p->v_stride + j, p->v_stride, b->factors, first > 0,
+                    (const int32_t *)b->v + first / 2 * p->v_stride + j, p->v_stride, b->factors, first > 0,
                     y + j, job->y_row);
             first += QRT_Q16_KEYS;
         } while (first < keys);
         return;
     }
     int64_t row = p->packs ? nr : job->v.row, strip = p->packs ? job->num_keys * nr : nr;
-    qrt_f32_gemm_strips(gemm, b->rows, n, keys, w->scores, p->score_stride, p->packs ? w->v_panels : b->v, row, strip,
-                        NULL, y, job->y_row);
+    qrt_f32_gemm_strips(gemm, b->rows, n, keys, w->scores, p->score_stride, b->v, row, strip, NULL, y, job->y_row);
     qrt_kernels.attention.divide(b->rows, n, y, job->y_row, b->sums);
 }
 
-static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows, const float *k,
-                         const float *v, const working_memory *w) {
+static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
+                         const working_memory *w) {
     const qrt_attention_job *job = p->job;
-    block b = {.k = k, .v = v, .rows = rows, .visible = job->num_keys, .mask = job->mask};
-    b.q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
+    int64_t group = job->num_heads / job->num_kv_heads, kv_head = head / group, packed = kv_head - w->first_head;
+    block b = {.rows = rows, .visible = job->num_keys, .mask = job->mask};
     float *y = job->y + batch * job->y_batch + head * job->y_head + first * job->y_row;
+    if (p->packs) {
+        b.k = w->k_panels + packed * p->k_floats;
+        b.v = w->v_panels + packed * p->v_floats;
+    } else {
+        b.k = job->k.data + batch * job->k.batch + kv_head * job->k.head;
+        b.v = job->v.data + batch * job->v.batch + kv_head * job->v.head;
+    }
     if (p->in_int16) {
-        qrt_kernels.attention_q16.quantize(rows, job->head_size, b.q, job->q.row, qrt_q16_limit(job->head_size),
-                                           (int16_t *)w->q, p->q_stride, b.scales);
-        for (int64_t i = 0; i < rows; i++) b.scales[i] *= job->scale;
-    } else if (w->q) {
-        for (int64_t i = 0; i < rows; i++)
+        int64_t row = (head - w->first_head * group) * job->num_queries + first, key = packed * job->num_keys;
+        b.q = (const float *)((const int16_t *)w->q + row * p->q_stride);
+        b.scales = (qrt_q16_scales){w->q_scales + row, w->k_scales + key, w->v_scales + key};
+    } else {
+        b.q = job->q.data + batch * job->q.batch + head * job->q.head + first * job->q.row;
+        for (int64_t i = 0; i < rows && p->q_floats; i++)
             memcpy(w->q + i * p->q_stride, b.q + i * job->q.row, (size_t)job->head_size * sizeof(float));
-        b.q = w->q;
+        if (p->q_floats) b.q = w->q;
     }
     int64_t keys = job->num_keys;
     if (job->causal) {
@@ -212,58 +248,71 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
 static void attend_slot(void *context, int64_t slot) {
     const plan *p = context;
     const qrt_attention_job *job = p->job;
+    int64_t group = job->num_heads / job->num_kv_heads, together = p->heads_together, keys = job->num_keys;
     working_memory w = {.scores = p->scratch + slot * p->slot_floats};
-    w.k_panels = w.scores + p->score_floats;
-    w.v_panels = w.k_panels + p->k_floats;
-    w.q = p->q_floats ? w.v_panels + p->v_floats : NULL;
-    w.k_codes = (int16_t *)(w.v_panels + p->v_floats + p->q_floats);
-    w.k_scales = w.v_panels + p->v_floats + p->q_floats + p->code_floats;
-    w.v_scales = w.k_scales + p->scale_floats;
-    int64_t units = job->num_batches * job->num_heads * p->parts, group = job->num_heads / job->num_kv_heads;
-    int64_t packed_for = -1;
-    for (int64_t unit = units * slot / p->slots; unit < units * (slot + 1) / p->slots; unit++) {
+    w.q = w.scores + p->score_floats;
+    w.k_panels = w.q + p->q_floats * (p->in_int16 ? together * group : 1);
+    w.v_panels = w.k_panels + together * p->k_floats;
+    w.k_codes = (int16_t *)(w.v_panels + together * p->v_floats);
+    w.k_scales = w.v_panels + together * (p->v_floats + p->code_floats);
+    w.v_scales = w.k_scales + together * keys;
+    w.q_scales = w.v_scales + together * keys;
+    int64_t units = job->num_batches * job->num_heads * p->parts, end_unit = units * (slot + 1) / p->slots;
+    for (int64_t unit = units * slot / p->slots; unit < end_unit; unit++) {
         int64_t part = unit % p->parts, head = unit / p->parts % job->num_heads, batch = unit / p->parts / job->num_heads;
         int64_t kv_head = head / group;
-        const float *k = job->k.data + batch * job->k.batch + kv_head * job->k.head;
-        const float *v = job->v.data + batch * job->v.batch + kv_head * job->v.head;
-        if (p->packs && packed_for != batch * job->num_kv_heads + kv_head) {
-            packed_for = batch * job->num_kv_heads + kv_head;
-            (p->in_int16 ? pack_codes : pack)(p, k, v, &w);
+        if (p->packs && !(batch == w.batch && kv_head >= w.first_head && kv_head < w.first_head + w.num_heads)) {
+            // As many of the heads that this slot has to come to in this batch, in equal numbers.
+            int64_t last = (end_unit - 1) / p->parts - batch * job->num_heads;
+            int64_t left = min64(last, job->num_heads - 1) / group - kv_head + 1;
+            w.batch = batch;
+            w.first_head = kv_head;
+            w.num_heads = ceil_div(left, ceil_div(left, together));
+            (p->in_int16 ? encode : pack)(p, &w);
         }
         int64_t end = min64(job->num_queries, (part + 1) * p->part_rows);
         for (int64_t i = part * p->part_rows; i < end; i += p->block_rows)
-            attend_block(p, batch, head, i, min64(p->block_rows, end - i), k, v, &w);
+            attend_block(p, batch, head, i, min64(p->block_rows, end - i), &w);
     }
 }
+
+static bool multiply(int64_t a, int64_t b, int64_t *product) { return !__builtin_mul_overflow(a, b, product); }
 
 /// The sizes of a slot; false on overflow.
 static bool size_slot(plan *p) {
     const qrt_attention_job *job = p->job;
     int64_t nr = qrt_kernels.gemm_f32.nr, keys = job->num_keys, panels = ceil_div(keys, nr) * nr;
+    int64_t group = job->num_heads / job->num_kv_heads;
     p->score_floats = p->block_rows * p->score_stride;
-    if (p->in_int16) {
-        int64_t step = max64(nr, QRT_Q16_ROW), row = ceil_div(job->head_size, QRT_Q16_ROW) * QRT_Q16_ROW;
-        p->q_stride = p->k_stride = row;
-        p->v_stride = ceil_div(job->value_size, step) * step;
-        p->q_floats = p->block_rows * row / 2;
-        p->scale_floats = keys;
-        if (__builtin_mul_overflow(keys, row / 2, &p->code_floats) ||
-            __builtin_mul_overflow(panels, ceil_div(job->head_size, 2), &p->k_floats) ||
-            __builtin_mul_overflow(ceil_div(keys, 2), p->v_stride, &p->v_floats))
-            return false;
-    } else {
+    p->heads_together = 1;
+    if (!p->in_int16) {
         bool copies_q = p->block_rows > 1 && qrt_f32_rows_conflict(job->q.row);
         p->q_stride = copies_q ? qrt_f32_row_stride(job->head_size) : job->q.row;
-        if (copies_q && __builtin_mul_overflow(p->block_rows, p->q_stride, &p->q_floats)) return false;
         p->k_floats = FEW_PANELS * nr * job->head_size;
-        if (p->packs && (__builtin_mul_overflow(panels, job->head_size, &p->k_floats) ||
-                         __builtin_mul_overflow(ceil_div(job->value_size, nr) * nr, keys, &p->v_floats)))
+        if (copies_q && !multiply(p->block_rows, p->q_stride, &p->q_floats)) return false;
+        if (p->packs && !(multiply(panels, job->head_size, &p->k_floats) &&
+                          multiply(ceil_div(job->value_size, nr) * nr, keys, &p->v_floats)))
             return false;
+        return !__builtin_add_overflow(p->q_floats, p->k_floats, &p->slot_floats) &&
+               !__builtin_add_overflow(p->slot_floats, p->v_floats, &p->slot_floats) &&
+               !__builtin_add_overflow(p->slot_floats, p->score_floats, &p->slot_floats);
     }
-    const int64_t parts[] = {p->score_floats, p->q_floats, p->k_floats, p->v_floats, p->code_floats, p->scale_floats, p->scale_floats};
+    int64_t step = max64(nr, QRT_Q16_ROW), row = ceil_div(job->head_size, QRT_Q16_ROW) * QRT_Q16_ROW;
+    int64_t q_floats, scales, head_floats = 2 * keys;
+    p->q_stride = p->k_stride = row;
+    p->v_stride = ceil_div(job->value_size, step) * step;
+    if (!multiply(job->num_queries, row / 2, &p->q_floats) || !multiply(keys, row / 2, &p->code_floats) ||
+        !multiply(panels, ceil_div(job->head_size, 2), &p->k_floats) ||
+        !multiply(ceil_div(keys, 2), p->v_stride, &p->v_floats) ||
+        !multiply(group, p->q_floats, &q_floats) || !multiply(group, job->num_queries, &scales))
+        return false;
+    const int64_t parts[] = {q_floats, scales, p->code_floats, p->k_floats, p->v_floats};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (__builtin_add_overflow(p->slot_floats, parts[i], &p->slot_floats)) return false;
-    return true;
+        if (__builtin_add_overflow(head_floats, parts[i], &head_floats)) return false;
+    int64_t most = CODED_BYTES / (int64_t)sizeof(float) / max64(1, head_floats);
+    p->heads_together = max64(1, min64(job->num_kv_heads, most));
+    return multiply(p->heads_together, head_floats, &p->slot_floats) &&
+           !__builtin_add_overflow(p->slot_floats, p->score_floats, &p->slot_floats);
 }
 
 qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {

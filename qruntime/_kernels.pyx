@@ -69,7 +69,7 @@ cdef extern from "tensor.h" nogil:
     void qrt_release(qrt_run *, qrt_tensor *)
     qrt_buffer *qrt_buffer_new(size_t)
     size_t qrt_arena_share(size_t)
-    qrt_arena qrt_arena_new(size_t)
+    qrt_arena qrt_arena_new(size_t, int)
     void qrt_arena_close(qrt_arena *)
     void qrt_buffer_retain(qrt_buffer *)
     void qrt_buffer_drop(qrt_buffer *)

@@ -46,7 +46,9 @@ cdef int _pack_together(list weights, int num_threads) except -1:
         return 0
     for packed in missing:
         total += qrt_arena_share(packed._bytes_to_pack())
-    cdef qrt_arena arena = qrt_arena_new(total)
+    cdef qrt_arena arena
+    with nogil:
+        arena = qrt_arena_new(total, num_threads)
     try:
         for packed in missing:
             packed.pack(&arena, num_threads)

@@ -1,5 +1,7 @@
 #include "tensor.h"
 
+#include "threads.h"
+
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -63,11 +65,19 @@ void qrt_buffer_drop(qrt_buffer *buffer) {
 
 size_t qrt_arena_share(size_t bytes) { return capacity_for(bytes); }
 
-qrt_arena qrt_arena_new(size_t bytes) {
+#ifdef MADV_HUGEPAGE
+static void touch_page(void *pages, int64_t page) { ((volatile char *)pages)[page * HUGE_PAGE] = 0; }
+#endif
+
+qrt_arena qrt_arena_new(size_t bytes, int num_threads) {
     qrt_arena arena = {new_buffer(bytes, bytes < HUGE_PAGE ? QRT_ALIGNMENT : HUGE_PAGE), 0};
 #ifdef MADV_HUGEPAGE
     // Filling 2 MB takes one page fault, not 512. The rest of the last page would be memory that nobody needs.
-    if (arena.whole) madvise(arena.whole->data, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    size_t pages = arena.whole ? bytes / HUGE_PAGE : 0;
+    if (pages && !madvise(arena.whole->data, pages * HUGE_PAGE, MADV_HUGEPAGE)) {
+        // Threads that fill one page together would wait while the system clears it, most of the time of packing.
+        qrt_parallel_for(num_threads, (int64_t)pages, touch_page, arena.whole->data);
+    }
 #endif
     return arena;
 }

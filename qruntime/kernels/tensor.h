@@ -97,8 +97,9 @@ qrt_buffer *qrt_buffer_new(size_t bytes);
 
 /// What a buffer of `bytes` takes of an arena.
 size_t qrt_arena_share(size_t bytes);
-/// Room for `bytes`, the sum of shares; on huge pages where it fills them. Without memory the arena is empty.
-qrt_arena qrt_arena_new(size_t bytes);
+/// Room for `bytes`, the sum of shares; on huge pages where it fills them, which `num_threads` threads make ready.
+/// Without memory the arena is empty.
+qrt_arena qrt_arena_new(size_t bytes, int num_threads);
 /// The next part of the arena, or a buffer of its own when `arena` is NULL or has no room. NULL when memory is short.
 qrt_buffer *qrt_arena_take(qrt_arena *arena, size_t bytes);
 /// No more is taken; the buffers stay.

@@ -25,14 +25,30 @@ def map_descriptor(descriptor: int) -> memoryview:
 
 def drop_pages(tensors: Iterable[np.ndarray]) -> None:
     """Give back the memory of tensors that lie in a mapped file, which is read again by whoever reads them later."""
+    ranges: dict[MappedFile, list[tuple[int, int]]] = {}
     for tensor in tensors:
         if tensor.nbytes < mmap.PAGESIZE:
             continue
         tensor = _whole(tensor)
         file = _file_of(tensor)
         if file is not None:
-            start = _address(tensor) - _address(np.frombuffer(file, np.uint8))
-            file.drop_pages(start, start + tensor.nbytes)
+            start = _address(tensor)
+            ranges.setdefault(file, []).append((start, start + tensor.nbytes))
+    for file, found in ranges.items():
+        base = _address(np.frombuffer(file, np.uint8))
+        for start, stop in _joined(sorted(found)):
+            file.drop_pages(start - base, stop - base)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges in ascending order, as one where less than a page lies between: each call interrupts all CPUs."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and start - joined[-1][1] < mmap.PAGESIZE:
+            start, last = joined.pop()
+            stop = max(stop, last)
+        joined.append((start, stop))
+    return joined
 
 
 def is_mapped(tensor: np.ndarray) -> bool:

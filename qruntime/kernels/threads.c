@@ -21,7 +21,7 @@ static inline void relax(void) { __asm__ volatile("" ::: "memory"); }
 enum { MAX_WORKERS = 255 };
 
 /// Spinning this long bridges the gap between two nodes of a model; longer would burn CPU that other threads want.
-enum { SPIN_NS = 50000, SPINS_BEFORE_YIELD = 1000 };
+enum { SPIN_NS = 50000, YIELD_NS = 5000, SPINS_BEFORE_YIELD = 1000 };
 
 static struct {
     pthread_mutex_t region;      ///< held by whoever has the pool for a parallel region
@@ -50,13 +50,16 @@ static int64_t now_ns(void) {
 
 /// Spin while `*value` is `unwanted`; false when SPIN_NS pass. A pause takes 10 to 150 cycles, so the clock decides.
 static bool spin_while(const atomic_uint *value, unsigned unwanted) {
-    int64_t start = now_ns();
+    int64_t start = now_ns(), waited = 0;
     do {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(value, memory_order_acquire) != unwanted) return true;
             relax();
         }
-    } while (now_ns() - start < SPIN_NS);
+        // Where the thread that opens regions shares this CPU, it would wait for the end of the spinning.
+        if (waited > YIELD_NS) sched_yield();
+        waited = now_ns() - start;
+    } while (waited < SPIN_NS);
     return false;
 }
 

@@ -30,13 +30,12 @@ def remove_casts(graph: Graph) -> None:
         gone = []
         for node in nested.nodes:
             code = _element_type(node, known)
-            for output in node.outputs[: len(node.outputs) if node.is_op("Split") else 1]:
-                if code:
-                    known[output] = code
-            source = node.input(0)
-            if not node.is_op("Cast") or source is None or _known(source, known) != code or node.outputs[0].output_of:
+            if not code:
                 continue
-            if code:
+            for output in node.outputs if node.is_op("Split") else node.outputs[:1]:
+                known[output] = code
+            source = node.input(0) if node.is_op("Cast") else None
+            if source is not None and _known(source, known) == code and not node.outputs[0].output_of:
                 nested.replace_uses(node.outputs[0], source)
                 gone.append(node)
         nested.remove(*gone)

@@ -124,7 +124,7 @@ def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
     if data.ndim > 2 or data.size not in (1, n) or (data.ndim == 2 and data.shape[0] != 1):
         return Skip(f"the bias has shape {list(data.shape)}, need [{n}]")
     beta = np.float32(node.attr("beta", 1.0))
-    return np.array(np.broadcast_to((data * beta).reshape(-1), (n,)), dtype=np.float32)
+    return np.full(n, (data * beta).reshape(-1), np.float32)
 
 
 def fuse_epilogues(graph: Graph) -> None:
@@ -207,7 +207,7 @@ def _absorb_bias(node: Node, bias_at: int, data: np.ndarray) -> bool:
     n = weight.data.shape[1]
     if data.dtype != np.float32 or data.ndim > 1 or data.size not in (1, n):
         return False
-    vector = np.array(np.broadcast_to(data.reshape(-1), (n,)), dtype=np.float32)
+    vector = np.full(n, data.reshape(-1), np.float32)
     before = node.input(bias_at)
     if before is not None:
         assert before.data is not None

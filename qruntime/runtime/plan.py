@@ -210,13 +210,13 @@ def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
 
 
 def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:
-    wanted: set[Value] = set(outputs)
+    wanted: set[Value | None] = set(outputs)
     needed = []
     for node in reversed(graph.nodes):
         if wanted.isdisjoint(node.outputs):
             continue
         needed.append(node)
-        wanted.update(v for v in node.inputs if v is not None)
+        wanted.update(node.inputs)
         if node.subgraphs:
             wanted.update(node.captured())
     return needed[::-1]

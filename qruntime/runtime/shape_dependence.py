@@ -27,12 +27,11 @@ def shape_only_nodes(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Se
         spec = registry.find(node.domain, node.op_type, node.version)
         if spec is None or not spec.deterministic or node.subgraphs:
             continue
-        given = [v for v in node.inputs if v is not None]
-        read = [v for v in given if v.data is None]
+        read = [v for v in node.inputs if v is not None and v.data is None]
         if node.is_op("Shape", "Size"):
             depends_on_shapes = shape_known.issuperset(read)
         else:
-            depends_on_shapes = bool(given) and data_known.issuperset(read)
+            depends_on_shapes = data_known.issuperset(read) and node.inputs.count(None) < len(node.inputs)
         if depends_on_shapes:
             found.add(node)
             data_known.update(node.outputs)
@@ -44,11 +43,11 @@ def shape_only_nodes(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Se
         ):
             shape_known.update(node.outputs)
 
-    readers_outside = set(outputs)
+    read_outside: set[Value | None] = set(outputs)
     for node in nodes:
         if node not in found:
-            readers_outside.update(v for v in node.inputs if v is not None)
+            read_outside.update(node.inputs)
             if node.subgraphs:
-                readers_outside.update(node.captured())
-    boundary = [v for node in nodes if node in found for v in node.outputs if v in readers_outside]
+                read_outside.update(node.captured())
+    boundary = [v for node in nodes if node in found for v in node.outputs if v in read_outside]
     return found, boundary

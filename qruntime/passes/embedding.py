@@ -40,6 +40,7 @@ class FuseEmbedding(Rewrite):
 class FuseHalfByteEmbedding(FuseEmbedding):
     """The same with two codes to a byte, taken apart by Floor(byte / 16)  →  QuantizedEmbedding(bits=4)"""
 
+    needs = "Floor"
     bits = 4
 
     def pattern(self, op: Any, codes: Any, scale: Any, offset: Any, ids: Any) -> Any:

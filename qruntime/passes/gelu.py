@@ -15,6 +15,8 @@ _TANH_SCALE = math.sqrt(2.0 / math.pi)
 class FuseErfGelu(Rewrite):
     """x · ½ · (1 + erf(x / √2)), in any order of the factors  →  Gelu(x)"""
 
+    needs = "Erf"
+
     def pattern(self, op: Any, x: Any) -> Any:
         for_erf = (op.Div(x, _SQRT_2), op.Mul(x, 1 / _SQRT_2))
         found = []
@@ -33,6 +35,8 @@ class FuseErfGelu(Rewrite):
 
 class FuseTanhGelu(Rewrite):
     """x · ½ · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))  →  Gelu(x, approximate="tanh")"""
+
+    needs = "Tanh"
 
     def pattern(self, op: Any, x: Any) -> Any:
         cubes = (op.Pow(x, 3.0), op.Mul(op.Mul(x, x), x))
@@ -53,6 +57,8 @@ class FuseTanhGelu(Rewrite):
 
 class FuseSilu(Rewrite):
     """x · sigmoid(x)  →  Silu(x)"""
+
+    needs = "Sigmoid"
 
     def pattern(self, op: Any, x: Any) -> Any:
         return op.Mul(x, op.Sigmoid(x))

@@ -47,6 +47,8 @@ def _means(op: Any, x: Any, axes: str, name: str) -> tuple[Any, ...]:
 class FuseLayerNorm(Rewrite):
     """d = x − mean(x);  d / √(mean(d²) + ε)  →  LayerNormalization(x) without scale and bias"""
 
+    needs = "ReduceMean"
+
     def pattern(self, op: Any, x: Any, epsilon: Any, axes: Any, axes_2: Any) -> Any:
         found = []
         for mean in _means(op, x, axes, "mean"):
@@ -69,6 +71,8 @@ class FuseLayerNorm(Rewrite):
 
 class FuseRMSNorm(Rewrite):
     """x / √(mean(x²) + ε)  →  RMSNormalization(x) without scale"""
+
+    needs = "ReduceMean"
 
     def pattern(self, op: Any, x: Any, epsilon: Any, axes: Any) -> Any:
         found = []

@@ -21,7 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -113,6 +113,9 @@ def as_attribute(value: Any) -> Attribute:
 
 class Rewrite:
     """Base of all rewrites; subclasses define `pattern`, `replace` and perhaps `check`."""
+
+    needs: ClassVar[str | None] = None
+    """An operator in every alternative of the pattern that few graphs have: for others none is made."""
 
     def pattern(self, op: Any, *variables: Any) -> Any:
         raise NotImplementedError
@@ -219,7 +222,9 @@ def _is_closed(root: Node, inner: Sequence[Node]) -> bool:
 
 def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite]) -> int:
     """Apply rewrites to `graph` and the graphs nested in it until none applies; returns how many did."""
-    compiled = [(rewrite, pattern) for rewrite in rewrites for pattern in rewrite.patterns()]
+    op_types = {node.op_type for node in graph.walk_nodes()}
+    possible = [rewrite for rewrite in rewrites if rewrite.needs is None or rewrite.needs in op_types]
+    compiled = [(rewrite, pattern) for rewrite in possible for pattern in rewrite.patterns()]
     total = 0
     for nested in list(graph.walk_graphs()):
         for _ in range(_MAX_SWEEPS):

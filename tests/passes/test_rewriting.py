@@ -7,6 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime.passes.embedding import FuseHalfByteEmbedding
+from qruntime.passes.gelu import FuseErfGelu, FuseSilu, FuseTanhGelu
+from qruntime.passes.layer_norm import FuseLayerNorm, FuseRMSNorm
 from tests.passes.lowering import lowered_ops, model
 
 X = {"x": np.linspace(-4, 4, 24, dtype=np.float32).reshape(2, 12)}
@@ -88,3 +91,16 @@ def test_a_match_is_of_one_graph(monkeypatch):
 
     np.testing.assert_allclose(loaded(x, True), sigmoid(x * sigmoid(x)), rtol=1e-6)
     np.testing.assert_array_equal(loaded(x, False), -x)
+
+
+def operators(pattern):
+    inner = (operators(i) for i in pattern.inputs if hasattr(i, "op_types"))
+    return {pattern.op_types}.union(*inner)
+
+
+@pytest.mark.parametrize(
+    "rewrite", [FuseErfGelu, FuseTanhGelu, FuseSilu, FuseLayerNorm, FuseRMSNorm, FuseHalfByteEmbedding], ids=lambda r: r.__name__
+)
+def test_every_alternative_has_the_operator_that_is_needed(rewrite):
+    for pattern in rewrite().patterns():
+        assert (rewrite.needs,) in operators(pattern)

@@ -95,15 +95,6 @@ cdef extern from "nodes.h" nogil:
 cdef extern from "threads.h" nogil:
     int qrt_default_threads()
 
-cdef extern from "pages.h" nogil:
-    ctypedef struct qrt_range:
-        void *start
-        size_t bytes
-    ctypedef struct qrt_page_fetch:
-        pass
-    qrt_page_fetch *qrt_fetch_pages(const qrt_range *, size_t)
-    void qrt_end_fetch(qrt_page_fetch *)
-
 cdef extern from "gemm_q8.h" nogil:
     ctypedef struct qrt_gemm_q8:
         const char *name
@@ -189,36 +180,6 @@ def default_threads() -> int:
 include "_packed.pxi"
 include "_tensors.pxi"
 include "_executor.pxi"
-
-
-cdef class PageFetch:
-    """Context in which another thread maps the pages of mapped files that are about to be read.
-
-    `ranges` are (address, bytes). They have to stay mapped until the context is left.
-    """
-
-    cdef list ranges
-    cdef qrt_page_fetch *fetch
-
-    def __cinit__(self, list ranges):
-        self.ranges = ranges
-
-    def __enter__(self):
-        cdef size_t count = len(self.ranges), i
-        cdef qrt_range *ranges = <qrt_range *>malloc(count * sizeof(qrt_range))
-        if count and ranges != NULL:
-            for i in range(count):
-                ranges[i].start = <void *><size_t>self.ranges[i][0]
-                ranges[i].bytes = self.ranges[i][1]
-            self.fetch = qrt_fetch_pages(ranges, count)
-        free(ranges)
-        return self
-
-    def __exit__(self, *exception):
-        cdef qrt_page_fetch *fetch = self.fetch
-        self.fetch = NULL
-        with nogil:
-            qrt_end_fetch(fetch)
 
 
 def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs=1, int num_threads=1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,21 +23,9 @@ def map_descriptor(descriptor: int) -> memoryview:
     return memoryview(MappedFile(descriptor, 0, access=mmap.ACCESS_READ))
 
 
-class MappedRange(NamedTuple):
-    """Consecutive bytes of a mapped file."""
-
-    file: MappedFile
-    start: int
-    stop: int
-    address: int
-
-    def drop_pages(self) -> None:
-        self.file.drop_pages(self.start, self.stop)
-
-
-def mapped_ranges(tensors: Iterable[np.ndarray]) -> list[MappedRange]:
-    """Where those of the tensors lie that are large parts of mapped files, neighbours as one range."""
-    found: dict[MappedFile, list[tuple[int, int]]] = {}
+def drop_pages(tensors: Iterable[np.ndarray]) -> None:
+    """Give back the memory of tensors that lie in a mapped file, which is read again by whoever reads them later."""
+    ranges: dict[MappedFile, list[tuple[int, int]]] = {}
     for tensor in tensors:
         if tensor.nbytes < mmap.PAGESIZE:
             continue
@@ -46,18 +33,11 @@ def mapped_ranges(tensors: Iterable[np.ndarray]) -> list[MappedRange]:
         file = _file_of(tensor)
         if file is not None:
             start = _address(tensor)
-            found.setdefault(file, []).append((start, start + tensor.nbytes))
-    ranges = []
-    for file, spans in found.items():
+            ranges.setdefault(file, []).append((start, start + tensor.nbytes))
+    for file, found in ranges.items():
         base = _address(np.frombuffer(file, np.uint8))
-        ranges += [MappedRange(file, start - base, stop - base, start) for start, stop in _joined(sorted(spans))]
-    return ranges
-
-
-def drop_pages(tensors: Iterable[np.ndarray]) -> None:
-    """Give back the memory of tensors that lie in a mapped file, which is read again by whoever reads them later."""
-    for part in mapped_ranges(tensors):
-        part.drop_pages()
+        for start, stop in _joined(sorted(found)):
+            file.drop_pages(start - base, stop - base)
 
 
 def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

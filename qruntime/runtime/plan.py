@@ -17,7 +17,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp
 from qruntime.ir import AttributeType, Graph, Node, Value
-from qruntime.onnx_io.mapped_file import mapped_ranges
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
 from qruntime.ops.registry import NativeCall, OpSpec
 from qruntime.runtime import reference
@@ -77,16 +77,9 @@ class Planner:
         return self._plan(self.graph, self.graph.outputs if outputs is None else outputs, [])
 
     def _plan(self, graph: Graph, outputs: Sequence[Value], captures: list[Value]) -> Plan:
-        nodes = _needed_nodes(graph, outputs)
-        fresh = {node for node in nodes if node not in self._bound}
-        planned = [self._bind(node) for node in nodes]
-        to_pack = mapped_ranges(array for call in planned if call.node in fresh for array in _packed_constants(call))
-        in_background = to_pack if self.num_threads > 1 else []
-        with _kernels.PageFetch([(part.address, part.stop - part.start) for part in in_background]):
-            signature = graph.inputs if not captures else []
-            executable = _executable(planned, [*graph.inputs, *captures], outputs, signature, self.num_threads)
-        for part in to_pack:
-            part.drop_pages()
+        planned = [self._bind(node) for node in _needed_nodes(graph, outputs)]
+        executable = _executable(planned, [*graph.inputs, *captures], outputs, graph.inputs if not captures else [], self.num_threads)
+        drop_pages(array for call in planned for array in _packed_constants(call))
         return Plan(executable, planned)
 
     def _bind(self, node: Node) -> PlannedNode:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import qruntime
-from qruntime import _kernels
 from qruntime.onnx_io.external_data import map_file
-from qruntime.onnx_io.mapped_file import drop_pages, mapped_ranges
+from qruntime.onnx_io.mapped_file import drop_pages
 from tests.small_models import linear_bytes
 
 SIZE = 1 << 20
@@ -45,37 +44,6 @@ def test_dropped_tensors_leave_memory_and_come_back(tmp_path):
     assert before - resident(path) >= SIZE // 2 - 2 * mmap.PAGESIZE
     assert resident(path) >= rest.nbytes - mmap.PAGESIZE
     assert np.array_equal(tensor, np.arange(100, SIZE // 2, dtype=np.uint64).astype(np.uint8))
-
-
-def test_neighbours_are_one_range(tmp_path):
-    path = tmp_path / "data"
-    path.write_bytes(bytes(SIZE))
-    data = map_file(path)
-    spans = [(0, 10_000), (10_100, 30_000), (100_000, 200_000), (300_000, 300_010)]
-    tensors = [np.frombuffer(data[start:stop], np.uint8) for start, stop in reversed(spans)]
-    found = mapped_ranges([*tensors, np.zeros(SIZE)])
-    assert [(part.start, part.stop) for part in found] == [(0, 30_000), (100_000, 200_000)]  # the last is no page
-    base = np.frombuffer(data, np.uint8).__array_interface__["data"][0]
-    assert [part.address - base for part in found] == [0, 100_000]
-
-
-@needs_smaps
-def test_pages_are_fetched_in_the_background(tmp_path):
-    path = tmp_path / "data"
-    path.write_bytes(bytes(SIZE))
-    tensor = np.frombuffer(map_file(path)[5000:-5000], np.uint8)
-    (part,) = mapped_ranges([tensor])
-    with _kernels.PageFetch([(part.address, part.stop - part.start)]):
-        pass
-    assert resident(path) in (0, *range(tensor.nbytes, SIZE + 1))  # Linux before 5.14 leaves them to page faults
-
-
-@pytest.mark.parametrize("ranges", [[], [(mmap.PAGESIZE, 100)], [(2**63, 2**62), (0, 0)]], ids=str)
-def test_nothing_happens_where_nothing_is_mapped(ranges):
-    with _kernels.PageFetch(ranges):
-        pass
-    with pytest.raises(RuntimeError, match="left"), _kernels.PageFetch(ranges):
-        raise RuntimeError("the context is left by an error")
 
 
 @needs_smaps

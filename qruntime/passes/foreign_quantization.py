@@ -21,7 +21,7 @@ from qruntime.ops import registry
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.quantized_matmul import as_int8
 from qruntime.ops.contrib.recurrent import lstm_weight
-from qruntime.passes.linear import constant, splice
+from qruntime.passes.linear import constant, only_reader, splice
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
 from qruntime.passes.weights import DYNAMIC, quantized_weight
 
@@ -71,10 +71,10 @@ def _integer_chain(graph: Graph, node: Node) -> Skip | tuple[Node, Node]:
     source = dynamic_source(node.input(0), node.input(2))
     if isinstance(source, Skip):
         return source
-    cast = _only_reader(graph, node)
+    cast = only_reader(graph, node)
     if cast is None or not cast.is_op("Cast") or cast.attr("to") != _FLOAT:
         return Skip("no Cast to float alone reads the sums")
-    mul = _only_reader(graph, cast)
+    mul = only_reader(graph, cast)
     if mul is None or not mul.is_op("Mul"):
         return Skip("no Mul alone reads the sums as float")
     factor = mul.input(1) if mul.input(0) is cast.outputs[0] else mul.input(0)
@@ -169,14 +169,6 @@ def _lstm(node: Node) -> Skip | tuple[Node, Node]:
 
 def _data(value: Value | None) -> np.ndarray | None:
     return None if value is None else value.data
-
-
-def _only_reader(graph: Graph, node: Node) -> Node | None:
-    output = node.outputs[0]
-    if output.output_of or len(output.uses) != 1:
-        return None
-    ((user, _),) = output.uses
-    return user if user.graph is graph else None
 
 
 _DEQUANTIZING = frozenset({"DequantizeLinear", "Mul"})

@@ -135,10 +135,10 @@ def fuse_epilogues(graph: Graph) -> None:
             if not node.is_op(*_LINEAR, domain=QRUNTIME):
                 continue
             while True:
-                user = _only_reader(nested, node)
+                user = only_reader(nested, node)
                 own = node.outputs[0]
                 if user is not None and user.is_op("Reshape") and user.input(0) is own:
-                    own, user = user.outputs[0], _only_reader(nested, user)
+                    own, user = user.outputs[0], only_reader(nested, user)
                     if user is None or not _absorb_activation(node, user):
                         break
                 elif user is None or not _absorb(node, user):
@@ -154,7 +154,8 @@ def fuse_epilogues(graph: Graph) -> None:
             nested.sort()  # a residual may be made after the linear layer it is added to
 
 
-def _only_reader(graph: Graph, node: Node) -> Node | None:
+def only_reader(graph: Graph, node: Node) -> Node | None:
+    """The node of `graph` that alone reads the first output of `node`, which no graph gives out."""
     output = node.outputs[0]
     if output.output_of or len(output.uses) != 1:
         return None

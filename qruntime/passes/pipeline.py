@@ -18,6 +18,7 @@ from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
 from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.casts import remove_casts
+from qruntime.passes.channel_affine import fold_channel_affine
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
@@ -39,6 +40,7 @@ CANONICAL: list[Pass] = [
     remove_identities,   # first: a constant behind an Identity is a constant
     fold_constants,      # transposed and reshaped weights become weights
     merge_duplicates,    # exporters repeat shape arithmetic for every layer
+    fold_channel_affine, # once equal constants are one: what others read stays
     remove_dead_nodes,
 ]  # fmt: skip
 

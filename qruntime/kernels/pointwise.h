@@ -16,13 +16,17 @@
     X(ELU, elu) /* p·(eˣ − 1) below 0 */ X(SELU, selu) /* q·x, and q·p·(eˣ − 1) below 0 */        \
     X(HARD_SIGMOID, hard_sigmoid) /* clip(p·x + q, 0, 1) */                                       \
     X(HARD_SWISH, hard_swish) /* x·clip(x/6 + 1/2, 0, 1) */                                       \
+    X(CELU, celu) /* p·(e^(x/p) − 1) below 0, p > 0 */                                            \
+    X(THRESHOLDED_RELU, thresholded_relu) /* x above p, else 0 */                                 \
+    X(SHRINK, shrink) /* x + q below −p, x − q above p, else 0 */                                 \
+    X(AFFINE, affine) /* p·x + q */ X(SCALED_TANH, scaled_tanh) /* p·tanh(q·x) */                 \
     X(FLOOR, floor) X(CEIL, ceil) X(ROUND, round) /* half to even */                              \
     X(SIN, sin) X(COS, cos) X(CLIP, clip) /* min(max(x, p), q) */ X(SIGN, sign)                   \
     X(SOFTSIGN, softsign) X(MISH, mish) X(SQUARE, square) X(QUICK_GELU, quick_gelu) /* x·sigmoid(p·x) */
 
 #define QRT_BINARY_OPS(X)                                                                         \
     X(ADD, add) X(SUB, sub) X(MUL, mul) X(DIV, div) X(MIN, min) X(MAX, max)                       \
-    X(POW, pow) /* float only */                                                                  \
+    X(POW, pow) /* float only */ X(PRELU, prelu) /* float only: a, and a·b where a is below 0 */  \
     X(MOD, mod) /* integers only, sign of the divisor */ X(FMOD, fmod) /* sign of the dividend */ \
     X(EQUAL, equal) X(LESS, less) X(LESS_EQUAL, less_equal)                                       \
     X(GREATER, greater) X(GREATER_EQUAL, greater_equal)                                           \

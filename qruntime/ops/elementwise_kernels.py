@@ -23,9 +23,10 @@ _UNARY = {
 _UNARY_WITH_PARAMETERS: dict[str, tuple[str, Sequence[tuple[str, float]]]] = {
     "LeakyRelu": ("leaky_relu", [("alpha", 0.01)]),
     "Elu": ("elu", [("alpha", 1.0)]),
-    "Selu": ("selu", [("alpha", 1.6732631921768188), ("gamma", 1.0507010221481323)]),
     "HardSigmoid": ("hard_sigmoid", [("alpha", 0.2), ("beta", 0.5)]),
     "Swish": ("quick_gelu", [("alpha", 1.0)]),
+    "ThresholdedRelu": ("thresholded_relu", [("alpha", 1.0)]),
+    "Shrink": ("shrink", [("lambd", 0.5), ("bias", 0.0)]),
 }
 
 _BINARY = {
@@ -54,11 +55,15 @@ for _name, _opcode in _UNARY.items():
     for _spec in versions(_name):
         _spec.native(_unary(_opcode))
 for _name, (_opcode, _parameters) in _UNARY_WITH_PARAMETERS.items():
-    for _spec in versions(_name, at_least=6):
+    for _spec in versions(_name):
         _spec.native(_unary(_opcode, _parameters))
 for _name, _opcode in _BINARY.items():
     for _spec in versions(_name, at_least=7):
         _spec.native(_binary(_opcode))
+
+
+for _spec in versions("PRelu", at_least=7):
+    _spec.native(_binary("prelu"))
 
 
 def _constant(value: Value | None) -> np.ndarray | None:
@@ -83,6 +88,15 @@ def _gelu(node: Node) -> NativeCall:
     return NativeCall("unary", ints=[_kernels.UNARY["gelu_tanh" if node.attr("approximate", "none") == "tanh" else "gelu"]])
 
 
+def _selu(alpha: float, gamma: float) -> Binder:
+    return _unary("selu", [("alpha", alpha), ("gamma", gamma)])
+
+
+def _celu(node: Node) -> NativeCall | None:
+    alpha = node.attr("alpha", 1.0)
+    return NativeCall("unary", ints=[_kernels.UNARY["celu"]], floats=[alpha]) if alpha > 0 else None
+
+
 def _clip(node: Node) -> NativeCall:
     return NativeCall("unary", ints=[_kernels.UNARY["clip"]])
 
@@ -96,6 +110,10 @@ for _spec in versions("Mod"):
     _spec.native(_mod)
 for _spec in versions("Gelu"):
     _spec.native(_gelu)
+for _spec in versions("Celu"):
+    _spec.native(_celu)
+for _spec in versions("Selu"):
+    _spec.native(_selu(1.6732631921768188, 1.0507010221481323) if _spec.since >= 6 else _selu(1.6732, 1.0507))
 for _spec in versions("Clip"):
     _spec.native(_clip if _spec.since >= 11 else _clip_attributes)
 for _spec in versions("Not"):
@@ -174,3 +192,12 @@ def silu(x: np.ndarray) -> np.ndarray:
 
 
 silu.native(_unary("silu"))
+
+
+@operator("HardSwish", domain="qruntime")
+def hard_swish(x: np.ndarray) -> np.ndarray:
+    """x · clip(x/6 + 1/2, 0, 1), whatever the opset of the model."""
+    return find("", "HardSwish", 14)(x)  # type: ignore[misc]
+
+
+hard_swish.native(_unary("hard_swish"))

@@ -20,7 +20,7 @@ FAMILIES = {
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},
     "detection": {"": "NonMaxSuppression"},
-    "elementwise_kernels": {"qruntime": "Gelu Silu"},
+    "elementwise_kernels": {"qruntime": "Gelu HardSwish Silu"},
     "embedding": {"qruntime": "QuantizedEmbedding"},
     "fused_attention": {"qruntime": "Attention"},
     "fused_concat": {"qruntime": "ConcatInto"},

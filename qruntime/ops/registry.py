@@ -163,5 +163,8 @@ def registered() -> list[OpSpec]:
 
 def versions(op_type: str, domain: str = "", *, at_least: int = 1) -> list[OpSpec]:
     """The definitions of one operator, of a family imported before, from version `at_least` on, to attach one fast path
-    to all of them."""
-    return [spec for spec in _REGISTRY[domain, op_type] if spec.since >= at_least]
+    to all of them. ValueError when there is none: a fast path that is attached to nothing is never taken."""
+    found = [spec for spec in _REGISTRY[domain, op_type] if spec.since >= at_least]
+    if not found:
+        raise ValueError(f"{domain or 'ai.onnx'}.{op_type} has no version from {at_least} on")
+    return found

@@ -25,6 +25,7 @@ from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.embedding import fuse_embeddings
 from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
+from qruntime.passes.hard_swish import fuse_hard_swish
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
@@ -55,6 +56,7 @@ LOWERED: list[Pass] = [
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,
     fuse_gelu,
+    fuse_hard_swish,
     fuse_attention,
     stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,

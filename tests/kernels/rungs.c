@@ -491,6 +491,11 @@ static double exact_unary(qrt_unary_op op, double x, double p, double q) {
     case QRT_SELU: return q * (x < 0 ? p * expm1(x) : x);
     case QRT_HARD_SIGMOID: return clipped(p * x + q, 0, 1);
     case QRT_HARD_SWISH: return x * clipped(x / 6 + 0.5, 0, 1);
+    case QRT_CELU: return x < 0 ? p * expm1(x / p) : x;
+    case QRT_THRESHOLDED_RELU: return x > p ? x : 0;
+    case QRT_SHRINK: return x < -p ? x + q : x > p ? x - q : 0;
+    case QRT_AFFINE: return p * x + q;
+    case QRT_SCALED_TANH: return p * tanh(q * x);
     case QRT_FLOOR: return floor(x);
     case QRT_CEIL: return ceil(x);
     case QRT_ROUND: return rint(x);
@@ -513,7 +518,9 @@ static const struct { double p, q, ulp, absolute; } UNARY[QRT_NUM_UNARY] = {
     [QRT_SIGMOID] = {0, 0, 2.3, 2e-36}, [QRT_ERF] = {0, 0, 1.3, 0}, [QRT_GELU] = {0, 0, 3.5, 3e-8},
     [QRT_GELU_TANH] = {0, 0, 3.5, 3e-8}, [QRT_SILU] = {0, 0, 3.2, 2e-36}, [QRT_SOFTPLUS] = {0, 0, 2.2, 2e-36},
     [QRT_ELU] = {1, 0, 1.1, 0}, [QRT_SELU] = {1.75, 1.125, 2.2, 0}, [QRT_HARD_SIGMOID] = {0.25, 0.5, 0.51, 0},
-    [QRT_HARD_SWISH] = {0, 0, 2, 1e-6}, [QRT_SIN] = {0, 0, 1.6, 0}, [QRT_COS] = {0, 0, 1.6, 0},
+    [QRT_CELU] = {1.75, 0, 2.2, 0}, [QRT_THRESHOLDED_RELU] = {0.5, 0, 0, 0}, [QRT_SHRINK] = {0.5, 0.25, 0.51, 0},
+    [QRT_AFFINE] = {1.75, -0.5, 0.51, 0}, [QRT_SCALED_TANH] = {1.75, 0.75, 3.8, 0}, [QRT_HARD_SWISH] = {0, 0, 2, 1e-6},
+    [QRT_SIN] = {0, 0, 1.6, 0}, [QRT_COS] = {0, 0, 1.6, 0},
     [QRT_CLIP] = {-1.5, 2.5, 0, 0}, [QRT_SOFTSIGN] = {0, 0, 1.6, 0}, [QRT_MISH] = {0, 0, 4.2, 2e-36},
     [QRT_SQUARE] = {0, 0, 0.51, 0}, [QRT_QUICK_GELU] = {1.75, 0, 4.2, 3e-8},
 };

@@ -74,6 +74,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], tuple[float, ...], float, 
     "selu": (lambda x, a, g: g * elu(x, a), (1.75, 1.125), 2.2, 0),
     "hard_sigmoid": (lambda x, a, b: np.clip(a * x + b, 0, 1), (0.25, 0.5), 0.51, 0),
     "hard_swish": (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), (), 2, 1e-6),
+    "celu": (lambda x, a: np.where(x < 0, a * np.expm1(np.minimum(x, 0) / a), x), (1.75,), 2.2, 0),
+    "thresholded_relu": (lambda x, a: np.where(x > a, x, 0), (0.5,), 0, 0),
+    "shrink": (lambda x, limit, shift: np.where(x < -limit, x + shift, np.where(x > limit, x - shift, 0)), (0.5, 0.25), 0.51, 0),
+    "affine": (lambda x, a, b: a * x + b, (1.75, -0.5), 0.51, 0),
+    "scaled_tanh": (lambda x, a, b: a * np.tanh(b * x), (1.75, 0.75), 3.8, 0),
     "floor": (np.floor, (), 0, 0),
     "ceil": (np.ceil, (), 0, 0),
     "round": (np.rint, (), 0, 0),
@@ -195,7 +200,7 @@ def test_clip_takes_bounds_as_inputs(isa: str) -> None:
 
 def test_every_opcode_is_tested() -> None:
     assert set(kernels.UNARY) == set(FUNCTIONS)
-    assert set(kernels.BINARY) == {*ARITHMETIC, *COMPARISONS, *LOGICAL, "pow", "mod", "fmod"}
+    assert set(kernels.BINARY) == {*ARITHMETIC, *COMPARISONS, *LOGICAL, "pow", "mod", "fmod", "prelu"}
 
 
 def test_not(isa: str) -> None:
@@ -290,6 +295,19 @@ def test_pow_and_fmod(isa: str) -> None:
         assert_close(binary("pow", x, y), np.power(x.astype(np.float64), y.astype(np.float64)), 1.1, 0, x)
         np.testing.assert_array_equal(binary("fmod", x, y), np.fmod(x, y))
     assert binary("mod", x, y) is None
+
+
+def test_prelu(isa: str) -> None:
+    rng = np.random.default_rng(9)
+    for shape, slope_shape in (((2, 3, 33), (3, 1)), ((2, 3, 33), ()), ((5,), (5,)), ((2, 0, 3), (1,)), ((4, 3, 2, 2), (3, 1, 1))):
+        x, slope = rng.standard_normal(shape).astype(np.float32), rng.standard_normal(slope_shape).astype(np.float32)
+        slope = np.asarray(slope)
+        np.testing.assert_array_equal(binary("prelu", x, slope), np.where(x < 0, x * slope, x))
+    with np.errstate(all="ignore"):
+        expected = np.where(SPECIAL < 0, SPECIAL * np.float32(0.25), SPECIAL)
+    np.testing.assert_array_equal(binary("prelu", SPECIAL, np.float32(0.25)), expected)
+    assert binary("prelu", np.zeros(3, np.float32), np.zeros((2, 3), np.float32)) is None, "slopes broadcast to x only"
+    assert binary("prelu", np.zeros(3, np.int64), np.zeros(3, np.int64)) is None
 
 
 def test_binary_declines_what_does_not_fit(isa: str) -> None:

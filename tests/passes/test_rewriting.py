@@ -53,6 +53,37 @@ def test_gelu(start, order):
     assert lowered_ops(model([*start, *halved(order)], X, ["y"], CONSTANTS), X) == {"Gelu": 1}
 
 
+def clipped(opset):
+    shifted = ("Add", ["x", "three"], ["a"], {})
+    if opset < 11:
+        return [shifted, ("Clip", ["a"], ["c"], {"min": 0.0, "max": 6.0})]
+    return [shifted, ("Clip", ["a", "zero", "six"], ["c"], {})]
+
+
+BOUNDS = {"zero": np.float32(0), "three": np.float32(3), "six": np.float32(6), "sixth": np.float32(1 / 6)}
+SIXTHS = [("Div", "six"), ("Mul", "sixth")]
+
+
+@pytest.mark.parametrize("sixth", SIXTHS)
+@pytest.mark.parametrize("opset", [9, 13])
+def test_hard_sigmoid_and_hard_swish(opset, sixth):
+    (by, constant), start = sixth, clipped(opset)
+    gate = [*start, (by, ["c", constant], ["y"], {})]
+    assert lowered_ops(model(gate, X, ["y"], BOUNDS, opset), X) == {"HardSigmoid": 1}
+    late = [*start, ("Mul", ["x", "c"], ["p"], {}), (by, ["p", constant], ["y"], {})]
+    early = [*start, (by, ["c", constant], ["g"], {}), ("Mul", ["g", "x"], ["y"], {})]
+    for nodes in (late, early):
+        assert lowered_ops(model(nodes, X, ["y"], BOUNDS, opset), X) == {"HardSwish": 1}
+
+
+def test_only_a_hard_sigmoid_of_slope_one_sixth_makes_a_hard_swish():
+    for alpha, expected in ((1 / 6, {"HardSwish": 1}), (0.2, {"HardSigmoid": 1, "Mul": 1})):
+        nodes = [("HardSigmoid", ["x"], ["g"], {"alpha": alpha}), ("Mul", ["x", "g"], ["y"], {})]
+        assert lowered_ops(model(nodes, X, ["y"]), X) == expected
+    seven = [*clipped(13), ("Mul", ["x", "c"], ["p"], {}), ("Div", ["p", "seven"], ["y"], {})]
+    assert "HardSwish" not in lowered_ops(model(seven, X, ["y"], {**BOUNDS, "seven": np.float32(7)}), X)
+
+
 @pytest.mark.parametrize("inputs", [["x", "s"], ["s", "x"]])
 def test_silu(inputs):
     nodes = [("Sigmoid", ["x"], ["s"], {}), ("Mul", inputs, ["y"], {})]

@@ -122,12 +122,15 @@ static void run_all(elementwise_call *call, qrt_run *run, int64_t size) {
     qrt_parallel_for(run->num_threads, tasks, run_task, call);
 }
 
+static bool has_shape(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
+    return t->rank == rank && (rank == 0 || !memcmp(t->dims, dims, (size_t)rank * sizeof *dims));
+}
+
 /// Allocate the output, over operand i of the same shape and item size when that one may be overwritten.
 static qrt_status allocate_over(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, int first, int last,
                                 int32_t dtype, int32_t rank, const int64_t *dims, qrt_tensor *out) {
     for (int i = first; i <= last; i++) {
-        bool same = in[i]->rank == rank && qrt_itemsize(in[i]->dtype) == qrt_itemsize(dtype);
-        for (int d = 0; same && d < rank; d++) same = in[i]->dims[d] == dims[d];
+        bool same = qrt_itemsize(in[i]->dtype) == qrt_itemsize(dtype) && has_shape(in[i], rank, dims);
         if (same && qrt_may_overwrite(node, in, i)) {
             qrt_alias(out, in[i], rank, dims);
             out->dtype = dtype;
@@ -208,7 +211,8 @@ static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
     return true;
 }
 
-/// ints: opcode. Inputs of one type: float32, int64, int32, or bool for the logical ones.
+/// ints: opcode. Inputs of one type: float32, int64, int32, or bool for the logical ones. The slopes of prelu broadcast to
+/// its first input, which must not have to.
 static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1]) return QRT_DECLINE;
     if (in[0]->dtype != in[1]->dtype) return QRT_DECLINE;
@@ -227,6 +231,7 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     int32_t rank, result = op >= QRT_EQUAL ? QRT_BOOL : dtype;
     int64_t dims[QRT_MAX_RANK];
     if (!broadcast_shape(in, 2, &rank, dims)) return QRT_DECLINE;
+    if (op == QRT_PRELU && !has_shape(in[0], rank, dims)) return QRT_DECLINE;
     elementwise_call call = {.it = plan_iteration(in, 2, rank, dims), .num = 2, .run = binary_run,
                              .in = {in[0]->data, in[1]->data}, .kernel = (const void *)(uintptr_t)fn,
                              .itemsize = qrt_itemsize(dtype), .out_itemsize = qrt_itemsize(result)};

@@ -28,6 +28,7 @@ static inline float clip(float x, float low, float high) {
     float y = x < low ? low : x;
     return y > high ? high : y;
 }
+static inline float shrink(float x, float p, float q) { return x < -p ? x + q : x > p ? x - q : 0; }
 static inline float sign(float x) { return x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x; }
 
 #define UNARY(name, expression)                                                              \
@@ -58,6 +59,11 @@ UNARY(elu, elu(x, p))
 UNARY(selu, q * elu(x, p))
 UNARY(hard_sigmoid, clip(fmaf(p, x, q), 0, 1))
 UNARY(hard_swish, x * clip(fmaf(1.0f / 6, x, 0.5f), 0, 1))
+UNARY(celu, x < 0 ? p * expm1f(x / p) : x)
+UNARY(thresholded_relu, x > p ? x : 0)
+UNARY(shrink, shrink(x, p, q))
+UNARY(affine, fmaf(p, x, q))
+UNARY(scaled_tanh, p * tanhf(q * x))
 UNARY(floor, floorf(x))
 UNARY(ceil, ceilf(x))
 UNARY(round, rintf(x))
@@ -87,6 +93,7 @@ BINARY(div, float, a / b)
 BINARY(min, float, isnan(a) || a < b ? a : b)
 BINARY(max, float, isnan(a) || a > b ? a : b)
 BINARY(fmod, float, fmodf(a, b))
+BINARY(prelu, float, a < 0 ? a * b : a)
 BINARY(general_pow, float, powf(a, b))
 BINARY(equal, uint8_t, a == b)
 BINARY(less, uint8_t, a < b)
@@ -158,6 +165,7 @@ void qrt_portable_pointwise(qrt_kernel_table *t) {
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;
     SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(POW, pow) SET(FMOD, fmod)
+    SET(PRELU, prelu)
     SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal)
     SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET

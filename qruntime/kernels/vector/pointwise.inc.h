@@ -38,6 +38,10 @@ static inline vf below_zero(vf x, vf negative, vf positive) {
 }
 static inline vf nonpositive(vf x) { return vf_min(vf_zero(), x); }
 static inline vf unit(vf x) { return vf_min(vf_set(1.0f), vf_max(vf_zero(), x)); }
+static inline vf shrink(vf x, vf p, vf q) {
+    vf above = vf_blend(vf_lt(p, x), vf_sub(x, q), vf_zero());
+    return vf_blend(vf_lt(x, vf_neg(p)), vf_add(x, q), above);
+}
 static inline vf sign(vf x) {
     vf one = vf_blend(vf_eq(x, vf_zero()), vf_zero(), vf_with_sign(vf_set(1.0f), x));
     return vf_blend(vf_is_nan(x), x, one);
@@ -62,6 +66,11 @@ UNARY(elu, below_zero(x, vf_mul(p, vf_expm1_nonpositive(nonpositive(x))), x))
 UNARY(selu, vf_mul(q, below_zero(x, vf_mul(p, vf_expm1_nonpositive(nonpositive(x))), x)))
 UNARY(hard_sigmoid, unit(vf_fma(p, x, q)))
 UNARY(hard_swish, vf_mul(x, unit(vf_fma(vf_set(1.0f / 6), x, vf_set(0.5f)))))
+UNARY(celu, below_zero(x, vf_mul(p, vf_expm1_nonpositive(vf_div(nonpositive(x), p))), x))
+UNARY(thresholded_relu, vf_blend(vf_lt(p, x), x, vf_zero()))
+UNARY(shrink, shrink(x, p, q))
+UNARY(affine, vf_fma(p, x, q))
+UNARY(scaled_tanh, vf_mul(p, vf_tanh(vf_mul(q, x))))
 UNARY(floor, vf_floor(x))
 UNARY(ceil, vf_ceil(x))
 UNARY(round, vf_round(x))
@@ -123,6 +132,7 @@ BINARY(mul, vf_mul(a, b))
 BINARY(div, vf_div(a, b))
 BINARY(min, vf_min_nan(a, b))
 BINARY(max, vf_max_nan(a, b))
+BINARY(prelu, below_zero(a, vf_mul(a, b), a))
 COMPARE(equal, vf_eq(a, b))
 COMPARE(less, vf_lt(a, b))
 COMPARE(less_equal, vf_le(a, b))
@@ -155,8 +165,8 @@ void JOIN(qrt_, JOIN(RUNG, _pointwise))(qrt_kernel_table *t) {
     QRT_UNARY_OPS(X)
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;
-    SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(EQUAL, equal)
-    SET(LESS, less) SET(LESS_EQUAL, less_equal)
+    SET(ADD, add) SET(SUB, sub) SET(MUL, mul) SET(DIV, div) SET(MIN, min) SET(MAX, max) SET(PRELU, prelu)
+    SET(EQUAL, equal) SET(LESS, less) SET(LESS_EQUAL, less_equal)
     SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     set_integer_slots(table);

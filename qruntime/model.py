@@ -225,13 +225,15 @@ class Model:
         `qconfig_spec` names it or its kind; a row of it is what the window covers at one output position.
 
         `qconfig_spec`: a set of kinds of layers ("Linear", "LSTM", torch classes), names or module paths,
-        or a dict from such to a QConfig, or to None to exclude. The closest entry counts: a layer's own
-        name, the longest path around it, its operator or kind, "" for the whole model.
+        or a dict from such to a QConfig, or to None to exclude. The closest entry counts: what names the layer
+        itself, then what names a module around it (the deeper, the closer), its operator or kind, "" for the whole model.
+        Paths may start anywhere: "layer.0" and "fc" mean encoder.layer.0.fc; "/layer.0" starts at the root.
         `dtype`: "qint8"; "float16" stores weights in half precision and computes in float32; "quint8" and
         "quint4x2" are for embeddings. With a dict it has no say.
         `mapping`: the kinds that may be quantized, instead of all.
         `engine`: "fbgemm", "qnnpack" and "onnxruntime" reproduce the numbers of torch and ONNX Runtime.
-        `only` and `exclude` take node names, module paths, globs and operator types.
+        `only` and `exclude` take node names, module paths, globs, operator types and kinds. What selects nothing is
+        a warning, with what is called alike, and stands in `report.idle`.
         `faster_only` leaves layers float that are too small for int8 to be faster; else the report names them.
 
         With `inplace` this model changes and is returned. What was left alone and why is in `report` and
@@ -241,7 +243,7 @@ class Model:
         """
         from qruntime.quantization import dynamic, specification
 
-        wanted = specification.read(qconfig_spec, dtype, mapping, per_channel)
+        wanted = specification.read(qconfig_spec, dtype, mapping, per_channel, only, exclude)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
         graph = clone(self.graph)
         report = dynamic.quantize_graph(
@@ -249,8 +251,6 @@ class Model:
             wanted,
             activation=activation,
             engine=engine,
-            only=only,
-            exclude=exclude,
             strict=strict,
             faster_only=faster_only,
         )

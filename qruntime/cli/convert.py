@@ -11,6 +11,7 @@ from typing import Any
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads
+from qruntime.errors import QuantizationError
 from qruntime.quantization import (
     QConfig,
     default_dynamic_qconfig,
@@ -20,9 +21,10 @@ from qruntime.quantization import (
     per_channel_dynamic_qconfig,
 )
 from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
+from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.printing import layer_table, printable, skipped_lines, slower_lines
 from qruntime.quantization.report import Report
-from qruntime.quantization.selection import matches, pattern_name
+from qruntime.quantization.selection import layer_kind, pattern_name
 from qruntime.quantization.specification import DTYPES, default_kinds
 
 WORST = 5
@@ -89,7 +91,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         action="extend",
         metavar="PATTERN",
-        help="quantize nothing but these: names, globs ('*/attention/*'), operator types (LSTM), kinds (Linear)",
+        help="quantize nothing but these: names, module paths from anywhere (layer.0), globs, operator types, kinds",
     )
     parser.add_argument(
         "--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="leave these as they are"
@@ -128,9 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
         model = qruntime.load(arguments.input, threads=arguments.threads)
         size_before = size_on_disk(arguments.input, model)
     loaded = time.perf_counter()
-    for pattern in (*(arguments.only or ()), *arguments.exclude):
-        if not any(matches(node, pattern_name(pattern)) for node in model.graph.walk_nodes()):
-            terminal.warn(f"nothing is called {printable(pattern)!r}; {_list_nodes(arguments)}")
     spec, per_channel = _specification(arguments)
     with terminal.progress("Quantizing"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -146,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
             exclude=arguments.exclude,
             strict=arguments.strict,
         )
+    _check_patterns(arguments, model)
     for warning in caught:
         terminal.warn(printable(str(warning.message), limit=1000))
     quantized = time.perf_counter()
@@ -164,6 +164,16 @@ def run(arguments: argparse.Namespace) -> int:
     elif os.path.realpath(arguments.input) != os.path.realpath(arguments.output):
         terminal.note(f"see what it costs in accuracy: qruntime compare {arguments.input} {arguments.output}")
     return 0
+
+
+def _check_patterns(arguments: argparse.Namespace, model: qruntime.Model) -> None:
+    """QuantizationError when what was to stay as it is, or alone to be quantized, is not there: a file would tell nobody."""
+    nodes = list(model.graph.walk_nodes())
+    exclusions = (pattern for pattern, qconfig in arguments.qconfig if qconfig is None)
+    limits = {pattern_name(pattern) for pattern in (*(arguments.only or ()), *arguments.exclude, *exclusions)}
+    unknown = [pattern for pattern in mistaken(model.report.idle, nodes) if pattern in limits]
+    if unknown:
+        raise QuantizationError(nothing_selected(unknown, [node for node in nodes if layer_kind(node)]))
 
 
 def _list_nodes(arguments: argparse.Namespace) -> str:

@@ -9,17 +9,17 @@ computes as another runtime does, `qruntime.dtype` that its weight is no int8.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 
 from qruntime.errors import QuantizationError
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, Value
 from qruntime.ops import engines
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quantized_weight
 from qruntime.quantization.embeddings import Tables, describe_embedding
+from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
-from qruntime.quantization.selection import RECURRENT, is_kind, layer_kind, matches, matches_any, pattern_name
+from qruntime.quantization.selection import RECURRENT, layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.specification import Specification, Unselected
 from qruntime.quantization.storage import SNR, Weights, layer_report, stored_snr
@@ -34,48 +34,39 @@ def quantize_graph(
     *,
     activation: str | None = None,
     engine: str = "qruntime",
-    only: Iterable[object] | None = None,
-    exclude: Iterable[object] = (),
     strict: bool = False,
     faster_only: bool = False,
 ) -> Report:
     """Quantize `graph` in place and report what was done, layers that earlier calls quantized included.
 
-    `only` and `exclude` take names, module paths, globs and operator types. `strict` turns every skipped
-    candidate and every pattern that selects nothing into an error. `faster_only` leaves layers float that are too
-    small for int8 to be faster.
+    `strict` turns every skipped candidate and every pattern that selects nothing into an error. `faster_only` leaves
+    layers float that are too small for int8 to be faster.
 
     Raises QuantizationError for arguments that mean nothing.
     """
     activation = _checked_activation(activation, engine)
-    named = None if only is None else [pattern_name(p) for p in _listed(only)]
-    excluded = [pattern_name(p) for p in _listed(exclude)]
-    candidates = [(node, kind) for node in graph.walk_nodes() if (kind := layer_kind(node))]
-    nodes = [node for node, _ in candidates]
-    idle = specification.idle(nodes)
-    if strict:
-        _refuse_idle(nodes, [*idle, *(p for p in (*(named or ()), *excluded) if not any(matches(node, p) for node in nodes))])
-    unknown = [pattern for pattern in idle if not is_kind(pattern)]
+    nodes = list(graph.walk_nodes())
+    candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]
+    choices = [node for node, _ in candidates]
+    idle = specification.idle(choices, nodes)
+    if strict and idle:
+        raise QuantizationError(f"strict=True and {nothing_selected(idle, choices)}")
+    unknown = mistaken(idle, nodes)
     if unknown:
-        warnings.warn(f"nothing in the model is selected by {', '.join(map(repr, unknown))}", stacklevel=4)
+        warnings.warn(nothing_selected(unknown, choices), stacklevel=3)
     weights, tables = Weights(engine), Tables()
     before = describe_existing(graph)
     layers, slower = list(before.layers), list(before.slower)
     done = {layer.name for layer in layers}
     skipped: list[SkippedLayer] = []
     for node, kind in candidates:
-        if not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and (node.name or node.outputs[0].name) in done:
+        if not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and layer_name(node) in done:
             continue
         observer = specification.observer_of(node, kind)
-        if isinstance(observer, Observer):
-            if named is not None and not matches_any(node, named):
-                observer = Unselected("not selected by only=")
-            elif matches_any(node, excluded):
-                observer = Unselected("excluded by exclude=")
         small = slower_as_int8(node) if isinstance(observer, Observer) and observer.dtype == "qint8" else None
         if small and faster_only:
             observer = Unselected(f"{small}, and faster_only=True")
-        name = node.name or node.outputs[0].name
+        name = layer_name(node)
         made: str | QuantizedLayer
         if isinstance(observer, str):
             made = observer
@@ -116,16 +107,6 @@ def _checked_activation(activation: str | None, engine: str) -> str:
     if engine != "qruntime" and activation != "per_tensor":
         raise QuantizationError(f"engine {engine!r} quantizes activations per tensor, got activation={activation!r}")
     return activation
-
-
-def _listed(patterns: object) -> Iterable[object]:
-    return [patterns] if isinstance(patterns, (str, type)) else patterns  # type: ignore[return-value]
-
-
-def _refuse_idle(nodes: list[Node], idle: list[str]) -> None:
-    if idle:
-        names = ", ".join(sorted({node.name for node in nodes if node.name})[:8])
-        raise QuantizationError(f"strict=True and nothing is selected by {', '.join(map(repr, idle))}; layers are: {names} …")
 
 
 def describe_existing(graph: Graph) -> Report:

@@ -35,7 +35,7 @@ class Report(NamedTuple):
     layers: tuple[QuantizedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
     idle: tuple[str, ...] = ()
-    """Entries of qconfig_spec that select no layer."""
+    """Patterns of the request, in qconfig_spec, only or exclude, that select nothing."""
     slower: tuple[str, ...] = ()
     """Names of quantized layers that are too small for int8 to be faster than float32 (small_layers.py)."""
 

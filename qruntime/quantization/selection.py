@@ -1,10 +1,8 @@
-"""Which nodes a call means: names, module paths, globs, operator types, kinds."""
+"""Kinds of layers, and what layers are called: by exporters, in reports, in printed trees."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -99,6 +97,11 @@ def _noted(node: Node, key: str) -> list[str]:
     return re.findall(r"'([^']*)'", node.metadata.get(key, ""))
 
 
+def _weight_name(node: Node) -> str:
+    weight = node.input(0 if node.op_type == "Gather" else 1)
+    return "" if weight is None else weight.name.removesuffix("_dequantized").removesuffix("_quantized")
+
+
 def module_class(node: Node) -> str:
     """Class of the innermost module around a node, as far as torch's dynamo exporter notes it; else empty."""
     classes = _noted(node, _CLASS_HIERARCHY)
@@ -114,8 +117,7 @@ def module_names(node: Node) -> list[str]:
     a function, as attention does for its projections: there the weight's name knows better, or the function's has to do.
     """
     scopes = _noted(node, _NAME_SCOPES)
-    weight = node.input(0 if node.op_type == "Gather" else 1)
-    of_weight = "" if weight is None else weight.name.removesuffix("_dequantized").removesuffix("_quantized")
+    of_weight = _weight_name(node)
     if "/" in node.name:
         parts = [part for part in node.name.split("/") if part]
         if len(parts) > 1 and parts[-1].startswith(node.op_type):
@@ -132,14 +134,26 @@ def module_names(node: Node) -> list[str]:
     elif not node.name and of_weight.endswith(".weight"):
         parts = of_weight.removesuffix(".weight").split(".")
     else:
-        parts = [node.name or node.outputs[0].name]
+        parts = [layer_name(node)]
     parts = [part for part in parts if part] or [node.op_type]
     return parts[:_MAX_DEPTH]
 
 
-def _paths(node: Node) -> set[str]:
-    """Dotted module paths of a layer: what its name says (/encoder/fc/MatMul: encoder.fc), and what it prints as."""
-    return {node.name.strip("/").rpartition("/")[0].replace("/", "."), ".".join(module_names(node))} - {""}
+def layer_name(node: Node) -> str:
+    """What reports call a node."""
+    return node.name or (node.outputs[0].name if node.outputs else node.op_type)
+
+
+def layer_paths(node: Node) -> list[str]:
+    """Paths by which a layer may be selected: its name, the modules that the name tells of, those that print.
+
+    Of a name that tells of no modules (Conv_0) also the module that owns the weight (features.0.weight).
+    """
+    paths = [node.name, node.name.rpartition("/")[0], "/".join(module_names(node))]
+    weight = _weight_name(node)
+    if "/" not in node.name and weight.endswith(".weight") and not _noted(node, _NAME_SCOPES):
+        paths.append(weight.removesuffix(".weight"))
+    return list(dict.fromkeys(path for path in paths if path))
 
 
 def pattern_name(pattern: object) -> str:
@@ -150,35 +164,3 @@ def pattern_name(pattern: object) -> str:
         return _CLASSES.get(pattern.__name__, pattern.__name__)
     known = "names, globs such as 'encoder/*', operator types or kinds"
     raise QuantizationError(f"cannot select layers by {pattern!r}: use {known} {sorted(KINDS)}")
-
-
-OWN_NAME, PATH, KIND, WHOLE_MODEL = 3, 2, 1, 0
-
-
-def rank(node: Node, pattern: str) -> tuple[int, int] | None:
-    """How closely `pattern` means the node, the larger the closer; None when it does not.
-
-    Its own name or module path, then a container around it or a glob (the longer the closer), then its
-    operator type (or Conv2d) or kind, then "" for the whole model.
-    """
-    if not pattern:
-        return WHOLE_MODEL, 0
-    paths = _paths(node)
-    if pattern == node.name or pattern in paths:
-        return OWN_NAME, len(pattern)
-    if node.name.startswith(pattern.rstrip("/") + "/") or any(path.startswith(pattern.rstrip(".") + ".") for path in paths):
-        return PATH, len(pattern)
-    if pattern in kinds_of(node):
-        return KIND, int(pattern != kind_of(node.op_type))
-    if any(fnmatch.fnmatchcase(name, pattern) for name in (node.name, *paths)):
-        return PATH, len(pattern)
-    return None
-
-
-def matches(node: Node, pattern: str) -> bool:
-    """True when `pattern` is the node's operator type, kind, name, module path (or above), or a glob over name or path."""
-    return rank(node, pattern) is not None
-
-
-def matches_any(node: Node, patterns: Iterable[str]) -> bool:
-    return any(matches(node, pattern) for pattern in patterns)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
 from qruntime.quantization import qconfig as presets
+from qruntime.quantization.patterns import KIND, OWN, matches, matches_any, rank
 from qruntime.quantization.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
     EMBEDDINGS,
-    KIND,
     KINDS,
-    OWN_NAME,
     is_kind,
     kind_of,
     kinds_of,
-    matches,
     pattern_name,
-    rank,
 )
 
 Spec = Iterable[object] | Mapping[object, object]
@@ -44,7 +41,8 @@ class Unselected(str):
 
 
 class Specification(NamedTuple):
-    """`entries`: pattern → observer of the weights, None to exclude; `mapping`: the kinds that may be quantized, None for all.
+    """`entries`: pattern → observer of the weights, None to exclude; `mapping`: the kinds that may be quantized, None for
+    all; `only` and `exclude`: patterns that limit what the entries select.
 
     Convolutions are quantized when an entry names them or their kind, or when `mapping` does; that a container or the
     whole model is named is not enough.
@@ -53,6 +51,8 @@ class Specification(NamedTuple):
     entries: dict[str, Observer | None]
     mapping: frozenset[str] | None
     is_default: bool
+    only: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
 
     def observer_of(self, node: Node, kind: str) -> Observer | Unselected | str:
         """The observer for a layer; Unselected, or a plain string when the request does not fit the layer.
@@ -66,24 +66,31 @@ class Specification(NamedTuple):
             if kind == "Conv" and self.is_default:
                 return Unselected("not selected: qconfig_spec must name Conv, or the layer")
             return Unselected("not selected by qconfig_spec")
-        (closeness, _), pattern = max(ranked)
+        closeness, pattern = max(ranked)
         observer = self.entries[pattern]
         if observer is None:
             return Unselected("excluded by qconfig_spec")
         if self.mapping is not None and self.mapping.isdisjoint(kinds_of(node)):
             return Unselected("not selected by mapping")
-        is_named = any(how in (OWN_NAME, KIND) for (how, _), _ in ranked)
+        is_named = any(found.level in (OWN, KIND) for found, _ in ranked)
         if kind in CONVOLUTIONS and self.mapping is None and not is_named:
             return Unselected(f"not selected: qconfig_spec or mapping must name {kind}, or the layer")
         misfit = _misfit(kind, observer)
-        if misfit and closeness in (OWN_NAME, KIND) and not self.is_default:
+        names_it = closeness.level in (OWN, KIND) and closeness.is_literal
+        if misfit and names_it and not self.is_default:
             raise QuantizationError(f"qconfig_spec {pattern!r} selects {node.label}: {misfit}")
-        return misfit or observer
+        if misfit:
+            return misfit
+        if self.only is not None and not matches_any(node, self.only):
+            return Unselected("not selected by only=")
+        return Unselected("excluded by exclude=") if matches_any(node, self.exclude) else observer
 
-    def idle(self, nodes: Iterable[Node]) -> list[str]:
-        """Patterns that select nothing."""
-        nodes = list(nodes)
-        return [p for p in self.entries if p and not self.is_default and not any(matches(node, p) for node in nodes)]
+    def idle(self, layers: Sequence[Node], nodes: Sequence[Node]) -> list[str]:
+        """Patterns that select none of the layers, or exclude none of the nodes."""
+        wanted = [] if self.is_default else [(pattern, layers if value else nodes) for pattern, value in self.entries.items()]
+        wanted += [(pattern, layers) for pattern in self.only or ()] + [(pattern, nodes) for pattern in self.exclude]
+        idle = (pattern for pattern, among in wanted if pattern and not any(matches(node, pattern) for node in among))
+        return list(dict.fromkeys(idle))
 
 
 def _misfit(kind: str, observer: Observer) -> str | None:
@@ -97,9 +104,17 @@ def _misfit(kind: str, observer: Observer) -> str | None:
     return f"the only dtypes for {kind} are qint8 and float16, got {observer.dtype}"
 
 
-def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bool) -> Specification:
+def read(
+    spec: Spec | None,
+    dtype: object,
+    mapping: Spec | None,
+    per_channel: bool,
+    only: Iterable[object] | None = None,
+    exclude: Iterable[object] = (),
+) -> Specification:
     """Check and resolve the arguments of a call. Raises QuantizationError for those that mean nothing."""
     kinds = None if mapping is None else _read_mapping(mapping)
+    limits = None if only is None else _names(only), _names(exclude)
     name = dtype_name(dtype)
     if isinstance(spec, str):
         raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
@@ -107,7 +122,7 @@ def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bo
         if per_channel:
             raise QuantizationError("per_channel=True says nothing beside a dict of QConfigs: write per_channel_dynamic_qconfig into it")
         values = {pattern_name(key): None if value is None else weight_observer(value, key) for key, value in spec.items()}
-        return Specification(values, kinds, False)
+        return Specification(values, kinds, False, *limits)
     if name not in _DEFAULTS:
         raise QuantizationError(f"do not know how to quantize to dtype {dtype!r}; known are {', '.join(_DEFAULTS)}")
     observer: Observer = _DEFAULTS[name]
@@ -119,7 +134,11 @@ def read(spec: Spec | None, dtype: object, mapping: Spec | None, per_channel: bo
         chosen: Iterable[object] = default_kinds(name)
     else:
         chosen = spec
-    return Specification({pattern_name(key): observer for key in chosen}, kinds, spec is None)
+    return Specification({pattern_name(key): observer for key in chosen}, kinds, spec is None, *limits)
+
+
+def _names(patterns: Iterable[object]) -> tuple[str, ...]:
+    return tuple(pattern_name(p) for p in ([patterns] if isinstance(patterns, (str, type)) else patterns))
 
 
 def _read_mapping(mapping: Spec) -> frozenset[str]:

@@ -54,12 +54,32 @@ def test_json(command: Command, linear: Path, tmp_path: Path) -> None:
 
 def test_only_and_exclude(command: Command, linear: Path, tmp_path: Path) -> None:
     output = tmp_path / "int8.onnx"
-    only = command("convert", linear, output, "--only", "/head/*", "nothing", "--json")
+    only = command("convert", linear, output, "--only", "/head/*", "--json")
     assert [layer["name"] for layer in only.json["layers"]] == ["/head/MatMul"]
-    assert "nothing is called 'nothing'" in only.err
-    exclude = command("convert", linear, output, "--exclude", "head", "--json")
-    assert [layer["name"] for layer in exclude.json["layers"]] == ["/encoder/layer.0/fc/MatMul"]
-    assert exclude.err.count("warning") == 0
+    for pattern in ("head", "encoder.layer.0", "layer.0", "fc", "/head/MatMul"):
+        exclude = command("convert", linear, output, "--exclude", pattern, "--json")
+        left = "/encoder/layer.0/fc/MatMul" if "head" in pattern else "/head/MatMul"
+        assert [layer["name"] for layer in exclude.json["layers"]] == [left]
+        assert exclude.err.count("warning") == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--exclude", "encoder.layer.1"],
+        ["--only", "encoder.layer.1", "head"],
+        ["--qconfig", "encoder.layer.1=none"],
+        ["--exclude", "encoder.layer.1", "--json"],
+    ],
+)
+def test_a_limit_that_names_nothing_is_an_error(command: Command, linear: Path, tmp_path: Path, flags: list[str]) -> None:
+    done = command("convert", linear, tmp_path / "int8.onnx", *flags)
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert "nothing in the model is selected by 'encoder.layer.1' (close: 'encoder.layer.0'" in line
+    assert os.listdir(tmp_path) == ["linear.onnx"]
+    assert command("convert", linear, tmp_path / "int8.onnx", "--exclude", "LSTM").code == 0
 
 
 def test_strict_refuses_and_writes_nothing(command: Command, linear: Path, tmp_path: Path) -> None:

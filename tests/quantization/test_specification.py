@@ -63,7 +63,7 @@ def schemes(model: qruntime.Model) -> list[str]:
         ({"Linear": Q, "encoder": None}, "--q"),
         ({"Linear": Q, "Gemm": C}, "qqc"),
         ({"": C, "Linear": Q}, "qqq"),
-        ({"encoder/*": Q}, "---"),
+        ({"encoder/*": Q}, "qq-"),
         ({"/encoder/*": Q}, "qq-"),
         ({"encoder": None}, "---"),
         ({}, "---"),

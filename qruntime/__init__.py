@@ -12,7 +12,15 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from qruntime._kernels import available_isas, isa
+try:
+    from qruntime._kernels import available_isas, isa
+except ModuleNotFoundError as error:
+    if error.name != "qruntime._kernels":
+        raise
+    raise ImportError(
+        f"{__path__[0]!r} holds sources of qruntime whose kernels are not compiled for this Python. To use an installed "
+        "qruntime, start Python in another folder; to use these sources, compile them: pip install -e ."
+    ) from None
 from qruntime.errors import (
     InputError,
     InvalidModel,

@@ -515,7 +515,7 @@ cdef class Executable:
         if not isinstance(result, tuple):
             result = (result,)
         if len(result) < num_outputs:
-            raise RunError(f"{self.labels[i]}: made {len(result)} outputs, {num_outputs} are declared")
+            raise RunError(f"{self.labels[i]}: makes {counted(len(result), 'output')}, but the model reads {num_outputs}")
         for j in range(num_outputs):
             slot = step.first_output + j
             frame.objects[slot] = result[j] if _store(&frame.slots[slot], result[j]) else None

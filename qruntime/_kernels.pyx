@@ -20,7 +20,7 @@ import os
 
 import numpy as np
 
-from qruntime.errors import InputError, KernelUnavailable, RunError
+from qruntime.errors import InputError, KernelUnavailable, RunError, counted
 from qruntime.ir.dtypes import numpy_dtype, onnx_code, type_name
 
 cnp.import_array()

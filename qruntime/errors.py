@@ -40,3 +40,8 @@ class SaveError(QRuntimeError):
 
 class KernelUnavailable(QRuntimeError):
     """A forced instruction set that this CPU or build does not offer."""
+
+
+def counted(number: int, noun: str) -> str:
+    """How messages say a number of things: "1 input", "2 inputs"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel, QRuntimeError
+from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
 from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
@@ -41,19 +41,25 @@ class TensorInfo(NamedTuple):
         return f"{self.name}: {self.dtype}[{dims}]"
 
 
-def load(source: Source, *, threads: int | None = None) -> Model:
+def load(
+    source: Source, *, threads: int | None = None, external_data_dir: str | os.PathLike[str] | None = None
+) -> Model:
     """Load an ONNX model from a path, bytes or a binary file.
 
     Weights stay memory-mapped. `threads` is the most threads that one run uses, the caller's included
-    (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use).
+    (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use). Weights that the model
+    keeps in other files are looked for beside it, or only in the folder `external_data_dir`: bytes and files
+    have no folder of their own.
 
     Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
     missing, OSError when the file cannot be read, KernelUnavailable when QRUNTIME_ISA names no kernels of this CPU.
     """
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     with _no_collection():
-        model = Model(*importer.load_graph(source), path=path, threads=threads)
-    model._file = None if path is None else _file_identity(path)
+        model = Model(*importer.load_graph(source, external_data_dir=external_data_dir), path=path, threads=threads)
+    if path is not None:
+        model._file = _file_identity(path)
+        model._external_data_dir = None if external_data_dir is None else os.path.abspath(external_data_dir)
     return model
 
 
@@ -83,6 +89,7 @@ class Model:
         self._planning = threading.Lock()
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
         self._file: tuple[int, ...] | None = None  # the file that holds this very graph
+        self._external_data_dir: str | None = None  # where it was told to look for the weights of that file
         self.inputs = tuple(_describe(v, v.name) for v in self.graph.inputs)
         self.outputs = tuple(_describe(v, name) for v, name in zip(self.graph.outputs, self.graph.output_names))
 
@@ -125,7 +132,8 @@ class Model:
         """Run on values in the order of the inputs; one output comes bare, several as a tuple."""
         names = [info.name for info in self.inputs]
         if len(values) > len(names):
-            raise InputError(f"the model has {len(names)} inputs ({', '.join(names)}), got {len(values)} values")
+            needed = f"{counted(len(names), 'input')} ({', '.join(names)})"
+            raise InputError(f"the model has {needed}, got {counted(len(values), 'value')}")
         results = tuple(self.run(dict(zip(names, values))).values())
         return results[0] if len(results) == 1 else results
 
@@ -292,7 +300,7 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
-            return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads)
+            return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
         from qruntime.onnx_io import exporter
 
         return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
@@ -339,10 +347,10 @@ def _digest(path: str) -> str:
         return hashlib.sha256(data).hexdigest()
 
 
-def _load_again(path: str, digest: str, threads: int) -> Model:
+def _load_again(path: str, digest: str, threads: int, external_data_dir: str | None = None) -> Model:
     if _digest(path) != digest:
         raise InvalidModel(f"{path!r} has changed since the model was pickled")
-    return load(path, threads=threads)
+    return load(path, threads=threads, external_data_dir=external_data_dir)
 
 
 def _rebuild(data: bytes, path: str | None, threads: int, report: Report) -> Model:

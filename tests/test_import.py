@@ -49,6 +49,20 @@ print(sorted(set(sys.modules) & set({FOREIGN!r})))
     assert run_python(script, *paths).strip() == "[]"
 
 
+def test_sources_that_are_not_compiled_say_what_to_do(tmp_path: Path):
+    """`pip install .` and then Python in the same folder: it finds the sources, not what is installed."""
+    (tmp_path / "qruntime").mkdir()
+    (tmp_path / "qruntime/__init__.py").write_text(Path(qruntime.__file__).read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", "import qruntime"], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+        env={"PATH": ""},
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: '{tmp_path / 'qruntime'}' holds sources")
+    assert "another folder" in last
+    assert "pip install -e ." in last
+
+
 def test_import_is_quick():
     """A tenth of the limit is usual; numpy is not counted."""
     script = "import numpy, time; t = time.perf_counter(); import qruntime; print(time.perf_counter() - t)"

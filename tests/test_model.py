@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -122,6 +125,30 @@ def test_values_that_do_not_fit_are_refused(add_one: qruntime.Model, kind: str):
         with pytest.raises(InputError, match=message):
             add_one.run({"x": value})
         add_one.run({"x": X})
+
+
+class _Stubborn:
+    """Refuses as tensors do that need their gradient or live on another device."""
+
+    def __init__(self, error: type[Exception]):
+        self.error = error
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise self.error("use tensor.detach() first")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, KeyError, AssertionError])
+def test_errors_of_what_is_fed_name_the_input(add_one: qruntime.Model, error: type[Exception]):
+    untyped = one_node("Identity", [("x", 0, None)], [("y", 0, None)])
+    for model in (add_one, untyped):
+        for value in (_Stubborn(error), [_Stubborn(error)]):
+            if model is untyped and isinstance(value, list):
+                continue  # a sequence
+            with pytest.raises(InputError, match=r"input 'x': a .* cannot be viewed as an array.*tensor.detach\(\)") as caught:
+                model.run({"x": value})
+            assert isinstance(caught.value.__cause__, error)
+    with pytest.raises(MemoryError):
+        add_one.run({"x": _Stubborn(MemoryError)})
 
 
 def test_lists_of_ints_too_large_for_the_type_are_refused():
@@ -445,6 +472,30 @@ def test_models_load_from_paths_bytes_and_files(tmp_path):
             assert_same_bits(qruntime.load(source)(x), expected)
 
 
+def test_weights_elsewhere(tmp_path):
+    """Bytes and files have no folder of their own; what is named is searched with the checks of any other."""
+    data = linear_bytes()
+    elsewhere = tmp_path / "weights"
+    elsewhere.mkdir()
+    proto = onnx.load_from_string(data)
+    onnx.save(proto, elsewhere / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    os.rename(elsewhere / "m.onnx", tmp_path / "m.onnx")
+    x = random(2, 16)
+    with open(tmp_path / "m.onnx", "rb") as file:
+        for source in (tmp_path / "m.onnx", (tmp_path / "m.onnx").read_bytes(), file):
+            with pytest.raises(qruntime.InvalidModel, match=r"external_data_dir=\.\.\."):
+                qruntime.load(source)
+            if source is file:
+                file.seek(0)
+            model = qruntime.load(source, external_data_dir=elsewhere)
+            assert_same_bits(model(x), qruntime.load(data)(x))
+            assert_same_bits(pickle.loads(pickle.dumps(model))(x), model(x))
+    os.rename(elsewhere / "w.bin", tmp_path / "w.bin")
+    os.symlink("../w.bin", elsewhere / "w.bin")
+    with pytest.raises(qruntime.InvalidModel, match="leads outside the folder"):
+        qruntime.load((tmp_path / "m.onnx").read_bytes(), external_data_dir=elsewhere)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_a_number_of_threads_below_one_is_refused(threads: int):
     with pytest.raises(InputError, match="threads must be at least 1"):
@@ -465,6 +516,11 @@ def test_all_missing_operators_are_listed_at_once():
         ),
         opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("my.domain", 1)],
     )
-    with pytest.raises(qruntime.UnsupportedOp, match=r"my\.domain\.Beta") as caught:
+    with pytest.raises(qruntime.UnsupportedOp, match=r"^1 operator not supported: my\.domain\.Beta ×1") as caught:
         qruntime.load(model.SerializeToString())
     assert isinstance(caught.value, qruntime.UnsupportedModel)
+    for node in model.graph.node:
+        model.graph.output.append(helper.make_tensor_value_info(node.output[0], FLOAT, [1]))
+    del model.graph.output[0]
+    with pytest.raises(qruntime.UnsupportedOp, match=r"^2 operators not supported: my\.domain\.Alpha ×2 .*Beta ×1"):
+        qruntime.load(model.SerializeToString())

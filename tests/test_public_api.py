@@ -14,7 +14,7 @@ NAMES = {
 }  # fmt: skip
 
 SIGNATURES = {
-    qruntime.load: "(source, *, threads=None)",
+    qruntime.load: "(source, *, threads=None, external_data_dir=None)",
     Model.run: "(self, feed, outputs=None, *, out=None)",
     Model.__call__: "(self, *values)",
     Model.quantize_dynamic: (

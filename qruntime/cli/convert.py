@@ -12,6 +12,7 @@ import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads
 from qruntime.errors import QuantizationError
+from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization import (
     QConfig,
     default_dynamic_qconfig,
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     with terminal.progress(f"Loading {arguments.input}"):
         model = qruntime.load(arguments.input, threads=arguments.threads)
-        size_before = size_on_disk(arguments.input, model)
+        size_before = size_on_disk(arguments.input)
     loaded = time.perf_counter()
     spec, per_channel = _specification(arguments)
     with terminal.progress("Quantizing"), warnings.catch_warnings(record=True) as caught:
@@ -154,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     saved = time.perf_counter()
     seconds = {"load": loaded - start, "quantize": quantized - loaded, "save": saved - quantized}
     seconds["total"] = saved - start
-    sizes = (size_before, size_on_disk(arguments.output, model))
+    sizes = (size_before, size_on_disk(arguments.output))
     if arguments.json:
         terminal.json_result("convert", _fields(arguments, model, sizes, seconds))
     else:
@@ -178,13 +179,6 @@ def _check_patterns(arguments: argparse.Namespace, model: qruntime.Model) -> Non
 
 def _list_nodes(arguments: argparse.Namespace) -> str:
     return f"list the nodes with: qruntime inspect --nodes {arguments.input}"
-
-
-def size_on_disk(path: str, model: qruntime.Model) -> int:
-    """Bytes of the model file and of the weights that it keeps elsewhere."""
-    size = os.path.getsize(path)
-    weights = sum(value.data.nbytes for value in model.graph.constants() if value.data is not None)
-    return size if weights <= size else size + weights
 
 
 def _fields(

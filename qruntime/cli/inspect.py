@@ -11,8 +11,8 @@ from typing import Any
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json
-from qruntime.cli.convert import size_on_disk
 from qruntime.ir import Value
+from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization.printing import node_lines, printable, quantized_lines, table
 from qruntime.runtime.plan import Plan, PlannedNode
 
@@ -88,7 +88,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
     info = model.info
     fields: dict[str, Any] = {
         "model": arguments.model,
-        "file_bytes": size_on_disk(arguments.model, model),
+        "file_bytes": size_on_disk(arguments.model),
         "ir_version": info.ir_version,
         "opset": info.opset_imports,
         "producer": {"name": info.producer_name, "version": info.producer_version},
@@ -130,7 +130,7 @@ def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[P
     operators = _operators(model)
     lines = [
         terminal.heading(printable(arguments.model)),
-        f"  size        {terminal.size(size_on_disk(arguments.model, model))}",
+        f"  size        {terminal.size(size_on_disk(arguments.model))}",
         f"  parameters  {_parameters(model):,}",
         f"  producer    {producer}",
         f"  opset       {opsets} (IR version {info.ir_version})",

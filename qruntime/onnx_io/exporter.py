@@ -63,6 +63,7 @@ def save_graph(
     on SaveError what was there before is untouched. The model being overwritten may be the one that was loaded.
     """
     path = os.fspath(path)
+    data_path = f"{path}.data"
     try:
         model = _Exporter(graph, info, metadata or {}).model()
         parts = wire.encode(model)
@@ -74,11 +75,11 @@ def save_graph(
                 raise SaveError(
                     f"the model takes {size} bytes, more than one protobuf file can; use external_data=True"
                 )
-            files.write({path: parts})
+            files.write({path: parts}, replaced=[data_path])
             return
-        data_path = f"{path}.data"
         data = _move_out(model, os.path.basename(data_path))
-        files.write({data_path: data, path: wire.encode(model)} if data else {path: wire.encode(model)})
+        written = {data_path: data, path: wire.encode(model)} if data else {path: wire.encode(model)}
+        files.write(written, replaced=[data_path])
     except OSError as error:
         raise SaveError(f"cannot write {path!r}: {error.strerror or error}; nothing was changed") from error
     except SaveError as error:
@@ -89,7 +90,7 @@ def serialize(graph: Graph, info: ModelInfo, *, metadata: Mapping[str, str] | No
     """The bytes of the model file; SaveError above 2 GB."""
     parts = wire.encode(_Exporter(graph, info, metadata or {}).model())
     if sum(map(wire.part_size, parts)) > EMBEDDED_LIMIT:
-        raise SaveError("the model exceeds 2 GB, the limit of one protobuf message; save it with external_data=True")
+        raise SaveError("the model exceeds 2 GB, the limit of one protobuf message; save it to a file, and load that")
     return b"".join(map(wire.part_bytes, parts))
 
 

@@ -67,16 +67,7 @@ class ExternalData:
 
     def read(self, tensor: TensorProto, size: int) -> memoryview:
         """The `size` bytes of a tensor whose data_location is EXTERNAL."""
-        who = f"external data of tensor {tensor.name!r}"
-        entries: dict[str, str] = {}
-        for entry in tensor.external_data:
-            if entry.key not in _KEYS and not entry.key.startswith(_IGNORED_KEY_PREFIX):
-                raise InvalidModel(f"{who}: unknown key {entry.key[:80]!r}; known keys are {', '.join(sorted(_KEYS))}")
-            if entry.key in entries:
-                raise InvalidModel(f"{who}: key {entry.key!r} is given twice")
-            entries[entry.key] = entry.value
-        if "location" not in entries:
-            raise InvalidModel(f"{who}: no key 'location' says which file holds it")
+        who, entries = _entries(tensor)
         offset = _number(entries.get("offset", "0"), "offset", who)
         length = _number(entries.get("length", str(size)), "length", who)
         if length != size:
@@ -88,9 +79,21 @@ class ExternalData:
             )
         return data[offset : offset + length]
 
+    def find(self, tensor: TensorProto) -> str:
+        """The file that holds a tensor whose data_location is EXTERNAL, links resolved."""
+        who, entries = _entries(tensor)
+        return self._path(entries["location"], who)
+
     def _file(self, location: str, who: str) -> memoryview:
-        if location in self._open:
-            return self._open[location]
+        if location not in self._open:
+            path = self._path(location, who)
+            try:
+                self._open[location] = map_file(path)
+            except OSError as error:
+                raise InvalidModel(f"{who}: {location[:200]!r} cannot be read: {error.strerror}") from None
+        return self._open[location]
+
+    def _path(self, location: str, who: str) -> str:
         shown = repr(location[:200])
         if not self._folders:
             raise InvalidModel(
@@ -113,17 +116,28 @@ class ExternalData:
                 found = real
                 break
         if found is None:
-            raise InvalidModel(f"{who}: there is no file {shown} in {self._folders[0]!r}; put it beside the model")
+            raise InvalidModel(f"{who}: there is no file {shown} in {self._folders[0]!r}; put it there, or say external_data_dir=...")
         if not any(_is_below(found, root) for root in self._roots):
             raise InvalidModel(
                 f"{who}: {shown} leads outside the folder of the model (to {found!r}); copy the file beside the "
                 "model, or name its folder with external_data_dir=..."
             )
-        try:
-            self._open[location] = map_file(found)
-        except OSError as error:
-            raise InvalidModel(f"{who}: {shown} cannot be read: {error.strerror}") from None
-        return self._open[location]
+        return found
+
+
+def _entries(tensor: TensorProto) -> tuple[str, dict[str, str]]:
+    """How messages call the external data of a tensor, and the keys that say where they lie."""
+    who = f"external data of tensor {tensor.name!r}"
+    entries: dict[str, str] = {}
+    for entry in tensor.external_data:
+        if entry.key not in _KEYS and not entry.key.startswith(_IGNORED_KEY_PREFIX):
+            raise InvalidModel(f"{who}: unknown key {entry.key[:80]!r}; known keys are {', '.join(sorted(_KEYS))}")
+        if entry.key in entries:
+            raise InvalidModel(f"{who}: key {entry.key!r} is given twice")
+        entries[entry.key] = entry.value
+    if "location" not in entries:
+        raise InvalidModel(f"{who}: no key 'location' says which file holds it")
+    return who, entries
 
 
 def _is_below(path: str, root: str) -> bool:

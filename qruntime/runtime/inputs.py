@@ -27,11 +27,11 @@ def convert_input(declared: Value, value: Any) -> Any:
         typ = typ.elem if value is not None else None
     if typ is None or typ.kind != "tensor" or typ.dtype == 0:
         if typ is None or typ.kind == "tensor":
-            return value if value is None or isinstance(value, (list, np.ndarray)) else np.asarray(value)
+            return value if value is None or isinstance(value, list) else _as_array(name, value)
         if typ.kind == "sequence":
             if not isinstance(value, (list, tuple)):
                 raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(value)}; pass a list")
-            return [v if isinstance(v, (list, tuple)) else np.asarray(v) for v in value]
+            return [v if isinstance(v, (list, tuple)) else _as_array(name, v) for v in value]
         return value
     wanted = numpy_dtype(typ.dtype)
     array = _as_array(name, value, wanted)
@@ -50,7 +50,7 @@ def convert_input(declared: Value, value: Any) -> Any:
     return array
 
 
-def _as_array(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
+def _as_array(name: str, value: Any, wanted: np.dtype | None = None) -> np.ndarray:
     """A view of `value` where numpy can make one; Python numbers and lists take the wanted element type."""
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
@@ -58,16 +58,23 @@ def _as_array(name: str, value: Any, wanted: np.dtype) -> np.ndarray:
     if value is None:
         raise InputError(f"input {name!r}: got None, needs an array")
     try:
-        if hasattr(value, "__dlpack__") and not hasattr(value, "__array_interface__"):
-            with contextlib.suppress(TypeError, ValueError, RuntimeError, BufferError):
-                return np.from_dlpack(value)
-        array = np.asarray(value)
-        is_plain = isinstance(value, (bool, int, float, complex, str, list, tuple))
-        if is_plain and wanted.kind != "O" and array.dtype != wanted:
-            is_number = array.dtype.kind in "iu" and wanted.kind in "iufV"
-            if array.size and not is_number and not np.can_cast(array.dtype, wanted, "same_kind"):
-                return array
-            return np.asarray(value, dtype=wanted)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"input {name!r}: cannot be viewed as an array of {wanted}: {error}") from error
+        return _converted(value, wanted)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # it is the code of `value` that runs: a tensor that needs its gradient, a closed file
+        what = "an array" if wanted is None else f"an array of {wanted}"
+        raise InputError(f"input {name!r}: a {type(value).__name__} that cannot be viewed as {what}: {error}") from error
+
+
+def _converted(value: Any, wanted: np.dtype | None) -> np.ndarray:
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array_interface__"):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, BufferError):
+            return np.from_dlpack(value)
+    array = np.asarray(value)
+    is_plain = isinstance(value, (bool, int, float, complex, str, list, tuple))
+    if is_plain and wanted is not None and wanted.kind != "O" and array.dtype != wanted:
+        is_number = array.dtype.kind in "iu" and wanted.kind in "iufV"
+        if array.size and not is_number and not np.can_cast(array.dtype, wanted, "same_kind"):
+            return array
+        return np.asarray(value, dtype=wanted)
     return array

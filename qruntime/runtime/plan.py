@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp
+from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp, counted
 from qruntime.ir import AttributeType, Graph, Node, Value
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
@@ -57,7 +57,8 @@ def check_supported(graph: Graph) -> None:
     if missing:
         listed = ", ".join(f"{op} ×{count} (first {first[op]!r})" for op, count in missing.items())
         raise UnsupportedOp(
-            f"{len(missing)} operators are not supported: {listed}. Export the model without them, or report which exporter wrote it."
+            f"{counted(len(missing), 'operator')} not supported: {listed}. "
+            "Export the model without them, or report which exporter wrote it."
         )
 
 

@@ -8,6 +8,7 @@ cdef struct Step:
     int first_release    # into the executable's array of slots to release
     int num_releases
     bint has_fallback    # a Python definition stands by
+    bint declined        # the kernel did, when the step last ran
 
 
 @cython.final
@@ -75,13 +76,13 @@ cdef class Executable:
     cdef readonly list native_constants, python_constants
     cdef list labels, definitions, definition_inputs, keepalive
     cdef list boundary
+    cdef char *is_boundary  # by slot
     cdef set constant_slots
     cdef dict memory
     cdef size_t memory_bytes
     cdef list frames
     cdef Returned returned
     cdef public int num_threads
-    cdef readonly list declined
     cdef tuple input_names, output_names
     cdef int *input_codes
     cdef list input_shapes
@@ -116,16 +117,18 @@ cdef class Executable:
         self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
         self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        self.is_boundary = <char *>calloc(max(1, num_slots), 1)
         if (self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
-                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL):
+                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.is_boundary == NULL):
             raise MemoryError
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
-        self.declined = [0] * self.num_steps
         self.frames = []
         self.returned = Returned()
         self.memory = {}
         self.memory_bytes = 0
         self.boundary = list(boundary)
+        for i in self.boundary:
+            self.is_boundary[i] = 1
         _pack_together([weights for arguments in steps for weights in arguments[3]], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
@@ -186,6 +189,7 @@ cdef class Executable:
         free(self.order_rest)
         free(self.output_slots)
         free(self.input_slots)
+        free(self.is_boundary)
         free(self.input_codes)
 
     def name_inputs(self, tuple input_names, list codes, list shapes, tuple output_names, convert):
@@ -256,8 +260,11 @@ cdef class Executable:
         """Run on values that fit already (a subgraph, a test); returns the outputs as a tuple."""
         return tuple(self.run(values))
 
-    cpdef list run(self, values):
-        """Outputs for `values`, one per input, each an ndarray of the declared type (or a Python value)."""
+    cpdef list run(self, values, bint shared=False):
+        """Outputs for `values`, one per input, each an ndarray of the declared type (or a Python value).
+
+        With `shared`, elements of sequences may be views of what was fed: a Loop that grows one need not copy it at every step.
+        """
         cdef Frame frame
         cdef int i
         try:
@@ -269,19 +276,20 @@ cdef class Executable:
             qrt_take_returned(&self.returned.stack, &frame.run)
         frame.completed = False
         try:
-            copies = self._feed(frame, values)
+            self._feed(frame, values)
             remembered = self._execute(frame)  # held here: outputs may still view it, whatever another thread forgets
-            results = self._collect(frame)
+            results = self._collect(frame, shared)
             self.returned.stack.limit = 2 * frame.run.peak_bytes  # buffers are larger than what is in them
             frame.completed = True
             return results
         finally:
-            for i in range(self.num_inputs):
-                frame.slots[self.input_slots[i]].dtype = 0
-                frame.slots[self.input_slots[i]].buffer = NULL
-            if frame.run.graveyard != NULL:
-                _bury(&frame.run)
+            self._forget_inputs(frame)
             self.frames.append(frame)
+
+    @property
+    def declined(self):
+        """Of each step, whether its kernel left the work to the definition when it last ran."""
+        return [self.steps[i].declined for i in range(self.num_steps)]
 
     def last_run(self):
         """(bytes in use at the peak, bytes of free buffers in all frames, input shapes) of the run that ended last;
@@ -327,7 +335,7 @@ cdef class Executable:
         cdef qrt_tensor *first
         cdef list times = []
         qrt_run_begin(&frame.run, self.num_threads)
-        copies = self._feed(frame, values)
+        self._feed(frame, values)
         try:
             for i in range(self.num_steps):
                 start = qrt_seconds()
@@ -337,31 +345,35 @@ cdef class Executable:
                 times.append((seconds, first.size if first.dtype != 0 else -1))
         finally:
             self._abandon(frame)
-            for i in range(self.num_inputs):
-                frame.slots[self.input_slots[i]].dtype = 0
-                frame.slots[self.input_slots[i]].buffer = NULL
-            if frame.run.graveyard != NULL:
-                _bury(&frame.run)
+            self._forget_inputs(frame)
         return times
 
-    cdef object _feed(self, Frame frame, values):
+    cdef int _feed(self, Frame frame, values) except -1:
         cdef int i, code, slot
         cdef cnp.ndarray array
-        kept = []
         for i in range(self.num_inputs):
             value = values[i]
             slot = self.input_slots[i]
+            frame.objects[slot] = value
             if isinstance(value, np.ndarray):
                 array = value
                 code = _native_code(array)
                 if code != 0 and cnp.PyArray_NDIM(array) <= QRT_MAX_RANK:
                     if not PyArray_ISCARRAY_RO(array):
-                        array = np.array(array, order="C", copy=True)
-                        kept.append(array)
+                        array = frame.objects[slot] = np.array(array, order="C", copy=True)
                     _describe(&frame.slots[slot], array, code)
-                    continue
-            frame.objects[slot] = value
-        return kept
+        return 0
+
+    cdef int _forget_inputs(self, Frame frame) except -1:
+        cdef int i, slot
+        for i in range(self.num_inputs):
+            slot = self.input_slots[i]
+            frame.slots[slot].dtype = 0
+            frame.slots[slot].buffer = NULL
+            frame.objects[slot] = None
+        if frame.run.graveyard != NULL:
+            _bury(&frame.run)
+        return 0
 
     cdef object _execute(self, Frame frame):
         cdef const int *order = self.order_all
@@ -374,6 +386,7 @@ cdef class Executable:
             if entry is not None:
                 for slot, array in entry:
                     _describe(&frame.slots[slot], array, _native_code(array))
+                    frame.objects[slot] = array
                 order, count = self.order_rest, self.num_rest
             else:
                 remember = key is not None
@@ -401,14 +414,12 @@ cdef class Executable:
         return PyBytes_FromStringAndSize(<char *>sizes, at * sizeof(int64_t))
 
     cdef int _loop(self, Frame frame, const int *order, int count, bint remember, object key) except -1:
-        cdef int at = 0, i = 0, j, ran, position
+        cdef int at = 0, i = 0, j, slot
         cdef qrt_status status = QRT_OK
         cdef Step *step
-        cdef double checked = qrt_seconds()
-        cdef set kept = set(self.boundary) if remember else None
+        cdef int64_t checked = qrt_milliseconds()
         while at < count:
-            # Native nodes, up to the next one that needs Python.
-            if remember:
+            with nogil:  # native nodes, up to the next one that needs Python
                 status = QRT_OK
                 while at < count:
                     step = &self.steps[order[at]]
@@ -417,39 +428,28 @@ cdef class Executable:
                     status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
                     if status != QRT_OK:
                         break
-                    self._release(frame, step, kept)
+                    step.declined = False
+                    for j in range(step.num_releases):
+                        slot = self.releases[step.first_release + j]
+                        if not (remember and self.is_boundary[slot]):
+                            qrt_release(&frame.run, &frame.slots[slot])
                     at += 1
-            else:
-                with nogil:
-                    status = QRT_OK
-                    while at < count:
-                        step = &self.steps[order[at]]
-                        if step.fn == NULL:
-                            break
-                        status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
-                        if status != QRT_OK:
-                            break
-                        for j in range(step.num_releases):
-                            qrt_release(&frame.run, &frame.slots[self.releases[step.first_release + j]])
-                        at += 1
-                        if at & 15 == 0 and qrt_seconds() - checked > 0.05:
-                            checked = qrt_seconds()
-                            with gil:
-                                PyErr_CheckSignals()
+                    if qrt_milliseconds() - checked > 50:
+                        checked = qrt_milliseconds()
+                        with gil:
+                            PyErr_CheckSignals()
             if at >= count:
                 break
             i = order[at]
             step = &self.steps[i]
             if status == QRT_NO_MEMORY:
                 raise MemoryError(f"{self.labels[i]}: no memory for its outputs; inputs are {self._inputs_text(frame, i)}")
-            if step.fn != NULL:
-                self.declined[i] += 1
+            step.declined = step.fn != NULL
             self._run_definition(frame, i)
-            if remember:
-                self._release(frame, step, kept)
-            else:
-                for j in range(step.num_releases):
-                    self._release_one(frame, self.releases[step.first_release + j])
+            for j in range(step.num_releases):
+                slot = self.releases[step.first_release + j]
+                if not (remember and self.is_boundary[slot]):
+                    self._release_one(frame, slot)
             at += 1
         if remember:
             self._remember(frame, key)
@@ -459,14 +459,6 @@ cdef class Executable:
         qrt_release(&frame.run, &frame.slots[slot])
         if frame.objects[slot] is not None:
             frame.objects[slot] = None
-
-    cdef int _release(self, Frame frame, Step *step, set kept) except -1:
-        cdef int j, slot
-        for j in range(step.num_releases):
-            slot = self.releases[step.first_release + j]
-            if slot not in kept:
-                self._release_one(frame, slot)
-        return 0
 
     cdef int _remember(self, Frame frame, object key) except -1:
         """Keep what depends on the input shapes only, for the next run with the same shapes."""
@@ -527,13 +519,13 @@ cdef class Executable:
         if slot < 0:
             return None
         if frame.slots[slot].dtype != 0 and slot not in self.constant_slots:
-            return _view(&frame.slots[slot])
+            return _view(&frame.slots[slot], None, frame.objects[slot])
         return frame.objects[slot]
 
     def _inputs_text(self, Frame frame, int i):
         return ", ".join(shape_text(self._python_value(frame, slot)) for slot in self.definition_inputs[i])
 
-    cdef list _collect(self, Frame frame):
+    cdef list _collect(self, Frame frame, bint shared):
         cdef int i, slot
         cdef qrt_tensor *t
         cdef list results = []
@@ -542,7 +534,7 @@ cdef class Executable:
             slot = self.output_slots[i]
             t = &frame.slots[slot]
             if t.dtype == 0:
-                results.append(_owned(frame.objects[slot]))
+                results.append(frame.objects[slot] if shared else _owned(frame.objects[slot]))
                 if not self._comes_again(i) and slot not in self.constant_slots:
                     frame.objects[slot] = None
                 continue

@@ -30,10 +30,16 @@ class Packed:
     def nbytes(self) -> int: ...
     @property
     def shape(self) -> tuple[int, int]: ...
+    def source(self) -> tuple[np.ndarray, tuple[Any, ...]]: ...
 
 class PackedQ8(Packed):
     def __init__(
-        self, weight: np.ndarray, scale: ArrayLike, zero_point: ArrayLike | None = None, bias: ArrayLike | None = None
+        self,
+        weight: np.ndarray,
+        scale: ArrayLike,
+        zero_point: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        origin: np.ndarray | None = None,
     ) -> None: ...
 
 class PackedF32(Packed):
@@ -44,7 +50,8 @@ class Executable:
     native_constants: list[tuple[int, np.ndarray]]
     python_constants: list[tuple[int, Any]]
     num_threads: int
-    declined: list[int]
+    @property
+    def declined(self) -> list[bool]: ...
 
     def __init__(
         self,
@@ -65,7 +72,7 @@ class Executable:
         output_names: tuple[str, ...],
         convert: Callable[[int, Any], Any],
     ) -> None: ...
-    def run(self, values: Sequence[Any]) -> list[Any]: ...
+    def run(self, values: Sequence[Any], shared: bool = False) -> list[Any]: ...
     def run_values(self, values: list[Any]) -> list[Any]: ...
     def run_named(self, feed: dict[str, Any]) -> dict[str, Any] | None: ...
     def last_run(self) -> tuple[int, int, list[tuple[int, ...]]] | None: ...

@@ -8,6 +8,16 @@ cdef class Packed:
 
     cdef void *handle
     cdef cnp.ndarray weight, bias  # what is to be packed; None once it is
+    cdef cnp.ndarray origin        # the constant that was rearranged into `weight`; None when that is a view of it
+
+    def source(self):
+        """(array of the constant, what tells these weights from others while that lives), before they are packed."""
+        origin = <object>(self.weight if self.origin is None else self.origin)
+        where = origin.__array_interface__["data"][0], origin.shape, origin.strides, self.shape
+        return origin, (type(self), where, *[None if vector is None else vector.tobytes() for vector in self._vectors()])
+
+    cdef tuple _vectors(self):
+        return (self.bias,)
 
     cdef int pack(self, qrt_arena *arena, int num_threads) except -1:
         """Pack into memory of `arena`, or of its own, unless that was done before."""
@@ -34,7 +44,7 @@ cdef class Packed:
         pass
 
     cdef void _forget(self):
-        self.weight = self.bias = None
+        self.weight = self.origin = self.bias = None
 
 
 cdef int _pack_together(list weights, int num_threads) except -1:
@@ -65,12 +75,12 @@ cdef class PackedQ8(Packed):
     """int8 weights [K, N] with scales, zero points and an optional float bias.
 
     Parameters: `weight` int8 [K, N] of any strides; `scale` float32 [] or [N]; `zero_point` int8/int32
-    of the same size or None; `bias` float32 [N] or None.
+    of the same size or None; `bias` float32 [N] or None; `origin` the constant whose elements `weight` holds in another order.
     """
 
     cdef cnp.ndarray scale, zero_point
 
-    def __cinit__(self, weight, scale, zero_point=None, bias=None):
+    def __cinit__(self, weight, scale, zero_point=None, bias=None, origin=None):
         cdef cnp.ndarray w = np.asarray(weight)
         if w.dtype != np.int8 or w.ndim != 2:
             raise ValueError(f"weight must be int8 [K, N], got {shape_text(w)}")
@@ -87,6 +97,7 @@ cdef class PackedQ8(Packed):
             elif z.min() < -128 or z.max() > 127:
                 raise ValueError("zero_point of int8 weights must lie in -128..127")
         self.weight, self.scale, self.zero_point, self.bias = w, s, z, _bias(bias, w.shape[1])
+        self.origin = origin
 
     cdef size_t _bytes_to_pack(self):
         return qrt_q8_packed_bytes(&qrt_kernels.gemm_q8, self.weight.shape[0], self.weight.shape[1], self.zero_point is not None, self.bias is not None)
@@ -104,8 +115,11 @@ cdef class PackedQ8(Packed):
     cdef void _free(self, void *handle):
         qrt_q8_free(<qrt_q8_weights *>handle)
 
+    cdef tuple _vectors(self):
+        return self.scale, self.zero_point, self.bias
+
     cdef void _forget(self):
-        self.weight = self.scale = self.zero_point = self.bias = None
+        self.weight = self.origin = self.scale = self.zero_point = self.bias = None
 
     def __dealloc__(self):
         if self.handle != NULL:
@@ -130,8 +144,6 @@ cdef class PackedF32(Packed):
         cdef cnp.ndarray w = np.asarray(weight)
         if w.dtype != np.float32 or w.ndim != 2:
             raise ValueError(f"weight must be float32 [K, N], got {shape_text(w)}")
-        if not cnp.PyArray_ISALIGNED(w) or w.strides[0] % 4 or w.strides[1] % 4:
-            w = np.array(w, order="K")
         self.weight, self.bias = w, _bias(bias, w.shape[1])
 
     cdef size_t _bytes_to_pack(self):
@@ -139,6 +151,8 @@ cdef class PackedF32(Packed):
 
     cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, b = self.bias
+        if not cnp.PyArray_ISALIGNED(w) or w.strides[0] % 4 or w.strides[1] % 4:
+            w = np.array(w, order="K")
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
         cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
         cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4, k = w.shape[0], n = w.shape[1]

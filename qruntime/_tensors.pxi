@@ -71,8 +71,9 @@ cdef cnp.dtype _dtype_of(int code):
     return numpy_dtype(code)
 
 
-cdef object _view(qrt_tensor *t, Returned returned=None):
-    """numpy view of a tensor; keeps the buffer alive, which goes to `returned`. The bytes of borrowed tensors must outlive it."""
+cdef object _view(qrt_tensor *t, Returned returned=None, object lender=None):
+    """numpy view of a tensor; keeps the buffer alive, which goes to `returned`, or the `lender` of borrowed bytes. Without
+    one they must outlive it."""
     cdef cnp.npy_intp dims[8]
     cdef int i
     cdef BufferOwner owner
@@ -91,6 +92,8 @@ cdef object _view(qrt_tensor *t, Returned returned=None):
             owner.returned = returned if t.buffer.capacity >= QRT_LARGE else None
             qrt_buffer_retain(t.buffer)
             cnp.set_array_base(array, owner)
+    elif lender is not None:
+        cnp.set_array_base(array, lender)
     return array
 
 

@@ -148,7 +148,8 @@ class Model:
             raise InputError(f"repeat must be at least 1, got {repeat}")
         plan = self._plan(tuple(self.graph.output_names))
         values = self._values(feed)
-        return make_profile(plan.nodes, plan.executable.time_steps(list(values), repeat))
+        times = plan.executable.time_steps(list(values), repeat)
+        return make_profile(plan.as_run(), times)
 
     def _run(self, feed: Mapping[str, Any], outputs: Sequence[str] | None, out: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
         if isinstance(outputs, str):
@@ -289,8 +290,9 @@ class Model:
         how the nodes run on this machine, and the memory that they take (see `memory`)."""
         from qruntime.quantization import printing
 
-        planned = self._plan(tuple(self.graph.output_names)).nodes
-        return f"{printing.summary(self.graph, self.report, planned)}\n\n{self.memory(feed)}"
+        memory = self.memory(feed)  # runs the model where it can: how its nodes run is known then
+        nodes = self._plan(tuple(self.graph.output_names)).as_run()
+        return f"{printing.summary(self.graph, self.report, nodes)}\n\n{memory}"
 
     def __str__(self) -> str:
         from qruntime.quantization import printing

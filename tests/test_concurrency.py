@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,9 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import qruntime
-from tests.small_models import assert_same_bits, encoder_bytes, linear_bytes, random, recurrent_bytes
+from tests.small_models import (
+    FLOAT,
+    assert_same_bits,
+    encoder_bytes,
+    linear_bytes,
+    model_bytes,
+    random,
+    recurrent_bytes,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,6 +155,32 @@ except KeyboardInterrupt:
     )
     assert done.stdout.strip() == "interrupted", done.stderr
     assert done.returncode == 0
+
+
+def test_an_interrupt_ends_a_run_of_few_long_nodes():
+    nodes = [helper.make_node("MatMul", [f"x{i}" if i else "x", "w"], [f"x{i + 1}" if i < 11 else "y"]) for i in range(12)]
+    weights = {"w": np.eye(1100, dtype=np.float32)}
+    model = qruntime.load(model_bytes(nodes, [("x", FLOAT, [1100, 1100])], [("y", FLOAT, None)], weights), threads=1)
+    x = np.zeros((1100, 1100), np.float32)
+
+    def seconds_of_a_run() -> float:
+        start = time.perf_counter()
+        with contextlib.suppress(KeyboardInterrupt):
+            model(x)
+        return time.perf_counter() - start
+
+    seconds_of_a_run()
+    whole = min(seconds_of_a_run() for _ in range(3))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    shortest = whole
+    try:
+        for _ in range(5):
+            signal.setitimer(signal.ITIMER_REAL, whole / 10)
+            shortest = min(shortest, seconds_of_a_run())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert shortest < max(0.7 * whole, 0.1)
 
 
 def test_interrupts_leave_the_model_whole():

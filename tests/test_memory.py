@@ -195,3 +195,41 @@ def test_outputs_outlive_their_model():
     kept, dropped = model(x), model(x)
     del dropped, model
     np.testing.assert_array_equal(kept, -x)
+
+
+def _tied(layers: int, op: str = "MatMul", **attributes: object) -> bytes:
+    """y = tanh(… tanh(x · W) … · W)"""
+    nodes = []
+    for i in range(layers):
+        nodes.append(helper.make_node(op, [f"x{i}" if i else "x", "w"], [f"g{i}"], **attributes))
+        nodes.append(helper.make_node("Tanh", [f"g{i}"], [f"x{i + 1}" if i + 1 < layers else "y"]))
+    weight = random(8, 8, 3, 3) if op == "Conv" else random(64, 64)
+    shape = [1, 8, 5, 5] if op == "Conv" else [2, 64]
+    return model_bytes(nodes, [("x", FLOAT, shape)], [("y", FLOAT, None)], {"w": weight})
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [("MatMul", {}), ("Gemm", {"transB": 1}), ("Gemm", {"alpha": 0.5}), ("Conv", {"pads": [1, 1, 1, 1]})],
+)
+def test_a_weight_that_many_nodes_share_is_packed_once(op: str, attributes: dict[str, object], quantize: bool):
+    one, many = (qruntime.load(_tied(layers, op, **attributes)) for layers in (1, 12))
+    if quantize:
+        one, many = (model.quantize_dynamic({"Linear", "Conv"}) for model in (one, many))
+    assert many.memory().packed == one.memory().packed > 0
+    x = random(*many.inputs[0].shape, seed=1)
+    expected = x
+    for _ in range(12):
+        expected = one(expected)
+    assert_same_bits(many(x), expected)
+
+
+def test_weights_that_differ_in_their_bias_are_packed_apart():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"]),
+        helper.make_node("Gemm", ["h", "w", "c"], ["y"]),
+    ]
+    b, c, w, x = random(16), random(16, seed=1), random(16, 16, seed=2), random(3, 16, seed=3)
+    model = qruntime.load(model_bytes(nodes, [("x", FLOAT, [3, 16])], [("y", FLOAT, None)], {"w": w, "b": b, "c": c}))
+    np.testing.assert_allclose(model(x), (x @ w + b) @ w + c, rtol=1e-5, atol=1e-4)

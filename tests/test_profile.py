@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import qruntime
+from tests.small_models import model_bytes
 
 SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare" / "shakespeare.onnx"
 
@@ -51,3 +53,12 @@ def test_wrong_arguments_are_refused():
         model.profile({})
     with pytest.raises(qruntime.InputError, match="at least 1"):
         model.profile({}, repeat=0)
+
+
+def test_what_a_kernel_declines_is_called_numpy():
+    nodes = [helper.make_node("Abs", ["x"], ["y"])]
+    model = qruntime.load(model_bytes(nodes, [("x", TensorProto.INT16, ["n"])], [("y", TensorProto.INT16, ["n"])]))
+    feed = {"x": np.arange(-4, 4, dtype=np.int16)}
+    assert [(node.op_type, node.kernel) for node in model.profile(feed, repeat=1).nodes] == [("Abs", None)]
+    assert "nodes: 1 numpy" in model.summary(feed)
+    assert "not native: Abs ×1" in model.summary()

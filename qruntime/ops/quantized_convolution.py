@@ -90,5 +90,6 @@ def _conv_q8(node: Node) -> NativeCall | None:
     for g in range(group):
         maps = slice(g * per_group, (g + 1) * per_group)
         own = maps if scale.size != 1 else slice(None)
-        packed.append(_kernels.PackedQ8(matrix[maps].T, scale[own], zero_point[own], None if bias is None else bias[maps]))
+        vectors = scale[own], zero_point[own], None if bias is None else bias[maps]
+        packed.append(_kernels.PackedQ8(matrix[maps].T, *vectors, origin=w[maps]))
     return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], packed=packed, inputs=[0])

@@ -41,8 +41,9 @@ def sequence_insert(sequence: list[Any], tensor: np.ndarray, position: np.ndarra
     at = len(sequence) if position is None else _position(position, -len(sequence), len(sequence))
     if sequence:
         same_dtype(sequence[0], tensor)
-    at = at + len(sequence) if at < 0 else at
-    return [*sequence[:at], tensor, *sequence[at:]]
+    longer = sequence.copy()
+    longer.insert(at, tensor)
+    return longer
 
 
 @operator("SequenceErase", since=11, shape_inputs=None)

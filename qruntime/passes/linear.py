@@ -22,12 +22,13 @@ def constant(name: str, data: np.ndarray) -> Value:
 
 def lower_linear(graph: Graph) -> None:
     """MatMul(x, W), Gemm(x, W, C)  →  Linear or DynamicQuantizedLinear (x, W[K, N], …, bias)."""
+    scaled: dict[tuple[Value, float], np.ndarray] = {}
     for nested in graph.walk_graphs():
         lowered: dict[Node, list[Node]] = {}
         for node in nested.nodes:
             if not node.is_op("MatMul", "Gemm"):
                 continue
-            made = _lower(node)
+            made = _lower(node, scaled)
             if isinstance(made, Skip):
                 trace(f"lower_linear declines at {node.label}: {made}")
                 continue
@@ -55,7 +56,8 @@ def splice(graph: Graph, replaced: dict[Node, list[Node]]) -> None:
         node.graph = None
 
 
-def _lower(node: Node) -> Skip | tuple[Builder, Value]:
+def _lower(node: Node, scaled: dict[tuple[Value, float], np.ndarray]) -> Skip | tuple[Builder, Value]:
+    """`scaled` holds the weights that an alpha multiplied, for other layers that read the same."""
     x, weight = node.input(0), node.input(1)
     if x is None or weight is None:
         return Skip("an input is missing")
@@ -80,10 +82,12 @@ def _lower(node: Node) -> Skip | tuple[Builder, Value]:
     builder = Builder(node)
     bias_value = None if bias is None else constant(f"{weight.name}/bias", bias)
     if quantized is None:
-        matrix = stored.T if transposed else stored
         if alpha != 1.0:
-            matrix = matrix * np.float32(alpha)
-        kernel = weight if matrix is stored else constant(weight.name, matrix)
+            if (weight, alpha) not in scaled:
+                scaled[weight, alpha] = stored * np.float32(alpha)
+            stored = scaled[weight, alpha]
+        matrix = stored.T if transposed else stored
+        kernel = weight if matrix is weight.data else constant(weight.name, matrix)
         return builder, builder.Linear(x, kernel, bias_value, None, activation="none")
     matrix, scale, zero_point = _as_columns(quantized, transposed)
     if matrix is None:

@@ -25,7 +25,7 @@ from qruntime.runtime.shape_dependence import shape_only_nodes
 
 
 class PlannedNode(NamedTuple):
-    """How one node will be called; `summary()` shows it. `subplans` are those of its subgraphs."""
+    """How one node will be called. `subplans` are those of its subgraphs."""
 
     node: Node
     native: NativeCall | None
@@ -34,10 +34,22 @@ class PlannedNode(NamedTuple):
     source: str  # "native", "numpy" or "reference"
     subplans: tuple[Plan, ...] = ()
 
+    @property
+    def kernel(self) -> str | None:
+        """Name of the C function that is tried first."""
+        return None if self.native is None else self.native.kernel
+
 
 class Plan(NamedTuple):
     executable: _kernels.Executable
     nodes: list[PlannedNode]
+
+    def as_run(self) -> list[PlannedNode]:
+        """The nodes as they ran last: one whose kernel declined ran as its definition says. What never ran is as planned."""
+        return [
+            call._replace(native=None, source="numpy") if declined else call
+            for call, declined in zip(self.nodes, self.executable.declined, strict=True)
+        ]
 
     @property
     def subplans(self) -> list[Plan]:
@@ -65,13 +77,14 @@ def check_supported(graph: Graph) -> None:
 class Planner:
     """Makes the plans of one lowered graph for this machine.
 
-    A node is bound once: all plans that need it share its packed weights.
+    A node is bound once: all plans that need it share its packed weights. So do nodes that read one weight.
     """
 
     def __init__(self, graph: Graph, *, num_threads: int):
         self.graph = graph
         self.num_threads = num_threads
         self._bound: dict[Node, PlannedNode] = {}
+        self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, np.ndarray]] = {}
 
     def plan(self, outputs: Sequence[Value] | None = None) -> Plan:
         """A plan that computes `outputs` (default: those of the graph) and nothing else."""
@@ -97,7 +110,14 @@ class Planner:
         if node.subgraphs:
             return self._bind_subgraphs(node, definition)
         native = _bind_kernel(node, spec)
+        if native is not None:
+            native.packed = [None if packed is None else self._packed_once(packed) for packed in native.packed]
         return PlannedNode(node, native, definition, node.inputs, "native" if native else "numpy")
+
+    def _packed_once(self, packed: _kernels.Packed) -> _kernels.Packed:
+        """`packed`, or what an earlier node packs of the same weight. The weight is held, lest another takes its address."""
+        weight, key = packed.source()
+        return self._packed.setdefault(key, (packed, weight))[0]
 
     def _bind_subgraphs(self, node: Node, definition: Callable[..., Any]) -> PlannedNode:
         """The node reads what its subgraphs capture as further arguments; each call binds them anew."""
@@ -244,4 +264,5 @@ def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
 
 
 def _run_branch(executable: _kernels.Executable, captured: list[Any], *values: Any) -> tuple[Any, ...]:
-    return tuple(executable.run([np.asarray(v) if isinstance(v, (int, float, bool)) else v for v in (*values, *captured)]))
+    fed = [np.asarray(v) if isinstance(v, (int, float, bool)) else v for v in (*values, *captured)]
+    return tuple(executable.run(fed, shared=True))

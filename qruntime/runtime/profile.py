@@ -78,15 +78,14 @@ class Profile(NamedTuple):
         return json.dumps({"traceEvents": events})
 
 
-def make_profile(planned: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float, int]]]) -> Profile:
+def make_profile(ran: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float, int]]]) -> Profile:
     """Medians over `runs`, each the (seconds, elements of the first output) of every node."""
     nodes = []
-    for index, call in enumerate(planned):
+    for index, call in enumerate(ran):
         times = sorted(run[index][0] for run in runs)
-        kernel = call.native.kernel if call.native is not None else None
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
         operations = _operations(call.native, runs[0][index][1])
-        nodes.append(NodeTime(name, call.node.op_type, kernel, times[len(times) // 2], operations))
+        nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations))
     return Profile(tuple(nodes))
 
 

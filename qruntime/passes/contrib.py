@@ -11,30 +11,18 @@ from collections.abc import Callable
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value
-from qruntime.ops.contrib.domain import MICROSOFT, NEWEST
+from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.matmul_nbits import dequantized
 from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
 from qruntime.passes.linear import constant, splice
-from qruntime.passes.rewriting import Builder, Skip, trace
+from qruntime.passes.pieces import Pieces
+from qruntime.passes.rewriting import Skip, trace
+from qruntime.passes.symbolic_shapes import rank
 
-Expansion = Callable[["Pieces", Node], "Value | Skip | tuple[Value | None, ...]"]
+Expansion = Callable[[Pieces, Node], Value | Skip | tuple[Value | None, ...]]
 """Returns the new first output, or one per output of the node, None where the pieces have nothing to give."""
 
 _LAST = -1
-
-
-class Pieces:
-    """Makes nodes of the standard domain, in its newest version."""
-
-    def __init__(self, node: Node):
-        self.builder = Builder(node, NEWEST)
-
-    def __getattr__(self, op_type: str) -> Callable[..., Value]:
-        make = getattr(self.builder, op_type)
-        return lambda *inputs, **attributes: make(*inputs, domain="", **attributes)
-
-    def number(self, value: float) -> Value:
-        return constant(f"{value}", np.array(value, np.float32))
 
 
 def expand_contrib(graph: Graph) -> None:
@@ -48,11 +36,13 @@ def expand_contrib(graph: Graph) -> None:
             pieces = Pieces(node)
             made = expand(pieces, node)
             if isinstance(made, Skip):
+                pieces.withdraw()
                 trace(f"expand_contrib declines at {node.label}: {made}")
                 continue
             outputs = made if isinstance(made, tuple) else (made,)
             pairs = [(old, outputs[i] if i < len(outputs) else None) for i, old in enumerate(node.outputs)]
             if any(new is None and old.is_read for old, new in pairs):
+                pieces.withdraw()
                 trace(f"expand_contrib declines at {node.label}: a further output is read")
                 continue
             for old, new in pairs:
@@ -125,63 +115,14 @@ def _transposed(op: Pieces, value: Value | None, transpose: int) -> Skip | Value
         return Skip("an input is missing")
     if not transpose:
         return value
-    rank = _rank(value)
-    if rank is None:
+    count = rank(value)
+    if count is None:
         return Skip("what is transposed has an unknown rank")
-    if rank < 2:
+    if count < 2:
         return value
     if value.data is not None:
         return constant(value.name, value.data.swapaxes(-1, -2))
-    return op.Transpose(value, perm=(*range(rank - 2), rank - 1, rank - 2))
-
-
-def _rank(value: Value | None) -> int | None:
-    """How many dimensions a value has, also through what keeps their number."""
-    for _ in range(64):
-        if value is None:
-            return None
-        if value.data is not None:
-            return value.data.ndim
-        if value.type is not None and value.type.shape is not None:
-            return len(value.type.shape)
-        node = value.producer
-        if node is None:
-            return None
-        if node.is_op("Transpose") and node.attr("perm"):
-            return len(node.attr("perm"))
-        if node.is_op("Reshape"):
-            shape = node.input(1)
-            if shape is None:
-                return None
-            if shape.data is not None:
-                return int(shape.data.size)
-            joined = shape.producer
-            if joined is not None and joined.is_op("Concat") and all(_is_one(v) for v in joined.inputs):
-                return len(joined.inputs)
-            return None
-        if not node.is_op(*_KEEPING_RANK) and not node.is_op(*_KEEPING_RANK, domain=MICROSOFT):
-            return None
-        value = node.input(0)
-    return None
-
-
-_KEEPING_RANK = (
-    "Cast", "Identity", "Softmax", "LayerNormalization", "Gelu", "BiasGelu", "FastGelu", "Relu", "Tanh", "Erf",
-    "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "Dropout",
-)  # fmt: skip
-
-
-def _is_one(value: Value | None) -> bool:
-    """Whether a value is a vector of one number."""
-    if value is None:
-        return False
-    if value.data is not None:
-        return value.data.shape == (1,)
-    node = value.producer
-    if node is None or not node.is_op("Unsqueeze"):
-        return False
-    source = node.input(0)
-    return source is not None and source.producer is not None and source.producer.is_op("Gather")
+    return op.Transpose(value, perm=(*range(count - 2), count - 1, count - 2))
 
 
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -310,7 +251,7 @@ def _mask(op: Pieces, node: Node, mask: Value | None) -> Skip | Value | None:
             return None  # all ends are 0: every score of a row gets the same value added
         position = op.Range(_integer(0), op.Gather(op.Shape(node.input(0)), _integer(1)), _integer(1))
         seen = op.Less(position, op.Unsqueeze(op.Cast(mask, to=_INT64), _axes(1)))
-    elif _rank(mask) == 2:
+    elif rank(mask) == 2:
         seen = op.Greater(op.Cast(mask, to=_INT64), _integer(0))
     else:
         return Skip("the mask is not known to be [B, T]")
@@ -332,7 +273,7 @@ def _axes(*axes: int) -> Value:
 def _multi_head_attention(op: Pieces, node: Node) -> Skip | Value:
     """[B, S, D] each, without padding mask and past: the standard operator."""
     heads, bias = node.attr("num_heads", 0), node.input(3)
-    if not _needed(node, 3) or any(_rank(node.input(i)) != 3 for i in (1, 2)):
+    if not _needed(node, 3) or any(rank(node.input(i)) != 3 for i in (1, 2)):
         return Skip("query, key and value are not known to be [B, S, D]")
     if any(node.input(i) is not None for i in (4, 6, 7, 8, 9)) or node.attr("unidirectional", 0) or heads < 1:
         return Skip("it is causal or has a padding mask or a past")

@@ -185,7 +185,7 @@ def fold_dequantized_weights(graph: Graph) -> None:
                 if value is None or value.producer is None or value.producer.op_type not in _DEQUANTIZING or _reads_codes(node):
                     continue
                 if value not in folded:
-                    folded[value] = _float_constant(value)
+                    folded[value] = dequantized_constant(value)
                 new = folded[value]
                 if new is not None:
                     node.set_input(index, new)
@@ -225,7 +225,8 @@ def _readers(values: Iterable[Value]) -> list[Node]:
     return [user for value in values for user, _ in value.uses]
 
 
-def _float_constant(value: Value) -> Value | None:
+def dequantized_constant(value: Value) -> Value | None:
+    """The float constant behind a dequantization, None for any other value."""
     weight = quantized_weight(value)
     if weight is not None:
         return constant(value.name, weight.dequantize())

@@ -22,6 +22,7 @@ from qruntime.passes.channel_affine import fold_channel_affine
 from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
+from qruntime.passes.einsum import contract_einsum, linear_einsum
 from qruntime.passes.embedding import fuse_embeddings
 from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
@@ -40,6 +41,7 @@ Pass = Callable[[Graph], None]
 CANONICAL: list[Pass] = [
     remove_identities,   # first: a constant behind an Identity is a constant
     fold_constants,      # transposed and reshaped weights become weights
+    linear_einsum,       # before weights that are equal are found
     merge_duplicates,    # exporters repeat shape arithmetic for every layer
     fold_channel_affine, # once equal constants are one: what others read stays
     remove_dead_nodes,
@@ -52,6 +54,7 @@ LOWERED: list[Pass] = [
     # What other tools fused or quantized, in the terms of the passes below.
     lower_foreign_quantization,
     expand_contrib,
+    contract_einsum,
     remove_casts,
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,

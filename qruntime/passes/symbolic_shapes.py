@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime.ir import Node, Value
+from qruntime.ops.contrib.domain import MICROSOFT
+from qruntime.passes.einsum_equation import ANY, parsed
+from qruntime.passes.rewriting import Skip
 
 Dim = int | tuple[Value, int]
 """A size, or "the size of this value along this axis". In the contents of a shape −1 is what Reshape takes it for."""
@@ -44,12 +47,113 @@ def _made(node: Node, rank: int | None, depth: int) -> tuple[Dim, ...] | None:
         source = dims(node.input(0), len(perm), depth - 1)
         return None if source is None or len(source) != len(perm) else tuple(source[axis] for axis in perm)
     if node.is_op("Reshape"):
-        wanted = contents(node.input(1), depth - 1)
-        if wanted is None or 0 in wanted:
-            return None
-        output = node.outputs[0]
-        return tuple((output, axis) if d == -1 else d for axis, d in enumerate(wanted))
+        return _reshaped(node, depth)
+    if node.is_op("Einsum"):
+        return _contracted(node, depth)
+    if node.is_op("MatMul"):
+        return _multiplied(node, depth)
+    if node.is_op("Add", "Sub", "Mul", "Div"):
+        return _shifted(node, depth)
     return None
+
+
+def _reshaped(node: Node, depth: int) -> tuple[Dim, ...] | None:
+    wanted, output = contents(node.input(1), depth - 1), node.outputs[0]
+    if wanted is None:
+        return None
+    if 0 in wanted:  # of a constant only: following what is computed and what is reshaped would double at every step
+        target = node.input(1)
+        if target is None or target.data is None or node.attr("allowzero", 0):
+            return None
+        kept = dims(node.input(0), None, depth - 1) or ()
+        wanted = [kept[axis] if d == 0 and axis < len(kept) else -1 if d == 0 else d for axis, d in enumerate(wanted)]
+    return tuple((output, axis) if d == -1 else d for axis, d in enumerate(wanted))
+
+
+def _contracted(node: Node, depth: int) -> tuple[Dim, ...] | None:
+    """Of an Einsum of one or two operands, without "...": equal labels are equal sizes."""
+    equation = parsed(str(node.attr("equation", "")))
+    if isinstance(equation, Skip) or ANY in equation[1] or not len(equation[0]) == len(node.inputs) <= 2:
+        return None
+    found: dict[str, Dim] = {}
+    for value, labels in zip(node.inputs, equation[0], strict=True):
+        # Half as far: two operands of two operands each are soon many.
+        shape = dims(value, len(labels), depth // 2) or ()
+        for label, size in zip(labels, shape, strict=False):
+            if label not in found or isinstance(size, int):
+                found[label] = size
+    return tuple(found.get(label, (node.outputs[0], axis)) for axis, label in enumerate(equation[1]))
+
+
+def _multiplied(node: Node, depth: int) -> tuple[Dim, ...] | None:
+    """Of rows with a constant matrix."""
+    weight = node.input(1)
+    if weight is None or weight.data is None or weight.data.ndim != 2:
+        return None
+    rows = dims(node.input(0), None, depth - 1)
+    return (*rows[:-1], weight.data.shape[1]) if rows else None
+
+
+def _shifted(node: Node, depth: int) -> tuple[Dim, ...] | None:
+    """Of arithmetic with a constant of no more dimensions."""
+    a, b = node.input(0), node.input(1)
+    if a is None or b is None or (a.data is None) == (b.data is None):
+        return None
+    x, data = (b, a.data) if b.data is None else (a, b.data)
+    shape = dims(x, None, depth - 1)
+    if shape is None or data is None or data.ndim > len(shape):
+        return None
+    wide = (*(1,) * (len(shape) - data.ndim), *data.shape)
+    return tuple(s if n == 1 else n for s, n in zip(shape, wide, strict=True))
+
+
+def rank(value: Value | None) -> int | None:
+    """How many dimensions a value has, also through what keeps their number."""
+    for _ in range(64):
+        if value is None:
+            return None
+        if value.data is not None:
+            return value.data.ndim
+        if value.type is not None and value.type.shape is not None:
+            return len(value.type.shape)
+        node = value.producer
+        if node is None:
+            return None
+        if node.is_op("Transpose") and node.attr("perm"):
+            return len(node.attr("perm"))
+        if node.is_op("Reshape"):
+            shape = node.input(1)
+            if shape is None:
+                return None
+            if shape.data is not None:
+                return int(shape.data.size)
+            joined = shape.producer
+            if joined is not None and joined.is_op("Concat") and all(_is_one(v) for v in joined.inputs):
+                return len(joined.inputs)
+            return None
+        if not node.is_op(*_KEEPING_RANK) and not node.is_op(*_KEEPING_RANK, domain=MICROSOFT):
+            return None
+        value = node.input(0)
+    return None
+
+
+_KEEPING_RANK = (
+    "Cast", "Identity", "Softmax", "LayerNormalization", "Gelu", "BiasGelu", "FastGelu", "Relu", "Tanh", "Erf",
+    "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "Dropout",
+)  # fmt: skip
+
+
+def _is_one(value: Value | None) -> bool:
+    """Whether a value is a vector of one number."""
+    if value is None:
+        return False
+    if value.data is not None:
+        return value.data.shape == (1,)
+    node = value.producer
+    if node is None or not node.is_op("Unsqueeze"):
+        return False
+    source = node.input(0)
+    return source is not None and source.producer is not None and source.producer.is_op("Gather")
 
 
 def contents(value: Value | None, depth: int = _DEPTH, *, partial: bool = False) -> list[Dim] | None:

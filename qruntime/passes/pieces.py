@@ -1,0 +1,32 @@
+"""The standard nodes that take the place of one that says more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qruntime.ir import Node, Value
+from qruntime.ops.contrib.domain import NEWEST
+from qruntime.passes.linear import constant
+from qruntime.passes.rewriting import Builder
+
+
+class Pieces:
+    """Makes nodes of the standard domain, of the opset given: `op.Add(x, y)` returns the new value."""
+
+    def __init__(self, node: Node, opset: int = NEWEST):
+        self.builder = Builder(node, opset)
+
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
+        make = getattr(self.builder, op_type)
+        return lambda *inputs, **attributes: make(*inputs, domain="", **attributes)
+
+    def number(self, value: float) -> Value:
+        return constant(f"{value}", np.array(value, np.float32))
+
+    def withdraw(self) -> None:
+        """Let go of what the nodes read: they will not be used."""
+        for node in self.builder.nodes:
+            for index in range(len(node.inputs)):
+                node.set_input(index, None)

@@ -45,6 +45,7 @@ extern const qrt_node_entry qrt_linear_f32_nodes[];
 extern const qrt_node_entry qrt_elementwise_nodes[];
 extern const qrt_node_entry qrt_cast_nodes[];
 extern const qrt_node_entry qrt_rows_nodes[];
+extern const qrt_node_entry qrt_normalization_nodes[];
 extern const qrt_node_entry qrt_reduction_nodes[];
 extern const qrt_node_entry qrt_rnn_nodes[];
 extern const qrt_node_entry qrt_matmul_nodes[];

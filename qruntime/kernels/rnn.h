@@ -34,7 +34,6 @@ typedef struct qrt_rnn {
     void (*gru_update)(const float *z, const float *candidate, int64_t hidden, float clip, float *h, float *y);
 
     void (*rnn_tanh)(const float *gates, int64_t hidden, float clip, float *h, float *y);
-    void (*rnn_relu)(const float *gates, int64_t hidden, float clip, float *h, float *y);
 } qrt_rnn;
 
 #endif

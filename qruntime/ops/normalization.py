@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ir.dtypes import numpy_dtype
 from qruntime.ops.checks import normalize_axis, require_rank, require_shape
 from qruntime.ops.precision import working_dtype
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator, versions
 
 
 def _per_channel(value: np.ndarray, rank: int, dtype: np.dtype) -> np.ndarray:
@@ -140,6 +141,17 @@ def batch_normalization_1(
     )  # fmt: skip
 
 
+def _batch_norm(node: Node) -> NativeCall | None:
+    """Inference only: with one set of statistics a channel, and no output that training asks for."""
+    if len(node.outputs) != 1 or node.attr("training_mode", 0) or not node.attr("spatial", 1):
+        return None
+    return NativeCall("batch_norm", floats=[node.attr("epsilon", 1e-5)])
+
+
+for _spec in versions("BatchNormalization"):
+    _spec.native(_batch_norm)
+
+
 def _standardized(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
     centred = x - x.mean(axis=axes, keepdims=True)
     variance = np.mean(centred * centred, axis=axes, keepdims=True)
@@ -162,6 +174,11 @@ def instance_normalization(
     wide = working_dtype(x.dtype)
     y = _standardized(x.astype(wide, copy=False), tuple(range(2, x.ndim)), epsilon)
     return (y * _per_channel(scale, x.ndim, wide) + _per_channel(bias, x.ndim, wide)).astype(x.dtype, copy=False)
+
+
+@instance_normalization.native
+def _instance_norm(node: Node) -> NativeCall:
+    return NativeCall("group_norm", ints=[0, 0], floats=[node.attr("epsilon", 1e-5)])
 
 
 def _grouped(x: np.ndarray, num_groups: int, epsilon: float, stash: np.dtype) -> np.ndarray:
@@ -210,6 +227,19 @@ def group_normalization(
     wide = _stash_dtype(stash_type, x.dtype)
     y = _grouped(x, num_groups, epsilon, wide).reshape(x.shape)
     return (y * _per_channel(scale, x.ndim, wide) + _per_channel(bias, x.ndim, wide)).astype(x.dtype, copy=False)
+
+
+def _group_norm(per_group: int) -> Callable[[Node], NativeCall | None]:
+    def bind(node: Node) -> NativeCall | None:
+        if node.attr("num_groups") < 1 or node.attr("stash_type", 1) != 1:
+            return None
+        return NativeCall("group_norm", ints=[node.attr("num_groups"), per_group], floats=[node.attr("epsilon", 1e-5)])
+
+    return bind
+
+
+group_normalization_18.native(_group_norm(1))
+group_normalization.native(_group_norm(0))
 
 
 def _check_suffix(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> None:

@@ -49,6 +49,33 @@ _ACTIVATIONS: dict[str, tuple[Callable[[np.ndarray, float, float], np.ndarray], 
 }
 
 
+def named_activations(
+    names: Sequence[str] | None,
+    defaults: Sequence[str],
+    directions: int,
+    alphas: Sequence[float] | None,
+    betas: Sequence[float] | None,
+) -> list[tuple[str, float, float]]:
+    """What `activations`, `activation_alpha` and `activation_beta` name: name in lower case, alpha, beta.
+
+    The values of alpha and beta go in order to the functions that take one. Raises ValueError for an
+    unknown name or a wrong count.
+    """
+    names = list(names) if names else list(defaults) * directions
+    if len(names) != len(defaults) * directions:
+        raise ValueError(f"activations must name {len(defaults) * directions} functions, got {names}")
+    alpha_values, beta_values = iter(alphas or ()), iter(betas or ())
+    found = []
+    for name in names:
+        if name.lower() not in _ACTIVATIONS:
+            raise ValueError(f"unknown activation {name!r}; known are {', '.join(_ACTIVATIONS)}")
+        _, alpha, beta = _ACTIVATIONS[name.lower()]
+        a = 0.0 if alpha is None else float(next(alpha_values, alpha))
+        b = 0.0 if beta is None else float(next(beta_values, beta))
+        found.append((name.lower(), a, b))
+    return found
+
+
 def activation_functions(
     names: Sequence[str] | None,
     defaults: Sequence[str],
@@ -58,27 +85,13 @@ def activation_functions(
     clip: float | None,
     gates: int | None = None,
 ) -> list[list[Activation]]:
-    """Per direction the functions that `activations`, `activation_alpha` and `activation_beta` name.
-
-    The first `gates` functions of a direction (default: all) clip their argument. The values of alpha
-    and beta go in order to the functions that take one. Raises ValueError for an unknown name or a
-    wrong count.
-    """
-    names = list(names) if names else list(defaults) * directions
-    if len(names) != len(defaults) * directions:
-        raise ValueError(f"activations must name {len(defaults) * directions} functions, got {names}")
+    """Per direction the functions of `named_activations`; the first `gates` of them (default: all) clip their argument."""
     if clip is not None and not clip >= 0:
         raise ValueError(f"clip must not be negative, got {clip}")
-    alpha_values, beta_values = iter(alphas or ()), iter(betas or ())
     functions: list[Activation] = []
-    for position, name in enumerate(names):
-        if name.lower() not in _ACTIVATIONS:
-            raise ValueError(f"unknown activation {name!r}; known are {', '.join(_ACTIVATIONS)}")
-        function, alpha, beta = _ACTIVATIONS[name.lower()]
-        a = 0.0 if alpha is None else float(next(alpha_values, alpha))
-        b = 0.0 if beta is None else float(next(beta_values, beta))
+    for position, (name, a, b) in enumerate(named_activations(names, defaults, directions, alphas, betas)):
         clips = gates is None or position % len(defaults) < gates
-        functions.append(_bind(function, a, b, clip if clips else None))
+        functions.append(_bind(_ACTIVATIONS[name][0], a, b, clip if clips else None))
     return [functions[i : i + len(defaults)] for i in range(0, len(functions), len(defaults))]
 
 

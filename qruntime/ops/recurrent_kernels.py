@@ -16,6 +16,10 @@ from qruntime.ops.registry import NativeCall, OpSpec, operator
 
 _DIRECTIONS = ("forward", "reverse", "bidirectional")
 _DEFAULT_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
+_ACTIVATION_KERNELS = {
+    "leakyrelu": "leaky_relu", "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh", "hardsigmoid": "hard_sigmoid",
+}  # fmt: skip
+"""Activation of a recurrent layer → elementwise kernel, where they do not have one name; p is alpha and q beta."""
 _FLOAT_WEIGHTS = -1
 
 Pack = Callable[[int, slice, np.ndarray | None], Any]
@@ -25,18 +29,11 @@ Pack = Callable[[int, slice, np.ndarray | None], Any]
 def _call(
     node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, mode: int, inputs: list[int]
 ) -> NativeCall | None:
-    """The kernel call of one layer, None when it has activations that the kernels lack. See kernels/nodes/rnn.c."""
+    """The kernel call of one layer. See kernels/nodes/rnn.c."""
     direction = node.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
-    names = [name.lower() for name in node.attr("activations", ()) or _DEFAULT_ACTIVATIONS[op] * count]
-    if op == "RNN":
-        if len(names) != count or not set(names) <= {"tanh", "relu"}:
-            return None
-        variant = sum(1 << d for d, name in enumerate(names) if name == "relu")
-    elif names != _DEFAULT_ACTIVATIONS[op] * count:
-        return None
-    else:
-        variant = node.attr("input_forget" if op == "LSTM" else "linear_before_reset", 0)
+    variant = 0 if op == "RNN" else int(node.attr("input_forget" if op == "LSTM" else "linear_before_reset", 0) != 0)
+    opcodes, parameters = _activations(node, op, count)
     packed: list[Any] = []
     for d in range(count):
         gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
@@ -44,8 +41,25 @@ def _call(
         packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
     wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.is_read)
     clip = node.attr("clip") or math.inf
-    ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant]
-    return NativeCall(op.lower(), ints=ints, floats=[clip], packed=packed, inputs=inputs)
+    ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant, *opcodes]
+    return NativeCall(op.lower(), ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
+
+
+def _activations(node: Node, op: str, directions: int) -> tuple[list[int], list[float]]:
+    """Opcodes, and two parameters of each; none of them where all activations are the standard ones."""
+    standard = _DEFAULT_ACTIVATIONS[op]
+    named = recurrent.named_activations(
+        node.attr("activations"), standard, directions, node.attr("activation_alpha"), node.attr("activation_beta")
+    )
+    if [name for name, _, _ in named] == standard * directions:
+        return [], []
+    opcodes, parameters = [], []
+    for name, alpha, beta in named:
+        opcodes.append(_kernels.UNARY[_ACTIVATION_KERNELS.get(name, name)])
+        if name == "thresholdedrelu":  # the operator of that name is 0 at alpha, that of recurrent layers alpha
+            alpha = float(np.nextafter(np.float32(alpha), np.float32(-np.inf)))
+        parameters += [alpha, beta]
+    return opcodes, parameters
 
 
 def _pack_direction(

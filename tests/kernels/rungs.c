@@ -778,16 +778,11 @@ static void cell_tanh(const qrt_rnn *rnn, const float *gates, int64_t hidden, co
     (void)c;
     rnn->rnn_tanh(gates, hidden, options->clip, h, y);
 }
-static void cell_relu(const qrt_rnn *rnn, const float *gates, int64_t hidden, const qrt_lstm_options *options, float *c,
-                      float *h, float *y) {
-    (void)c;
-    rnn->rnn_relu(gates, hidden, options->clip, h, y);
-}
 
 static void check_rnn(void) {
     static const struct { const char *name; cell_fn cell; } cells[] = {
         {"lstm", cell_lstm}, {"gru, reset after", cell_gru_after}, {"gru, reset before", cell_gru_before},
-        {"rnn_tanh", cell_tanh}, {"rnn_relu", cell_relu},
+        {"rnn_tanh", cell_tanh},
     };
     for (int cell = 0; cell < COUNT(cells); cell++)
         for (int64_t hidden = 0; hidden < 40; hidden++)

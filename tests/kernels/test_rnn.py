@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ Array = np.ndarray
 EPS = float(np.finfo(np.float32).eps)
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 FLOAT, PER_TOKEN, PER_TENSOR = -1, 0, 1
-LAYER_KINDS = [("lstm", 0), ("lstm", 1), ("gru", 0), ("gru", 1), ("rnn", 0), ("rnn", 1)]
+LAYER_KINDS = [("lstm", 0), ("lstm", 1), ("gru", 0), ("gru", 1), ("rnn", 0)]
 FEW_KINDS = [("lstm", 0), ("gru", 0), ("gru", 1), ("rnn", 0)]
 
 
@@ -34,6 +34,27 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0, -x))
+
+
+STANDARD = {"lstm": ("sigmoid", "tanh", "tanh"), "gru": ("sigmoid", "tanh"), "rnn": ("tanh",)}
+# Kernel → p, q and the function in float64. None has a slope above 1, so that layers do not amplify what is rounded.
+ACTIVATIONS: dict[str, tuple[float, float, Callable[[Array], Array]]] = {
+    "sigmoid": (0, 0, sigmoid),
+    "tanh": (0, 0, np.tanh),
+    "relu": (0, 0, lambda x: np.maximum(x, 0)),
+    "hard_sigmoid": (0.2, 0.5, lambda x: np.clip(0.2 * x + 0.5, 0, 1)),
+    "softsign": (0, 0, lambda x: x / (1 + np.abs(x))),
+    "softplus": (0, 0, lambda x: np.logaddexp(x, 0)),
+    "leaky_relu": (0.25, 0, lambda x: np.where(x < 0, 0.25 * x, x)),
+    "elu": (0.75, 0, lambda x: np.where(x < 0, 0.75 * np.expm1(np.minimum(x, 0)), x)),
+    "affine": (0.5, -0.25, lambda x: 0.5 * x - 0.25),
+    "scaled_tanh": (0.75, 0.5, lambda x: 0.75 * np.tanh(0.5 * x)),
+}
+OTHERS = {
+    "lstm": [("hard_sigmoid", "tanh", "softsign"), ("sigmoid", "relu", "elu"), ("softsign", "scaled_tanh", "leaky_relu")],
+    "gru": [("hard_sigmoid", "tanh"), ("sigmoid", "affine")],
+    "rnn": [("relu",), ("softplus",)],
+}  # fmt: skip
 
 
 def quantize(rows: Array, mode: int) -> tuple[Array, Array]:
@@ -62,6 +83,7 @@ class Layer:
     mode: int = FLOAT
     per_channel: bool = True
     peepholes: bool = False
+    activations: tuple[str, ...] = ()  # for each direction; none: the standard ones
     seed: int = 0
     W: Array = field(init=False)
     R: Array = field(init=False)
@@ -121,7 +143,9 @@ class Layer:
         if self.op == "lstm":
             inputs += [c, self.P]
         ints = [self.hidden, self.direction, self.layout, self.mode, self.mode, wanted, self.variant]
-        return _kernels.call_node(self.op, inputs, ints=ints, floats=[self.clip], packed=packed or self.packed(),
+        ints += [_kernels.UNARY[name] for name in self.activations]
+        floats = [self.clip, *(value for name in self.activations for value in ACTIVATIONS[name][:2])]
+        return _kernels.call_node(self.op, inputs, ints=ints, floats=floats, packed=packed or self.packed(),
                          num_outputs=3 if self.op == "lstm" else 2, num_threads=threads)  # fmt: skip
 
     def run(self, x: Array, *args: Any, **kwargs: Any) -> list[Array]:
@@ -141,28 +165,31 @@ class Layer:
     def _step(self, d: int, gx: Array, h: Array, c: Array) -> tuple[Array, Array]:
         n, every = self.hidden, slice(None)
         rb = self.biases(d)[1].astype(np.float64)
+        names = self.activations or STANDARD[self.op] * self.directions
+        each = len(STANDARD[self.op])
+        first, second, third = (ACTIVATIONS[names[d * each + min(i, each - 1)]][2] for i in range(3))
 
         def limit(v: Array) -> Array:
             return np.clip(v, -self.clip, self.clip)
 
         if self.op == "rnn":
             gates = limit(gx + self._product(h, "R", d, every))
-            return np.maximum(gates, 0) if self.variant >> d & 1 else np.tanh(gates), c
+            return first(gates), c
         if self.op == "gru":
             zr = slice(0, 2 * n)
-            z, r = np.split(sigmoid(limit(gx[:, zr] + self._product(h, "R", d, zr))), 2, axis=1)
+            z, r = np.split(first(limit(gx[:, zr] + self._product(h, "R", d, zr))), 2, axis=1)
             last = slice(2 * n, None)
             if self.variant:
                 candidate = gx[:, last] + r * (self._product(h, "R", d, last) + rb[last])
             else:
                 candidate = gx[:, last] + self._product(r * h, "R", d, last)
-            return (1 - z) * np.tanh(limit(candidate)) + z * h, c
+            return (1 - z) * second(limit(candidate)) + z * h, c
         i, o, f, g = np.split(gx + self._product(h, "R", d, every), 4, axis=1)
         pi, po, pf = np.zeros((3, n)) if self.P is None else np.split(self.P[d].astype(np.float64), 3)
-        i = sigmoid(limit(i + pi * c))
-        f = 1 - i if self.variant else sigmoid(limit(f + pf * c))
-        c = f * c + i * np.tanh(limit(g))
-        return sigmoid(limit(o + po * c)) * np.tanh(c), c
+        i = first(limit(i + pi * c))
+        f = 1 - i if self.variant else first(limit(f + pf * c))
+        c = f * c + i * second(limit(g))
+        return first(limit(o + po * c)) * third(c), c
 
     def define(
         self, x: Array, lengths: Any = None, h: Any = None, c: Any = None, forced: Array | None = None
@@ -327,6 +354,44 @@ def test_threads_share_a_step(rung: str, op: str, variant: int, mode: int, batch
             assert np.array_equal(a, b)
 
 
+def other_layers(mode: int = FLOAT, **options: Any) -> Iterator[Layer]:
+    """Layers with activations of all kinds, another one in the second direction."""
+    for op, variant in LAYER_KINDS:
+        for i, names in enumerate(OTHERS[op]):
+            both = (*names, *OTHERS[op][i - 1])
+            direction = i % 3
+            yield Layer(op, 6, 21, direction, variant=variant, mode=mode, activations=both if direction == 2 else names, **options)
+            yield Layer(op, 6, 21, 2, 1, variant, mode=mode, activations=both, **options)
+
+
+@pytest.mark.parametrize("clip", [0.75, float("inf")])
+def test_other_activations(rung: str, clip: float) -> None:
+    for layer in other_layers(clip=clip):
+        check_float(layer, 5, **layer.data(5, 3))
+        check_float(layer, 5, lengths=[2, 0, 5], **layer.data(5, 3))
+    for names in OTHERS["lstm"]:
+        layer = Layer("lstm", 4, 13, activations=names, peepholes=True, clip=clip)
+        check_float(layer, 5, **layer.data(5, 2))
+
+
+@pytest.mark.parametrize("mode", [FLOAT, PER_TOKEN])
+def test_rows_stand_alone_with_other_activations(rung: str, mode: int) -> None:
+    for layer in other_layers(mode):
+        if mode != FLOAT:
+            check_quantized(layer, **layer.data(4, 3))
+        data, packed = layer.data(4, 9), layer.packed()
+        whole = layer.run(**data, packed=packed)
+        for threads in (2, 3):
+            for a, b in zip(whole, layer.run(**data, threads=threads, packed=packed), strict=True):
+                assert np.array_equal(a, b)
+        for b in (0, 4, 8):
+            pick = (slice(b, b + 1),) if layer.layout else (slice(None), slice(b, b + 1))
+            alone = {name: None if a is None else np.ascontiguousarray(a[pick]) for name, a in data.items()}
+            found = layer.run(**alone, packed=packed)
+            for a, wanted in zip(rows_of(layer, found, 0), rows_of(layer, whole, b), strict=True):
+                assert np.array_equal(a, wanted)
+
+
 # ------------------------------------------------------------------------------------------------ int8
 
 
@@ -483,6 +548,10 @@ def test_declines_what_does_not_fit() -> None:
         assert layer.call(x, packed=packed) is None, attribute
         setattr(layer, attribute, before)
     assert layer.call(x, packed=packed[:1]) is None
+    for names in (("relu",), ("relu", "tanh"), ("relu",) * 6):
+        layer.activations = names
+        assert layer.call(x, packed=packed) is None, names
+    layer.activations = ()
     assert layer.call(x, packed=packed[::-1]) is None
     gru = Layer("gru", 3, 6)
     assert gru.call(x, packed=Layer("gru", 3, 6, variant=1).packed()) is None

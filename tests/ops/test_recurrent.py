@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
+import qruntime
 from qruntime.ops.recurrent import activation_functions, gru, lstm, rnn
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -197,3 +199,38 @@ def test_lstm_refuses(change: dict[str, Any], needed: str) -> None:
     }
     with pytest.raises(ValueError, match=needed):
         lstm(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize(
+    ("op", "gates", "attributes"),
+    [
+        (
+            "LSTM", 4,
+            {"activations": ["HardSigmoid", "Tanh", "ScaledTanh"], "activation_alpha": [0.25, 0.75], "activation_beta": [0.375, 0.5]},
+        ),
+        ("LSTM", 4, {"activations": ["Sigmoid", "Relu", "Softsign"], "clip": 1.5}),
+        ("GRU", 3, {"activations": ["hardsigmoid", "LeakyRelu"], "activation_alpha": [0.25, 0.125], "linear_before_reset": 1}),
+        ("GRU", 3, {"activations": ["Affine", "Elu"], "activation_alpha": [0.5, 0.75], "activation_beta": [0.25]}),
+        ("RNN", 1, {"activations": ["ThresholdedRelu"], "activation_alpha": [0.03125]}),
+        ("RNN", 1, {"activations": ["Softplus"]}),
+    ],
+)  # fmt: skip
+def test_layers_with_other_activations_stay_native(op: str, gates: int, attributes: dict[str, Any], quantize: bool) -> None:
+    """… with the results of the definition; an int8 layer meets it within the rounding of its own codes."""
+    rng = np.random.default_rng(3)
+    shapes = ((1, gates * 8, 5), (1, gates * 8, 8), (1, 2 * gates * 8))
+    w, r, b = (rng.uniform(-0.5, 0.5, shape).astype(np.float32) for shape in shapes)
+    x = rng.standard_normal((6, 3, 5)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", "w", "r", "b"], ["y"], hidden_size=8, **attributes)], "g",
+        [helper.make_tensor_value_info("x", 1, [None, None, 5])], [helper.make_tensor_value_info("y", 1, None)],
+        [numpy_helper.from_array(a, n) for a, n in ((w, "w"), (r, "r"), (b, "b"))],
+    )  # fmt: skip
+    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8).SerializeToString())
+    if quantize:
+        model = model.quantize_dynamic()
+    actual = model.run({"x": x})["y"]
+    assert "not native" not in model.summary()
+    expected = {"LSTM": lstm, "GRU": gru, "RNN": rnn}[op](x, w, r, b, **attributes)[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=0.05 if quantize else 1e-5)

@@ -18,6 +18,7 @@ static const qrt_node_entry *const families[] = {
     qrt_elementwise_nodes,
     qrt_cast_nodes,
     qrt_rows_nodes,
+    qrt_normalization_nodes,
     qrt_reduction_nodes,
     qrt_rnn_nodes,
     qrt_matmul_nodes,

@@ -8,9 +8,10 @@
 ///   3 x mode     −1: the weights W are PackedF32; else PackedQ8 and this qrt_range_mode quantizes X
 ///   4 h mode     the same for R and the hidden state
 ///   5 wanted     bit i: output i (Y, Y_h, Y_c) is read; the others stay empty
-///   6 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset;
-///                RNN: bit d set: direction d uses Relu, else Tanh
-/// floats: clip, inf when there is none
+///   6 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset
+///   7 …          unless activations are the standard ones: for each direction the opcodes (qrt_unary_op) of LSTM f g h,
+///                GRU f g, RNN f
+/// floats: clip, inf when there is none; then p and q of each opcode
 /// packed, for each direction (columns gate after gate in ONNX order; packed from the transposed ONNX weights):
 ///   LSTM                       W [I, 4H] i o f c, R [H, 4H]
 ///   GRU, linear_before_reset   W [I, 3H] z r h, R [H, 3H]
@@ -26,8 +27,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "../nodes.h"
 #include "../threads.h"
+#include "arguments.h"
+#include "cells.h"
 
 enum { HIDDEN, DIRECTION, LAYOUT, X_MODE, H_MODE, WANTED, VARIANT, NUM_INTS };
 enum { REVERSE = 1, BIDIRECTIONAL = 2 };
@@ -62,6 +64,8 @@ typedef struct {
     const int32_t *lengths;
     float clip;
     int64_t variant;
+    bool is_standard;              ///< sigmoid and tanh, which have kernels
+    qrt_activations activations[2];
 
     float *y, *h, *c;
     int64_t state_row_stride, state_direction_stride;
@@ -163,29 +167,58 @@ typedef struct {
     int64_t rows_per_task;
 } step;
 
-/// Gates and state of some rows, once the products are there.
+/// Gates and state of one row, once the products are there.
+static void update_standard(const layer *l, const float *x, const float *product, const qrt_lstm_options *options, float *c,
+                            float *h, float *y) {
+    const qrt_rnn *cells = &qrt_kernels.rnn;
+    const int64_t hidden = l->hidden;
+    switch (l->kind) {
+    case LSTM: cells->lstm(product, hidden, options, c, h, y); break;
+    case GRU_RESET_AFTER: cells->gru_reset_after(x, product, hidden, l->clip, h, y); break;
+    case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h, y); break;
+    case RNN: cells->rnn_tanh(product, hidden, l->clip, h, y); break;
+    }
+}
+
+static void update_any(const layer *l, const qrt_activations *by, const float *x, float *product,
+                       const qrt_lstm_options *options, float *c, float *h, float *y) {
+    const int64_t hidden = l->hidden;
+    switch (l->kind) {
+    case LSTM: qrt_lstm_cell(by, product, hidden, options, c, h, y); break;
+    case GRU_RESET_AFTER: qrt_gru_reset_after_cell(by, x, product, hidden, l->clip, h, y); break;
+    case GRU_RESET_BEFORE: qrt_gru_update_cell(by, product, product + 2 * hidden, hidden, l->clip, h, y); break;
+    case RNN: qrt_rnn_cell(by, product, hidden, l->clip, h, y); break;
+    }
+}
+
+/// The rows of one task.
 static void update_rows(void *context, int64_t task) {
     const step *s = context;
     const layer *l = s->l;
-    const qrt_rnn *cells = &qrt_kernels.rnn;
-    const int64_t hidden = l->hidden, gates = l->gates;
-    const float *peepholes = l->peepholes ? l->peepholes + s->direction * 3 * hidden : NULL;
-    const qrt_lstm_options options = {peepholes, l->clip, l->variant & 1};
-    const bool relu = l->variant >> s->direction & 1;
+    const float *peepholes = l->peepholes ? l->peepholes + s->direction * 3 * l->hidden : NULL;
+    const qrt_lstm_options options = {peepholes, l->clip, l->variant};
     int64_t first = s->begin + task * s->rows_per_task, last = first + s->rows_per_task;
     for (int64_t b = first; b < last && b < s->end; b++) {
         if (!is_running(l, b, s->t)) continue;
         int64_t state = s->direction * l->state_direction_stride + b * l->state_row_stride;
         const float *x = s->x + (b - s->begin) * l->projected_row_stride;
-        float *product = l->products + (s->direction * l->batch + b) * gates;
-        float *h = l->h + state, *y = y_row(l, s->direction, s->t, b);
-        switch (l->kind) {
-        case LSTM: cells->lstm(product, hidden, &options, l->c + state, h, y); break;
-        case GRU_RESET_AFTER: cells->gru_reset_after(x, product, hidden, l->clip, h, y); break;
-        case GRU_RESET_BEFORE: cells->gru_update(product, product + 2 * hidden, hidden, l->clip, h, y); break;
-        case RNN: (relu ? cells->rnn_relu : cells->rnn_tanh)(product, hidden, l->clip, h, y); break;
-        }
+        float *product = l->products + (s->direction * l->batch + b) * l->gates;
+        float *c = l->c + state, *h = l->h + state, *y = y_row(l, s->direction, s->t, b);
+        if (l->is_standard)
+            update_standard(l, x, product, &options, c, h, y);
+        else
+            update_any(l, &l->activations[s->direction], x, product, &options, c, h, y);
     }
+}
+
+/// reset_h of all rows of a step, from the products of z and r.
+static void reset_hidden(const step *s, float *product, const float *h, float *reset_h) {
+    const layer *l = s->l;
+    for (int64_t b = s->begin; b < s->end; b++, product += l->gates, h += l->state_row_stride, reset_h += l->hidden)
+        if (l->is_standard)
+            qrt_kernels.rnn.gru_reset(product, l->hidden, l->clip, h, reset_h);
+        else
+            qrt_gru_reset_cell(&l->activations[s->direction], product, l->hidden, l->clip, h, reset_h);
 }
 
 static void run_step(step *s, void *scratch) {
@@ -200,8 +233,7 @@ static void run_step(step *s, void *scratch) {
     multiply(l, l->r[s->direction], h, h_stride, rows, residual, x_stride, product, scratch);
     if (l->kind == GRU_RESET_BEFORE) {
         float *reset_h = l->reset_h + first_row * hidden;
-        for (int64_t i = 0; i < rows; i++)
-            qrt_kernels.rnn.gru_reset(product + i * gates, hidden, l->clip, h + i * h_stride, reset_h + i * hidden);
+        reset_hidden(s, product, h, reset_h);
         multiply(l, l->r_candidate[s->direction], reset_h, hidden, rows, s->x + 2 * hidden, x_stride,
                  product + 2 * hidden, scratch);
     }
@@ -244,13 +276,26 @@ static bool has_shape(const qrt_tensor *t, int32_t dtype, int32_t rank, const in
     return true;
 }
 
-static const qrt_tensor *input(const qrt_node *node, const qrt_tensor *const *in, int i) {
-    return i < node->num_inputs ? in[i] : NULL;
+/// Activations other than the standard ones; false when they do not fit.
+static bool read_activations(layer *l, const qrt_node *node) {
+    int each = l->kind == LSTM ? 3 : l->kind == RNN ? 1 : 2, count = each * l->num_directions;
+    l->is_standard = node->num_ints == NUM_INTS;
+    if (l->is_standard) return node->num_floats == 1;
+    if (node->num_ints != NUM_INTS + count || node->num_floats != 1 + 2 * count) return false;
+    for (int i = 0; i < count; i++) {
+        qrt_activations *by = &l->activations[i / each];
+        int64_t op = node->ints[NUM_INTS + i];
+        if (op < 0 || op >= QRT_NUM_UNARY) return false;
+        by->functions[i % each] = qrt_kernels.pointwise.unary[op];
+        by->p[i % each] = (float)node->floats[1 + 2 * i];
+        by->q[i % each] = (float)node->floats[2 + 2 * i];
+    }
+    return true;
 }
 
 /// Fill in what follows from the parameters, the packed weights and the inputs; false when anything does not fit.
 static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in) {
-    if (node->num_ints != NUM_INTS || node->num_floats != 1 || node->num_inputs < 1) return false;
+    if (node->num_ints < NUM_INTS || node->num_floats < 1 || node->num_inputs < 1) return false;
     const int64_t *ints = node->ints;
     if (ints[DIRECTION] < 0 || ints[DIRECTION] > BIDIRECTIONAL || ints[LAYOUT] < 0 || ints[LAYOUT] > 1) return false;
     for (int i = X_MODE; i <= H_MODE; i++)
@@ -265,6 +310,7 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     l->num_directions = ints[DIRECTION] == BIDIRECTIONAL ? 2 : 1;
     l->first_direction = ints[DIRECTION] == REVERSE;
     l->variant = ints[VARIANT];
+    if (!read_activations(l, node)) return false;
     l->clip = (float)node->floats[0];
     if (!(l->clip >= 0.0f)) return false;
     if (l->hidden < 1 || l->hidden > 1 << 20 || l->batch > INT32_MAX || l->time > INT32_MAX) return false;
@@ -290,8 +336,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
 
     int64_t d = l->num_directions;
     int64_t state[3] = {l->batch_first ? l->batch : d, l->batch_first ? d : l->batch, l->hidden};
-    const qrt_tensor *lengths = input(node, in, 1), *h = input(node, in, 2);
-    const qrt_tensor *c = input(node, in, 3), *p = input(node, in, 4);
+    const qrt_tensor *lengths = qrt_input(node, in, 1), *h = qrt_input(node, in, 2);
+    const qrt_tensor *c = qrt_input(node, in, 3), *p = qrt_input(node, in, 4);
     if (lengths && !has_shape(lengths, QRT_I32, 1, &l->batch)) return false;
     if (h && !has_shape(h, QRT_F32, 3, state)) return false;
     if (l->kind != LSTM && (c || p)) return false;
@@ -400,8 +446,8 @@ static qrt_status recurrent(layer *l, const qrt_node *node, qrt_run *run, const 
     if (!l->h) l->h = take(&rest, states);
     if (!l->c) l->c = take(&rest, states);
 
-    start_state(l->h, input(node, in, 2), states);
-    if (l->kind == LSTM) start_state(l->c, input(node, in, 3), states);
+    start_state(l->h, qrt_input(node, in, 2), states);
+    if (l->kind == LSTM) start_state(l->c, qrt_input(node, in, 3), states);
     qrt_status status = l->batch ? run_blocks(l, run) : QRT_OK;
     qrt_scratch_free(run, memory);
     return status;
@@ -413,7 +459,7 @@ static qrt_status lstm(const qrt_node *node, qrt_run *run, const qrt_tensor *con
 }
 
 static qrt_status gru(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (node->num_ints != NUM_INTS) return QRT_DECLINE;
+    if (node->num_ints < NUM_INTS) return QRT_DECLINE;
     layer l = {.kind = node->ints[VARIANT] ? GRU_RESET_AFTER : GRU_RESET_BEFORE};
     return recurrent(&l, node, run, in, out);
 }

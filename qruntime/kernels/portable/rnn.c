@@ -55,13 +55,6 @@ static void rnn_tanh(const float *gates, int64_t hidden, float clip, float *h, f
     for (int64_t j = 0; j < hidden; j++) store(tanhf(limit(gates[j], clip)), h, y, j);
 }
 
-static void rnn_relu(const float *gates, int64_t hidden, float clip, float *h, float *y) {
-    for (int64_t j = 0; j < hidden; j++) {
-        float x = limit(gates[j], clip);
-        store(x < 0.0f ? 0.0f : x, h, y, j);
-    }
-}
-
 void qrt_portable_rnn(qrt_kernel_table *t) {
-    t->rnn = (qrt_rnn){lstm, gru_reset_after, gru_reset, gru_update, rnn_tanh, rnn_relu};
+    t->rnn = (qrt_rnn){lstm, gru_reset_after, gru_reset, gru_update, rnn_tanh};
 }

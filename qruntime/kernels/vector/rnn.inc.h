@@ -125,11 +125,6 @@ static void rnn_tanh(const float *gates, int64_t hidden, float clip, float *h, f
     FOR_EACH_VECTOR(hidden, store_hidden(tanh_of(load(gates + j, n), most.tanh), h, y, j, n));
 }
 
-static void rnn_relu(const float *gates, int64_t hidden, float clip, float *h, float *y) {
-    vf most = vf_set(clip);
-    FOR_EACH_VECTOR(hidden, store_hidden(vf_max(vf_zero(), limit(load(gates + j, n), most)), h, y, j, n));
-}
-
 void JOIN(qrt_, JOIN(RUNG, _rnn))(qrt_kernel_table *t) {
-    t->rnn = (qrt_rnn){lstm, gru_reset_after, gru_reset, gru_update, rnn_tanh, rnn_relu};
+    t->rnn = (qrt_rnn){lstm, gru_reset_after, gru_reset, gru_update, rnn_tanh};
 }

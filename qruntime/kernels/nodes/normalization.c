@@ -1,0 +1,136 @@
+/// Normalisation of images x [N, C, …], whose scales and biases belong to channels.
+#include <math.h>
+
+#include "../threads.h"
+#include "arguments.h"
+
+/// Elements of one task, and of a piece that is in the first-level cache when it is read again.
+enum { GRAIN = 16384, PIECE = 2048 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static bool is_vector(const qrt_tensor *t, int64_t size) {
+    return t && t->dtype == QRT_F32 && t->rank == 1 && t->size == size;
+}
+
+static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (!qrt_may_overwrite(node, in, 0)) return qrt_alloc(run, out, QRT_F32, in[0]->rank, in[0]->dims);
+    qrt_alias(out, in[0], in[0]->rank, in[0]->dims);
+    return QRT_OK;
+}
+
+/// Rows of n elements. With step 1 element i of every row is of channel i, with step 0 a row is all of one channel.
+typedef struct {
+    const float *x, *factors, *offsets;
+    float *y;
+    int64_t rows, n, channels, rows_per_task;
+    int step;
+} scaling;
+
+/// y = x · factor + offset, rounded after each operation: the same bits whether a channel is one element or many.
+static void scale_rows(void *context, int64_t task) {
+    const scaling *s = context;
+    const qrt_binary_fn multiply = qrt_kernels.pointwise.binary_f32[QRT_MUL], add = qrt_kernels.pointwise.binary_f32[QRT_ADD];
+    int64_t first = task * s->rows_per_task, last = min64(first + s->rows_per_task, s->rows);
+    for (int64_t row = first; row < last; row++)
+        for (int64_t i = 0; i < s->n; i += PIECE) {
+            int64_t count = min64(PIECE, s->n - i), channel = s->step ? i : row % s->channels;
+            float *y = s->y + row * s->n + i;
+            multiply(s->x + row * s->n + i, s->factors + channel, y, count, 1, s->step);
+            add(y, s->offsets + channel, y, count, 1, s->step);
+        }
+}
+
+/// factor = scale / √(variance + epsilon) and offset = bias − mean · factor; false unless all are finite.
+static bool fold_statistics(int64_t channels, const qrt_tensor *const *in, float epsilon, float *factors, float *offsets) {
+    const float *scale = in[1]->data, *bias = in[2]->data, *mean = in[3]->data, *variance = in[4]->data;
+    bool finite = true;
+    for (int64_t c = 0; c < channels; c++) {
+        double factor = scale[c] / sqrt((double)variance[c] + epsilon);
+        factors[c] = (float)factor;
+        offsets[c] = (float)(bias[c] - mean[c] * factor);
+        finite &= isfinite(factors[c]) && isfinite(offsets[c]);
+    }
+    return finite;
+}
+
+/// (x − mean) / √(variance + epsilon) · scale + bias within 3 ε (|x · factor| + |mean · factor| + |bias|).
+/// Inputs: float32 x [N, C, …]; scale, bias, mean, variance [C]. floats: epsilon.
+static qrt_status batch_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs != 5 || node->num_floats != 1) return QRT_DECLINE;
+    const qrt_tensor *x = in[0];
+    if (!x || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
+    int64_t channels = x->dims[1], inner = qrt_product(x->dims, 2, x->rank);
+    for (int i = 1; i < 5; i++)
+        if (!is_vector(in[i], channels)) return QRT_DECLINE;
+    qrt_buffer *scratch = qrt_scratch(run, 2 * (size_t)channels * sizeof(float));
+    if (!scratch) return QRT_NO_MEMORY;
+    float *factors = scratch->data, *offsets = factors + channels;
+    qrt_status status = QRT_DECLINE;
+    if (fold_statistics(channels, in, (float)node->floats[0], factors, offsets))
+        status = allocate_over_first(node, run, in, &out[0]);
+    if (status == QRT_OK && x->size) {
+        bool vectors = inner == 1;
+        scaling s = {x->data, factors, offsets, out[0].data, vectors ? x->dims[0] : x->dims[0] * channels,
+                     vectors ? channels : inner, channels, 0, vectors};
+        s.rows_per_task = 1 + GRAIN / s.n;
+        qrt_parallel_for(run->num_threads, (s.rows + s.rows_per_task - 1) / s.rows_per_task, scale_rows, &s);
+    }
+    qrt_scratch_free(run, scratch);
+    return status;
+}
+
+typedef struct {
+    const float *x, *scale, *bias;
+    float *y, epsilon;
+    int64_t rows, n, groups, channels, inner, rows_per_task;  ///< a row is a group: `channels` of `inner` elements
+    bool per_group;
+} grouping;
+
+static void normalize_groups(void *context, int64_t task) {
+    const grouping *g = context;
+    const qrt_unary_fn affine = qrt_kernels.pointwise.unary[QRT_AFFINE];
+    const qrt_norm_params params = {.epsilon = g->epsilon};
+    int64_t first = task * g->rows_per_task, last = min64(first + g->rows_per_task, g->rows);
+    for (int64_t row = first; row < last; row++) {
+        float *y = g->y + row * g->n;
+        qrt_kernels.rows.layer_norm(1, g->x + row * g->n, NULL, NULL, y, g->n, &params);
+        int64_t group = row % g->groups;
+        if (g->per_group) {
+            affine(y, y, g->n, g->scale[group], g->bias[group]);
+            continue;
+        }
+        for (int64_t c = group * g->channels; c < (group + 1) * g->channels; c++, y += g->inner)
+            affine(y, y, g->inner, g->scale[c], g->bias[c]);
+    }
+}
+
+/// Each group of channels standardized on its own, times scale plus bias.
+/// Inputs: float32 x [N, C, …]; scale, bias [C], or one for each group.
+/// ints: number of groups (0: every channel is one), whether scale and bias belong to groups. floats: epsilon.
+static qrt_status group_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    if (node->num_inputs != 3 || node->num_ints != 2 || node->num_floats != 1) return QRT_DECLINE;
+    const qrt_tensor *x = in[0];
+    if (!x || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
+    int64_t channels = x->dims[1], groups = node->ints[0] ? node->ints[0] : channels;
+    bool per_group = node->ints[1];
+    if (groups < 1 || channels < 1 || channels % groups) return QRT_DECLINE;
+    for (int i = 1; i < 3; i++)
+        if (!is_vector(in[i], per_group ? groups : channels)) return QRT_DECLINE;
+    qrt_status status = allocate_over_first(node, run, in, &out[0]);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    grouping g = {
+        .x = x->data, .scale = in[1]->data, .bias = in[2]->data, .y = out[0].data, .epsilon = (float)node->floats[0],
+        .rows = x->dims[0] * groups, .n = x->size / (x->dims[0] * groups), .groups = groups, .channels = channels / groups,
+        .inner = qrt_product(x->dims, 2, x->rank), .per_group = per_group,
+    };
+    g.rows_per_task = 1 + GRAIN / g.n;
+    qrt_parallel_for(run->num_threads, (g.rows + g.rows_per_task - 1) / g.rows_per_task, normalize_groups, &g);
+    return QRT_OK;
+}
+
+const qrt_node_entry qrt_normalization_nodes[] = {
+    {"batch_norm", batch_norm},
+    {"group_norm", group_norm},
+    {NULL, NULL},
+};

@@ -1,0 +1,122 @@
+"""Normalisation of images by channels, images and groups, on every rung against float64."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qruntime import _kernels
+from tests.kernels.native_call import run_native
+
+Array = np.ndarray
+EPS = float(np.finfo(np.float32).eps)
+SHAPES = [(2, 3, 5, 7), (1, 4, 1), (3, 6), (2, 2, 3, 4, 5), (1, 6, 2500), (5, 130), (2, 4, 3, 0), (0, 4, 3), (1, 32, 33, 31)]
+
+
+@pytest.fixture(params=_kernels.available_isas())
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _kernels.isa()
+    _kernels.set_isa(request.param)
+    yield request.param
+    _kernels.set_isa(before)
+
+
+def wide(vector: Array, rank: int) -> Array:
+    return vector.astype(np.float64).reshape(-1, *(1,) * (rank - 2))
+
+
+def parameters(channels: int) -> list[Array]:
+    rng = np.random.default_rng(channels)
+    scale, bias, mean = rng.standard_normal((3, channels)).astype(np.float32)
+    return [scale, bias, mean, rng.uniform(0.1, 2, channels).astype(np.float32)]
+
+
+def batch_norm(x: Array, *by: Array, **options: Any) -> Array:
+    outputs = run_native("BatchNormalization", [x, *by], version=options.pop("version", 15), **options)
+    assert outputs is not None, "the kernel declined"
+    return outputs[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_norm(rung: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    by = parameters(shape[1])
+    scale, bias, mean, variance = (wide(v, x.ndim) for v in by)
+    for version in (1, 7, 9, 15):
+        y = batch_norm(x, *by, version=version, epsilon=1e-3)
+        factor = scale / np.sqrt(variance + 1e-3)
+        bound = 3 * EPS * (np.abs(x * factor) + np.abs(mean * factor) + np.abs(bias))
+        assert y.shape == x.shape
+        assert (np.abs(y - ((x - mean) * factor + bias)) <= bound).all()
+
+
+def test_batch_norm_of_an_element_does_not_depend_on_its_place(rung: str) -> None:
+    """The same bits alone, in a batch, with positions behind it, and with other threads."""
+    x, by = np.random.default_rng(1).standard_normal((9, 37, 5)).astype(np.float32), parameters(37)
+    whole = batch_norm(x, *by)
+    for images, positions in ((slice(0, 1), 5), (slice(4, 5), 5), (slice(0, 9), 1), (slice(3, 6), 2)):
+        part = np.ascontiguousarray(x[images, :, :positions])
+        np.testing.assert_array_equal(batch_norm(part, *by), whole[images, :, :positions])
+    flat = np.ascontiguousarray(x[:, :, 0])
+    np.testing.assert_array_equal(batch_norm(flat, *by), whole[:, :, 0])
+    large = np.random.default_rng(2).standard_normal((3, 37, 900)).astype(np.float32)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(batch_norm(large, *by, num_threads=threads), batch_norm(large, *by))
+
+
+def test_batch_norm_leaves_to_the_definition_what_it_was_not_written_for() -> None:
+    x, by = np.ones((2, 3, 4), np.float32), parameters(3)
+    inputs = [x, *by]
+    assert run_native("BatchNormalization", inputs, version=15, training_mode=1) is None
+    assert run_native("BatchNormalization", inputs, version=15, training_mode=1, num_outputs=3) is None
+    assert run_native("BatchNormalization", inputs, version=7, spatial=0) is None
+    assert run_native("BatchNormalization", inputs, version=9, num_outputs=5) is None
+    assert run_native("BatchNormalization", [x, *by[:3], by[3][:2]], version=15) is None
+    assert run_native("BatchNormalization", [x.astype(np.float64), *by], version=15) is None
+    assert run_native("BatchNormalization", [x[0, 0], *by], version=15) is None
+    zero = np.zeros(3, np.float32)
+    assert run_native("BatchNormalization", [x, *by[:3], zero], version=15, epsilon=0.0) is None, "x − mean may be 0 there"
+
+
+def standardized(x: Array, groups: int, epsilon: float) -> Array:
+    rows = x.astype(np.float64).reshape(x.shape[0], groups, -1)
+    rows = rows - rows.mean(axis=2, keepdims=True)
+    return (rows / np.sqrt((rows * rows).mean(axis=2, keepdims=True) + epsilon)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 2 and 0 not in s])
+def test_instance_and_group_norm(rung: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32) + 2
+    channels = shape[1]
+    scale, bias = parameters(channels)[:2]
+    cases: list[tuple[str, int, int, dict[str, Any]]] = [("InstanceNormalization", 6, channels, {})]
+    cases += [("GroupNormalization", v, g, {"num_groups": g}) for v in (18, 21) for g in (1, channels, channels // 2 or 1)
+              if channels % g == 0]  # fmt: skip
+    for op, version, groups, attributes in cases:
+        by = (scale[:groups], bias[:groups]) if version == 18 else (scale, bias)
+        outputs = run_native(op, [x, *by], version=version, epsilon=1e-3, **attributes)
+        assert outputs is not None
+        exact = standardized(x, groups, 1e-3)
+        spread = [np.repeat(v, channels // groups) if version == 18 else v for v in by]
+        exact = exact * wide(spread[0], x.ndim) + wide(spread[1], x.ndim)
+        # The mean of n numbers near 2 is off by some ε of that; what it is divided by is at least √epsilon.
+        np.testing.assert_allclose(outputs[0], exact, rtol=0, atol=64 * EPS * (1 + np.abs(x).max()))
+        for threads in (2, 3):
+            again = run_native(op, [x, *by], version=version, epsilon=1e-3, num_threads=threads, **attributes)
+            np.testing.assert_array_equal(again, outputs)
+        one = run_native(op, [x[-1:], *by], version=version, epsilon=1e-3, **attributes)
+        assert one is not None
+        np.testing.assert_array_equal(one[0], outputs[0][-1:])
+
+
+def test_group_norm_declines_what_does_not_fit() -> None:
+    x, vector = np.zeros((2, 6, 4), np.float32), np.ones(6, np.float32)
+    assert run_native("GroupNormalization", [x, vector, vector], num_groups=4) is None
+    assert run_native("GroupNormalization", [x, vector, vector], num_groups=0) is None
+    assert run_native("GroupNormalization", [x, vector[:5], vector], num_groups=2) is None
+    assert run_native("GroupNormalization", [x, vector, vector], num_groups=2, stash_type=11) is None
+    assert run_native("InstanceNormalization", [x, vector[:3], vector], version=6) is None
+    empty = run_native("InstanceNormalization", [x[:, :, :0], vector, vector], version=6)
+    assert empty is not None
+    assert empty[0].shape == (2, 6, 0)

@@ -487,8 +487,9 @@ cdef class Executable:
         return 0
 
     cdef int _run_definition(self, Frame frame, int i) except -1:
+        global qrt_definition_threads
         cdef Step *step = &self.steps[i]
-        cdef int j, slot, num_outputs = step.node.num_outputs
+        cdef int j, slot, outer, num_outputs = step.node.num_outputs
         definition = self.definitions[i]
         for j in range(num_outputs):
             qrt_release(&frame.run, &frame.slots[step.first_output + j])
@@ -497,6 +498,8 @@ cdef class Executable:
         arguments = [self._python_value(frame, slot) for slot in self.definition_inputs[i]]
         if definition is None:
             raise RunError(f"{self.labels[i]} cannot run on inputs {', '.join(map(shape_text, arguments))}")
+        outer = qrt_definition_threads
+        qrt_definition_threads = self.num_threads
         try:
             result = definition(*arguments)
         except (MemoryError, KeyboardInterrupt, RunError, RecursionError):
@@ -504,6 +507,8 @@ cdef class Executable:
         except Exception as error:
             shown = ", ".join(map(shape_text, arguments))
             raise RunError(f"{self.labels[i]}: {error} (inputs: {shown})") from error
+        finally:
+            qrt_definition_threads = outer
         if not isinstance(result, tuple):
             result = (result,)
         if len(result) < num_outputs:

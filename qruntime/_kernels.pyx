@@ -190,6 +190,7 @@ def default_threads() -> int:
 
 include "_packed.pxi"
 include "_tensors.pxi"
+include "_product.pxi"
 include "_executor.pxi"
 
 

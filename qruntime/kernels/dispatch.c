@@ -67,6 +67,7 @@ static bool has_dotprod(void) {
 
 static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_f32(t);
+    qrt_portable_gemm_f64(t);
     qrt_portable_gemm_q8(t);
     qrt_portable_pointwise(t);
     qrt_portable_rows(t);
@@ -77,6 +78,7 @@ static void overlay_portable(qrt_kernel_table *t) {
 #if defined(__x86_64__)
 static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f32(t);
+    qrt_avx2_gemm_f64(t);
     qrt_avx2_gemm_q8(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_rows(t);
@@ -89,6 +91,7 @@ static void overlay_avx_vnni(qrt_kernel_table *t) {
 }
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
+    qrt_avx512_gemm_f64(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
@@ -102,6 +105,7 @@ static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #elif defined(__aarch64__)
 static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_f32(t);
+    qrt_neon_gemm_f64(t);
     qrt_neon_gemm_q8(t);
     qrt_neon_pointwise(t);
     qrt_neon_rows(t);

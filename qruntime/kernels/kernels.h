@@ -20,6 +20,7 @@
 #include "attention.h"
 #include "attention_q16.h"
 #include "gemm_f32.h"
+#include "gemm_f64.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
 #include "rnn.h"
@@ -29,6 +30,7 @@ typedef struct qrt_kernel_table {
     const char *isa;          ///< name of the rung
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
+    qrt_gemm_f64 gemm_f64;    ///< double GEMM
     qrt_attention attention;  ///< between the two products of attention
     qrt_attention_q16 attention_q16;  ///< attention of quantized models
     qrt_pointwise pointwise;  ///< elementwise

@@ -6,10 +6,13 @@
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
+void qrt_portable_gemm_f64(qrt_kernel_table *t);
 void qrt_portable_attention(qrt_kernel_table *t);
 void qrt_avx2_gemm_f32(qrt_kernel_table *t);
+void qrt_avx2_gemm_f64(qrt_kernel_table *t);
 void qrt_avx2_attention(qrt_kernel_table *t);
 void qrt_avx512_gemm_f32(qrt_kernel_table *t);
+void qrt_avx512_gemm_f64(qrt_kernel_table *t);
 void qrt_avx2_gemm_q8(qrt_kernel_table *t);
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t);
 void qrt_avx512vnni_gemm_q8(qrt_kernel_table *t);
@@ -29,6 +32,7 @@ void qrt_avx_vnni_attention(qrt_kernel_table *t);
 void qrt_avx512vnni_attention(qrt_kernel_table *t);
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t);
+void qrt_neon_gemm_f64(qrt_kernel_table *t);
 void qrt_neon_gemm_q8(qrt_kernel_table *t);
 void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t);
 void qrt_neon_pointwise(qrt_kernel_table *t);

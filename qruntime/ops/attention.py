@@ -13,13 +13,14 @@ from qruntime.ir.dtypes import numpy_dtype
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.fused_attention import LAYOUTS
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 
 
 def _matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Product computed in float32 at least, in the dtype of `a`."""
     wide = working_dtype(a.dtype)
-    return np.matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
+    return matmul(a.astype(wide, copy=False), b.astype(wide, copy=False)).astype(a.dtype, copy=False)
 
 
 def masked_softmax(scores: np.ndarray) -> np.ndarray:
@@ -329,11 +330,11 @@ def linear_attention(
             state = state * growth[:, :, t, :, None]
         update = v[:, :, t]
         if rate is not None:
-            recalled = np.matmul(k[:, :, t, None], state)[:, :, 0]
+            recalled = matmul(k[:, :, t, None], state)[:, :, 0]
             update = rate[:, :, t] * (update - recalled)
         state = state + k[:, :, t, :, None] * update[:, :, None]
         read = np.repeat(state, heads // kv_num_heads, axis=1)
-        outputs[:, :, t] = factor * np.matmul(q[:, :, t, None], read)[:, :, 0]
+        outputs[:, :, t] = factor * matmul(q[:, :, t, None], read)[:, :, 0]
     y = outputs.transpose(0, 2, 1, 3).reshape(batch, steps, heads * v.shape[3]).astype(query.dtype)
     return y, state.astype(query.dtype if past_state is None else past_state.dtype)
 
@@ -360,11 +361,11 @@ def flex_attention(
         scale = 1 / math.sqrt(max(q.shape[3], 1))
     wide = working_dtype(q.dtype)
     keys = np.repeat(k.astype(wide, copy=False), repeats, axis=1).swapaxes(2, 3)
-    scores = (np.matmul(q.astype(wide, copy=False), keys) * wide.type(scale)).astype(precision, copy=False)
+    scores = (matmul(q.astype(wide, copy=False), keys) * wide.type(scale)).astype(precision, copy=False)
     if score_mod is not None:
         (scores,) = score_mod(scores)
     weights = masked_softmax(scores)
     if prob_mod is not None:
         (weights,) = prob_mod(weights)
     values = np.repeat(v.astype(wide, copy=False), repeats, axis=1)
-    return np.matmul(weights.astype(wide, copy=False), values).astype(q.dtype, copy=False)
+    return matmul(weights.astype(wide, copy=False), values).astype(q.dtype, copy=False)

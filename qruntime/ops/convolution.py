@@ -12,6 +12,7 @@ from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.interpolation import sample_linear
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.quantize_linear import integers_as_float, requantized
 from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import Window, padded, per_axis, window, windows_view
@@ -62,7 +63,7 @@ def convolve(x: np.ndarray, w: np.ndarray, group: int, win: Window) -> np.ndarra
         for start in range(0, win.output[0], rows):
             block = image[:, start : start + rows]
             columns = block.transpose(order).reshape(group, weights.shape[2], -1)
-            product = np.matmul(weights, columns)
+            product = matmul(weights, columns)
             out[:, start : start + rows] = product.reshape(filters, *block.shape[1 : 1 + rank])
     return result
 
@@ -279,7 +280,7 @@ def conv_transpose(
     per_group = x.shape[1] // group
     columns_shape = limit_shape((x.shape[0], group * w.shape[1], *kernel, *spatial), "the unfolded output")
     weights = w.astype(wide, copy=False).reshape(group, per_group, -1).transpose(0, 2, 1)
-    columns = np.matmul(weights, x.astype(wide, copy=False).reshape(x.shape[0], group, per_group, math.prod(spatial)))
+    columns = matmul(weights, x.astype(wide, copy=False).reshape(x.shape[0], group, per_group, math.prod(spatial)))
     y = fold(columns.reshape(columns_shape), win, wanted)
     return add_bias(y, b).astype(x.dtype, copy=False)
 
@@ -353,7 +354,7 @@ def deform_conv(
             if scales is not None:
                 columns[g] *= scales[n, g]
         unfolded = columns.reshape(group, weights.shape[2], positions)
-        result[n] = np.matmul(weights, unfolded).reshape(w.shape[0], positions)
+        result[n] = matmul(weights, unfolded).reshape(w.shape[0], positions)
     y = result.reshape(batch, w.shape[0], *win.output)
     return add_bias(y, b).astype(x.dtype, copy=False)
 

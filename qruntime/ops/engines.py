@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qruntime.ops.products import matmul
 from qruntime.ops.quantize_linear import dynamic_quantize_linear
 
 ENGINES = ("fbgemm", "qnnpack", "onnxruntime")
@@ -88,7 +89,7 @@ def product(x: np.ndarray, weights: Weights, bias: np.ndarray | None, engine: st
     """x [M, K] float32 → x · W + bias, [M, N] float32; `bias` is [N]."""
     codes = quantize(x, engine)
     # Products of 9-bit integers: their sums are exact in float64.
-    total = (codes.centred @ weights.centred).astype(np.float32)
+    total = matmul(codes.centred, weights.centred).astype(np.float32)
     with np.errstate(all="ignore"):
         scale = codes.scale * weights.scale
         if engine == "fbgemm" and bias is not None:

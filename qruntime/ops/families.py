@@ -20,6 +20,7 @@ FAMILIES = {
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},
     "detection": {"": "NonMaxSuppression"},
+    "einsum": {"": "Einsum"},
     "elementwise_kernels": {"qruntime": "Gelu HardSwish Silu"},
     "embedding": {"qruntime": "QuantizedEmbedding"},
     "fused_attention": {"qruntime": "Attention"},
@@ -35,7 +36,7 @@ FAMILIES = {
         "Transpose Trilu Unsqueeze",
     },
     "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
-    "linear_algebra": {"": "Det Einsum Gemm MatMul MatMulInteger"},
+    "linear_algebra": {"": "Det Gemm MatMul MatMulInteger"},
     "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
     "ml": {
         "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir import Node
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, find, operator
 
 LAYOUTS = {"BHSD": 0, "BHDS": 0, "BSR": 1, "BSHD": 2}
@@ -53,7 +54,7 @@ def fused_attention(
     v = _heads(v, v_layout, parts[2])
     if kv_repeats != 1:
         k, v = (np.repeat(x, kv_repeats, axis=-3) for x in (k, v))
-    scores = np.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    scores = matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
     if scale_tensor is not None:
         scores = scores * scale_tensor
     if mask is not None:
@@ -62,7 +63,7 @@ def fused_attention(
     weights = find("", "Softmax", 13)(scores, axis=-1)  # type: ignore[misc]
     if nan_rows_to_zero:
         weights = np.where(np.isnan(weights), weights.dtype.type(0), weights)
-    y = np.matmul(weights, v)
+    y = matmul(weights, v)
     return y.transpose(0, 2, 1, 3) if out_layout == "BSHD" else y
 
 

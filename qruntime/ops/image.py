@@ -16,6 +16,7 @@ from qruntime.ops.interpolation import (
     linear_taps,
     zeros_outside,
 )
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import operator
 
 NEAREST_MODES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -372,4 +373,4 @@ def affine_grid(theta: np.ndarray, size: np.ndarray, *, align_corners: int = 0) 
             steps = (np.arange(n, dtype=np.float64) + 0.5) * (2 / max(n, 1)) - 1
         points[..., rank - 1 - axis] = steps.reshape(-1, *(1,) * (rank - 1 - axis))
     flat = points.reshape(-1, rank + 1)
-    return np.matmul(flat, theta.transpose(0, 2, 1)).reshape(shape).astype(theta.dtype, copy=False)
+    return matmul(flat, theta.transpose(0, 2, 1)).reshape(shape).astype(theta.dtype, copy=False)

@@ -10,6 +10,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node, Value
 from qruntime.ops import engines
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, find, operator
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
@@ -56,7 +57,7 @@ def linear(
 ) -> np.ndarray:
     """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
     _check_last_dimension(x, weight)
-    return _finish(np.matmul(x, weight), bias, residual, activation)
+    return _finish(matmul(x, weight), bias, residual, activation)
 
 
 @linear.native

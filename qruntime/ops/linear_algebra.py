@@ -7,6 +7,7 @@ import numpy as np
 from qruntime.ir import Node
 from qruntime.ops.checks import same_dtype
 from qruntime.ops.elementwise import is_float, narrow, widen
+from qruntime.ops.products import exact_matmul, matmul
 from qruntime.ops.registry import NativeCall, operator
 
 
@@ -15,7 +16,7 @@ def mat_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Product of the last two dimensions, the others broadcast; vectors as in numpy.matmul."""
     same_dtype(a, b)
     with np.errstate(all="ignore"):
-        return narrow(np.matmul(widen(a), widen(b)), a.dtype)
+        return matmul(a, b)
 
 
 @mat_mul.native
@@ -26,9 +27,9 @@ def _matmul(node: Node) -> NativeCall:
 def _columns(zero_point: np.ndarray | None, x: np.ndarray, per_row: bool) -> np.ndarray:
     """Zero point, scalar or one per row (column), shaped to be subtracted from `x`."""
     if zero_point is None:
-        return np.zeros((), np.float64)
+        return np.zeros((), np.float32)
     same_dtype(x, zero_point)
-    wide = zero_point.astype(np.float64)
+    wide = zero_point.astype(np.float32)
     if per_row and wide.ndim == 1 and wide.size > 1:
         return wide[:, None]
     return wide.reshape(()) if wide.size == 1 else wide
@@ -37,13 +38,10 @@ def _columns(zero_point: np.ndarray | None, x: np.ndarray, per_row: bool) -> np.
 def integer_product(
     a: np.ndarray, b: np.ndarray, a_zero_point: np.ndarray | None, b_zero_point: np.ndarray | None
 ) -> np.ndarray:
-    """(a − a_zero_point) · (b − b_zero_point) in int32, wrapping.
-
-    The product runs in float64, which is exact: 2^53 holds any sum of fewer than 2^37 terms of 8 bits.
-    """
-    left = a.astype(np.float64) - _columns(a_zero_point, a, per_row=True)
-    right = b.astype(np.float64) - _columns(b_zero_point, b, per_row=False)
-    return np.asarray(np.matmul(left, right)).astype(np.int64).astype(np.int32)
+    """(a − a_zero_point) · (b − b_zero_point) of 8-bit tensors, in int32, wrapping."""
+    left = a.astype(np.float32) - _columns(a_zero_point, a, per_row=True)
+    right = b.astype(np.float32) - _columns(b_zero_point, b, per_row=False)
+    return exact_matmul(left, right)
 
 
 @operator("MatMulInteger", since=10)
@@ -83,7 +81,7 @@ def gemm(
         raise ValueError(f"A of shape {left.shape} and B of shape {right.shape} do not share K (after transA, transB)")
     shape = (left.shape[0], right.shape[1])
     with np.errstate(all="ignore"):
-        y = _scaled(np.matmul(widen(left), widen(right)), alpha)
+        y = _scaled(matmul(widen(left), widen(right)), alpha)
         if c is not None and beta != 0:
             if np.broadcast_shapes(c.shape, shape) != shape:
                 raise ValueError(f"C of shape {c.shape} does not broadcast to {shape}")
@@ -111,19 +109,6 @@ def gemm_1(
 ) -> np.ndarray:
     """As above; whether C may broadcast is told by its shape alone."""
     return gemm(a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
-
-
-@operator("Einsum", since=12)
-def einsum(*inputs: np.ndarray, equation: str) -> np.ndarray:
-    """Einstein summation in the notation of numpy.einsum, letters, commas, "->" and "..." only."""
-    if set(equation) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.-> "):
-        raise ValueError(f"equation may hold letters, commas, '...' and '->', got {equation!r}")
-    if not inputs:
-        raise ValueError("at least one input is needed, got none")
-    same_dtype(*inputs)
-    with np.errstate(all="ignore"):
-        y = np.einsum(equation, *map(widen, inputs), optimize="greedy" if len(inputs) > 1 else False)
-    return narrow(y, inputs[0].dtype)
 
 
 @operator("Det", since=11)

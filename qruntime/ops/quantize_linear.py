@@ -8,6 +8,7 @@ from qruntime.ir import Node
 from qruntime.ir.dtypes import bits, numpy_dtype, onnx_code
 from qruntime.ops.checks import normalize_axis
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 
 _INTEGER_RANGES = {
@@ -229,7 +230,7 @@ def qlinear_matmul(
     b_zero = _row_parameter("b_zero_point", b_zero_point, b, -1)
     left = a.astype(exact) - a_zero.astype(exact)
     right = b.astype(exact) - b_zero.astype(exact)
-    acc = np.asarray(np.matmul(left, right))
+    acc = matmul(left, right)
     scales = [
         _row_parameter("a_scale", a_scale, a, -2).astype(np.float64),
         _row_parameter("b_scale", b_scale, b, -1).astype(np.float64),

@@ -12,6 +12,7 @@ from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import Window, padded, window, windows_view
 
@@ -68,7 +69,7 @@ def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tupl
         for g, channels in enumerate(rows):
             codes, scale, zero = quantize_rows(channels)
             maps = slice(g * per_group, (g + 1) * per_group)
-            total[n, maps] = (flat[g] @ (codes.astype(np.float64) - zero).T).reshape(per_group, *win.output)
+            total[n, maps] = matmul(flat[g], (codes.astype(np.float64) - zero).T).reshape(per_group, *win.output)
             scales[n, maps] = scale.reshape(win.output)
     return total, scales
 

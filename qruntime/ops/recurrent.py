@@ -9,6 +9,7 @@ import numpy as np
 
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import operator
 
 Activation = Callable[[np.ndarray], np.ndarray]
@@ -111,11 +112,11 @@ class Products:
 
     def input(self, d: int, x: np.ndarray) -> np.ndarray:
         """x (rows, I) of direction `d` → (rows, G · H)."""
-        return np.matmul(x, self.w[d].T)
+        return matmul(x, self.w[d].T)
 
     def hidden(self, d: int, h: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
         """h (N, H) against the `rows` of R."""
-        return h @ self.r[d, rows].T
+        return matmul(h, self.r[d, rows].T)
 
     def blend(self, update: np.ndarray, candidate: np.ndarray, h: np.ndarray) -> np.ndarray:
         """The next hidden state of a GRU."""

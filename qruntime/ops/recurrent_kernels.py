@@ -12,6 +12,7 @@ from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops import engines, recurrent
 from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, OpSpec, operator
 
 _DIRECTIONS = ("forward", "reverse", "bidirectional")
@@ -126,7 +127,7 @@ class _IntegerProducts(recurrent.Products):
     def _product(self, x: np.ndarray, weights: engines.Weights) -> np.ndarray:
         rows = np.ascontiguousarray(x, np.float32).reshape((1, -1) if self.range == "per_tensor" else x.shape)
         codes, scale, zero_point = quantize_rows(rows)
-        total = (codes.astype(np.float64) - zero_point).reshape(x.shape) @ weights.centred
+        total = matmul((codes.astype(np.float64) - zero_point).reshape(x.shape), weights.centred)
         return total.astype(np.float32) * (scale * weights.scale)
 
     def input(self, d: int, x: np.ndarray) -> np.ndarray:

@@ -316,6 +316,45 @@ static void check_gemm_f32(void) {
         }
 }
 
+// -------------------------------------------------------------------------------------- double GEMM
+
+static void check_gemm_f64_at(int64_t m, int64_t k, int64_t n) {
+    const qrt_gemm_f64 *kernel = &rung.gemm_f64;
+    int64_t nr = kernel->nr, panels = (n + nr - 1) / nr;
+    double *a = array(m * k, sizeof *a), *b = array(k * n, sizeof *b), *packed = array(panels * nr * k, sizeof *packed);
+    double *y = array(m * n, sizeof *y), *alone = array(n, sizeof *alone);
+    for (int64_t i = 0; i < m * k; i++) a[i] = uniform(-1, 1);
+    for (int64_t i = 0; i < k * n; i++) b[i] = uniform(-1, 1);
+    qrt_f64_pack(kernel, k, n, b, n, 1, packed);
+    qrt_f64_gemm_strips(kernel, m, n, k, a, k, packed, nr, k * nr, y, n);
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            long double exact = 0, size = 0;
+            for (int64_t p = 0; p < k; p++) {
+                exact += (long double)a[i * k + p] * b[p * n + j];
+                size += fabs(a[i * k + p] * b[p * n + j]);
+            }
+            bool good = fabs((double)(y[i * n + j] - exact)) <= (double)k * DBL_EPSILON * (double)size;
+            check(good, "gemm_f64", i, j, y[i * n + j], (double)exact);
+        }
+        // A row alone, from where b lies, k in two halves: the same bits.
+        for (int64_t j = 0; j < n; j += nr) {
+            int64_t columns = n - j < nr ? n - j : nr, half = k / 2;
+            kernel->strip(1, columns, half, a + i * k, k, b + j, n, alone + j, n, false);
+            kernel->strip(1, columns, k - half, a + i * k + half, k, b + half * n + j, n, alone + j, n, true);
+        }
+        check(!memcmp(alone, y + i * n, sizeof *y * (size_t)n), "gemm_f64 row alone", i, 0, alone[0], y[i * n]);
+    }
+    release();
+}
+
+static void check_gemm_f64(void) {
+    static const int64_t ms[] = {0, 1, 2, 5, 6, 7, 13, 29, 100}, ks[] = {0, 1, 2, 7, 33, 300}, ns[] = {1, 3, 7, 8, 9, 16, 17, 40};
+    for (int i = 0; i < COUNT(ms); i++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int l = 0; l < COUNT(ns); l++) check_gemm_f64_at(ms[i], ks[j], ns[l]);
+}
+
 // ---------------------------------------------------------------------------------------- attention
 
 static void check_attention(void) {
@@ -823,6 +862,7 @@ int main(void) {
         num_checks = num_failures = 0;
         check_gemm_q8();
         check_gemm_f32();
+        check_gemm_f64();
         check_attention();
         check_attention_q16();
         check_unary();

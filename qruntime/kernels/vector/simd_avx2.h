@@ -116,6 +116,19 @@ static inline vf vf_ldexp(vf s, vi n) {
     return vf_mul(vf_mul(s, scale), vi_as_vf(vi_sll(vi_add(rest, vi_set(127)), 23)));
 }
 
+/// VL / 2 doubles, with the meanings of `vf`.
+typedef __m256d vd;
+static inline __m256i vd_first(int64_t n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+static inline vd vd_set(double x) { return _mm256_set1_pd(x); }
+static inline vd vd_zero(void) { return _mm256_setzero_pd(); }
+static inline vd vd_load(const double *p) { return _mm256_loadu_pd(p); }
+static inline vd vd_load_n(const double *p, int64_t n) { return _mm256_maskload_pd(p, vd_first(n)); }
+static inline void vd_store(double *p, vd v) { _mm256_storeu_pd(p, v); }
+static inline void vd_store_n(double *p, vd v, int64_t n) { _mm256_maskstore_pd(p, vd_first(n), v); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+
 /// Bytes 0 or 1.
 static inline void vm_store_bytes(uint8_t *p, vm m) {
     __m256i words = _mm256_srli_epi32(_mm256_castps_si256(m), 31);

@@ -74,6 +74,16 @@ static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 #define vi_sra(a, bits) _mm512_srai_epi32(a, bits)
 static inline vm vi_eq(vi a, vi b) { return _mm512_cmpeq_epi32_mask(a, b); }
 
+typedef __m512d vd;
+static inline __mmask8 vd_first(int64_t n) { return (__mmask8)((1u << n) - 1); }
+static inline vd vd_set(double x) { return _mm512_set1_pd(x); }
+static inline vd vd_zero(void) { return _mm512_setzero_pd(); }
+static inline vd vd_load(const double *p) { return _mm512_loadu_pd(p); }
+static inline vd vd_load_n(const double *p, int64_t n) { return _mm512_maskz_loadu_pd(vd_first(n), p); }
+static inline void vd_store(double *p, vd v) { _mm512_storeu_pd(p, v); }
+static inline void vd_store_n(double *p, vd v, int64_t n) { _mm512_mask_storeu_pd(p, vd_first(n), v); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+
 static inline __m256 vf_low(vf v) { return _mm512_castps512_ps256(v); }
 static inline __m256 vf_high(vf v) { return _mm512_extractf32x8_ps(v, 1); }
 static inline float vf_sum(vf v) {

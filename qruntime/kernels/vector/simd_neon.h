@@ -73,6 +73,22 @@ static inline vf vf_abs(vf a) { return vabsq_f32(a); }
 static inline vf vf_neg(vf a) { return vnegq_f32(a); }
 static inline vf vf_with_sign(vf a, vf s) { return vbslq_f32(vdupq_n_u32(0x80000000u), s, a); }
 
+typedef float64x2_t vd;
+static inline vd vd_set(double x) { return vdupq_n_f64(x); }
+static inline vd vd_zero(void) { return vdupq_n_f64(0.0); }
+static inline vd vd_load(const double *p) { return vld1q_f64(p); }
+static inline vd vd_load_n(const double *p, int64_t n) {
+    return n == 2 ? vd_load(p) : n == 1 ? vld1q_lane_f64(p, vd_zero(), 0) : vd_zero();
+}
+static inline void vd_store(double *p, vd v) { vst1q_f64(p, v); }
+static inline void vd_store_n(double *p, vd v, int64_t n) {
+    if (n == 2)
+        vd_store(p, v);
+    else if (n == 1)
+        vst1q_lane_f64(p, v, 0);
+}
+static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
+
 static inline vm vf_lt(vf a, vf b) { return vcltq_f32(a, b); }
 static inline vm vf_le(vf a, vf b) { return vcleq_f32(a, b); }
 static inline vm vf_eq(vf a, vf b) { return vceqq_f32(a, b); }

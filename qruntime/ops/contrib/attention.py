@@ -12,6 +12,7 @@ from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.contrib.quantized_matmul import matmul_integer_to_float
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import operator
 
 _FILTER = -10000.0
@@ -62,7 +63,7 @@ def attend(
     limit_shape((batch, heads, queries, keys), "the scores")
     wide = working_dtype(q.dtype)
     factor = wide.type(scale or (1 / math.sqrt(size) if size else 1))
-    scores = np.matmul(q.astype(wide, copy=False), k.astype(wide, copy=False).swapaxes(-1, -2)) * factor
+    scores = matmul(q.astype(wide, copy=False), k.astype(wide, copy=False).swapaxes(-1, -2)) * factor
     for extra in (bias, attention_bias):
         if extra is not None:
             try:
@@ -75,7 +76,7 @@ def attend(
     if causal:
         hidden = np.arange(keys) > np.arange(queries)[:, None] + (keys - queries)
         scores = np.where(hidden, wide.type(-np.inf), scores)
-    y = np.matmul(masked_softmax(scores), v.astype(wide, copy=False)).astype(q.dtype, copy=False)
+    y = matmul(masked_softmax(scores), v.astype(wide, copy=False)).astype(q.dtype, copy=False)
     return np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(batch, queries, heads * v.shape[3])
 
 

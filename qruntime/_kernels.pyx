@@ -20,7 +20,7 @@ import os
 
 import numpy as np
 
-from qruntime.errors import InputError, KernelUnavailable, RunError, counted
+from qruntime.errors import InputError, KernelUnavailable, RunError, SettingError, counted
 from qruntime.ir.dtypes import numpy_dtype, onnx_code, type_name
 
 cnp.import_array()
@@ -184,7 +184,10 @@ def set_isa(str name) -> None:
 
 
 def default_threads() -> int:
-    """Threads a run uses unless told otherwise."""
+    """Threads a run uses unless told otherwise. Raises SettingError when QRUNTIME_NUM_THREADS is no number of threads."""
+    text = os.environ.get("QRUNTIME_NUM_THREADS", "").strip()
+    if text and not (text.isascii() and text.isdecimal() and text.strip("0")):
+        raise SettingError(f"QRUNTIME_NUM_THREADS={text!r}: needs a whole number of at least 1. Set one, or unset it.")
     return qrt_default_threads()
 
 

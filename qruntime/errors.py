@@ -26,6 +26,10 @@ class InputError(QRuntimeError, ValueError):
     """What was fed to a model (or named to a call) does not fit it."""
 
 
+class SettingError(InputError):
+    """An environment variable whose value means nothing."""
+
+
 class RunError(QRuntimeError, RuntimeError):
     """A node failed while running; the message names it and its inputs."""
 

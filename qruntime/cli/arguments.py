@@ -3,9 +3,57 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
+from qruntime.quantization.specification import EMBEDDINGS_HINT
+
 Subparsers = Any  # argparse._SubParsersAction: the class has no public name
+
+
+class Command(argparse.ArgumentParser):
+    """A parser in which an option of several values leaves the positional arguments theirs, wherever they stand.
+
+    argparse gives `convert --exclude head in.onnx out.onnx` three patterns and no files. What follows such an option
+    last is given back as far as files are missing, and all files go before the options.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super().parse_known_args(None if args is None else self._positionals_first(list(args)), namespace)
+
+    def _positionals_first(self, args: list[str]) -> list[str]:
+        needed = sum(not action.option_strings for action in self._actions)
+        free: list[int] = []  # places of positional arguments
+        several: list[int] = []  # places that a positional argument may be given back from
+        at, end = 0, args.index("--") if "--" in args else len(args)
+        while at < end:
+            nargs = self._nargs(args[at])
+            at += 1
+            if nargs is _POSITIONAL:
+                free.append(at - 1)
+            elif nargs is None:
+                at += 1
+            elif nargs == "+":
+                start = at
+                while at < end and not args[at].startswith("-"):
+                    at += 1
+                several += range(start + 1, at)
+        missing = needed - len(free) - len(args[end + 1 :])
+        free = sorted([*free, *several[-missing:]] if missing > 0 else free)
+        rest = [arg for i, arg in enumerate(args[:end]) if i not in free]
+        return [*(args[i] for i in free), *rest, *args[end:]]
+
+    def _nargs(self, arg: str) -> int | str | None:
+        """Arguments that follow `arg` where it is an option: a number, "+", or None for one."""
+        if not arg.startswith("-") or arg == "-":
+            return _POSITIONAL
+        if "=" in arg:
+            return 0
+        named = {action.nargs for action in self._actions for option in action.option_strings if option.startswith(arg)}
+        return named.pop() if len(named) == 1 else 0
+
+
+_POSITIONAL = "positional"
 
 
 def add_command(subparsers: Subparsers, name: str, help: str, example: str) -> argparse.ArgumentParser:
@@ -66,3 +114,24 @@ def non_negative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"needs a number of at least 0, got {text!r}")
     return value
+
+
+_FLAGS = (
+    (EMBEDDINGS_HINT, "--qconfig Embedding=quint8 quantizes embeddings too, --dtype quint8 them alone"),
+    ("float_qparams_weight_only_qconfig (dtype='quint8'), or its 4-bit form (dtype='quint4x2')", "--qconfig NAME=quint8, or NAME=quint4x2"),
+    ("per_channel has no meaning for dtype='float16'", "--per-channel has no meaning for --dtype float16"),
+    ("faster_only=True", "--faster-only"),
+    ("strict=True", "--strict"),
+    ("exclude=", "--exclude"),
+    ("only=", "--only"),
+    ("qconfig_spec or mapping", "--kinds or --qconfig"),
+    ("qconfig_spec", "--kinds or --qconfig"),
+)
+"""What messages say in the words of Python, and how the command line says it."""
+
+
+def in_flags(text: str) -> str:
+    """A message of `quantize_dynamic` for those who gave its arguments as flags."""
+    for words, flags in _FLAGS:
+        text = text.replace(words, flags)
+    return text

@@ -16,6 +16,8 @@ from qruntime import _kernels
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, non_negative, positive_int
 from qruntime.cli.inputs import make_inputs
+from qruntime.cli.outputs import check_writable
+from qruntime.errors import SaveError
 from qruntime.quantization.printing import printable, table
 from qruntime.runtime.profile import Profile
 
@@ -54,6 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.trace:
+        check_writable(arguments.trace, replaces=False)
     counts = arguments.threads or [_kernels.default_threads()]
     feed: dict[str, Any] | None = None
     results: list[dict[str, Any]] = []
@@ -73,8 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
                 profiles.append(model.profile(feed))
     assert feed is not None
     if arguments.trace:
-        with open(arguments.trace, "w", encoding="utf-8") as file:
-            file.write(profiles[-1].to_chrome_trace())
+        try:
+            with open(arguments.trace, "w", encoding="utf-8") as file:
+                file.write(profiles[-1].to_chrome_trace())
+        except OSError as error:
+            raise SaveError(f"cannot write {arguments.trace!r}: {error.strerror or error}") from error
     shapes = {name: list(np.shape(value)) for name, value in feed.items()}
     if arguments.json:
         what = {"model": arguments.model, "int8": arguments.int8, "inputs": shapes}

@@ -10,7 +10,8 @@ from typing import Any
 
 import qruntime
 from qruntime.cli import terminal
-from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads
+from qruntime.cli.arguments import Subparsers, add_command, add_json, add_threads, in_flags
+from qruntime.cli.outputs import check_not_the_input, check_writable
 from qruntime.errors import QuantizationError
 from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization import (
@@ -25,10 +26,12 @@ from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.printing import layer_table, printable, skipped_lines, slower_lines
 from qruntime.quantization.report import Report
-from qruntime.quantization.selection import layer_kind, pattern_name
+from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
 from qruntime.quantization.specification import DTYPES, default_kinds
 
 WORST = 5
+NOTHING_QUANTIZED = 1
+"""Exit code when the output holds the model as it was."""
 
 QCONFIGS: dict[str, QConfig | None] = {
     "per_tensor": default_dynamic_qconfig,
@@ -46,16 +49,17 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "convert",
         "quantize a model: int8 weights now, int8 activations at every run",
-        "qruntime convert model.onnx model.int8.onnx --per-channel --exclude lm_head\n"
-        "  qruntime convert model.onnx model.int8.onnx --kinds Linear Conv --qconfig Embedding=quint8 head=none",
+        "qruntime convert model.onnx model.int8.onnx --per-channel --exclude lm_head layer.0\n"
+        "  qruntime convert model.onnx model.int8.onnx --kinds Linear Conv Embedding --qconfig head=none",
     )
     parser.add_argument("input", help="the float ONNX model")
-    parser.add_argument("output", help="where to write the int8 model; may be the input")
+    parser.add_argument("output", help="where to write the int8 model; the input itself needs --force")
+    parser.add_argument("--force", action="store_true", help="write over the input, whose float weights are lost then")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="qint8",
-        help="of the weights: qint8 (default), float16 (computed in float32), or quint8 and quint4x2 for embeddings",
+        help="of the weights: qint8 (default; quint8 for embeddings that --kinds names), float16 (computed in float32), or "
+        "quint8 and quint4x2 for embeddings",
     )
     parser.add_argument(
         "--per-channel", action="store_true", help="one weight scale per output channel instead of one per tensor"
@@ -117,15 +121,27 @@ def _qconfig(text: str) -> tuple[str, QConfig | None]:
 
 def _specification(arguments: argparse.Namespace) -> tuple[object, bool]:
     """qconfig_spec and per_channel of the call."""
-    if not arguments.qconfig:
-        return None if arguments.kinds is None else set(arguments.kinds), arguments.per_channel
-    name = "per_tensor" if arguments.dtype == "qint8" else arguments.dtype
+    dtype, kinds = _dtype(arguments), default_kinds(_dtype(arguments)) if arguments.kinds is None else arguments.kinds
+    embeddings = [kind for kind in kinds if pattern_name(kind) in ("Embedding", *KINDS["Embedding"]) and dtype not in EMBEDDINGS]
+    if embeddings and arguments.dtype is not None:
+        own = f"--qconfig {embeddings[0]}=quint8 (or quint4x2)"
+        raise QuantizationError(f"--kinds {embeddings[0]}: embeddings have no form of --dtype {dtype}; write {own} instead")
+    if not arguments.qconfig and not embeddings:
+        return None if arguments.kinds is None else set(kinds), arguments.per_channel
+    name = "per_tensor" if dtype == "qint8" else dtype
     qconfig = QCONFIGS["per_channel" if arguments.per_channel and name == "per_tensor" else name]
-    kinds = default_kinds(arguments.dtype) if arguments.kinds is None else arguments.kinds
-    return dict.fromkeys(kinds, qconfig) | dict(arguments.qconfig), False
+    spec = dict.fromkeys(kinds, qconfig) | dict.fromkeys(embeddings, QCONFIGS["quint8"])
+    return spec | dict(arguments.qconfig), False
+
+
+def _dtype(arguments: argparse.Namespace) -> str:
+    return arguments.dtype or "qint8"
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.force:
+        check_not_the_input(arguments.input, arguments.output)
+    check_writable(arguments.output, replaces=True)
     start = time.perf_counter()
     with terminal.progress(f"Loading {arguments.input}"):
         model = qruntime.load(arguments.input, threads=arguments.threads)
@@ -136,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         warnings.simplefilter("always")
         model.quantize_dynamic(
             spec,  # type: ignore[arg-type]
-            arguments.dtype,
+            _dtype(arguments),
             inplace=True,
             per_channel=per_channel,
             engine=arguments.engine,
@@ -148,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     _check_patterns(arguments, model)
     for warning in caught:
-        terminal.warn(printable(str(warning.message), limit=1000))
+        terminal.warn(printable(in_flags(str(warning.message)), limit=1000))
     quantized = time.perf_counter()
     with terminal.progress(f"Writing {arguments.output}"):
         model.save(arguments.output)
@@ -161,8 +177,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         terminal.result(_lines(arguments, model, sizes, seconds))
     if not model.report.layers:
-        terminal.warn(f"no layer was quantized; {_list_nodes(arguments)}")
-    elif os.path.realpath(arguments.input) != os.path.realpath(arguments.output):
+        terminal.warn(f"no layer was quantized: {arguments.output} holds the model as it was; {_list_nodes(arguments)}")
+        return NOTHING_QUANTIZED
+    if os.path.realpath(arguments.input) != os.path.realpath(arguments.output):
         terminal.note(f"see what it costs in accuracy: qruntime compare {arguments.input} {arguments.output}")
     return 0
 
@@ -188,7 +205,7 @@ def _fields(
     return {
         "input": arguments.input,
         "output": arguments.output,
-        "dtype": arguments.dtype,
+        "dtype": _dtype(arguments),
         "per_channel": arguments.per_channel,
         "activation": _activation(arguments),
         "engine": arguments.engine,
@@ -225,7 +242,7 @@ def _lines(
     if worst:
         title = "The layers whose weights lost most" if len(report.layers) > len(worst) else "Layers, worst first"
         lines += ["", terminal.heading(f"{title}:"), *layer_table(worst)]
-    return lines + skipped_lines(report) + slower_lines(report)
+    return lines + [in_flags(line) for line in (*skipped_lines(report), *slower_lines(report))]
 
 
 def _activation(arguments: argparse.Namespace) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import qruntime
 from qruntime.cli import bench, compare, convert, inspect, terminal
+from qruntime.cli.arguments import Command, in_flags
+from qruntime.cli.outputs import Overwriting
 from qruntime.errors import (
     InputError,
     InvalidModel,
@@ -17,6 +19,7 @@ from qruntime.errors import (
     QuantizationError,
     RunError,
     SaveError,
+    SettingError,
     UnsupportedModel,
     UnsupportedOp,
 )
@@ -27,7 +30,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 COMMANDS = (convert, inspect, bench, compare)
 
 EPILOG = """\
-exit codes: 0 done, 1 the comparison failed, 2 wrong usage, 3 not a valid or readable model,
+exit codes: 0 done, 1 the comparison failed or no layer was quantized, 2 wrong usage, 3 not a valid or readable model,
 4 the model needs something unsupported, 5 running or writing failed, 130 interrupted
 
 environment: QRUNTIME_ISA caps the instruction set, QRUNTIME_NUM_THREADS sets the threads,
@@ -88,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"qruntime {qruntime.__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Command)
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser
@@ -103,10 +106,10 @@ def explain(error: Exception) -> tuple[int, str]:
         return UNSUPPORTED, f"{text}."
     if isinstance(error, UnsupportedModel):
         return UNSUPPORTED, f"{text}. Export the model without it, or report it with the model."
-    if isinstance(error, KernelUnavailable):
+    if isinstance(error, (KernelUnavailable, SettingError, Overwriting)):
         return USAGE, f"{text}."
     if isinstance(error, QuantizationError):
-        return USAGE, f"{text}. See the names of the layers with: qruntime inspect --nodes MODEL"
+        return USAGE, f"{in_flags(text)}. See the names of the layers with: qruntime inspect --nodes MODEL"
     if isinstance(error, InputError):
         return USAGE, f"{text}. See the inputs with: qruntime inspect MODEL; feed your own with --npz FILE."
     if isinstance(error, RunError):

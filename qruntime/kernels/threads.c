@@ -172,8 +172,8 @@ void qrt_unshared_work_ended(void) { atomic_store(&pool.unshared_end, now_ns());
 
 static int from_environment(const char *name) {
     const char *text = getenv(name);
-    int n = text ? atoi(text) : 0;
-    return n > 0 ? n : 0;
+    long n = text ? strtol(text, NULL, 10) : 0;
+    return n < 1 ? 0 : n > MAX_WORKERS + 1 ? MAX_WORKERS + 1 : (int)n;
 }
 
 /// CPUs that the cgroup quota allows, rounded up; 0 when there is no quota.

@@ -30,6 +30,10 @@ _DEFAULTS = {
 }
 DTYPES = tuple(_DEFAULTS)
 
+EMBEDDINGS_HINT = (
+    "an entry 'Embedding': float_qparams_weight_only_qconfig of qconfig_spec quantizes embeddings too, dtype='quint8' them alone"
+)
+
 
 def default_kinds(dtype: str) -> tuple[str, ...]:
     """The kinds that a call quantizes to `dtype` when it names none."""
@@ -62,7 +66,7 @@ class Specification(NamedTuple):
         ranked = [(found, pattern) for pattern in self.entries if (found := rank(node, pattern)) is not None]
         if not ranked:
             if kind == "Embedding" and self.is_default:
-                return Unselected("not selected: embeddings are quantized by dtype='quint8'")
+                return Unselected(f"not selected: {EMBEDDINGS_HINT}")
             if kind == "Conv" and self.is_default:
                 return Unselected("not selected: qconfig_spec must name Conv, or the layer")
             return Unselected("not selected by qconfig_spec")

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime.cli import bench
 from tests.cli.conftest import Command, save
 
 QUICK = ("--seconds", 0.01, "--warmup", 0)
@@ -147,8 +148,17 @@ def test_profile(command: Command, linear: Path, tmp_path: Path) -> None:
     assert all(n["operations"] > 0 for n in nodes)
 
 
-def test_a_trace_that_cannot_be_written(command: Command, linear: Path, tmp_path: Path) -> None:
-    done = command("bench", linear, *QUICK, "--trace", tmp_path / "nowhere" / "trace.json")
-    assert done.code == 3
-    assert "nowhere" in done.err
-    assert "Traceback" not in done.err
+def test_a_trace_that_cannot_be_written(command: Command, linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it was measured"))
+    for path in (tmp_path / "nowhere" / "trace.json", tmp_path, linear / "trace.json"):
+        done = command("bench", linear, *QUICK, "--trace", path)
+        assert done.code == 5
+        assert done.out == ""
+        assert done.err.startswith(f"qruntime: error: cannot write {str(path)!r}: ")
+        assert len(done.err.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == [linear]
+
+
+def test_files_may_stand_behind_thread_counts(command: Command, linear: Path) -> None:
+    done = command("bench", *QUICK, "--json", "--threads", 1, 2, linear)
+    assert [result["threads"] for result in done.json["results"]] == [1, 2]

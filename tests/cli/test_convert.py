@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -87,23 +88,74 @@ def test_strict_refuses_and_writes_nothing(command: Command, linear: Path, tmp_p
     done = command("convert", linear, output, "--only", "nothing", "--strict")
     assert done.code == 2
     assert done.out == ""
-    assert done.err.splitlines()[-1].startswith("qruntime: error: strict=True")
+    assert done.err.splitlines()[-1].startswith("qruntime: error: --strict and nothing in the model is selected by")
     assert not output.exists()
 
 
 def test_nothing_quantized_is_said(command: Command, lookup: Path, tmp_path: Path) -> None:
     done = command("convert", lookup, tmp_path / "int8.onnx")
-    assert done.code == 0
+    assert done.code == 1
     assert "no layer was quantized" in done.err
+    assert "  --qconfig Embedding=quint8" not in done.err
+    assert "not selected: --qconfig Embedding=quint8 quantizes embeddings too" in done.out
+    assert command("convert", lookup, tmp_path / "int8.onnx", "--json").code == 1
+    assert command("convert", lookup, tmp_path / "int8.onnx", "--qconfig", "Embedding=quint8").code == 0
 
 
-def test_in_place(command: Command, linear: Path) -> None:
-    before = linear.stat().st_size
-    done = command("convert", linear, linear, "--json")
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "symbolic link", "hard link"])
+def test_the_input_is_overwritten_only_by_force(command: Command, linear: Path, link: Any) -> None:
+    before = linear.read_bytes()
+    output = linear
+    if link is not None:
+        output = linear.parent / "other.onnx"
+        link(linear, output)
+    refused = command("convert", linear, output)
+    assert refused.code == 2
+    assert "is the input" in refused.err
+    assert "--force" in refused.err
+    assert linear.read_bytes() == before
+    done = command("convert", linear, output, "--force", "--json")
     assert done.code == 0
-    assert done.json["file_bytes_before"] == before
-    assert len(qruntime.load(linear).report.layers) == 2
-    assert os.listdir(linear.parent) == ["linear.onnx"]
+    assert done.json["file_bytes_before"] == len(before)
+    assert len(qruntime.load(output).report.layers) == 2
+    assert sorted(os.listdir(linear.parent)) == sorted({"linear.onnx", output.name})
+
+
+def test_an_earlier_output_is_replaced(command: Command, linear: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert command("convert", linear, tmp_path / "int8.onnx").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--exclude", "head", "IN", "OUT"),
+        ("--exclude", "head", "--", "IN", "OUT"),
+        ("IN", "--exclude", "head", "OUT"),
+        ("--exclude", "head", "IN", "--strict", "OUT"),
+        ("IN", "OUT", "--exclude", "head", "/head"),
+        ("--json", "--exclude", "head", "/head", "IN", "OUT"),
+        ("--excl", "head", "IN", "OUT"),
+        ("--exclude=head", "IN", "OUT"),
+        ("--dtype", "qint8", "--kinds", "Linear", "--exclude", "head", "IN", "OUT"),
+        ("--threads", "1", "--exclude", "head", "IN", "OUT"),
+    ],
+    ids=" ".join,
+)
+def test_files_may_stand_anywhere(command: Command, linear: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    output = tmp_path / "int8.onnx"
+    done = command("convert", *({"IN": linear, "OUT": output}.get(a, a) for a in arguments))
+    assert done.code == 0, done.err
+    assert [layer.name for layer in qruntime.load(output).report.layers] == ["/encoder/layer.0/fc/MatMul"]
+
+
+@pytest.mark.parametrize("arguments", [("--exclude", "IN"), ("--exclude", "head", "IN"), ("IN", "OUT", "third"), ("IN", "--threads", "1")])
+def test_missing_and_surplus_files(command: Command, linear: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = command("convert", *({"IN": linear, "OUT": tmp_path / "int8.onnx"}.get(a, a) for a in arguments))
+    assert done.code == 2
+    assert "usage: qruntime" in done.err
+    assert ("unrecognized arguments: third" if "third" in arguments else "required: ") in done.err
+    assert os.listdir(tmp_path) == ["linear.onnx"]
 
 
 @pytest.mark.parametrize("target", ["missing/out.onnx", "."])
@@ -118,6 +170,15 @@ def test_a_failed_write_leaves_the_folder_alone(command: Command, linear: Path, 
     assert linear.read_bytes() == before
 
 
+def test_an_output_that_cannot_be_written_is_said_before_the_work(
+    command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qruntime, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    assert command("convert", linear, linear.parent / "missing" / "out.onnx").code == 5
+    assert command("convert", linear, linear / "out.onnx").code == 5
+    assert command("convert", linear, linear).code == 2
+
+
 def test_a_crash_while_writing_keeps_the_old_file(
     command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +188,7 @@ def test_a_crash_while_writing_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    done = command("convert", linear, linear)
+    done = command("convert", linear, linear, "--force")
     assert done.code == 5
     assert "No space left on device" in done.err
     assert linear.read_bytes() == before
@@ -179,6 +240,11 @@ def several(tmp_path: Path) -> Path:
         (["--faster-only"], {}, "nothing is quantized"),
         (["--qconfig", "head=none", "Conv=per_channel"], {"/conv/Conv": "per_channel_affine"}, "weights int8 per channel"),
         (["--qconfig", "Conv=float16", "--per-channel"], {"/conv/Conv": "float16", "/head/MatMul": "per_channel_affine"}, "float16"),
+        (["--kinds", "Linear", "Embedding"],
+         {"/head/MatMul": "per_tensor_affine", "/embedding/Gather": "per_channel_affine_float_qparams"}, "embeddings uint8"),
+        (["--kinds", "Embedding"], {"/embedding/Gather": "per_channel_affine_float_qparams"}, "embeddings uint8"),
+        (["--kinds", "Embedding", "--qconfig", "Embedding=quint4x2", "head=per_channel"],
+         {"/head/MatMul": "per_channel_affine", "/embedding/Gather": "per_channel_affine_float_qparams"}, "per channel"),
         (["--kinds", "Conv", "--dtype", "float16", "--qconfig", "Embedding=quint8"],
          {"/conv/Conv": "float16", "/embedding/Gather": "per_channel_affine_float_qparams"}, "weights float16, embeddings"),
     ],
@@ -213,6 +279,8 @@ def test_what_is_asked_for_and_absent_is_said(command: Command, several: Path, t
         (["--engine", "fbgemm", "--activation", "per_token"], "quantizes activations per tensor"),
         (["--dtype", "float16", "--per-channel"], "no scales"),
         (["--dtype", "quint8", "--kinds", "Linear"], "the only dtypes for Linear"),
+        (["--dtype", "qint8", "--kinds", "Embedding"], "write --qconfig Embedding=quint8 (or quint4x2) instead"),
+        (["--qconfig", "Embedding=per_tensor"], "--qconfig NAME=quint8, or NAME=quint4x2"),
     ],
 )
 def test_flags_that_mean_nothing(command: Command, several: Path, tmp_path: Path, flags: list[str], message: str) -> None:

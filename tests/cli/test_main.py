@@ -56,6 +56,21 @@ def test_an_unknown_instruction_set(tmp_path: Path, name: str, monkeypatch: pyte
     assert line.startswith("qruntime: error: QRUNTIME_ISA='sse9', but this CPU offers: portable")
 
 
+@pytest.mark.parametrize("threads", ["abc", "0", "-1", "2.5", "4 threads"])
+def test_a_number_of_threads_that_is_none(monkeypatch: pytest.MonkeyPatch, command: Command, threads: str) -> None:
+    monkeypatch.setenv("QRUNTIME_NUM_THREADS", threads)
+    done = command("inspect", SHAKESPEARE)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err == f"qruntime: error: QRUNTIME_NUM_THREADS={threads!r}: needs a whole number of at least 1. Set one, or unset it.\n"
+    with pytest.raises(qruntime.InputError, match="QRUNTIME_NUM_THREADS"):
+        qruntime.load(SHAKESPEARE)
+    monkeypatch.setenv("QRUNTIME_NUM_THREADS", "99999999999999999999")
+    assert qruntime.load(SHAKESPEARE).threads >= 1
+    monkeypatch.setenv("QRUNTIME_NUM_THREADS", "")
+    assert qruntime.load(SHAKESPEARE).threads >= 1
+
+
 @pytest.mark.parametrize("name", ["inspect", "convert", "bench", "compare"])
 @pytest.mark.parametrize("content", [None, b"", b"\x08", b"<html></html>", b"PK\x03\x04" + bytes(50)])
 def test_bad_files(command: Command, tmp_path: Path, name: str, content: bytes | None) -> None:

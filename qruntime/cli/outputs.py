@@ -1,0 +1,32 @@
+"""Paths that commands write to, checked before any work is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from qruntime.errors import SaveError
+
+
+class Overwriting(Exception):
+    """The output is the input; the message says what to do."""
+
+
+def check_writable(path: str, *, replaces: bool) -> None:
+    """Raises SaveError when nothing can be written at `path`; `replaces` as `save` does, by renaming a new file."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        problem = errno.EISDIR
+    elif not os.path.isdir(folder):
+        problem = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
+    elif not os.access(folder if replaces or not os.path.exists(path) else path, os.W_OK):
+        problem = errno.EACCES
+    else:
+        return
+    raise SaveError(f"cannot write {path!r}: {os.strerror(problem)}")
+
+
+def check_not_the_input(source: str, target: str) -> None:
+    """Raises Overwriting when both paths, also through links, are one file."""
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise Overwriting(f"{target!r} is the input, and its float weights would be lost; give another output, or --force")

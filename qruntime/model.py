@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import html
 import mmap
 import os
 import threading
@@ -128,13 +129,17 @@ class Model:
                 return results
         return self._run(feed, outputs, out)
 
-    def __call__(self, *values: Any) -> Any:
-        """Run on values in the order of the inputs; one output comes bare, several as a tuple."""
+    def __call__(self, *values: Any, **named: Any) -> Any:
+        """Run on values in the order of the inputs, or by name; one output comes bare, several as a tuple."""
         names = [info.name for info in self.inputs]
         if len(values) > len(names):
             needed = f"{counted(len(names), 'input')} ({', '.join(names)})"
             raise InputError(f"the model has {needed}, got {counted(len(values), 'value')}")
-        results = tuple(self.run(dict(zip(names, values))).values())
+        feed = dict(zip(names, values))
+        twice = [name for name in named if name in feed]
+        if twice:
+            raise InputError(f"input {twice[0]!r} is given by its place and by its name")
+        results = tuple(self.run(feed | named).values())
         return results[0] if len(results) == 1 else results
 
     def profile(self, feed: Mapping[str, Any], *, repeat: int = 20) -> Profile:
@@ -307,14 +312,19 @@ class Model:
 
         return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as one ONNX file (weights beside it in `<path>.data` when they exceed 2 GB).
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the tree of `print(model)`."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
-        The file appears whole or not at all. Raises SaveError.
+    def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
+        """Write the model as one ONNX file, its weights beside it in `<path>.data` when they exceed 2 GB.
+
+        `external_data` True puts weights of 1 KB and more there whatever the size, False never. Files appear whole or not
+        at all. Raises SaveError.
         """
         from qruntime.onnx_io import exporter
 
-        exporter.save_graph(self.graph, self.info, path)
+        exporter.save_graph(self.graph, self.info, path, external_data=external_data)
 
 
 @contextlib.contextmanager

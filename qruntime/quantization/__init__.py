@@ -1,14 +1,17 @@
-"""Dynamic quantization under torch's names.
+"""Dynamic quantization under torch's names, and from file to file under ONNX Runtime's.
 
     from qruntime.quantization import quantize_dynamic, per_channel_dynamic_qconfig
     quantized = quantize_dynamic(model, {"Linear": per_channel_dynamic_qconfig})
+    quantize_dynamic("model.onnx", "model.int8.onnx", per_channel=True)
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from qruntime.errors import QuantizationError
 from qruntime.quantization.qconfig import (
     HistogramObserver,
     MinMaxObserver,
@@ -31,9 +34,12 @@ from qruntime.quantization.qconfig import (
 if TYPE_CHECKING:
     from typing import TypeVar
 
+    from qruntime.session.quantize_files import QuantType
+
     M = TypeVar("M")
 
 
+@overload
 def quantize_dynamic(
     model: M,
     qconfig_spec: Iterable[object] | Mapping[object, object] | None = None,
@@ -41,9 +47,43 @@ def quantize_dynamic(
     mapping: Iterable[object] | Mapping[object, object] | None = None,
     inplace: bool = False,
     **options: Any,
-) -> M:
-    """`model.quantize_dynamic(…)`, called as torch.quantization.quantize_dynamic is."""
-    return model.quantize_dynamic(qconfig_spec, dtype, mapping, inplace, **options)  # type: ignore[attr-defined]
+) -> M: ...
+
+
+@overload
+def quantize_dynamic(
+    model_input: str | os.PathLike[str],
+    model_output: str | os.PathLike[str],
+    op_types_to_quantize: Iterable[str] | None = None,
+    per_channel: bool = False,
+    **options: Any,
+) -> None: ...
+
+
+def quantize_dynamic(*arguments: Any, **keywords: Any) -> Any:
+    """Of a model: `model.quantize_dynamic(…)`, called as torch.quantization.quantize_dynamic is.
+
+    Of a path (or an onnx.ModelProto) and a path: read, quantize, write, with the arguments of
+    onnxruntime.quantization.quantize_dynamic (qruntime/session/quantize_files.py).
+    """
+    first = arguments[0] if arguments else keywords.get("model", keywords.get("model_input"))
+    if "model_input" in keywords or isinstance(first, (str, os.PathLike)) or hasattr(first, "SerializeToString"):
+        from qruntime.session.quantize_files import quantize_files
+
+        return quantize_files(*arguments, **keywords)
+    if first is None:
+        raise QuantizationError("quantize_dynamic needs a model, or the paths model_input and model_output")
+    if arguments:
+        return first.quantize_dynamic(*arguments[1:], **keywords)
+    return first.quantize_dynamic(**{name: value for name, value in keywords.items() if name != "model"})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "QuantType":
+        from qruntime.session.quantize_files import QuantType
+
+        return QuantType
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
@@ -53,6 +93,7 @@ __all__ = [
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "QConfig",
+    "QuantType",
     "default_dynamic_qconfig",
     "default_dynamic_quant_observer",
     "default_float_qparams_observer",

@@ -78,7 +78,7 @@ FAMILIES = {
     "contrib.activations": {"com.microsoft": "BiasGelu FastGelu Gelu QuickGelu"},
     "contrib.attention": {"com.microsoft": "Attention MultiHeadAttention QAttention"},
     "contrib.convolution": {"com.microsoft": "FusedConv"},
-    "contrib.fused_matmul": {"com.microsoft": "FusedGemm FusedMatMul TransposeMatMul"},
+    "contrib.fused_matmul": {"com.microsoft": "FusedGemm FusedMatMul GemmFastGelu TransposeMatMul"},
     "contrib.linear_algebra": {"com.microsoft": "Inverse Trilu"},
     "contrib.matmul_nbits": {"com.microsoft": "MatMulNBits"},
     "contrib.normalization": {

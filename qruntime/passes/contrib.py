@@ -13,11 +13,12 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.matmul_nbits import dequantized
-from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
+from qruntime.passes.foreign_quantization import dequantized_constant, dynamic_linear, dynamic_source
 from qruntime.passes.linear import constant, splice
 from qruntime.passes.pieces import Pieces
 from qruntime.passes.rewriting import Skip, trace
 from qruntime.passes.symbolic_shapes import rank
+from qruntime.passes.weights import DYNAMIC, QuantizedWeight, quantized_weight
 
 Expansion = Callable[[Pieces, Node], Value | Skip | tuple[Value | None, ...]]
 """Returns the new first output, or one per output of the node, None where the pieces have nothing to give."""
@@ -99,15 +100,40 @@ def _fused_matmul(op: Pieces, node: Node) -> Skip | Value:
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):
         return Skip("a batch is transposed")
     alpha = node.attr("alpha", 1.0)
-    sides = [_transposed(op, node.input(i), node.attr(name, 0)) for i, name in enumerate(("transA", "transB"))]
-    for side in sides:
-        if isinstance(side, Skip):
-            return side
-    weight = sides[1]
-    if isinstance(weight, Value) and weight.data is not None and weight.data.dtype == np.float32:
-        sides[1], alpha = constant(weight.name, weight.data * np.float32(alpha)) if alpha != 1 else weight, 1.0
-    product = op.MatMul(*sides)
+    left = _transposed(op, node.input(0), node.attr("transA", 0))
+    if isinstance(left, Skip):
+        return left
+    stored = _stored(node)
+    if stored is not None and stored.q.ndim == 2:
+        return op.MatMul(left, _stored_again(op, node, stored, node.attr("transB", 0), alpha))
+    weight = _transposed(op, _real(node.input(1)), node.attr("transB", 0))
+    if isinstance(weight, Skip):
+        return weight
+    if weight.data is not None and weight.data.dtype == np.float32:
+        weight, alpha = constant(weight.name, weight.data * np.float32(alpha)) if alpha != 1 else weight, 1.0
+    product = op.MatMul(left, weight)
     return product if alpha == 1 else op.Mul(product, op.number(alpha))
+
+
+def _real(value: Value | None) -> Value | None:
+    """The constant behind a dequantization, and any other value itself."""
+    return value if value is None else dequantized_constant(value) or value
+
+
+def _stored(node: Node) -> QuantizedWeight | None:
+    """The weight of a layer whose activations are quantized too."""
+    return quantized_weight(node.input(1)) if DYNAMIC in node.metadata else None
+
+
+def _stored_again(op: Pieces, node: Node, weight: QuantizedWeight, transpose: int, factor: float) -> Value:
+    """The dequantization of a matrix that is transposed and multiplied."""
+    q, axis = (weight.q.T, 0 if weight.axis else 1) if transpose else (weight.q, weight.axis)
+    name = node.op_type if (value := node.input(1)) is None else value.name
+    scale, zero_point = weight.scale * np.float32(factor), weight.zero_point
+    if weight.axis is None:
+        scale, zero_point = scale.reshape(()), zero_point.reshape(())
+    parts = (constant(name, q), constant(f"{name}/scale", scale), constant(f"{name}/zero_point", zero_point))
+    return op.DequantizeLinear(*parts) if weight.axis is None else op.DequantizeLinear(*parts, axis=axis)
 
 
 def _transposed(op: Pieces, value: Value | None, transpose: int) -> Skip | Value:
@@ -149,6 +175,12 @@ def _fused_gemm(op: Pieces, node: Node) -> Skip | Value:
     return _activated(op, op.Gemm(*node.inputs[:3], **kept), node.attr("activation", ""), parameters)
 
 
+def _gemm_fast_gelu(op: Pieces, node: Node) -> Skip | Value:
+    if not _needed(node, 2):
+        return Skip("an input is missing")
+    return op.Gelu(_plus(op, op.MatMul(node.input(0), node.input(1)), node.input(2)), approximate="tanh")
+
+
 def _fused_conv(op: Pieces, node: Node) -> Skip | Value:
     if not _needed(node, 2):
         return Skip("an input is missing")
@@ -177,18 +209,44 @@ def _matmul_nbits(op: Pieces, node: Node) -> Skip | Value:
     return y if bias is None else op.Add(y, bias)
 
 
-def _attention(op: Pieces, node: Node) -> Skip | Value:
-    """Without a past: one linear layer, whose result q, k and v share, and the fused kernel."""
-    weights = node.input(1)
-    if not _needed(node, 2) or weights is None or weights.data is None or weights.data.ndim != 2:
+def _attention(op: Pieces, node: Node) -> Skip | Value | tuple[Value | None, ...]:
+    """One linear layer, whose result q, k and v share, and the fused kernel; with a past or else, MultiHeadAttention."""
+    stored, weights = _stored(node), _real(node.input(1))
+    matrix = stored.q if stored is not None else None if weights is None else weights.data
+    if not _needed(node, 2) or matrix is None or matrix.ndim != 2:
         return Skip("the weights are no constant matrix")
-    if node.input(4) is not None or node.input(6) is not None:
-        return Skip("it has a past")
-    reason = _unlike_the_kernel(node, weights.data.shape[1])
-    if reason is not None:
-        return reason
-    projected = _plus(op, op.MatMul(node.input(0), weights), node.input(2))
-    return _attend(op, node, projected, weights.data.shape[1] // 3, node.input(3), node.input(5))
+    if node.attr("do_rotary", 0) or node.attr("past_present_share_buffer", 0) or node.input(6) is not None:
+        return Skip("it is rotary, or shares the buffer of its past")
+    bias = node.input(2)
+    if bias is not None and bias.data is not None and bias.data.shape != matrix.shape[1:]:
+        return Skip(f"the bias has shape {list(bias.data.shape)}, need [{matrix.shape[1]}]")
+    projected = _plus(op, op.MatMul(node.input(0), node.input(1) if stored is not None else weights), bias)
+    reason = _unlike_the_kernel(node, matrix.shape[1])
+    if reason is None and node.input(4) is None and not any(output.is_read for output in node.outputs[1:]):
+        made = _attend(op, node, projected, matrix.shape[1] // 3, node.input(3), node.input(5))
+        if not isinstance(made, Skip):
+            return made
+    return _attend_apart(op, node, projected, matrix.shape[1])
+
+
+def _attend_apart(op: Pieces, node: Node, projected: Value | None, columns: int) -> Skip | tuple[Value | None, ...]:
+    """q, k and v as inputs of MultiHeadAttention, the halves of a past as two, and the present of its two outputs."""
+    sizes = tuple(node.attr("qkv_hidden_sizes") or (columns // 3,) * 3)
+    if len(sizes) != 3 or min(sizes) < 1 or sum(sizes) != columns:
+        return Skip(f"the hidden sizes {sizes} do not fill {columns} columns")
+    if sizes[1] != sizes[2] and any(output.is_read for output in node.outputs[1:]):
+        return Skip("keys and values of different sizes have no common cache")
+    parts = op.several(3, "Split", projected, _integers("sizes", *sizes), axis=_LAST)
+    halves: tuple[Value | None, ...] = (None, None)
+    if node.input(4) is not None:
+        halves = tuple(op.Squeeze(half, _axes(0)) for half in op.several(2, "Split", node.input(4), axis=0, num_outputs=2))
+    kept = ("num_heads", "unidirectional", "scale", "mask_filter_value")
+    attributes = {name: node.attributes[name] for name in kept if name in node.attributes}
+    inputs = (*parts, None, node.input(3), node.input(5), *halves)
+    y, keys, values = op.several(3, "MultiHeadAttention", *inputs, domain=MICROSOFT, **attributes)
+    if not any(output.is_read for output in node.outputs[1:]):
+        return y, None
+    return y, op.Concat(op.Unsqueeze(keys, _axes(0)), op.Unsqueeze(values, _axes(0)), axis=0)
 
 
 def _quantized_attention(op: Pieces, node: Node) -> Skip | Value:
@@ -267,7 +325,11 @@ def _integer(value: int) -> Value:
 
 
 def _axes(*axes: int) -> Value:
-    return constant("axes", np.array(axes, np.int64))
+    return _integers("axes", *axes)
+
+
+def _integers(name: str, *numbers: int) -> Value:
+    return constant(name, np.array(numbers, np.int64))
 
 
 def _multi_head_attention(op: Pieces, node: Node) -> Skip | Value:
@@ -302,6 +364,7 @@ _EXPANSIONS: dict[tuple[str, str], Expansion] = {
     (MICROSOFT, "FusedMatMul"): _fused_matmul,
     (MICROSOFT, "TransposeMatMul"): _fused_matmul,
     (MICROSOFT, "FusedGemm"): _fused_gemm,
+    (MICROSOFT, "GemmFastGelu"): _gemm_fast_gelu,
     (MICROSOFT, "FusedConv"): _fused_conv,
     (MICROSOFT, "MatMulNBits"): _matmul_nbits,
     (MICROSOFT, "Attention"): _attention,

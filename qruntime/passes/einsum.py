@@ -57,6 +57,18 @@ def contract_einsum(graph: Graph) -> None:
     _rewrite(graph, only_linear=False)
 
 
+def why_not_linear(node: Node) -> str:
+    """Why an Einsum is no linear layer with a constant weight; empty when it is."""
+    contraction = _Contraction(node, True, {})
+    try:
+        contraction.result()
+    except _Undone as reason:
+        return str(reason)
+    finally:
+        contraction.op.withdraw()
+    return ""
+
+
 def _rewrite(graph: Graph, *, only_linear: bool) -> None:
     arranged: Arranged = {}
     for nested in graph.walk_graphs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,16 @@ class Pieces:
     def __getattr__(self, op_type: str) -> Callable[..., Value]:
         make = getattr(self.builder, op_type)
         return lambda *inputs, **attributes: make(*inputs, domain="", **attributes)
+
+    def several(self, count: int, op_type: str, *inputs: Value | None, domain: str = "", **attributes: Any) -> list[Value]:
+        """The outputs of a node that has `count` of them."""
+        first = getattr(self.builder, op_type)(*inputs, domain=domain, **attributes)
+        node = self.builder.nodes[-1]
+        for index in range(1, count):
+            further = Value(f"{first.name}/{index}")
+            further.producer = node
+            node.outputs.append(further)
+        return list(node.outputs)
 
     def number(self, value: float) -> Value:
         return constant(f"{value}", np.array(value, np.float32))

@@ -16,10 +16,11 @@ from qruntime.ops import engines
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quantized_weight
 from qruntime.quantization.embeddings import Tables, describe_embedding
+from qruntime.quantization.layers import weights_of, why_unfit
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
-from qruntime.quantization.selection import RECURRENT, layer_kind, layer_name
+from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.specification import Specification, Unselected
 from qruntime.quantization.storage import SNR, Weights, layer_report, stored_snr
@@ -71,7 +72,7 @@ def quantize_graph(
         if isinstance(observer, str):
             made = observer
         elif kind == "Embedding":
-            made = tables.quantize_node(node, observer)
+            made = why_unfit(node) or tables.quantize_node(node, observer)
         else:
             made = weights.quantize_node(graph, node, observer)
         if isinstance(made, str):
@@ -121,7 +122,7 @@ def describe_existing(graph: Graph) -> Report:
             embedding = describe_embedding(node, seen)
             layers += [embedding] if embedding else []
             continue
-        values = [node.input(i) for i in ((1, 2) if node.is_op(*RECURRENT) else (1,))]
+        values = weights_of(node)
         found = [_stored_weights(value) for value in values]
         stored = [weights for weights in found if weights is not None]
         if len(stored) < len(found):

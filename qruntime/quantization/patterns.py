@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from qruntime.ir import Node
-from qruntime.quantization.selection import is_kind, kind_of, kinds_of, layer_name, layer_paths
+from qruntime.quantization.selection import is_kind, kinds_of, layer_name, layer_paths
 
 WHOLE_MODEL, KIND, AROUND, OWN = range(4)
 
@@ -52,7 +52,7 @@ def rank(node: Node, pattern: str) -> Closeness | None:
     if pattern == layer_name(node):
         return Closeness(OWN, len(parts), len(parts))
     if pattern in kinds_of(node):
-        return Closeness(KIND, components=int(pattern != kind_of(node.op_type)))
+        return Closeness(KIND, components=int(pattern == node.op_type))
     from_root = pattern.startswith("/") or is_kind(pattern)
     found = [_place(components(path), parts, from_root) for path in layer_paths(node)]
     return max((place for place in found if place is not None), default=None)

@@ -9,6 +9,7 @@ from typing import Any
 
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
+from qruntime.quantization.layers import is_transposed
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
@@ -86,11 +87,11 @@ def _lines(branch: Module, indent: int) -> list[str]:
 
 def describe_layer(node: Node, num_layers: int = 1) -> str | None:
     """One line for a node with weights or an activation that is a module of its own, None for the others."""
-    if node.is_op(*CONVOLUTIONS):
-        return _describe_convolution(node)
+    kind = layer_kind(node)
+    if kind in CONVOLUTIONS:
+        return _describe_convolution(node, kind)
     if node.is_op("Relu") and (node.name.count("/") > 1 or module_class(node) == "ReLU"):
         return "ReLU()"
-    kind = layer_kind(node)
     shape = None if kind is None else weight_shape(node)
     if kind is None or shape is None:
         return None
@@ -99,24 +100,23 @@ def describe_layer(node: Node, num_layers: int = 1) -> str | None:
         return _describe_embedding(stored if is_quantized_embedding(node) else None, shape)
     prefix, scheme = _element_type(node)
     if kind == "Linear":
-        transposed = node.op_type == "Gemm" and bool(node.attr("transB", 0))
-        k, n = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
+        k, n = shape[::-1] if is_transposed(node) else shape
         return f"{prefix}Linear(in_features={k}, out_features={n}{scheme})"
     layers = f", num_layers={num_layers}" if num_layers > 1 else ""
     direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
     return f"{prefix}{kind}({shape[2]}, {shape[1] // _GATES[kind]}{layers}{direction})"
 
 
-def _describe_convolution(node: Node) -> str | None:
+def _describe_convolution(node: Node, kind: str) -> str | None:
     shape = weight_shape(node)
     if shape is None or not 3 <= len(shape) <= 5:
         return None
     spatial, groups = len(shape) - 2, node.attr("group", 1)
-    outputs, inputs = (shape[0], shape[1] * groups) if node.op_type == "Conv" else (shape[1] * groups, shape[0])
+    outputs, inputs = (shape[0], shape[1] * groups) if kind == "Conv" else (shape[1] * groups, shape[0])
     pads = tuple(node.attr("pads", ())) or (0,) * (2 * spatial)
     strides, dilations = tuple(node.attr("strides", (1,) * spatial)), tuple(node.attr("dilations", (1,) * spatial))
     quantized, scheme = _element_type(node)
-    text = f"{quantized}{node.op_type}{spatial}d({inputs}, {outputs}, kernel_size={shape[2:]}, stride={strides}"
+    text = f"{quantized}{kind}{spatial}d({inputs}, {outputs}, kernel_size={shape[2:]}, stride={strides}"
     if any(pads):
         text += f", padding={pads[:spatial] if pads[:spatial] == pads[spatial:] else pads}"
     if any(d != 1 for d in dilations):

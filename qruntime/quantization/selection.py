@@ -9,15 +9,11 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
 from qruntime.passes.weights import DYNAMIC, STORED
+from qruntime.quantization.layers import FORMS, form_of, weights_of
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "Linear": ("MatMul", "Gemm"),
-    "LSTM": ("LSTM",),
-    "GRU": ("GRU",),
-    "RNN": ("RNN",),
-    "Embedding": ("Gather",),
-    "Conv": ("Conv",),
-    "ConvTranspose": ("ConvTranspose",),
+    kind: tuple(op for (domain, op), form in FORMS.items() if form.kind == kind and form.is_quantizable and not domain)
+    for kind in dict.fromkeys(form.kind for form in FORMS.values())
 }
 """Kinds of layers (torch's class names) and the ONNX operators they become."""
 
@@ -31,8 +27,6 @@ _CLASSES = {
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-RANKS = dict.fromkeys(RECURRENT, (3, 3)) | dict.fromkeys(CONVOLUTIONS, (3, 5))
-"""Least and greatest rank of the weights of operators for which it is not 2."""
 EMBEDDINGS = ("quint8", "quint4x2")
 
 # Node metadata of torch's dynamo exporter, each a Python list of strings: the modules around a node from the outermost,
@@ -48,9 +42,10 @@ def kind_of(op_type: str) -> str | None:
 
 
 def weight_shape(node: Node) -> tuple[int, ...] | None:
-    """Shape of a layer's weight (of W where there are several), quantized or not; None when it is no constant of its rank."""
-    weight = node.input(0 if node.is_op("Gather") else 1)
-    if weight is None:
+    """Shape of a layer's weight (of W where there are several), quantized or not; None when it is no constant of its rank,
+    or the operator has no quantized form."""
+    form, weight = form_of(node), next(iter(weights_of(node)), None)
+    if form is None or not form.is_quantizable or weight is None:
         return None
     if weight.data is not None:
         shape = weight.data.shape
@@ -58,7 +53,7 @@ def weight_shape(node: Node) -> tuple[int, ...] | None:
         shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
     else:
         return None
-    least, most = RANKS.get(node.op_type, (2, 2))
+    least, most = form.ranks
     return shape if least <= len(shape) <= most else None
 
 
@@ -69,7 +64,8 @@ def is_kind(name: str) -> bool:
 
 def kinds_of(node: Node) -> set[str]:
     """What a node may be selected as: its operator type, its kind, and Conv1d, Conv2d or Conv3d by its weight."""
-    kind = kind_of(node.op_type)
+    form = form_of(node)
+    kind = None if form is None else form.kind
     weight = node.input(1) if kind in CONVOLUTIONS else None
     shape = None if weight is None else weight.data.shape if weight.data is not None else weight.type and weight.type.shape
     of_rank = set() if shape is None else {f"{kind}{len(shape) - 2}d"}
@@ -78,8 +74,9 @@ def kinds_of(node: Node) -> set[str]:
 
 def layer_kind(node: Node) -> str | None:
     """Kind of a node that is a layer; of the many uses of Gather only rows picked from a table of weights."""
-    kind = None if node.domain else kind_of(node.op_type)
-    if kind != "Embedding":
+    form = form_of(node)
+    kind = None if form is None else form.kind
+    if kind != "Embedding" or not node.is_op("Gather"):
         return kind
     table = node.input(0)
     if table is None or table.data is None or table.data.ndim != 2 or node.attr("axis", 0) not in (0, -2) or table.data.shape[1] < 2:
@@ -98,7 +95,7 @@ def _noted(node: Node, key: str) -> list[str]:
 
 
 def _weight_name(node: Node) -> str:
-    weight = node.input(0 if node.op_type == "Gather" else 1)
+    weight = next(iter(weights_of(node)), node.input(1))
     return "" if weight is None else weight.name.removesuffix("_dequantized").removesuffix("_quantized")
 
 

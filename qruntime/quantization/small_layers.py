@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from qruntime.ir import Node
+from qruntime.quantization.layers import form_of, output_axis
 from qruntime.quantization.selection import RECURRENT, weight_shape
 
 LINEAR_WEIGHTS, LINEAR_OUTPUTS = 4096, 32
@@ -26,12 +27,14 @@ def slower_as_int8(node: Node) -> str | None:
         hidden = shape[1] // {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
         least = HIDDEN[node.op_type]
         return f"int8 is slower below {least} hidden units" if hidden < least else None
-    if node.is_op("Conv"):
+    form = form_of(node)
+    kind = None if form is None else form.kind
+    if kind == "Conv":
         is_small = math.prod(shape) < CONV_WEIGHTS * max(1, node.attr("group", 1))
         return f"int8 is slower below {CONV_WEIGHTS} weights a group" if is_small else None
-    if not node.is_op("MatMul", "Gemm"):
+    if kind != "Linear":
         return None
-    outputs = shape[0 if node.op_type == "Gemm" and node.attr("transB", 0) else 1]
+    outputs = shape[output_axis(node)]
     if math.prod(shape) < LINEAR_WEIGHTS or outputs < LINEAR_OUTPUTS:
         return f"int8 is slower below {LINEAR_WEIGHTS} weights or {LINEAR_OUTPUTS} outputs"
     return None

@@ -12,13 +12,17 @@ from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.weights import half_weight, quantized_weight
 from qruntime.quantization.formats import QuantizedTensor
+from qruntime.quantization.layers import form_of, is_transposed, output_axis, weights_of, why_unfit
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
-from qruntime.quantization.selection import CONVOLUTIONS, RANKS, RECURRENT, kind_of, weight_shape
+from qruntime.quantization.selection import CONVOLUTIONS, RECURRENT, weight_shape
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
+
+_OPSET = 17
+"""Of graphs without any standard node."""
 
 FLOAT16_MAX = np.float32(65504)
 
@@ -34,6 +38,12 @@ class HalfTensor:
         self.nbytes = self.q.nbytes
 
 
+def _opset(graph: Graph, node: Node) -> int:
+    """The opset for standard nodes beside `node`, which may be of another domain."""
+    versions = (other.version for other in (node, *graph.walk_nodes()) if not other.domain and other.version)
+    return next(versions, _OPSET)
+
+
 class Weights:
     """Quantizes each weight once, however many nodes read it."""
 
@@ -43,28 +53,27 @@ class Weights:
 
     def quantize_node(self, graph: Graph, node: Node, observer: Observer) -> str | QuantizedLayer:
         """Replace the weights of one node; a string says why that cannot be."""
-        recurrent = node.is_op(*RECURRENT)
-        positions = (1, 2) if recurrent else (1,)
-        values = [node.input(i) for i in positions]
+        form, values = form_of(node), weights_of(node)
+        reason = why_unfit(node)
         for value in values:
-            reason = _obstacle(node, value)
-            if reason:
-                return reason
-        if node.is_op(*CONVOLUTIONS) and observer.dtype == "qint8":
-            if node.op_type == "ConvTranspose":
+            reason = reason or _obstacle(node, value)
+        if reason or form is None:
+            return reason or "it is no layer"
+        if form.kind in CONVOLUTIONS and observer.dtype == "qint8":
+            if form.kind == "ConvTranspose":
                 return "there is no int8 form of ConvTranspose; dtype='float16' has one"
             if self.engine != "qruntime":
                 return f"engine {self.engine!r} is not defined for Conv"
             if 1 < node.attr("group", 1) == (weight_shape(node) or (0,))[0]:
                 return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
-        if observer.dtype == "float16" and node.version < 6:
+        if observer.dtype == "float16" and _opset(graph, node) < 6:
             return f"opset {node.version} cannot cast from float16, need 6"
-        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and node.attr("transB", 0)) else 1
+        axis = output_axis(node)
         before = after = 0
         replaced: list[tuple[int, Value]] = []
         tensors: list[QuantizedTensor | HalfTensor] = []
         shared = []
-        for position, value in zip(positions, values, strict=True):
+        for position, value in zip(form.weights, values, strict=True):
             assert value is not None
             assert value.data is not None
             shared.append((value, observer, axis if observer.per_channel else None) in self._made)
@@ -96,13 +105,13 @@ class Weights:
                 parts.append(half)
                 output = Value(f"{value.name}_dequantized", value.type)
                 to = {"to": Attribute(AttributeType.INT, 1)}
-                nodes.append(Node("Cast", [constant(f"{value.name}_float16", half.q)], [output], to, version=node.version))
+                nodes.append(Node("Cast", [constant(f"{value.name}_float16", half.q)], [output], to, version=_opset(graph, node)))
             else:
                 # One scale per direction, as each direction is a layer of its own.
                 pieces = [data[d : d + 1] for d in range(data.shape[0])] if node.is_op(*RECURRENT) else [data]
                 made = [quantize_weight(piece, observer, axis, self.engine) for piece in pieces]
                 parts += made
-                nodes, output = _dequantization(value, made, node.version)
+                nodes, output = _dequantization(value, made, _opset(graph, node))
             graph.insert_before(graph.nodes[0], *nodes)
             drop_pages([data])
             self._made[key] = (output, parts)
@@ -110,24 +119,23 @@ class Weights:
 
 
 def _obstacle(node: Node, value: Value | None) -> str | None:
-    if value is None:
+    form = form_of(node)
+    if value is None or form is None:
         return "the weight is missing"
     if value.data is None:
         if quantized_weight(value) is not None or half_weight(value) is not None:
             return "already quantized"
-        if node.is_op(*CONVOLUTIONS):
+        if form.kind in CONVOLUTIONS:
             return "the weight is computed at run time"
         first = node.input(0)
         return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
     if value.data.dtype != np.float32:
         return f"the weight is {value.data.dtype}, need float32"
-    least, most = RANKS.get(node.op_type, (2, 2))
+    least, most = form.ranks
     if not least <= value.data.ndim <= most:
         return f"the weight has rank {value.data.ndim}, need {least}{f' to {most}' if most > least else ''}"
     if value.data.size == 0:
         return "the weight is empty"
-    if node.op_type == "Gemm" and node.attr("transA", 0):
-        return "the left-hand side is transposed"
     return None
 
 
@@ -192,13 +200,13 @@ def layer_report(
     node: Node, shapes: list[tuple[int, ...]], scheme: str, before: int, after: int, snr: float, shared: bool
 ) -> QuantizedLayer:
     """One row of the report for a node whose weights have `shapes` ([K, N] or [N, K]; W and R of recurrent nodes)."""
-    shape = shapes[0]
+    shape, form = shapes[0], form_of(node)
+    kind = node.op_type if form is None else form.kind
     if node.is_op(*RECURRENT):
         shape = shapes[0][-1], shapes[1][-1]
-    elif node.is_op(*CONVOLUTIONS):
+    elif kind in CONVOLUTIONS:
         group, (first, second, *kernel) = node.attr("group", 1), shape
-        shape = (second * group, first, *kernel) if node.op_type == "Conv" else (first, second * group, *kernel)
-    elif node.op_type == "Gemm" and node.attr("transB", 0):
+        shape = (second * group, first, *kernel) if kind == "Conv" else (first, second * group, *kernel)
+    elif is_transposed(node):
         shape = shape[::-1]
-    kind = kind_of(node.op_type) or node.op_type
     return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, shape, scheme, before, after, snr, shared)

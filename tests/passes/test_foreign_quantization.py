@@ -317,9 +317,9 @@ def test_attention_behind_its_embeddings(masked):
 
 
 @pytest.mark.parametrize("attributes", [{"unidirectional": 1}, {"qkv_hidden_sizes": [4, 4, 16]}])
-def test_attention_that_the_kernel_lacks_keeps_its_definition(attributes):
+def test_attention_that_the_kernel_lacks_is_a_linear_layer_and_a_definition(attributes):
     node = ("Attention", ["x", "qkv", "b"], ["y"], {"num_heads": 2, **attributes}, "com.microsoft")
-    assert compare(load([node], QKV)) == {"Attention": 1}
+    assert compare(load([node], QKV)) == {"Linear": 1, "Split": 1, "MultiHeadAttention": 1}
 
 
 def test_quantized_attention():

@@ -1,4 +1,4 @@
-"""FusedMatMul (TransposeMatMul of old) and FusedGemm."""
+"""FusedMatMul (TransposeMatMul of old), FusedGemm and GemmFastGelu."""
 
 from __future__ import annotations
 
@@ -83,3 +83,10 @@ def fused_gemm(
     """Gemm, then the activation."""
     y = standard("Gemm", a, b, c, alpha=alpha, beta=beta, transA=transA, transB=transB)
     return activated(y, activation, activation_alpha, activation_beta, activation_gamma)
+
+
+@operator("GemmFastGelu", domain=MICROSOFT)
+def gemm_fast_gelu(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """X · W + bias, through the GELU that is made of tanh."""
+    y = standard("MatMul", x, w)
+    return standard("Gelu", y if bias is None else standard("Add", y, bias), approximate="tanh")

@@ -223,7 +223,7 @@ class Model:
         mapping: Iterable[object] | Mapping[object, object] | None = None,
         inplace: bool = False,
         *,
-        per_channel: bool = False,
+        per_channel: bool | None = None,
         activation: str | None = None,
         engine: str = "qruntime",
         only: Iterable[object] | None = None,
@@ -234,8 +234,8 @@ class Model:
         """A model with int8 weights whose activations are quantized at every run.
 
         MatMul, Gemm, LSTM, GRU and RNN with constant float32 weights are quantized, in subgraphs too:
-        weights to int8 per tensor, or per output channel; activations to uint8 per row (token), so that
-        a result does not depend on what shares its batch, or per tensor. Biases stay float. Conv is quantized when
+        weights to int8, activations to uint8 per row (token), so that a result does not depend on what shares
+        its batch, or per tensor. Biases stay float. Conv is quantized when
         `qconfig_spec` names it or its kind; a row of it is what the window covers at one output position.
 
         `qconfig_spec`: a set of kinds of layers ("Linear", "LSTM", torch classes), names or module paths,
@@ -245,6 +245,8 @@ class Model:
         `dtype`: "qint8"; "float16" stores weights in half precision and computes in float32; "quint8" and
         "quint4x2" are for embeddings. With a dict it has no say.
         `mapping`: the kinds that may be quantized, instead of all.
+        `per_channel`: None gives a weight one scale, or one per output channel where one would cost a channel too
+        much (the report says which and how much); False gives one in any case, True always one per channel.
         `engine`: "fbgemm", "qnnpack" and "onnxruntime" reproduce the numbers of torch and ONNX Runtime.
         `only` and `exclude` take node names, module paths, globs, operator types and kinds. What selects nothing is
         a warning, with what is called alike, and stands in `report.idle`.

@@ -25,7 +25,7 @@ SIGNATURES = {
     Model.run: "(self, feed, outputs=None, *, out=None)",
     Model.__call__: "(self, *values, **named)",
     Model.quantize_dynamic: (
-        "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=False, activation=None, "
+        "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=None, activation=None, "
         "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"
     ),
     Model.profile: "(self, feed, *, repeat=20)",

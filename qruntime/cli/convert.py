@@ -17,6 +17,8 @@ from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization import (
     QConfig,
     default_dynamic_qconfig,
+    default_dynamic_quant_observer,
+    engine_weight_observer,
     float16_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
@@ -24,7 +26,7 @@ from qruntime.quantization import (
 )
 from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.printing import layer_table, printable, skipped_lines, slower_lines
+from qruntime.quantization.printing import layer_table, per_channel_lines, printable, skipped_lines, slower_lines
 from qruntime.quantization.report import Report
 from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
 from qruntime.quantization.specification import DTYPES, default_kinds
@@ -34,6 +36,7 @@ NOTHING_QUANTIZED = 1
 """Exit code when the output holds the model as it was."""
 
 QCONFIGS: dict[str, QConfig | None] = {
+    "qint8": QConfig(default_dynamic_quant_observer, engine_weight_observer),
     "per_tensor": default_dynamic_qconfig,
     "per_channel": per_channel_dynamic_qconfig,
     "float16": float16_dynamic_qconfig,
@@ -41,7 +44,7 @@ QCONFIGS: dict[str, QConfig | None] = {
     "quint4x2": float_qparams_weight_only_qconfig_4bit,
     "none": None,
 }
-"""What --qconfig gives to a pattern: torch's presets by what they store, and "none" to exclude."""
+"""What --qconfig gives to a pattern: what the call does without one, torch's presets by what they store, "none" to exclude."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -61,8 +64,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="of the weights: qint8 (default; quint8 for embeddings that --kinds names), float16 (computed in float32), or "
         "quint8 and quint4x2 for embeddings",
     )
-    parser.add_argument(
-        "--per-channel", action="store_true", help="one weight scale per output channel instead of one per tensor"
+    granularity = parser.add_mutually_exclusive_group()
+    granularity.add_argument(
+        "--per-channel",
+        action="store_const",
+        const=True,
+        help="one weight scale per output channel (default: one per tensor where every channel can bear it)",
+    )
+    granularity.add_argument(
+        "--per-tensor", dest="per_channel", action="store_const", const=False, help="one weight scale per tensor in any case"
     )
     parser.add_argument(
         "--activation",
@@ -119,7 +129,7 @@ def _qconfig(text: str) -> tuple[str, QConfig | None]:
     return pattern, QCONFIGS[name]
 
 
-def _specification(arguments: argparse.Namespace) -> tuple[object, bool]:
+def _specification(arguments: argparse.Namespace) -> tuple[object, bool | None]:
     """qconfig_spec and per_channel of the call."""
     dtype, kinds = _dtype(arguments), default_kinds(_dtype(arguments)) if arguments.kinds is None else arguments.kinds
     embeddings = [kind for kind in kinds if pattern_name(kind) in ("Embedding", *KINDS["Embedding"]) and dtype not in EMBEDDINGS]
@@ -128,10 +138,11 @@ def _specification(arguments: argparse.Namespace) -> tuple[object, bool]:
         raise QuantizationError(f"--kinds {embeddings[0]}: embeddings have no form of --dtype {dtype}; write {own} instead")
     if not arguments.qconfig and not embeddings:
         return None if arguments.kinds is None else set(kinds), arguments.per_channel
-    name = "per_tensor" if dtype == "qint8" else dtype
-    qconfig = QCONFIGS["per_channel" if arguments.per_channel and name == "per_tensor" else name]
-    spec = dict.fromkeys(kinds, qconfig) | dict.fromkeys(embeddings, QCONFIGS["quint8"])
-    return spec | dict(arguments.qconfig), False
+    name = dtype
+    if dtype == "qint8" and arguments.per_channel is not None:
+        name = "per_channel" if arguments.per_channel else "per_tensor"
+    spec = dict.fromkeys(kinds, QCONFIGS[name]) | dict.fromkeys(embeddings, QCONFIGS["quint8"])
+    return spec | dict(arguments.qconfig), None
 
 
 def _dtype(arguments: argparse.Namespace) -> str:
@@ -242,7 +253,7 @@ def _lines(
     if worst:
         title = "The layers whose weights lost most" if len(report.layers) > len(worst) else "Layers, worst first"
         lines += ["", terminal.heading(f"{title}:"), *layer_table(worst)]
-    return lines + [in_flags(line) for line in (*skipped_lines(report), *slower_lines(report))]
+    return lines + [in_flags(line) for line in (*per_channel_lines(report), *skipped_lines(report), *slower_lines(report))]
 
 
 def _activation(arguments: argparse.Namespace) -> str:

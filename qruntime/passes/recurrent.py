@@ -53,9 +53,8 @@ def _directions(value: Value | None) -> list[Value] | None:
     weights = [weight for weight in found if weight is not None]
     if len(weights) != len(found) or any(w.q.ndim != 3 or w.axis not in (None, 1) for w in weights):
         return None
-    if len({w.axis for w in weights}) != 1:
-        return None
     q = weights[0].q if len(weights) == 1 else np.concatenate([w.q for w in weights])
-    scale = np.concatenate([np.broadcast_to(w.scale.reshape(1, -1), (w.q.shape[0], w.scale.size)) for w in weights])
-    zero = np.concatenate([np.broadcast_to(w.zero_point.reshape(1, -1), (w.q.shape[0], w.scale.size)) for w in weights])
+    count = max(w.scale.size for w in weights)  # one direction may have a scale per row, the other one for all
+    scale = np.concatenate([np.broadcast_to(w.scale.reshape(1, -1), (w.q.shape[0], count)) for w in weights])
+    zero = np.concatenate([np.broadcast_to(w.zero_point.reshape(1, -1), (w.q.shape[0], count)) for w in weights])
     return [constant(f"{value.name}/{part}", data) for part, data in (("q", q), ("scale", scale), ("zero_point", zero))]

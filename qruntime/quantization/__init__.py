@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.qconfig import (
+    EngineObserver,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
@@ -25,6 +26,7 @@ from qruntime.quantization.qconfig import (
     default_float_qparams_observer_4bit,
     default_per_channel_weight_observer,
     default_weight_observer,
+    engine_weight_observer,
     float16_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
@@ -87,6 +89,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "EngineObserver",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
@@ -100,6 +103,7 @@ __all__ = [
     "default_float_qparams_observer_4bit",
     "default_per_channel_weight_observer",
     "default_weight_observer",
+    "engine_weight_observer",
     "float16_dynamic_qconfig",
     "float_qparams_weight_only_qconfig",
     "float_qparams_weight_only_qconfig_4bit",

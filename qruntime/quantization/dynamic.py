@@ -23,7 +23,7 @@ from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.specification import Specification, Unselected
-from qruntime.quantization.storage import SNR, Weights, layer_report, stored_snr
+from qruntime.quantization.storage import REASON, SNR, Weights, layer_report, stored_snr
 
 ACTIVATIONS = ("per_token", "per_tensor")
 ENGINES = ("qruntime", *engines.ENGINES)
@@ -89,6 +89,8 @@ def quantize_graph(
             if engine != "qruntime":
                 node.metadata[ENGINE] = engine
         node.metadata[SNR] = f"{made.snr_db:.2f}"
+        if made.reason:
+            node.metadata[REASON] = made.reason
     faults = [s for s in skipped if not isinstance(s.reason, Unselected) and s.reason != "both inputs are computed"]
     if strict and faults:
         listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
@@ -132,7 +134,9 @@ def describe_existing(graph: Graph) -> Report:
         fresh = [parts for value, (parts, _, _) in zip(values, stored, strict=True) if value not in seen]
         before = sum(part.size * 4 for parts in fresh for part in parts)
         after = sum(extra for value, (_, extra, _) in zip(values, stored, strict=True) if value not in seen)
-        layers.append(layer_report(node, shapes, stored[0][2], before, after, stored_snr(node), not fresh))
+        scheme = max((weights[2] for weights in stored), key=("float16", "per_tensor_affine", "per_channel_affine").index)
+        reason = node.metadata.get(REASON, "")
+        layers.append(layer_report(node, shapes, scheme, before, after, stored_snr(node), not fresh, reason))
         seen.update(value for value in values if value is not None)
         if DYNAMIC in node.metadata and slower_as_int8(node):
             slower.append(layers[-1].name)
@@ -150,5 +154,5 @@ def _stored_weights(value: Value | None) -> tuple[list, int, str] | None:
     found = [w for v in pieces if (w := quantized_weight(v)) is not None]
     if not found:
         return None
-    scheme = "per_tensor_affine" if found[0].axis is None else "per_channel_affine"
+    scheme = "per_tensor_affine" if all(w.axis is None for w in found) else "per_channel_affine"
     return [w.q for w in found], sum(w.q.nbytes + w.scale.nbytes + w.zero_point.nbytes for w in found), scheme

@@ -7,17 +7,14 @@ Weights are rounded half to even. Affine ranges include 0, symmetric ones are âˆ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qruntime.quantization.ranges import STEPS, best_share, row_blocks, shared_range
+
 QMIN, QMAX = -128, 127
-
-STEPS = 127.5
-"""Steps from 0 to the end of a symmetric range: half a step beyond the last code, as far as rounding moves any value.
-
-Weights that are codes already, times a scale, end at the last code itself and are kept exactly.
-"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class QuantizedTensor:
     axis: int | None
     snr_db: float
     """Power of the weight over the power of its rounding error, in decibels; inf when nothing was lost."""
+    reason: str = ""
+    """Why the scales are one per channel although one for the tensor was preferred."""
 
     @property
     def nbytes(self) -> int:
@@ -56,124 +55,135 @@ def quantize(weight: np.ndarray, form: Int8) -> QuantizedTensor:
 
     Raises ValueError when the weight holds NaN or infinity: no scale could represent it.
     """
-    if form.axis is None:
-        low, high = (float(weight.min()), float(weight.max())) if weight.size else (0.0, 0.0)
-        lows, highs = np.array(low), np.array(high)
-    else:
-        others = tuple(i for i in range(weight.ndim) if i != form.axis)
-        lows, highs = weight.min(axis=others, initial=0.0), weight.max(axis=others, initial=0.0)
-    if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
-        raise ValueError("the weight holds NaN or infinity")
-    if form.symmetric:
-        scale, zero_point = _parameters(np.minimum(lows, 0), np.maximum(highs, 0), True, steps=QMAX)
-        if _holds_codes(weight, scale, form.axis):
-            q, snr_db = _round(weight, scale, zero_point, form)
-            if snr_db == float("inf"):
-                return QuantizedTensor(q, scale, zero_point, form.axis, snr_db)
-    if form.range == "mse":
-        if form.axis is not None or not form.symmetric:
-            raise ValueError("range 'mse' is for one symmetric scale")
-        share = best_share(weight, max(-float(lows), float(highs)))
-        lows, highs = lows * share, highs * share
-    scale, zero_point = _parameters(np.minimum(lows, 0), np.maximum(highs, 0), form.symmetric)
-    q, snr_db = _round(weight, scale, zero_point, form)
-    return QuantizedTensor(q, scale, zero_point, form.axis, snr_db)
+    sliced = _Sliced(weight, form.axis)
+    if form.range == "mse" and (form.axis is not None or not form.symmetric):
+        raise ValueError("range 'mse' is for one symmetric scale")
+    if form.symmetric and (exact := sliced.exact(form.axis is None)):
+        return exact[0]
+    share = best_share(weight, float(sliced.peaks.max(initial=0))) if form.range == "mse" else 1.0
+    return sliced.rounded(form.axis is None, share, form.symmetric)[0]
 
 
-def _holds_codes(weight: np.ndarray, scale: np.ndarray, axis: int | None) -> bool:
-    """Whether the first slices of `weight` are whole multiples of `scale`, as far as float32 can tell."""
-    if not weight.ndim:
-        return False
-    shape = [1] * weight.ndim
-    if axis is not None:
-        shape[axis] = -1
-    along = scale.reshape(shape)
-    codes = weight[:8] / (along[:8] if axis == 0 else along)
-    return bool(np.abs(codes - np.rint(codes)).max(initial=0) < 1e-4)
+def quantize_shared(weight: np.ndarray, channels: int, *, strict: bool = False) -> QuantizedTensor:
+    """One symmetric scale for `weight` (float32, finite) where every slice along `channels` can bear that, else one for each.
 
+    What a slice can bear is said in ranges.py. With `strict` one scale in any case: the one whose worst slice loses least.
 
-def _parameters(low: np.ndarray, high: np.ndarray, symmetric: bool, steps: float = STEPS) -> tuple[np.ndarray, np.ndarray]:
-    low, high = low.astype(np.float64), high.astype(np.float64)
-    span = np.maximum(-low, high) / steps if symmetric else (high - low) / 255.0
-    # A weight of zeros takes any scale; a scale below the smallest normal number would have no reciprocal.
-    scale = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny)).astype(np.float32)
-    if symmetric:
-        return scale, np.zeros(scale.shape, np.int8)
-    zero_point = np.clip(np.rint(QMIN - low / scale), QMIN, QMAX).astype(np.int8)
-    return scale, zero_point
-
-
-_BINS = 4096
-_RUNS, _RUN = 512, 1024
-_SHARES = np.linspace(1.0, 0.1, 91)
-
-
-def best_share(weight: np.ndarray, bound: float) -> float:
-    """The share of the largest magnitude `bound` that a symmetric range should cover for the least squared error.
-
-    From a histogram of magnitudes: beyond the range the error is the distance to it, below half a step
-    it is the value itself, between them a uniform rounding error of stepÂ² / 12.
+    Raises ValueError when the weight holds NaN or infinity.
     """
-    if bound == 0 or weight.size == 0:
-        return 1.0
-    values = weight.reshape(-1)
-    if values.size > _RUNS * _RUN:
-        # Runs drawn at random: a regular stride could meet the same columns over and over.
-        starts = np.random.default_rng(0).integers(0, values.size - _RUN, _RUNS)
-        parts = [values[start : start + _RUN] for start in starts]
-    else:
-        parts = [values]
-    counts = np.zeros(_BINS)
-    for part in range(0, len(parts), 16):  # temporaries stay in cache
-        bins = (np.abs(np.concatenate(parts[part : part + 16])) / np.float32(bound) * np.float32(_BINS - 1)).astype(np.intp)
-        counts += np.bincount(bins, minlength=_BINS)[:_BINS]
-    centre = (np.arange(_BINS) + 0.5) / (_BINS - 1)
-    # Running moments, so that each candidate costs a look-up.
-    below = [np.concatenate([[0.0], np.cumsum(counts * centre**power)]) for power in (0, 1, 2)]
-
-    def moment(power: int, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-        return below[power][stop] - below[power][start]
-
-    step = _SHARES / STEPS
-    zeroed, covered = np.searchsorted(centre, step / 2), np.searchsorted(centre, _SHARES)
-    first, last = np.zeros_like(zeroed), np.full_like(covered, _BINS)
-    clipped = moment(2, covered, last) - 2 * _SHARES * moment(1, covered, last) + _SHARES**2 * moment(0, covered, last)
-    error = moment(2, first, zeroed) + moment(0, zeroed, covered) * step**2 / 12 + clipped
-    return float(_SHARES[int(np.argmin(error))])
+    sliced = _Sliced(weight, channels)
+    if exact := sliced.exact(True):
+        return exact[0]
+    shared = shared_range(sliced.matrix, sliced.along, sliced.peaks, sliced.powers)
+    if shared.holds or strict:
+        return sliced.rounded(True, shared.share)[0]
+    own, own_db = sliced.exact(False) or sliced.rounded(False)
+    channel = shared.channel
+    told = f"one scale would leave channel {channel} at {shared.channel_db:.1f} dB, its own holds {own_db[channel]:.1f}"
+    return replace(own, reason=told)
 
 
-_BLOCK = 1 << 15
+class _Sliced:
+    """A weight as a matrix, its slices along `axis` in the rows or, where that is the last axis, in the columns."""
+
+    def __init__(self, weight: np.ndarray, axis: int | None):
+        self.axis, self.shape = axis, weight.shape
+        if axis is None:
+            axis, weight = 0, weight if weight.ndim else weight.reshape(1)
+        self.along = int(axis == weight.ndim - 1 > 0)
+        moved = weight if self.along else np.moveaxis(weight, axis, 0)
+        count = weight.shape[axis]
+        rest = weight.size // max(1, count)
+        self.moved = moved.shape
+        self.matrix = moved.reshape((rest, count) if self.along else (count, rest))
+        self.lows, self.highs, self.powers = self._measured()
+        if not (np.isfinite(self.lows).all() and np.isfinite(self.highs).all()):
+            raise ValueError("the weight holds NaN or infinity")
+        self.peaks = np.maximum(-self.lows, self.highs)
+
+    def _measured(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Least and greatest value of each slice, 0 among them, NaN where it holds one; and its sum of squares."""
+        lows, highs = np.zeros((2, self.matrix.shape[self.along]), np.float32)
+        powers = np.zeros(lows.size)
+        for part in row_blocks(self.matrix):
+            block, mine = self.matrix[part], slice(None) if self.along else part
+            lows[mine] = np.minimum(lows[mine], block.min(axis=1 - self.along, initial=0))
+            highs[mine] = np.maximum(highs[mine], block.max(axis=1 - self.along, initial=0))
+            powers[mine] += _powers(block, self.along)
+        if not 1e-30 < powers.max(initial=1) < 1e38:  # squares left float32
+            powers = _powers(self.matrix.astype(np.float64), self.along)
+        return lows, highs, powers
+
+    def _wide(self, values: np.ndarray) -> np.ndarray:
+        """One value, or one for each slice laid along them."""
+        return values.reshape((1, -1) if self.along else (-1, 1)) if values.ndim else values
+
+    def exact(self, one: bool) -> tuple[QuantizedTensor, np.ndarray] | None:
+        """With `one` scale or one for each slice, if every weight is a multiple of its scale already; else None."""
+        scale, zero_point = self._parameters(one, 1.0, True, QMAX)
+        wide = self._wide(scale)
+        codes = self.matrix[:8] / (wide if one or self.along else wide[:8])
+        if np.abs(codes - np.rint(codes)).max(initial=0) > 1e-4:  # as far as float32 can tell
+            return None
+        made = self._round(scale, zero_point, True)
+        return made if made[0].snr_db == math.inf else None
+
+    def rounded(self, one: bool, share: float = 1.0, symmetric: bool = True) -> tuple[QuantizedTensor, np.ndarray]:
+        """With `one` scale over `share` of the whole range, or one scale for each slice; and the decibels of each slice."""
+        return self._round(*self._parameters(one, share, symmetric, STEPS), symmetric)
+
+    def _parameters(self, one: bool, share: float, symmetric: bool, steps: float) -> tuple[np.ndarray, np.ndarray]:
+        lows, highs = self.lows.astype(np.float64) * share, self.highs.astype(np.float64) * share
+        if one:
+            lows, highs = lows.min(initial=0.0), highs.max(initial=0.0)
+        span = np.asarray(np.maximum(-lows, highs) / steps if symmetric else (highs - lows) / 255.0)
+        # A weight of zeros takes any scale; a scale below the smallest normal number would have no reciprocal.
+        scale = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny)).astype(np.float32)
+        if symmetric:
+            return scale, np.zeros(scale.shape, np.int8)
+        return scale, np.clip(np.rint(QMIN - lows / scale), QMIN, QMAX).astype(np.int8)
+
+    def _round(self, scale: np.ndarray, zero_point: np.ndarray, symmetric: bool) -> tuple[QuantizedTensor, np.ndarray]:
+        """Codes, and signal-to-noise ratios from powers in units of each scale, as squares of weights could leave float32."""
+        lowest = -127 if symmetric else QMIN
+        one = not scale.ndim
+        wide_scale, wide_zero = self._wide(scale), self._wide(zero_point.astype(np.float32))
+        inverse = (1.0 / wide_scale.astype(np.float64)).astype(np.float32)
+        q = np.empty(self.matrix.shape, np.int8)
+        signal, noise = np.zeros((2, self.matrix.shape[self.along]))
+        buffers = np.empty((2, *self.matrix[next(row_blocks(self.matrix), slice(0))].shape), np.float32)
+        for part in row_blocks(self.matrix):
+            own = () if one or self.along else part
+            s, z, inv = wide_scale[own], wide_zero[own], inverse[own]
+            mine = slice(None) if self.along else part
+            block = self.matrix[part]
+            steps, codes = buffers[:, : block.shape[0]]
+            np.multiply(block, inv, out=steps)
+            np.rint(steps, out=codes)
+            if not symmetric:
+                codes += z
+            np.clip(codes, lowest, QMAX, out=codes)
+            q[part] = codes
+            if not symmetric:
+                codes -= z
+            codes *= s
+            codes -= block
+            codes *= inv
+            signal[mine] += _powers(steps, self.along)
+            noise[mine] += _powers(codes, self.along)
+        squares = scale.astype(np.float64) ** 2
+        total = _decibels(np.sum(signal * squares), np.sum(noise * squares))
+        codes = q.reshape(self.moved)
+        codes = codes if self.along or self.axis is None else np.ascontiguousarray(np.moveaxis(codes, 0, self.axis))
+        made = QuantizedTensor(codes.reshape(self.shape), scale, zero_point, None if one else self.axis, float(total))
+        return made, _decibels(signal, noise)
 
 
-def _round(weight: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, form: Int8) -> tuple[np.ndarray, float]:
-    """Codes and signal-to-noise ratio, block by block so that temporaries stay in cache."""
-    lowest = -127 if form.symmetric else QMIN
-    q = np.empty(weight.shape, np.int8)
-    signal = noise = 0.0
-    shape = [1] * weight.ndim
-    if form.axis is not None:
-        shape[form.axis] = -1
-    scale, zero_point = scale.reshape(shape if weight.ndim else ()), zero_point.astype(np.float32).reshape(shape if weight.ndim else ())
-    inverse = (1.0 / scale.astype(np.float64)).astype(np.float32)
-    unit = scale.max(initial=np.finfo(np.float32).tiny)
-    rows = weight.shape[0] if weight.ndim else 1
-    step = max(1, _BLOCK // max(1, weight.size // max(1, rows)))
-    for start in range(0, rows, step):
-        part = (slice(start, start + step),) if weight.ndim else ()
-        along = part if form.axis == 0 else ()
-        s, z, inv = scale[along], zero_point[along], inverse[along]
-        block = weight[part]
-        codes = np.rint(block * inv)
-        codes += z
-        np.clip(codes, lowest, QMAX, out=codes)
-        q[part] = codes
-        # Powers in units of the largest scale: squares of the weights themselves could leave float32.
-        block = block * np.float32(1 / unit)
-        codes -= z
-        codes *= s / unit
-        signal += float(np.vdot(block, block))
-        codes -= block
-        noise += float(np.vdot(codes, codes))
-    if noise == 0:
-        return q, float("inf")
-    return q, 10 * float(np.log10(max(signal, 1e-300) / noise))
+def _powers(block: np.ndarray, along: int) -> np.ndarray:
+    """Sums of squares of the rows of `block`, or of its columns."""
+    return np.einsum("ij,ij->j" if along else "ij,ij->i", block, block)
+
+
+def _decibels(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.where(noise == 0, np.inf, 10 * np.log10(np.maximum(signal, 1e-300) / np.where(noise == 0, 1, noise)))

@@ -10,14 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.formats import Int8, QuantizedTensor, best_share, quantize
-from qruntime.quantization.qconfig import (
-    RANGES,
-    HistogramObserver,
-    Observer,
-    default_per_channel_weight_observer,
-    default_weight_observer,
-)
+from qruntime.quantization.formats import Int8, QuantizedTensor, quantize, quantize_shared
+from qruntime.quantization.qconfig import RANGES, EngineObserver, HistogramObserver, Observer
+from qruntime.quantization.ranges import best_share
 
 _BLOCK = 1 << 16
 
@@ -25,22 +20,21 @@ _BLOCK = 1 << 16
 def quantize_weight(weight: np.ndarray, observer: Observer, channel_axis: int, engine: str) -> QuantizedTensor:
     """Codes of `weight` (float32, not empty) with one scale, or one for each slice along `channel_axis`.
 
-    The two default observers mean what the engine does by default: torch's engines take the whole range,
-    ours the range with the least squared error (per channel: the whole range over −127 … 127), ONNX
-    Runtime's the whole range over −127 … 127. Any other observer is followed to the letter.
+    An EngineObserver leaves the form to `engine`. Any other observer is followed to the letter.
 
     Raises ValueError when the weight holds NaN or infinity, QuantizationError for an observer of no int8.
     """
     if observer.dtype != "qint8":
         raise QuantizationError(f"the weights of this layer need an observer of dtype 'qint8' or 'float16', got {observer.dtype!r}")
     axis = channel_axis if observer.per_channel else None
-    default = observer in (default_weight_observer, default_per_channel_weight_observer)
-    if default and engine == "qruntime":
-        return quantize(weight, Int8(range="mse") if axis is None else Int8(axis))
+    if isinstance(observer, EngineObserver) and engine == "qruntime":
+        if axis is None:
+            return quantize_shared(weight, channel_axis, strict=observer.granularity == "tensor")
+        return quantize(weight, Int8(axis))
     low, high = _range(weight, observer, axis)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("the weight holds NaN or infinity")
-    if default and engine == "onnxruntime":
+    if isinstance(observer, EngineObserver) and engine == "onnxruntime":
         return _onnxruntime(weight, low, high, axis)
     with np.errstate(all="ignore"):
         scale, zero_point = parameters(low, high, observer)

@@ -10,6 +10,7 @@ from typing import Any
 from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.layers import is_transposed
+from qruntime.quantization.ranges import FLOOR_DB
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
@@ -151,7 +152,7 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    lines = [*quantized_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
+    lines = [*quantized_lines(report), *per_channel_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
     return "\n".join([*lines, "", *node_lines(planned)])
 
 
@@ -173,6 +174,16 @@ def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
         snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
         rows.append((layer.name, layer.kind, shape, layer.scheme, before, after, snr))
     return table(rows, left=range(4))
+
+
+def per_channel_lines(report: Report) -> list[str]:
+    """Layers that got a scale per channel because one for the tensor would have cost a channel too much."""
+    refused = [layer for layer in report.layers if layer.reason]
+    if not refused:
+        return []
+    layers = f"{len(refused)} layers have" if len(refused) > 1 else "1 layer has"
+    first = f"{'first ' if len(refused) > 1 else ''}{printable(refused[0].name)}: {printable(refused[0].reason)}"
+    return ["", f"{layers} one scale per channel, as one for the tensor holds less than {FLOOR_DB:.0f} dB of a channel ({first})"]
 
 
 def skipped_lines(report: Report) -> list[str]:

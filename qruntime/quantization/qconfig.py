@@ -133,6 +133,24 @@ class PlaceholderObserver(Observer):
     compute_dtype: str | None = None
 
 
+@dataclass(frozen=True)
+class EngineObserver(Observer):
+    """What an engine does with weights of itself: torch's take the whole range in torch's arithmetic, ONNX Runtime's in its own.
+    Ours takes the range of least squared error that every output channel can bear (ranges.py).
+
+    `granularity` "tensor": one scale; "channel": one per output channel; None: one, except that our engine gives a layer
+    one per channel where one cannot hold all of them. Changed by `with_args` it is an observer like any other.
+    """
+
+    dtype: str = "qint8"
+    qscheme: str = "per_tensor_symmetric"
+    granularity: str | None = None
+
+    def with_args(self, **changes: Any) -> Observer:
+        cls = PerChannelMinMaxObserver if self.per_channel else MinMaxObserver
+        return cls(**{"dtype": self.dtype, "qscheme": self.qscheme, **changes})
+
+
 OBSERVERS = {
     cls.__name__: cls
     for cls in (MinMaxObserver, MovingAverageMinMaxObserver, HistogramObserver, PerChannelMinMaxObserver, PlaceholderObserver)
@@ -151,8 +169,9 @@ class QConfig(NamedTuple):
 
 
 default_dynamic_quant_observer = PlaceholderObserver(dtype="quint8", quant_min=0, quant_max=255, is_dynamic=True)
-default_weight_observer = MinMaxObserver(dtype="qint8", qscheme="per_tensor_symmetric")
-default_per_channel_weight_observer = PerChannelMinMaxObserver(dtype="qint8", qscheme="per_channel_symmetric")
+engine_weight_observer = EngineObserver()
+default_weight_observer = EngineObserver(granularity="tensor")
+default_per_channel_weight_observer = EngineObserver(qscheme="per_channel_symmetric", granularity="channel")
 default_float_qparams_observer = PerChannelMinMaxObserver(dtype="quint8", qscheme="per_channel_affine_float_qparams")
 default_float_qparams_observer_4bit = default_float_qparams_observer.with_args(dtype="quint4x2")
 

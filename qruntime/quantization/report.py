@@ -21,6 +21,8 @@ class QuantizedLayer(NamedTuple):
     """Of the weight, of the worse one where a layer has several; inf when nothing was lost, NaN when unknown."""
     shared: bool = False
     """The weights belong to an earlier layer; their bytes are counted there."""
+    reason: str = ""
+    """Why there is a scale per channel where one for the tensor was preferred: which channel that would have cost how much."""
 
 
 class SkippedLayer(NamedTuple):

@@ -23,7 +23,7 @@ from qruntime.quantization.selection import (
 Spec = Iterable[object] | Mapping[object, object]
 
 _DEFAULTS = {
-    "qint8": presets.default_weight_observer,
+    "qint8": presets.engine_weight_observer,
     "float16": presets.float16_dynamic_qconfig.weight,
     "quint8": presets.default_float_qparams_observer,
     "quint4x2": presets.default_float_qparams_observer_4bit,
@@ -112,7 +112,7 @@ def read(
     spec: Spec | None,
     dtype: object,
     mapping: Spec | None,
-    per_channel: bool,
+    per_channel: bool | None,
     only: Iterable[object] | None = None,
     exclude: Iterable[object] = (),
 ) -> Specification:
@@ -123,17 +123,18 @@ def read(
     if isinstance(spec, str):
         raise QuantizationError(f"qconfig_spec must be a set or a dict, got the string {spec!r}; write {{{spec!r}}}")
     if isinstance(spec, Mapping):
-        if per_channel:
-            raise QuantizationError("per_channel=True says nothing beside a dict of QConfigs: write per_channel_dynamic_qconfig into it")
+        if per_channel is not None:
+            qconfig = "per_channel_dynamic_qconfig" if per_channel else "default_dynamic_qconfig"
+            raise QuantizationError(f"per_channel={per_channel} says nothing beside a dict of QConfigs: write {qconfig} into it")
         values = {pattern_name(key): None if value is None else weight_observer(value, key) for key, value in spec.items()}
         return Specification(values, kinds, False, *limits)
     if name not in _DEFAULTS:
         raise QuantizationError(f"do not know how to quantize to dtype {dtype!r}; known are {', '.join(_DEFAULTS)}")
     observer: Observer = _DEFAULTS[name]
-    if per_channel:
-        if name == "float16":
-            raise QuantizationError("per_channel has no meaning for dtype='float16', which has no scales")
-        observer = presets.default_per_channel_weight_observer if name == "qint8" else observer
+    if per_channel and name == "float16":
+        raise QuantizationError("per_channel has no meaning for dtype='float16', which has no scales")
+    if per_channel is not None and name == "qint8":
+        observer = presets.default_per_channel_weight_observer if per_channel else presets.default_weight_observer
     if spec is None:
         chosen: Iterable[object] = default_kinds(name)
     else:

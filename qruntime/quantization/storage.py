@@ -24,6 +24,9 @@ SNR = "qruntime.weight_snr_db"
 _OPSET = 17
 """Of graphs without any standard node."""
 
+REASON = "qruntime.per_channel"
+"""Metadata key of a quantized node that has a scale per channel because one for the tensor cost too much: what it cost."""
+
 FLOAT16_MAX = np.float32(65504)
 
 
@@ -49,7 +52,7 @@ class Weights:
 
     def __init__(self, engine: str):
         self.engine = engine
-        self._made: dict[tuple[Value, Observer, int | None], tuple[Value, list[QuantizedTensor | HalfTensor]]] = {}
+        self._made: dict[tuple[Value, Observer, int], tuple[Value, list[QuantizedTensor | HalfTensor]]] = {}
 
     def quantize_node(self, graph: Graph, node: Node, observer: Observer) -> str | QuantizedLayer:
         """Replace the weights of one node; a string says why that cannot be."""
@@ -76,7 +79,7 @@ class Weights:
         for position, value in zip(form.weights, values, strict=True):
             assert value is not None
             assert value.data is not None
-            shared.append((value, observer, axis if observer.per_channel else None) in self._made)
+            shared.append(_key(value, observer, axis) in self._made)
             try:
                 restored, parts = self._restored(graph, node, value, observer, axis)
             except ValueError as error:
@@ -89,12 +92,13 @@ class Weights:
         for position, restored in replaced:
             node.set_input(position, restored)
         shapes = [value.data.shape for value in values if value is not None and value.data is not None]
-        return layer_report(node, shapes, _scheme(tensors[0]), before, after, min(t.snr_db for t in tensors), all(shared))
+        reason = next((t.reason for t in tensors if isinstance(t, QuantizedTensor) and t.reason), "")
+        return layer_report(node, shapes, _scheme(tensors), before, after, min(t.snr_db for t in tensors), all(shared), reason)
 
     def _restored(
         self, graph: Graph, node: Node, value: Value, observer: Observer, axis: int
     ) -> tuple[Value, list[QuantizedTensor | HalfTensor]]:
-        key = (value, observer, axis if observer.per_channel else None)
+        key = _key(value, observer, axis)
         if key not in self._made:
             data = value.data
             assert data is not None
@@ -116,6 +120,11 @@ class Weights:
             drop_pages([data])
             self._made[key] = (output, parts)
         return self._made[key]
+
+
+def _key(value: Value, observer: Observer, axis: int) -> tuple[Value, Observer, int]:
+    """What makes a stored weight; where the channels lie has no say in one of half precision."""
+    return value, observer, 0 if observer.dtype == "float16" else axis
 
 
 def _obstacle(node: Node, value: Value | None) -> str | None:
@@ -190,14 +199,16 @@ def stored_snr(node: Node) -> float:
         return math.nan
 
 
-def _scheme(tensor: QuantizedTensor | HalfTensor) -> str:
-    if isinstance(tensor, HalfTensor):
+def _scheme(tensors: list[QuantizedTensor | HalfTensor]) -> str:
+    """Of a layer with several weights the finer one."""
+    if isinstance(tensors[0], HalfTensor):
         return "float16"
-    return "per_tensor_affine" if tensor.axis is None else "per_channel_affine"
+    one = all(isinstance(t, QuantizedTensor) and t.axis is None for t in tensors)
+    return "per_tensor_affine" if one else "per_channel_affine"
 
 
 def layer_report(
-    node: Node, shapes: list[tuple[int, ...]], scheme: str, before: int, after: int, snr: float, shared: bool
+    node: Node, shapes: list[tuple[int, ...]], scheme: str, before: int, after: int, snr: float, shared: bool, reason: str
 ) -> QuantizedLayer:
     """One row of the report for a node whose weights have `shapes` ([K, N] or [N, K]; W and R of recurrent nodes)."""
     shape, form = shapes[0], form_of(node)
@@ -209,4 +220,4 @@ def layer_report(
         shape = (second * group, first, *kernel) if kind == "Conv" else (first, second * group, *kernel)
     elif is_transposed(node):
         shape = shape[::-1]
-    return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, shape, scheme, before, after, snr, shared)
+    return QuantizedLayer(node.name or node.outputs[0].name, node.op_type, kind, shape, scheme, before, after, snr, shared, reason)

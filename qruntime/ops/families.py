@@ -76,23 +76,47 @@ FAMILIES = {
         "Reciprocal Round Sign Sin Sinh Sqrt Tan Tanh",
     },
     "contrib.activations": {"com.microsoft": "BiasGelu FastGelu Gelu QuickGelu"},
-    "contrib.attention": {"com.microsoft": "Attention MultiHeadAttention QAttention"},
-    "contrib.convolution": {"com.microsoft": "FusedConv"},
+    "contrib.attention": {"com.microsoft": "Attention QAttention"},
+    "contrib.attention_lstm": {"com.microsoft": "AttnLSTM"},
+    "contrib.causal_convolution": {"com.microsoft": "CausalConvWithState VarlenCausalConvWithState"},
+    "contrib.convolution": {"com.microsoft": "ConvTransposeWithDynamicPads FusedConv"},
     "contrib.fused_matmul": {"com.microsoft": "FusedGemm FusedMatMul GemmFastGelu TransposeMatMul"},
-    "contrib.linear_algebra": {"com.microsoft": "Inverse Trilu"},
+    "contrib.gating": {
+        "com.microsoft": "BranchwiseRMSNorm EngramGate GatedAdd GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix "
+        "ScaledSiLU",
+    },
+    "contrib.group_query_attention": {"com.microsoft": "GroupQueryAttention"},
+    "contrib.image": {"com.microsoft": "CropAndResize GridSample MaxpoolWithMask NhwcMaxPool"},
+    "contrib.layout": {"com.microsoft": "ExpandDims GatherND Pad Range SampleOp UnfoldTensor Unique"},
+    "contrib.linear_algebra": {
+        "com.microsoft": "CDist DynamicTimeWarping Inverse MatMulInteger16 SparseToDenseMatMul Trilu",
+    },
+    "contrib.linear_attention": {"com.microsoft": "GatedDeltaNet LinearAttention LinearAttentionGate"},
+    "contrib.low_bit": {"com.microsoft": "GatherBlockQuantized MatMulBnb4 MatMulFpQ4"},
     "contrib.matmul_nbits": {"com.microsoft": "MatMulNBits"},
+    "contrib.mixture_of_experts": {"com.microsoft": "MoE MoEGroupRouter QMoE"},
+    "contrib.multi_head_attention": {"com.microsoft": "DecoderMaskedMultiHeadAttention MultiHeadAttention"},
+    "contrib.ngrams": {
+        "com.microsoft": "BifurcationDetector NGramHashMapping NGramRepeatBlock VarlenNGramHashMapping",
+    },
     "contrib.normalization": {
         "": "SimplifiedLayerNormalization",
-        "com.microsoft": "EmbedLayerNormalization SimplifiedLayerNormalization SkipLayerNormalization "
-        "SkipSimplifiedLayerNormalization",
+        "com.microsoft": "EmbedLayerNormalization QEmbedLayerNormalization SimplifiedLayerNormalization "
+        "SkipLayerNormalization SkipSimplifiedLayerNormalization",
     },
+    "contrib.packed_rows": {"com.microsoft": "GatherPacked"},
     "contrib.qlinear": {
-        "com.microsoft": "DequantizeLinear QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool "
-        "QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QuantizeLinear",
+        "com.microsoft": "DequantizeLinear QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv "
+        "QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere QuantizeLinear",
     },
     "contrib.quantized_matmul": {"com.microsoft": "DynamicQuantizeMatMul MatMulIntegerToFloat"},
     "contrib.recurrent": {"com.microsoft": "DynamicQuantizeLSTM"},
-    "contrib.rotary": {"com.microsoft": "RotaryEmbedding"},
+    "contrib.rotary": {"com.microsoft": "MRotaryEmbedding RotaryEmbedding"},
+    "contrib.sparse_attention": {"com.microsoft": "SparseAttention"},
+    "contrib.text": {"com.microsoft": "MurmurHash3 Tokenizer WordConvEmbedding"},
+    "contrib.withdrawn": {
+        "": "Affine Crop DynamicSlice ImageScaler MemcpyFromHost MemcpyToHost ParametricSoftplus Scale ScaledTanh",
+    },
 }
 
 MODULES = {

@@ -96,6 +96,11 @@ class OpSpec:
         code = inspect.unwrap(self.definition).__code__
         return frozenset(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
 
+    @functools.cached_property
+    def required(self) -> frozenset[str]:
+        """Those of `keywords` that a node must give."""
+        return self.keywords - set(inspect.unwrap(self.definition).__kwdefaults__ or ()) - {"num_outputs", "output_types"}
+
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         return self.definition(*inputs, **attributes)
 

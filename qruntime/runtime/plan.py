@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import QRuntimeError, UnsupportedModel, UnsupportedOp, counted
+from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
 from qruntime.ir import AttributeType, Graph, Node, Value
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
@@ -256,6 +256,9 @@ def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
             raise UnsupportedModel(f"{node.label}: attribute {name!r} is not supported (opset {node.version}); supported are {known}")
         if attribute.type is not AttributeType.GRAPH:
             keywords[name] = attribute.value
+    missing = sorted(spec.required - node.attributes.keys())
+    if missing:
+        raise InvalidModel(f"{node.label}: the attribute {missing[0]!r}, which {node.op_type} must have, is missing (opset {node.version})")
     if "num_outputs" in spec.keywords and "num_outputs" not in keywords:
         keywords["num_outputs"] = len(node.outputs)
     if "output_types" in spec.keywords:

@@ -1,4 +1,4 @@
-"""Attention (packed projections), QAttention and MultiHeadAttention."""
+"""Attention with packed projections, of floats and of 8-bit codes; what its masks and scores mean."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from qruntime.ops.precision import working_dtype
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import operator
 
-_FILTER = -10000.0
+MASKED = -10000.0
+"""Added to the scores of hidden keys where an attribute does not say otherwise."""
 
 
 def mask_bias(mask: np.ndarray | None, batch: int, queries: int, keys: int, value: float) -> np.ndarray | None:
     """What `mask` adds to scores [B, N, S, T]: `value` where a key is hidden.
 
-    Masks are ends [B], ends and starts [2·B], or raw ones: [B, T], [B, S, T], [B, 1, M, M] with M ≥ T.
+    Masks are ends [B], ends and starts [2·B], or raw ones: [B, T], [B, S, T], [B, 1, M, M] with M ≥ T. One of shape
+    [B, 1] or [1, 1] only holds the place: ONNX Runtime then hides nothing.
     """
-    if mask is None:
+    if mask is None or (mask.shape in ((batch, 1), (1, 1)) and mask.shape != (batch, keys)):
         return None
     positions = np.arange(keys)
     if mask.ndim == 1 and mask.shape[0] in (batch, 2 * batch):
@@ -53,9 +55,12 @@ def attend(
     attention_bias: np.ndarray | None,
     *,
     scale: float,
-    causal: int,
-) -> np.ndarray:
-    """softmax(q · kᵀ · scale + biases) · v of [B, N, S, H], as [B, S, N · Hv]."""
+    past: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """softmax(q · kᵀ · scale + biases) · v of [B, N, S, H], as [B, S, N · Hv], and what the softmax is of [B, N, S, T].
+
+    `past` is the number of cached keys in causal attention: query s sees the keys up to past + s. None lets it see all.
+    """
     if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
         raise ValueError(f"queries {q.shape}, keys {k.shape} and values {v.shape} do not fit")
     batch, heads, queries, size = q.shape
@@ -73,11 +78,12 @@ def attend(
             if not fits:
                 raise ValueError(f"the attention bias must broadcast to {scores.shape}, got {extra.shape}")
             scores = scores + extra.astype(wide, copy=False)
-    if causal:
-        hidden = np.arange(keys) > np.arange(queries)[:, None] + (keys - queries)
+    if past is not None:
+        hidden = np.arange(keys) > np.arange(queries)[:, None] + past
         scores = np.where(hidden, wide.type(-np.inf), scores)
     y = matmul(masked_softmax(scores), v.astype(wide, copy=False)).astype(q.dtype, copy=False)
-    return np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(batch, queries, heads * v.shape[3])
+    y = np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(batch, queries, heads * v.shape[3])
+    return y, np.maximum(scores, np.finfo(q.dtype).min).astype(q.dtype, copy=False)
 
 
 def _packed(
@@ -107,7 +113,8 @@ def _packed(
     if sizes[1] == sizes[2]:
         present = np.stack([k, v])
     bias = mask_bias(mask, batch, q.shape[2], k.shape[2], filter_value)
-    return attend(q, k, v, bias, attention_bias, scale=scale, causal=causal), present
+    cached = k.shape[2] - q.shape[2] if causal else None
+    return attend(q, k, v, bias, attention_bias, scale=scale, past=cached)[0], present
 
 
 @operator("Attention", domain=MICROSOFT)
@@ -124,7 +131,7 @@ def attention(
     unidirectional: int = 0,
     qkv_hidden_sizes: Sequence[int] | None = None,
     scale: float = 0.0,
-    mask_filter_value: float = _FILTER,
+    mask_filter_value: float = MASKED,
     do_rotary: int = 0,
     past_present_share_buffer: int = 0,
     rotary_embedding_dim: int = 0,
@@ -169,7 +176,7 @@ def qattention(
     past_sequence_length: int = 0,
     do_rotary: int = 0,
     scale: float = 0.0,
-    mask_filter_value: float = _FILTER,
+    mask_filter_value: float = MASKED,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Attention whose input and weights are 8-bit codes; weight parameters per tensor or per column."""
     if do_rotary:
@@ -180,69 +187,3 @@ def qattention(
     projected = matmul_integer_to_float(x, weights, x_scale, weight_scale, x_zero_point, weight_zero_point, bias)
     sizes = _hidden_sizes(weights.shape[1], None)
     return _packed(projected, mask_index, past, None, num_heads, sizes, unidirectional, scale, mask_filter_value)
-
-
-def _with_bias(
-    bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]
-) -> list[np.ndarray]:
-    """q, k and v [B, N, S, H], with their share of bias [Dq + Dk + Dv]; a cross-attention cache has it already."""
-    if bias is None:
-        return parts
-    widths = [num_heads * part.shape[3] for part in parts]
-    require_shape("bias", bias, (sum(widths),))
-    pieces = np.split(bias, (widths[0], widths[0] + widths[1]))
-    return [
-        part if is_head else part + piece.reshape(num_heads, 1, part.shape[3])
-        for part, piece, is_head in zip(parts, pieces, are_heads, strict=True)
-    ]
-
-
-@operator("MultiHeadAttention", domain=MICROSOFT)
-def multi_head_attention(
-    query: np.ndarray,
-    key: np.ndarray | None = None,
-    value: np.ndarray | None = None,
-    bias: np.ndarray | None = None,
-    key_padding_mask: np.ndarray | None = None,
-    attention_bias: np.ndarray | None = None,
-    past_key: np.ndarray | None = None,
-    past_value: np.ndarray | None = None,
-    *,
-    num_heads: int,
-    mask_filter_value: float = _FILTER,
-    scale: float = 0.0,
-    unidirectional: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """query [B, S, D], key [B, T, D], value [B, T, Dv] → [B, S, Dv] and the keys and values [B, N, T, H] it used.
-
-    Or query [B, S, N, 3, H] alone, or query and key [B, T, N, 2, H], or key and value [B, N, T, H] as a cache.
-    """
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be positive, got {num_heads}")
-    cached = False
-    if key is None:
-        require_shape("query", query, (*query.shape[:2], num_heads, 3, query.shape[4] if query.ndim == 5 else 0))
-        parts = [query[:, :, :, i].transpose(0, 2, 1, 3) for i in range(3)]
-    else:
-        require_rank("query", query, 3)
-        q = split_heads("query", query, num_heads)
-        if value is None:
-            require_shape("key", key, (*key.shape[:2], num_heads, 2, q.shape[3]))
-            parts = [q, *(key[:, :, :, i].transpose(0, 2, 1, 3) for i in range(2))]
-        elif key.ndim == 4 and value.ndim == 4:
-            parts, cached = [q, key, value], True
-        else:
-            require_rank("key", key, 3)
-            require_rank("value", value, 3)
-            parts = [q, split_heads("key", key, num_heads), split_heads("value", value, num_heads)]
-    q, k, v = _with_bias(bias, parts, num_heads, [False, cached, cached])
-    if (past_key is None) != (past_value is None):
-        raise ValueError("past_key and past_value come together")
-    if past_key is not None and past_value is not None:
-        for name, past, new in (("past_key", past_key, k), ("past_value", past_value, v)):
-            require_rank(name, past, 4)
-            require_shape(name, past, (*new.shape[:2], past.shape[2], new.shape[3]))
-        k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
-    mask = mask_bias(key_padding_mask, q.shape[0], q.shape[2], k.shape[2], mask_filter_value)
-    y = attend(q, k, v, mask, attention_bias, scale=scale, causal=unidirectional)
-    return y, np.ascontiguousarray(k), np.ascontiguousarray(v)

@@ -13,7 +13,7 @@ from qruntime.ops.registry import operator
 _OP = "MatMulNBits"
 
 
-def _unpacked(q: np.ndarray, bits: int) -> np.ndarray:
+def unpacked(q: np.ndarray, bits: int) -> np.ndarray:
     """Codes [..., n] of bytes [..., n · bits / 8], the lowest bits first."""
     if bits == 8:
         return q
@@ -51,7 +51,7 @@ def dequantized(
     if zero_points is not None:
         packed = -(-blocks * bits // 8)
         if zero_points.dtype == np.uint8 and zero_points.size == N * packed:
-            zero = _unpacked(zero_points.reshape(N, packed), bits)[:, :blocks].astype(wide)
+            zero = unpacked(zero_points.reshape(N, packed), bits)[:, :blocks].astype(wide)
         elif zero_points.dtype == scales.dtype and zero_points.size == N * blocks:
             zero = zero_points.reshape(N, blocks).astype(wide)
         else:
@@ -59,7 +59,7 @@ def dequantized(
                 f"zero_points must be uint8 [{N}, {packed}] or {scales.dtype} [{N}, {blocks}], "
                 f"got {zero_points.dtype} of shape {zero_points.shape}"
             )
-    codes = _unpacked(b.reshape(N, blocks * block_size * bits // 8), bits)[:, :K]
+    codes = unpacked(b.reshape(N, blocks * block_size * bits // 8), bits)[:, :K]
     if g_idx is None:
         group = np.arange(K) // block_size
     else:

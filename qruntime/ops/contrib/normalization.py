@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ops.checks import normalize_axis, require_rank, require_shape
+from qruntime.ops.checks import normalize_axis, require_rank, require_shape, scalar
 from qruntime.ops.contrib.activations import biased
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.precision import working_dtype
@@ -97,3 +97,46 @@ def _rows(name: str, table: np.ndarray, ids: np.ndarray) -> np.ndarray:
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
         raise IndexError(f"{name} ids must lie in [0, {table.shape[0]}), got {ids.min()} to {ids.max()}")
     return table[ids.astype(np.int64)]
+
+
+@operator("QEmbedLayerNormalization", domain=MICROSOFT)
+def quantized_embed_layer_normalization(
+    input_ids: np.ndarray,
+    segment_ids: np.ndarray | None,
+    word_embedding: np.ndarray,
+    position_embedding: np.ndarray,
+    segment_embedding: np.ndarray | None,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    mask: np.ndarray | None,
+    word_scale: np.ndarray,
+    position_scale: np.ndarray,
+    segment_scale: np.ndarray | None,
+    gamma_scale: np.ndarray,
+    beta_scale: np.ndarray,
+    word_zero_point: np.ndarray,
+    position_zero_point: np.ndarray,
+    segment_zero_point: np.ndarray | None,
+    gamma_zero_point: np.ndarray,
+    beta_zero_point: np.ndarray,
+    *,
+    epsilon: float = 1e-12,
+) -> tuple[np.ndarray, ...]:
+    """EmbedLayerNormalization whose tables, gamma and beta are 8-bit codes with one scale and zero point each."""
+    segment_group = (segment_ids, segment_embedding, segment_scale, segment_zero_point)
+    if any(part is None for part in segment_group) and any(part is not None for part in segment_group):
+        raise ValueError("segment_ids, segment_embedding, its scale and its zero point must all be given or all be absent")
+    word = _dequantized_rows("word", word_embedding, word_scale, word_zero_point)
+    position = _dequantized_rows("position", position_embedding, position_scale, position_zero_point)
+    segment = None
+    if segment_embedding is not None and segment_scale is not None and segment_zero_point is not None:
+        segment = _dequantized_rows("segment", segment_embedding, segment_scale, segment_zero_point)
+    return embed_layer_normalization(
+        input_ids, segment_ids, word, position, segment,
+        _dequantized_rows("gamma", gamma, gamma_scale, gamma_zero_point),
+        _dequantized_rows("beta", beta, beta_scale, beta_zero_point), mask, epsilon=epsilon,
+    )[:2]  # fmt: skip
+
+
+def _dequantized_rows(name: str, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
+    return standard("DequantizeLinear", codes, scalar(scale, f"the scale of {name}"), scalar(zero_point, f"the zero point of {name}"))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qruntime.ir import Node
+from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT, standard
+from qruntime.ops.quantize_linear import requantized
 from qruntime.ops.registry import NativeCall, operator
 
 _UINT8 = 2
@@ -185,3 +187,95 @@ def qlinear_concat(y_scale: np.ndarray, y_zero_point: np.ndarray, *tensors: np.n
         raise ValueError(f"needs triples of tensor, scale and zero point, got {len(tensors)} inputs")
     parts = [_real(*tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
     return _codes(standard("Concat", *parts, axis=axis), y_scale, y_zero_point, tensors[0].dtype)
+
+
+@operator("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(
+    condition: np.ndarray,
+    x: np.ndarray,
+    x_scale: np.ndarray,
+    x_zero_point: np.ndarray,
+    y: np.ndarray,
+    y_scale: np.ndarray,
+    y_zero_point: np.ndarray,
+    z_scale: np.ndarray,
+    z_zero_point: np.ndarray,
+) -> np.ndarray:
+    """x where `condition` holds, else y, broadcast; all are quantized tensors."""
+    chosen = standard("Where", condition, _real(x, x_scale, x_zero_point), _real(y, y_scale, y_zero_point))
+    return _codes(chosen, z_scale, z_zero_point, x.dtype)
+
+
+@operator("QGemm", domain=MICROSOFT)
+def qgemm(
+    a: np.ndarray,
+    a_scale: np.ndarray,
+    a_zero_point: np.ndarray,
+    b: np.ndarray,
+    b_scale: np.ndarray,
+    b_zero_point: np.ndarray,
+    c: np.ndarray | None = None,
+    y_scale: np.ndarray | None = None,
+    y_zero_point: np.ndarray | None = None,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> np.ndarray:
+    """Gemm of 8-bit matrices plus c int32 of scale alpha · a_scale · b_scale; float32, or quantized with y_scale.
+
+    Parameters of b are single values or one for each of its N columns.
+    """
+    require_rank("A", a, 2)
+    require_rank("B", b, 2)
+    _check_parameters(a_scale, a_zero_point)
+    left, right = a.T if transA else a, b.T if transB else b
+    columns = right.shape[1]
+    for name, value in (("b_scale", b_scale), ("b_zero_point", b_zero_point)):
+        if value.ndim > 1 or value.size not in (1, columns):
+            raise ValueError(f"{name} must have 1 or {columns} values, got shape {value.shape}")
+    zero = b_zero_point.reshape(-1) if b_zero_point.size > 1 else b_zero_point.reshape(())
+    total = standard("MatMulInteger", left, right, a_zero_point.reshape(()), zero)
+    if c is not None:
+        try:
+            fits = np.broadcast_shapes(c.shape, total.shape) == total.shape
+        except ValueError:
+            fits = False
+        if not fits or c.dtype != np.int32:
+            raise ValueError(f"C must be int32 and broadcast to {total.shape}, got {c.dtype} of shape {c.shape}")
+        total = total + c
+    scale = np.float32(alpha) * a_scale.reshape(()) * b_scale.reshape(-1)
+    if y_scale is None:
+        return (total.astype(np.float32) * scale).astype(np.float32, copy=False)
+    _check_parameters(y_scale, y_zero_point)
+    zero_point = np.zeros((), a.dtype) if y_zero_point is None else y_zero_point.reshape(())
+    return requantized(total, scale / y_scale.reshape(()), zero_point)
+
+
+@operator("QLinearConv", domain=MICROSOFT)
+def qlinear_conv(
+    x: np.ndarray,
+    x_scale: np.ndarray,
+    x_zero_point: np.ndarray,
+    w: np.ndarray,
+    w_scale: np.ndarray,
+    w_zero_point: np.ndarray,
+    y_scale: np.ndarray,
+    y_zero_point: np.ndarray,
+    b: np.ndarray | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    channels_last: int = 0,
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> np.ndarray:
+    """The standard QLinearConv, with `channels_last` of x (N, *spatial, C) to (N, *spatial, M); W stays (M, C, *kernel)."""
+    y = standard(
+        "QLinearConv", _channels_first(x, channels_last), x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale,
+        y_zero_point, b, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads,
+        strides=strides,
+    )  # fmt: skip
+    return _channels_back(y, channels_last)

@@ -1,0 +1,133 @@
+"""Experts, gates, strings and runs of tokens: the forms that ONNX Runtime runs on no CPU, and inputs that do not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qruntime.errors import QRuntimeError
+from tests.ops.one_node import close, floats, run
+from tests.ops.test_contrib import softmax
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("fusion", [0, 1, 2])
+def test_experts_with_swiglu(fusion):
+    """Gate and linear part come from two layers, interleaved or side by side."""
+    x, router = floats(3, 8), floats(3, 4)
+    gate, linear, down = floats(4, 6, 8), floats(4, 6, 8), floats(4, 8, 6)
+    fused = np.stack([gate, linear], axis=2).reshape(4, 12, 8) if fusion == 1 else np.concatenate([gate, linear], axis=1)
+    inputs = [x, router, gate if fusion == 0 else fused, None, down, None, *([linear] if fusion == 0 else [])]
+    settings = {"activation_type": "swiglu", "swiglu_fusion": fusion, "activation_alpha": 1.7, "activation_beta": 1.0, "swiglu_limit": 0.5}
+    found = run("MoE", inputs, k=2, normalize_routing_weights=1, **settings)
+    for row in range(3):
+        best = np.argsort(-router[row])[:2]
+        shares = softmax(router[row, best].astype(np.float64))
+        expected = 0
+        for expert, share in zip(best, shares, strict=True):
+            g, up = np.minimum(gate[expert] @ x[row], 0.5), np.clip(linear[expert] @ x[row], -0.5, 0.5)
+            expected = expected + share * (down[expert] @ (g * sigmoid(1.7 * g) * (up + 1)))
+        close(found[row], expected, atol=1e-5)
+    alone = run("MoE", [x[1:2], router[1:2], *inputs[2:]], k=2, normalize_routing_weights=1, **settings)
+    assert np.array_equal(found[1:2], alone)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "message"),
+    [
+        ("MoE", {"k": 5}, r"k must lie in \[1, 4\]"),
+        ("MoE", {"activation_type": "other"}, "activation_type must be"),
+        ("MoE", {"use_sparse_mixer": 1}, "use_sparse_mixer must be 0"),
+        ("MoE", {"activation_type": "swiglu"}, "third layer"),
+        ("MoE", {"activation_type": "swiglu", "swiglu_fusion": 1}, "weights of fc1 must have the shape"),
+        ("QMoE", {"quant_type": "fp8"}, "quant_type must be int"),
+        ("QMoE", {"weights_prepacked": 1}, "packed for one machine"),
+        ("QMoE", {"expert_weight_bits": 3}, "2, 4 or 8 bits"),
+        ("QMoE", {"expert_weight_bits": 8, "block_size": 16}, "must divide"),
+        ("QMoE", {}, "weights of fc1 must be uint8"),
+    ],
+)
+def test_experts_say_what_does_not_fit(op, attributes, message):
+    x, router = floats(3, 8), floats(3, 4)
+    if op == "MoE":
+        inputs = [x, router, floats(4, 6, 8), None, floats(4, 8, 6)]
+    else:
+        inputs = [x, router, np.zeros((4, 6, 8), np.uint8), floats(4, 6), None, np.zeros((4, 8, 6), np.uint8), floats(4, 8)]
+    with pytest.raises(QRuntimeError, match=message):
+        run(op, inputs, **attributes)
+
+
+def test_gates_say_what_is_not_supported():
+    x = floats(2, 3, 4)
+    with pytest.raises(QRuntimeError, match="gate_weight must be absent"):
+        run("GatedAdd", [x, x, x, floats(4, 1)])
+    with pytest.raises(QRuntimeError, match="gate must have the shape"):
+        run("GatedAdd", [x, x, x])
+    with pytest.raises(QRuntimeError, match="projection_weight"):
+        run("MoEGroupRouter", [x, floats(4), floats(4, 4)], top_k=1)
+    with pytest.raises(QRuntimeError, match="num_branches must divide"):
+        run("BranchwiseRMSNorm", [x], num_branches=3)
+    with pytest.raises(QRuntimeError, match="scale must be 1"):
+        run("RotaryEmbedding", [floats(1, 2, 8), np.array([0]), floats(9, 4), floats(9, 4)], scale=2.0)
+
+
+def test_tokens():
+    texts = np.array(["a bc  def", ""], object)
+    found = run("Tokenizer", [texts], separators=[" "], mark=1, mincharnum=2, pad_value="#")
+    assert found.tolist() == [["\x02", "bc", "def", "\x03"], ["\x02", "\x03", "#", "#"]]
+    assert run("Tokenizer", [texts[1:]], tokenexp="[a-z]", mark=1, mincharnum=1, pad_value="#").shape == (1, 0)
+    for attributes, message in (
+        ({"separators": ["("]}, "no regular expression"), ({}, "either separators or tokenexp"),
+        ({"separators": ["a", ""]}, "the only one"),
+        ({"separators": [" "], "tokenexp": "a"}, "either separators or tokenexp"), ({"separators": [" "], "mincharnum": 0}, "above 0"),
+    ):  # fmt: skip
+        with pytest.raises(QRuntimeError, match=message):
+            run("Tokenizer", [texts], **{"mark": 0, "mincharnum": 1, "pad_value": "#", **attributes})
+
+
+def test_hashes_of_strings():
+    """Known values of MurmurHash3_x86_32 with the seed 0, and of the empty string with the seed 1."""
+    texts = np.array(["", "hello", "hello, world", "The quick brown fox jumps over the lazy dog"], object)
+    assert run("MurmurHash3", [texts]).tolist() == [0, 0x248BFA47, 0x149BBB7F, 0x2E4FF723]
+    assert run("MurmurHash3", [texts[:1]], seed=1, positive=0).tolist() == [0x514E28B7]
+    with pytest.raises(QRuntimeError, match="4 or 8 bytes"):
+        run("MurmurHash3", [np.ones(2, np.float16)])
+
+
+def test_runs_of_tokens_are_not_repeated():
+    ids, scores = np.array([[1, 2, 3, 1, 2]]), floats(1, 5)
+    found = run("NGramRepeatBlock", [ids, scores], ngram_size=3)
+    assert np.isneginf(found[0]).nonzero()[0].tolist() == [3]
+    with pytest.raises(QRuntimeError, match=r"input_ids must lie in \[0, 3\)"):
+        run("NGramRepeatBlock", [ids, scores[:, :3]], ngram_size=3)
+
+
+def test_hashes_of_runs_go_on_where_they_stopped():
+    ids, multipliers = np.array([[5, 3, 8, 3, 1, 4]]), np.array([3, 5, 7])
+    tables = [multipliers, np.array([11, 13, 17, 19])]
+    settings = {"max_ngram_size": 3, "n_head_per_ngram": 2, "pad_id": 0, "reset_on_eos": 1}
+    eos = np.array(3)
+    whole, last = run("NGramHashMapping", [ids, *tables, None, None, eos], outputs=2, **settings)
+    first, past = run("NGramHashMapping", [ids[:, :2], *tables, None, None, eos], outputs=2, **settings)
+    second, _ = run("NGramHashMapping", [ids[:, 2:], *tables, past, None, eos], outputs=2, **settings)
+    assert np.array_equal(np.concatenate([first, second], axis=1), whole)
+    assert last.tolist() == [[1, 4]]
+    # Behind the end of a sequence (3) only the token itself counts, the rest is 3.
+    assert whole[0, 2].tolist() == [(8 * 3 ^ 3 * 5) % 11, (8 * 3 ^ 3 * 5) % 13, (8 * 3 ^ 3 * 5 ^ 3 * 7) % 17, (8 * 3 ^ 3 * 5 ^ 3 * 7) % 19]
+    with pytest.raises(QRuntimeError, match="must be positive"):
+        run("NGramHashMapping", [ids, multipliers, np.array([11, 0, 17, 19])], **settings)
+    with pytest.raises(QRuntimeError, match="vocab_sizes must have the shape"):
+        run("NGramHashMapping", [ids, multipliers, np.array([11])], **settings)
+
+
+def test_words():
+    words, w, b, table = np.array([[1, 2, 0], [0, 0, 0], [3, 0, 0]], np.int32), floats(4, 1, 2, 5), floats(4), floats(6, 5)
+    found = run("WordConvEmbedding", [words, w, b, table])
+    close(found[0], np.tanh(np.einsum("mwe,we->m", w[:, 0], table[[1, 2]]) + b), atol=1e-5)
+    assert not found[1].any()
+    close(found[2], np.tanh(np.einsum("mwe,we->m", w[:, 0], table[[3, 0]]) + b), atol=1e-5)
+    with pytest.raises(QRuntimeError, match=r"characters must be integers in \[0, 6\)"):
+        run("WordConvEmbedding", [words + 5, w, b, table])

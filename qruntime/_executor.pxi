@@ -7,6 +7,7 @@ cdef struct Step:
     int first_output     # slot; the outputs of a node are adjacent
     int first_release    # into the executable's array of slots to release
     int num_releases
+    bint widens          # fn also stands for its operator in narrower floats
     bint has_fallback    # a Python definition stands by
     bint declined        # the kernel did, when the step last ran
 
@@ -144,6 +145,7 @@ cdef class Executable:
                 step.fn = qrt_find_node(kernel.encode())
                 if step.fn == NULL:
                     raise RuntimeError(f"{label}: no kernel is called {kernel!r}")
+                step.widens = qrt_widens(kernel.encode())
             self.keepalive.append(packed)
             step.node.ints = self.ints + at_int
             step.node.floats = self.floats + at_float
@@ -426,6 +428,9 @@ cdef class Executable:
                     if step.fn == NULL:
                         break
                     status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                    if status == QRT_DECLINE and step.widens:
+                        status = qrt_call_widened(
+                            step.fn, &step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
                     if status != QRT_OK:
                         break
                     step.declined = False

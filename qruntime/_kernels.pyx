@@ -91,6 +91,8 @@ cdef extern from "nodes.h" nogil:
         uint64_t dying
     ctypedef qrt_status (*qrt_node_fn)(const qrt_node *, qrt_run *, const qrt_tensor *const *, qrt_tensor *) noexcept nogil
     qrt_node_fn qrt_find_node(const char *)
+    bint qrt_widens(const char *)
+    qrt_status qrt_call_widened(qrt_node_fn, const qrt_node *, qrt_run *, const qrt_tensor *const *, qrt_tensor *) noexcept
 
 cdef extern from "threads.h" nogil:
     int qrt_default_threads()

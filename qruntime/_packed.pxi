@@ -138,12 +138,12 @@ cdef class PackedQ8(Packed):
 
 
 cdef class PackedF32(Packed):
-    """float32 weights [K, N] of any strides with an optional bias [N]."""
+    """float32 weights [K, N] of any strides, or narrower floats that are widened, with an optional bias [N]."""
 
     def __cinit__(self, weight, bias=None):
         cdef cnp.ndarray w = np.asarray(weight)
-        if w.dtype != np.float32 or w.ndim != 2:
-            raise ValueError(f"weight must be float32 [K, N], got {shape_text(w)}")
+        if _native_code(w) not in (1, 10, 16) or w.ndim != 2:
+            raise ValueError(f"weight must be float32, float16 or bfloat16 [K, N], got {shape_text(w)}")
         self.weight, self.bias = w, _bias(bias, w.shape[1])
 
     cdef size_t _bytes_to_pack(self):
@@ -151,6 +151,8 @@ cdef class PackedF32(Packed):
 
     cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, b = self.bias
+        if w.dtype != np.float32:
+            w = w.astype(np.float32)
         if not cnp.PyArray_ISALIGNED(w) or w.strides[0] % 4 or w.strides[1] % 4:
             w = np.array(w, order="K")
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)

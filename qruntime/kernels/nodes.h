@@ -54,6 +54,13 @@ extern const qrt_node_entry qrt_quantize_nodes[];
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);
 
+/// True when the node function of that name computes in float32 and stands for its operator in narrower floats as well.
+bool qrt_widens(const char *name);
+
+/// Call `fn` on float16 or bfloat16 inputs, widened to float32, and round its float32 outputs to their type. Declines
+/// unless the first input has such a type and all floats among the inputs have the same.
+qrt_status qrt_call_widened(qrt_node_fn fn, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out);
+
 /// True when input i may be overwritten: it dies here, its buffer is ours and nobody else holds it.
 bool qrt_may_overwrite(const qrt_node *node, const qrt_tensor *const *in, int i);
 

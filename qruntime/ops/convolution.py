@@ -10,6 +10,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
+from qruntime.ops.elementwise import is_packable
 from qruntime.ops.interpolation import sample_linear
 from qruntime.ops.precision import working_dtype
 from qruntime.ops.products import matmul
@@ -119,7 +120,7 @@ def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
 def _conv(node: Node) -> NativeCall | None:
     w = node.input(1)
     weight = None if w is None else w.data
-    if weight is None or weight.dtype != np.float32 or not 3 <= weight.ndim <= 5:
+    if weight is None or not is_packable(weight.dtype) or not 3 <= weight.ndim <= 5:
         return None
     ints = convolution_geometry(node, weight.shape)
     if ints is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,11 @@ def is_float(dtype: np.dtype) -> bool:
 def is_narrow_float(dtype: np.dtype) -> bool:
     """float16, bfloat16 and below: computed in float32 and rounded once at the end."""
     return is_float(dtype) and dtype.itemsize < 4
+
+
+def is_packable(dtype: np.dtype) -> bool:
+    """True for the types of constants that kernels of float32 pack."""
+    return dtype == np.float32 or dtype.name in ("float16", "bfloat16")
 
 
 def widen(x: np.ndarray) -> np.ndarray:
@@ -40,6 +46,24 @@ def pointwise(function: Function) -> Function:
     def definition(x: np.ndarray, *others: np.ndarray, **attributes: float) -> np.ndarray:
         with np.errstate(all="ignore"):
             return narrow(function(widen(x), *map(widen, others), **attributes), x.dtype)
+
+    return definition
+
+
+def rounded_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compute narrow floats in float32 and round every float32 output to the type of the first input.
+
+    For fused operators: what they compute on the way is rounded nowhere.
+    """
+
+    @functools.wraps(function)
+    def definition(x: np.ndarray, *others: np.ndarray | None, **attributes: Any) -> Any:
+        if not is_narrow_float(x.dtype):
+            return function(x, *others, **attributes)
+        outputs = function(widen(x), *(other if other is None else widen(other) for other in others), **attributes)
+        if isinstance(outputs, tuple):
+            return tuple(narrow(y, x.dtype) for y in outputs)
+        return narrow(outputs, x.dtype)
 
     return definition
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir import Node
+from qruntime.ops.elementwise import rounded_once
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, find, operator
 
@@ -24,6 +25,7 @@ def _heads(x: np.ndarray, layout: str, part: int) -> np.ndarray:
 
 
 @operator("Attention", domain="qruntime")
+@rounded_once
 def fused_attention(
     q: np.ndarray,
     k: np.ndarray,

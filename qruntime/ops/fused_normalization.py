@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir import Node
+from qruntime.ops.elementwise import rounded_once
 from qruntime.ops.registry import NativeCall, operator
 
 
@@ -16,6 +17,7 @@ def _finish(
 
 
 @operator("LayerNormalization", domain="qruntime")
+@rounded_once
 def layer_normalization(
     x: np.ndarray,
     scale: np.ndarray | None = None,
@@ -34,6 +36,7 @@ def layer_normalization(
 
 
 @operator("RMSNormalization", domain="qruntime")
+@rounded_once
 def rms_normalization(
     x: np.ndarray,
     scale: np.ndarray | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node, Value
 from qruntime.ops import engines
+from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, find, operator
 
@@ -44,20 +45,23 @@ def _check_last_dimension(x: np.ndarray, weight: np.ndarray) -> None:
         )
 
 
-def _finish(y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str) -> np.ndarray:
+def _finish(
+    y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str, dtype: np.dtype
+) -> np.ndarray:
+    """The epilogue on float32 (or wider) sums, rounded to `dtype` at its end."""
     if bias is not None:
-        y = y + bias
+        y = y + widen(bias)
     y = _activate(y, activation)
-    return y if residual is None else y + residual
+    return narrow(y if residual is None else y + widen(residual), dtype)
 
 
 @operator("Linear", domain="qruntime")
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none"
 ) -> np.ndarray:
-    """x [..., K] float32, weight [K, N], bias [N] → [..., N]."""
+    """x [..., K], weight [K, N], bias [N] → [..., N]; floats narrower than float32 are rounded once, at the end."""
     _check_last_dimension(x, weight)
-    return _finish(matmul(x, weight), bias, residual, activation)
+    return _finish(matmul(widen(x), widen(weight)), bias, residual, activation, x.dtype)
 
 
 @linear.native
@@ -92,21 +96,21 @@ def dynamic_quantized_linear(
     range: str = "per_token",
     engine: str = "qruntime",
 ) -> np.ndarray:
-    """x [..., K] float32, weight int8 [K, N] with scale and zero point [1] or [N] → [..., N] float32.
+    """x [..., K] float32 or narrower, weight int8 [K, N] with scale and zero point [1] or [N] → [..., N] of that type.
 
     Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
     Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
     """
     _check_last_dimension(x, weight)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    rows = widen(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if engine != "qruntime":
         y = engines.product(rows, engines.prepare(weight, scale, zero_point), bias, engine)
-        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation)
+        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, x.dtype)
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
     total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * scale)
-    return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation)
+    return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, x.dtype)
 
 
 @dynamic_quantized_linear.native

@@ -11,6 +11,7 @@ from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
+from qruntime.ops.elementwise import rounded_once
 from qruntime.ops.linear import RANGES, quantize_rows
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
@@ -18,6 +19,7 @@ from qruntime.ops.windows import Window, padded, window, windows_view
 
 
 @operator("DynamicQuantizedConv", domain="qruntime")
+@rounded_once
 def dynamic_quantized_conv(
     x: np.ndarray,
     w: np.ndarray,

@@ -11,6 +11,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops import engines, recurrent
+from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.linear import RANGES, quantize_rows
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, OpSpec, operator
@@ -83,8 +84,11 @@ def _pack_direction(
 def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | None]:
     def bind(node: Node) -> NativeCall | None:
         w, r, b = (None if v is None else v.data for v in (node.input(1), node.input(2), node.input(3)))
-        if w is None or r is None or (b is None and node.input(3) is not None) or w.dtype != np.float32 or r.dtype != np.float32:
+        if w is None or r is None or (b is None and node.input(3) is not None):
             return None
+        if not is_packable(w.dtype) or w.dtype != r.dtype or (b is not None and b.dtype != w.dtype):
+            return None
+        b = None if b is None else widen(b)
         hidden = _checked_hidden(node, op, w, r, b)
         if hidden is None:
             return None
@@ -106,7 +110,7 @@ def _checked_hidden(node: Node, op: str, w: np.ndarray, r: np.ndarray, b: np.nda
     hidden = r.shape[2]
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
     fits = w.shape[:2] == (count, gates) and r.shape == (count, gates, hidden) and (b is None or b.shape == (count, 2 * gates))
-    if not fits or node.attr("hidden_size", hidden) != hidden or hidden == 0 or (b is not None and b.dtype != np.float32):
+    if not fits or node.attr("hidden_size", hidden) != hidden or hidden == 0:
         return None
     clip = node.attr("clip")
     return None if clip is not None and clip < 0 else hidden
@@ -211,8 +215,9 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         if node.attr("engine", "qruntime") != "qruntime":
             return None
         w, w_scale, w_zero, r, r_scale, r_zero, b = (None if v is None else v.data for v in (node.input(i) for i in range(1, 8)))
-        if w is None or r is None or (b is None and node.input(7) is not None):
+        if w is None or r is None or (b is None and node.input(7) is not None) or (b is not None and not is_packable(b.dtype)):
             return None
+        b = None if b is None else widen(b)
         hidden = _checked_hidden(node, op, w, r, b)
         if hidden is None:
             return None

@@ -8,6 +8,7 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
+from qruntime.ops.elementwise import is_narrow_float, is_packable
 from qruntime.ops.engines import ENGINES
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
 from qruntime.passes.weights import DYNAMIC, ENGINE, QuantizedWeight, quantized_weight
@@ -67,8 +68,8 @@ def _lower(node: Node, scaled: dict[tuple[Value, float], np.ndarray]) -> Skip | 
     stored = weight.data if quantized is None else quantized.q
     if stored is None or stored.ndim != 2:
         return Skip(f"the weight has rank {0 if stored is None else stored.ndim}, need 2")
-    if quantized is None and stored.dtype != np.float32:
-        return Skip(f"the weight is {stored.dtype}, need float32")
+    if quantized is None and not is_packable(stored.dtype):
+        return Skip(f"the weight is {stored.dtype}, need float32 or narrower")
     transposed, alpha = False, 1.0
     bias: np.ndarray | None = None
     if node.op_type == "Gemm":
@@ -83,6 +84,8 @@ def _lower(node: Node, scaled: dict[tuple[Value, float], np.ndarray]) -> Skip | 
     bias_value = None if bias is None else constant(f"{weight.name}/bias", bias)
     if quantized is None:
         if alpha != 1.0:
+            if is_narrow_float(stored.dtype):
+                return Skip(f"alpha · W would be rounded to {stored.dtype}")
             if (weight, alpha) not in scaled:
                 scaled[weight, alpha] = stored * np.float32(alpha)
             stored = scaled[weight, alpha]
@@ -136,7 +139,7 @@ def fuse_epilogues(graph: Graph) -> None:
     for nested in graph.walk_graphs():
         gone: list[Node] = []
         for node in nested.nodes:
-            if not node.is_op(*_LINEAR, domain=QRUNTIME):
+            if not node.is_op(*_LINEAR, domain=QRUNTIME) or _rounds_every_step(node):
                 continue
             while True:
                 user = only_reader(nested, node)
@@ -156,6 +159,12 @@ def fuse_epilogues(graph: Graph) -> None:
             dropped = set(gone)
             nested.nodes = [n for n in nested.nodes if n not in dropped]
             nested.sort()  # a residual may be made after the linear layer it is added to
+
+
+def _rounds_every_step(node: Node) -> bool:
+    """In float16 the results of the product, the addition and the activation are rounded one by one."""
+    weight = node.input(1)
+    return weight is not None and weight.data is not None and is_narrow_float(weight.data.dtype)
 
 
 def only_reader(graph: Graph, node: Node) -> Node | None:

@@ -26,7 +26,7 @@ from qruntime.quantization import (
 )
 from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.printing import layer_table, per_channel_lines, printable, skipped_lines, slower_lines
+from qruntime.quantization.printing import layer_table, printable, reason_lines, skipped_lines, slower_lines
 from qruntime.quantization.report import Report
 from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
 from qruntime.quantization.specification import DTYPES, default_kinds
@@ -253,7 +253,7 @@ def _lines(
     if worst:
         title = "The layers whose weights lost most" if len(report.layers) > len(worst) else "Layers, worst first"
         lines += ["", terminal.heading(f"{title}:"), *layer_table(worst)]
-    return lines + [in_flags(line) for line in (*per_channel_lines(report), *skipped_lines(report), *slower_lines(report))]
+    return lines + [in_flags(line) for line in (*reason_lines(report), *skipped_lines(report), *slower_lines(report))]
 
 
 def _activation(arguments: argparse.Namespace) -> str:

@@ -91,6 +91,11 @@ def quantize_graph(
         node.metadata[SNR] = f"{made.snr_db:.2f}"
         if made.reason:
             node.metadata[REASON] = made.reason
+    clamped = [layer for layer in layers if layer.reason and layer.scheme == "float16" and layer.name not in done]
+    if clamped:
+        others = f", and {len(clamped) - 1} more layers" if len(clamped) > 1 else ""
+        advice = "quantize to int8, or leave such layers float with exclude="
+        warnings.warn(f"{clamped[0].name}: {clamped[0].reason}{others}; {advice}", stacklevel=3)
     faults = [s for s in skipped if not isinstance(s.reason, Unselected) and s.reason != "both inputs are computed"]
     if strict and faults:
         listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)

@@ -16,14 +16,14 @@ import numpy as np
 from qruntime.ir import Attribute, AttributeType, Node, Value
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.weights import STORED
-from qruntime.quantization.observed import snr_db
+from qruntime.quantization.observed import decibels, power
 from qruntime.quantization.qconfig import Observer
+from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.report import QuantizedLayer
 from qruntime.quantization.selection import is_quantized_embedding
 from qruntime.quantization.storage import SNR, constant, stored_snr
 
 SCHEME = "per_channel_affine_float_qparams"
-_ROWS = 4096
 
 
 class Table(NamedTuple):
@@ -71,7 +71,7 @@ class Tables:
 def _obstacle(node: Node, data: np.ndarray, observer: Observer) -> str | None:
     if data.size == 0:
         return "the table is empty"
-    if not np.isfinite(data).all():
+    if not all(np.isfinite(data[part]).all() for part in row_blocks(data)):
         return "the table holds NaN or infinity"
     if observer.dtype == "quint4x2" and data.shape[1] % 2:
         return f"the table has {data.shape[1]} columns, quint4x2 needs an even number"
@@ -102,21 +102,27 @@ def _look_up(node: Node, name: str, table: Table, observer: Observer) -> list[No
 def quantize_rows(table: np.ndarray, observer: Observer) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """Codes uint8 [N, D], scale and offset float32 [N, 1] of `table`, with torch's arithmetic; signal to noise in dB."""
     qmin, qmax = observer.codes
-    low, high = table.min(axis=1, keepdims=True), table.max(axis=1, keepdims=True)
     q = np.empty(table.shape, np.uint8)
-    restored = np.empty_like(table)
+    scales, offsets = np.empty((2, table.shape[0], 1), np.float32)
+    signal = noise = 0.0
     with np.errstate(over="ignore"):
-        scale = (high - low) / np.float32(qmax - qmin)
-        scale = np.where(np.isfinite(scale), scale, (high.astype(np.float64) - low) / (qmax - qmin)).astype(np.float32)
-        scale = np.where(scale > np.float32(observer.eps), scale, np.float32(1))
-        zero_point = -low / scale
-        inverse = np.float32(1) / scale
-        offset = -zero_point * scale
-        for start in range(0, table.shape[0], _ROWS):
-            part = slice(start, start + _ROWS)
-            q[part] = np.clip(np.rint(table[part] * inverse[part] + zero_point[part]), qmin, qmax)
-            restored[part] = q[part] * scale[part] + offset[part]
-    return q, scale, offset, snr_db(table, restored)
+        for part in row_blocks(table):
+            block = table[part]
+            low, high = block.min(axis=1, keepdims=True), block.max(axis=1, keepdims=True)
+            scale = (high - low) / np.float32(qmax - qmin)
+            scale = np.where(np.isfinite(scale), scale, (high.astype(np.float64) - low) / (qmax - qmin)).astype(np.float32)
+            scale = np.where(scale > np.float32(observer.eps), scale, np.float32(1))
+            zero_point = -low / scale
+            offset = -zero_point * scale
+            codes = block * (np.float32(1) / scale)
+            codes += zero_point
+            np.clip(np.rint(codes, out=codes), qmin, qmax, out=codes)
+            q[part], scales[part], offsets[part] = codes, scale, offset
+            codes *= scale
+            codes += offset
+            codes -= block
+            signal, noise = signal + power(block), noise + power(codes)
+    return q, scales, offsets, decibels(signal, noise)
 
 
 class _Nodes:

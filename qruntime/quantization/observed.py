@@ -14,7 +14,7 @@ from qruntime.quantization.formats import Int8, QuantizedTensor, quantize, quant
 from qruntime.quantization.qconfig import RANGES, EngineObserver, HistogramObserver, Observer
 from qruntime.quantization.ranges import best_share
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 
 
 def quantize_weight(weight: np.ndarray, observer: Observer, channel_axis: int, engine: str) -> QuantizedTensor:
@@ -92,9 +92,23 @@ def snr_db(weight: np.ndarray, restored: np.ndarray) -> float:
     """Power of the weight over that of its rounding error, in decibels; inf when nothing was lost."""
     signal = noise = 0.0
     flat, other = weight.ravel(), restored.ravel()
-    for start in range(0, flat.size, _BLOCK):  # float64, in blocks that stay in cache
-        block = flat[start : start + _BLOCK].astype(np.float64)
-        error = other[start : start + _BLOCK] - block
-        signal += float(np.vdot(block, block))
-        noise += float(np.vdot(error, error))
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
+    for start in range(0, flat.size, _BLOCK):  # blocks that stay in cache
+        block = flat[start : start + _BLOCK]
+        signal += power(block)
+        noise += power(other[start : start + _BLOCK] - block)
+    return decibels(signal, noise)
+
+
+def power(block: np.ndarray) -> float:
+    """Sum of squares of float32: in float32 where it is far from the ends of that, else in float64."""
+    flat = block.reshape(-1)
+    total = float(np.einsum("i,i->", flat, flat))
+    if 1e-24 < total < 1e36 or not flat.any():
+        return total
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two powers; inf when there is no noise."""
+    with np.errstate(divide="ignore"):
+        return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))

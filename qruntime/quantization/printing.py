@@ -152,7 +152,7 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    lines = [*quantized_lines(report), *per_channel_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
+    lines = [*quantized_lines(report), *reason_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
     return "\n".join([*lines, "", *node_lines(planned)])
 
 
@@ -176,14 +176,19 @@ def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
     return table(rows, left=range(4))
 
 
-def per_channel_lines(report: Report) -> list[str]:
-    """Layers that got a scale per channel because one for the tensor would have cost a channel too much."""
-    refused = [layer for layer in report.layers if layer.reason]
-    if not refused:
-        return []
-    layers = f"{len(refused)} layers have" if len(refused) > 1 else "1 layer has"
-    first = f"{'first ' if len(refused) > 1 else ''}{printable(refused[0].name)}: {printable(refused[0].reason)}"
-    return ["", f"{layers} one scale per channel, as one for the tensor holds less than {FLOOR_DB:.0f} dB of a channel ({first})"]
+def reason_lines(report: Report) -> list[str]:
+    """Layers that are stored otherwise than was preferred, one line for each way."""
+    ways = {
+        "per_channel_affine": f"one scale per channel, as one for the tensor holds less than {FLOOR_DB:.0f} dB of a channel",
+        "float16": "weights that float16 does not reach",
+    }
+    lines = []
+    for scheme, way in ways.items():
+        named = [layer for layer in report.layers if layer.reason and layer.scheme == scheme]
+        if named:
+            layers, first = (f"{len(named)} layers have", "first ") if len(named) > 1 else ("1 layer has", "")
+            lines += ["", f"{layers} {way} ({first}{printable(named[0].name)}: {printable(named[0].reason)})"]
+    return lines
 
 
 def skipped_lines(report: Report) -> list[str]:

@@ -22,7 +22,8 @@ class QuantizedLayer(NamedTuple):
     shared: bool = False
     """The weights belong to an earlier layer; their bytes are counted there."""
     reason: str = ""
-    """Why there is a scale per channel where one for the tensor was preferred: which channel that would have cost how much."""
+    """What made the weight be stored otherwise than was preferred: the channel that one scale for the tensor would have cost
+    too much, or weights that float16 does not reach."""
 
 
 class SkippedLayer(NamedTuple):

@@ -24,18 +24,20 @@ SNR = "qruntime.weight_snr_db"
 _OPSET = 17
 """Of graphs without any standard node."""
 
-REASON = "qruntime.per_channel"
-"""Metadata key of a quantized node that has a scale per channel because one for the tensor cost too much: what it cost."""
+REASON = "qruntime.reason"
+"""Metadata key of a quantized node whose weight is stored otherwise than was preferred, with what decided that."""
 
 FLOAT16_MAX = np.float32(65504)
 
 
 class HalfTensor:
-    """A weight in half precision, saturated to ±65504 as torch does."""
+    """A weight in half precision, saturated to ±65504 as torch does; `reason` says so where that changed it."""
 
     def __init__(self, weight: np.ndarray):
         if not np.isfinite(weight).all():
             raise ValueError("the weight holds NaN or infinity")
+        beyond = int(np.count_nonzero(np.abs(weight) > FLOAT16_MAX))
+        self.reason = f"{beyond} weight{'s' if beyond > 1 else ''} beyond ±65504, the range of float16, clamped to it" if beyond else ""
         self.q = np.clip(weight, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
         self.snr_db = snr_db(weight, self.q.astype(np.float32))
         self.nbytes = self.q.nbytes
@@ -92,7 +94,7 @@ class Weights:
         for position, restored in replaced:
             node.set_input(position, restored)
         shapes = [value.data.shape for value in values if value is not None and value.data is not None]
-        reason = next((t.reason for t in tensors if isinstance(t, QuantizedTensor) and t.reason), "")
+        reason = next((t.reason for t in tensors if t.reason), "")
         return layer_report(node, shapes, _scheme(tensors), before, after, min(t.snr_db for t in tensors), all(shared), reason)
 
     def _restored(

@@ -11,7 +11,13 @@ from onnx.reference import ReferenceEvaluator
 import qruntime
 from qruntime import QuantizationError, _kernels
 from qruntime.ops import registry
-from qruntime.quantization import default_dynamic_qconfig, float_qparams_weight_only_qconfig
+from qruntime.quantization import (
+    default_dynamic_qconfig,
+    default_float_qparams_observer,
+    default_float_qparams_observer_4bit,
+    float_qparams_weight_only_qconfig,
+)
+from qruntime.quantization.embeddings import quantize_rows
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 BITS = {"quint8": 8, "quint4x2": 4}
@@ -85,6 +91,25 @@ def test_constant_rows(values: float):
     table = np.full((4, 6), values, np.float32)
     y = qruntime.load(lookup(table)).quantize_dynamic(dtype="quint8")([[0, 3]])[1]
     np.testing.assert_allclose(y, table[:2][None], rtol=1e-6, atol=2e-9)
+
+
+@pytest.mark.parametrize("qmax", [15, 255])
+@pytest.mark.parametrize("shape", [(1, 2), (700, 130), (3, 70000)], ids=str)
+def test_codes_are_those_of_the_formula(shape: tuple[int, ...], qmax: int):
+    """In blocks, with rows of any magnitude; the ratio is that of float64 sums."""
+    table = random(*shape) * np.float32(10.0) ** np.arange(shape[0], dtype=np.float32)[:, None].clip(0, 30)
+    table[-1] *= np.float32(1e-30)
+    observer = default_float_qparams_observer if qmax == 255 else default_float_qparams_observer_4bit
+    q, scale, offset, snr = quantize_rows(table, observer)
+    low, high = table.min(axis=1, keepdims=True), table.max(axis=1, keepdims=True)
+    expected = (high - low) / np.float32(qmax)
+    expected = np.where(expected > np.float32(observer.eps), expected, np.float32(1))
+    zero_point = -low / expected
+    assert_same_bits(scale, expected)
+    assert_same_bits(offset, -zero_point * expected)
+    assert_same_bits(q, np.clip(np.rint(table * (np.float32(1) / expected) + zero_point), 0, qmax).astype(np.uint8))
+    error = (q * scale + offset).astype(np.float64) - table
+    assert snr == pytest.approx(10 * np.log10((table.astype(np.float64) ** 2).sum() / (error**2).sum()), abs=1e-3)
 
 
 def test_what_is_skipped():

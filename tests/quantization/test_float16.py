@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
@@ -57,11 +59,21 @@ def test_printing():
     assert "DynamicQuantizedLSTM(48, 64, bidirectional=True)" in str(qruntime.load(MODELS["lstm"]).quantize_dynamic(dtype="float16"))
 
 
-def test_weights_saturate():
+def test_weights_saturate_and_say_so(tmp_path):
     weight = np.array([[1e6, -1e6, 65504, 1.0]], np.float32)
-    quantized = qruntime.load(linear_bytes(weight=weight, bias=False)).quantize_dynamic(dtype="float16")
+    with pytest.warns(UserWarning, match="2 weights beyond ±65504, the range of float16, clamped to it; quantize to int8, or") as caught:
+        quantized = qruntime.load(linear_bytes(weight=weight, bias=False)).quantize_dynamic(dtype="float16")
+    assert caught[0].filename == __file__
     np.testing.assert_array_equal(quantized(np.float32([[1.0]])), [[65504, 0, 65504, 1]])
     np.testing.assert_array_equal(quantized(np.float32([[-1.0]])), [[0, 65504, 0, 0]])
+    quantized.save(tmp_path / "half.onnx")
+    for model in (quantized, qruntime.load(tmp_path / "half.onnx")):
+        assert model.report.layers[0].reason == "2 weights beyond ±65504, the range of float16, clamped to it"
+        assert "1 layer has weights that float16 does not reach (" in model.summary()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantized.quantize_dynamic(dtype="float16")  # nothing new is clamped
+        qruntime.load(linear_bytes()).quantize_dynamic(dtype="float16")
 
 
 def test_weights_that_are_no_numbers_are_skipped():

@@ -81,7 +81,9 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         "inputs", "Without --npz they are random (always the same), of the declared types."
     )
     group.add_argument(
-        "--npz", metavar="FILE", help="read inputs by name from a NumPy .npz file; the others are made up"
+        "--npz",
+        metavar="FILE",
+        help="read inputs by name from a NumPy .npz file, or from each in a folder; the others are made up",
     )
     group.add_argument(
         "--shape",

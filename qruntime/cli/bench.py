@@ -15,7 +15,7 @@ import qruntime
 from qruntime import _kernels
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, non_negative, positive_int
-from qruntime.cli.inputs import make_inputs
+from qruntime.cli.inputs import make_feeds
 from qruntime.cli.outputs import check_writable
 from qruntime.errors import SaveError
 from qruntime.quantization.printing import printable, table
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         if feed is None:
             if arguments.int8 and not model.report.layers:
                 terminal.warn("--int8 quantized no layer of this model")
-            feed = make_inputs(model, arguments)
+            feed = make_feeds(model, arguments)[0]
         with terminal.progress(f"Measuring with {threads} thread{'s' if threads > 1 else ''}"):
             results.append({"threads": threads, **measure(model, feed, arguments.seconds, arguments.warmup)})
             if arguments.profile or arguments.trace:

@@ -1,79 +1,60 @@
-"""Inputs for runs that only measure: read from a file, or made up in the declared types and shapes."""
+"""Inputs of commands that run models: read from files, or made up in the declared types and shapes."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import qruntime
-from qruntime.cli import terminal
-from qruntime.errors import InputError
-from qruntime.ir import TypeInfo, Value
-from qruntime.ir.dtypes import numpy_dtype, type_name
-from qruntime.quantization.printing import printable
+from qruntime.cli import made_up, terminal
+from qruntime.cli.made_up import Feed, Sizes
+from qruntime.errors import InputError, QRuntimeError
+from qruntime.ir import Value
+from qruntime.ir.dtypes import numpy_dtype
 
-MAX_ELEMENTS = 1 << 28
 SEED = 0
 
-# Sizes of symbolic dimensions that nobody named: (part of the dimension's name, size).
-_DIMENSION_GUESSES = (
-    ("batch", 1),
-    ("seq", 128),
-    ("length", 128),
-    ("time", 128),
-    ("token", 128),
-    ("height", 224),
-    ("width", 224),
-)
 
+def make_feeds(
+    model: qruntime.Model,
+    arguments: argparse.Namespace,
+    *,
+    batch: int = 1,
+    count: int = 1,
+    padded: bool = False,
+    tell: Callable[[str], None] = terminal.warn,
+) -> list[Feed]:
+    """Feeds for `model` from the arguments of `add_inputs`; calls `tell` with what was guessed.
 
-def make_inputs(model: qruntime.Model, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A feed for `model` from the arguments of `add_inputs`; says on stderr what was guessed.
+    One for each file of --npz, else `count`, of which the first is known to run: `batch` is the size of open first axes,
+    other open axes get the first size with which the model runs. `padded` puts padding into masks.
 
     Raises InputError for arguments that do not fit the model or inputs that cannot be made up.
     """
-    shapes, dims = _read_shapes(arguments.shape, model)
-    fills = _read_fills(arguments.fill, model)
-    feed: dict[str, Any] = {}
-    if arguments.npz:
-        arrays = read_npz(arguments.npz)
-        names = {value.name for value in model.graph.inputs}
-        unknown = sorted(set(arrays) - names)
-        if unknown:
-            raise InputError(
-                f"{arguments.npz!r} has an array {unknown[0]!r}, but the inputs are: {', '.join(sorted(names))}"
-            )
-        feed.update(arrays)
-    for value in model.graph.inputs:
-        known = feed[value.name].shape if value.name in feed else shapes.get(value.name, ())
-        for dim, size in zip((value.type and value.type.shape) or (), known, strict=False):
-            if isinstance(dim, str):
-                dims.setdefault(dim, size)
-    random = np.random.default_rng(SEED)
-    guesses: list[str] = []
-    for value in model.graph.inputs:
-        if value.name in feed or (value in model.graph.input_defaults and value.name not in {*shapes, *fills}):
-            continue
-        if value.type is not None and value.type.kind == "optional":
-            continue
-        declared = _tensor_type(value)
-        shape = shapes[value.name] if value.name in shapes else _shape(value.name, declared, dims, guesses)
-        if math.prod(shape) > MAX_ELEMENTS:
-            raise InputError(
-                f"input {value.name!r} of shape {shape} is too large to make up; give smaller sizes with --shape"
-            )
-        if value.name in fills:
-            feed[value.name] = _filled(value.name, declared, shape, fills[value.name])
-        else:
-            feed[value.name] = _made_up(value, declared, shape, random, guesses)
-    if guesses:
-        terminal.warn("guessed " + "; ".join(guesses) + ". Choose with --shape, --fill or --npz.")
-    return feed
+    given = _Given(model, arguments)
+    files = _npz_files(arguments.npz) if arguments.npz else []
+    if files:
+        feeds = [given.complete(read_npz(path), path, batch, padded, seed) for seed, path in enumerate(files)]
+    else:
+        feeds = [given.complete({}, None, batch, padded, seed) for seed in range(count)]
+    if given.guesses:
+        tell("guessed " + "; ".join(dict.fromkeys(given.guesses)) + ". Choose with --shape, --fill or --npz.")
+    return feeds
+
+
+def _npz_files(path: str) -> list[str]:
+    """`path`, or the .npz files in it where it is a folder, in the order of their names."""
+    if not os.path.isdir(path):
+        return [path]
+    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(".npz")]
+    if not files:
+        raise InputError(f"{path!r} has no .npz files; save the inputs of one run in each, by name, with numpy.savez")
+    return files
 
 
 def read_npz(path: str) -> dict[str, np.ndarray]:
@@ -88,6 +69,74 @@ def read_npz(path: str) -> dict[str, np.ndarray]:
         raise InputError(f"cannot read {path!r}: {error.strerror or error}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
         raise InputError(f"{path!r} is not a NumPy .npz file of plain arrays: {error}") from error
+
+
+class _Given:
+    """What the arguments say of the inputs of a model, and what is made up for the rest."""
+
+    def __init__(self, model: qruntime.Model, arguments: argparse.Namespace):
+        self.model = model
+        self.shapes, self.dims = _read_shapes(arguments.shape, model)
+        self.fills = _read_fills(arguments.fill, model)
+        self.guesses: list[str] = []
+        self._runs: Sizes | None = None  # with which the model is known to run
+
+    def complete(self, read: dict[str, np.ndarray], path: str | None, batch: int, padded: bool, seed: int) -> Feed:
+        """`read` and values made up for the inputs that it lacks."""
+        names = {value.name for value in self.model.graph.inputs}
+        unknown = sorted(set(read) - names)
+        if unknown:
+            raise InputError(f"{path!r} has an array {unknown[0]!r}, but the inputs are: {', '.join(sorted(names))}")
+        dims = dict(self.dims)
+        for value in self.model.graph.inputs:
+            known = read[value.name].shape if value.name in read else self.shapes.get(value.name, ())
+            for dim, size in zip((value.type and value.type.shape) or (), known, strict=False):
+                if isinstance(dim, str):
+                    dims.setdefault(dim, size)
+        missing = [value for value in self.model.graph.inputs if self._is_needed(value, read)]
+        if not missing:
+            return read
+        if self._runs is not None:
+            return self._made(read, missing, self._runs.with_given(dims), padded, seed)
+        first: tuple[Feed, list[str]] | None = None
+        for sizes in made_up.attempts(dims, batch):
+            feed = self._made(read, missing, sizes, padded, seed)
+            if first is None:
+                first = feed, sizes.guesses
+            if not sizes.any_open or self._does_run(feed):
+                self._runs = sizes
+                self.guesses += sizes.guesses
+                return feed
+        assert first is not None
+        self.guesses += first[1]
+        return first[0]  # whoever runs it is told what does not fit
+
+    def _is_needed(self, value: Value, read: dict[str, np.ndarray]) -> bool:
+        if value.name in read or (value in self.model.graph.input_defaults and value.name not in {*self.shapes, *self.fills}):
+            return False
+        return value.type is None or value.type.kind != "optional"
+
+    def _made(self, read: dict[str, np.ndarray], missing: list[Value], sizes: Sizes, padded: bool, seed: int) -> Feed:
+        random = np.random.default_rng([SEED, seed] if seed else SEED)
+        feed: Feed = dict(read)
+        for value in missing:
+            if value.type is None or value.type.kind != "tensor" or value.type.dtype == 0:
+                raise InputError(f"input {value.name!r} has type {value.type}, which cannot be made up; give it with --npz")
+            shape = self.shapes[value.name] if value.name in self.shapes else sizes.shape(value.name, value.type)
+            if math.prod(shape) > made_up.MAX_ELEMENTS:
+                raise InputError(f"input {value.name!r} of shape {shape} is too large to make up; give smaller sizes with --shape")
+            if value.name in self.fills:
+                feed[value.name] = made_up.filled(value.name, numpy_dtype(value.type.dtype), shape, self.fills[value.name])
+            else:
+                feed[value.name] = made_up.values(value, shape, random, padded, sizes.guesses)
+        return feed
+
+    def _does_run(self, feed: Feed) -> bool:
+        try:
+            self.model.run(feed)
+        except QRuntimeError:
+            return False
+        return True
 
 
 def _read_shapes(texts: Sequence[str], model: qruntime.Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
@@ -127,64 +176,3 @@ def _read_fills(texts: Sequence[str], model: qruntime.Model) -> dict[str, float]
             except ValueError:
                 raise InputError(f"--fill {text!r}: {number!r} is not a number") from None
     return fills
-
-
-def _tensor_type(value: Value) -> TypeInfo:
-    if value.type is None or value.type.kind != "tensor" or value.type.dtype == 0:
-        raise InputError(f"input {value.name!r} has type {value.type}, which cannot be made up; give it with --npz")
-    return value.type
-
-
-def _shape(name: str, declared: TypeInfo, dims: dict[str, int], guesses: list[str]) -> tuple[int, ...]:
-    if declared.shape is None:
-        raise InputError(f"input {name!r} declares no shape; give one with --shape {name}=1,128")
-    sizes = []
-    for axis, dim in enumerate(declared.shape):
-        if isinstance(dim, int) and dim >= 0:
-            sizes.append(dim)
-        elif isinstance(dim, str) and dim:
-            if dim not in dims:
-                dims[dim] = next((size for part, size in _DIMENSION_GUESSES if part in dim.lower()), 1)
-                guesses.append(f"{printable(dim)}={dims[dim]}")
-            sizes.append(dims[dim])
-        else:
-            guesses.append(f"{printable(name)} axis {axis}=1")
-            sizes.append(1)
-    return tuple(sizes)
-
-
-def _filled(name: str, declared: TypeInfo, shape: tuple[int, ...], number: float) -> np.ndarray:
-    try:
-        return np.full(shape, number, numpy_dtype(declared.dtype))
-    except (ValueError, OverflowError, TypeError) as error:
-        raise InputError(f"--fill {name}={number}: does not fit {type_name(declared.dtype)}: {error}") from error
-
-
-def _made_up(
-    value: Value, declared: TypeInfo, shape: tuple[int, ...], random: np.random.Generator, guesses: list[str]
-) -> np.ndarray:
-    dtype = numpy_dtype(declared.dtype)
-    if dtype.kind == "O":
-        raise InputError(f"input {value.name!r} holds strings, which cannot be made up; give it with --npz")
-    if dtype.kind == "b" or (dtype.kind in "iu" and "mask" in value.name.lower()):
-        guesses.append(f"{printable(value.name)} all ones")
-        return np.ones(shape, dtype)
-    if dtype.kind in "iu":
-        rows = _rows_indexed(value)
-        guesses.append(f"{printable(value.name)} integers 0…{rows - 1}")
-        return random.integers(0, min(rows, int(np.iinfo(dtype).max)), shape).astype(dtype)
-    if dtype.kind == "c":
-        return (random.standard_normal(shape) + 1j * random.standard_normal(shape)).astype(dtype)
-    return random.standard_normal(shape).astype(dtype)
-
-
-def _rows_indexed(value: Value) -> int:
-    """How many rows the tables have that `value` looks up: the integers below it are safe. Else 2."""
-    rows = []
-    for node, index in value.uses:
-        table = node.input(0)
-        if node.is_op("Gather") and index == 1 and table is not None and table.data is not None and table.data.ndim:
-            axis = node.attr("axis", 0)
-            if -table.data.ndim <= axis < table.data.ndim:
-                rows.append(table.data.shape[axis])
-    return max(1, min(rows, default=2))

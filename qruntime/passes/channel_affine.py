@@ -20,6 +20,7 @@ from qruntime.passes.rewriting import Builder, Skip, trace
 from qruntime.passes.symbolic_shapes import dims
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LAYERS = frozenset({*_CONVOLUTIONS, "Gemm", "MatMul"})
 _AFTER_CONVOLUTIONS = ("Mul", "Div", "Add", "Sub")
 _FLOATS = (np.float16, np.float32, np.float64)
 
@@ -36,7 +37,7 @@ def fold_channel_affine(graph: Graph) -> None:
     for nested in graph.walk_graphs():
         replaced: dict[Node, list[Node]] = {}
         for node in nested.nodes:
-            if node.is_op(*_CONVOLUTIONS, "Gemm", "MatMul"):
+            if node.op_type in _LAYERS and not node.domain:
                 while (user := _affine_reader(nested, node)) is not None:
                     new = _join(nested, node, user)
                     if isinstance(new, Skip):

@@ -5,7 +5,8 @@
     more             'bi,ij,jo->bo'       pair by pair
 
 An Einsum of activations and one constant weight, none of whose dimensions is a batch, is a linear layer: canonical
-graphs have it as MatMul(x, W[K, N]), as every other linear layer. The others are taken apart when a model is lowered.
+graphs have it as MatMul(x, W[K, N]), as every other linear layer. The others are taken apart when a model is lowered,
+so that a file is not rewritten for nothing.
 
 The dimensions behind "..." are labels too, numbered from the right, so that they broadcast. Where their number is
 unknown, "..." is one label, which must lie first and is never moved. Sizes that only a run knows are computed from shapes.
@@ -34,6 +35,7 @@ from qruntime.passes.symbolic_shapes import Dim, dims, rank
 _MULTIPLIED = frozenset({1, 6, 7, 10, 11, 12, 13, 16})
 """Element types of MatMul: float, int32, int64, float16, double, uint32, uint64, bfloat16."""
 _SIXTEEN_BITS = frozenset({10, 16})
+_MOST_OPERANDS, _MOST_DIMENSIONS = 16, 64  # the time it takes to find an order grows with their powers
 _AXES_ARE_INPUTS = 13
 """From this opset on, of ReduceSum, Squeeze and Unsqueeze."""
 
@@ -47,9 +49,13 @@ class _Undone(Exception):
     """Why an Einsum stays."""
 
 
-def linear_einsum(graph: Graph) -> None:
-    """Einsum that is a linear layer with a constant weight  →  MatMul(x, W[K, N]), Reshape and Transpose where needed."""
-    _rewrite(graph, only_linear=True)
+def linear_einsum(graph: Graph, *, tied: bool = False) -> None:
+    """Einsum that is a linear layer with a constant weight  →  MatMul(x, W[K, N]), Reshape and Transpose where needed.
+
+    One whose weight is tied to another operator's, as a table of embeddings is to the layer of the logits, waits for
+    quantization, which asks for `tied`: a file would hold the weight twice.
+    """
+    _rewrite(graph, only_linear=True, tied=tied)
 
 
 def contract_einsum(graph: Graph) -> None:
@@ -69,8 +75,9 @@ def why_not_linear(node: Node) -> str:
     return ""
 
 
-def _rewrite(graph: Graph, *, only_linear: bool) -> None:
+def _rewrite(graph: Graph, *, only_linear: bool, tied: bool = True) -> None:
     arranged: Arranged = {}
+    name = "linear_einsum" if only_linear else "contract_einsum"
     for nested in graph.walk_graphs():
         replaced: dict[Node, list[Node]] = {}
         for node in nested.nodes:
@@ -78,18 +85,25 @@ def _rewrite(graph: Graph, *, only_linear: bool) -> None:
                 continue
             contraction = _Contraction(node, only_linear, arranged)
             try:
+                if not tied and _has_tied_weight(node):
+                    raise _Undone("another operator reads the weight as it is")
                 output = contraction.result()
             except _Undone as reason:
                 contraction.op.withdraw()
-                trace(f"{'linear' if only_linear else 'contract'}_einsum declines at {node.label}: {reason}")
+                trace(f"{name} declines at {node.label}: {reason}")
                 continue
             nested.replace_uses(node.outputs[0], output)
             replaced[node] = contraction.op.builder.nodes
             for piece in replaced[node]:
                 if only_linear and not piece.is_op("MatMul"):
                     piece.name = ""  # this graph may be saved, and no two nodes of a file have one name
-            trace(f"{'linear' if only_linear else 'contract'}_einsum at {node.label}")
+            trace(f"{name} at {node.label}")
         splice(nested, replaced)
+
+
+def _has_tied_weight(node: Node) -> bool:
+    weights = [value for value in node.inputs if value is not None and value.data is not None]
+    return any(w.output_of or not all(user.is_op("Einsum") for user, _ in w.uses) for w in weights)
 
 
 class _Term(NamedTuple):
@@ -104,7 +118,7 @@ class _Term(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """A product of matrices: labels that are dimensions of both operands and the result, of one operand, summed."""
+    """A product of matrices: labels of both operands and the result, of the left one alone, summed, of the right one alone."""
 
     batch: Labels
     rows: Labels
@@ -143,6 +157,8 @@ class _Contraction:
         inputs = [value for value in self.node.inputs if value is not None]
         if len(inputs) != len(labels):
             raise _Undone(f"it has {len(inputs)} inputs, the equation {len(labels)} terms")
+        if len(inputs) > _MOST_OPERANDS:
+            raise _Undone(f"more than {_MOST_OPERANDS} operands")
         types = {v.type.dtype for v in inputs if v.type is not None and v.type.dtype}
         if not types <= _MULTIPLIED:
             raise _Undone(f"there is no MatMul of {', '.join(sorted(map(type_name, types - _MULTIPLIED)))}")
@@ -159,6 +175,8 @@ class _Contraction:
     def _term(self, value: Value, labels: Labels) -> _Term:
         shape = dims(value, None if ANY in labels else len(labels))
         count = rank(value) if shape is None else len(shape)
+        if max(count or 0, len(labels)) > _MOST_DIMENSIONS:
+            raise _Undone(f"more than {_MOST_DIMENSIONS} dimensions")
         if count is None:
             if labels[0] != ANY:
                 raise _Undone(f"the rank of {value.name!r} is unknown")
@@ -216,11 +234,12 @@ class _Contraction:
         a, b = _sides(a, b, kept, output)
         batch, rows, summed, columns = layout = _layout(a, b, kept, output)
         self._check_sums(a, b, summed)
-        # Rows of a matrix without batch may have any number of dimensions.
-        one_by_one = [(label,) for label in (*batch, *rows)] if not batch else [*((label,) for label in batch), rows]
-        left = self._operand(a, (*batch, *rows, *summed), (*one_by_one, summed))
-        merged = (summed, columns) if batch or columns else (summed,)
-        right = self._operand(b, (*batch, *summed, *columns), (*((label,) for label in batch), *merged))
+        apart = tuple((label,) for label in batch)
+        # Without a batch, rows may have any number of dimensions.
+        left_groups = (*apart, rows, summed) if batch else (*((label,) for label in rows), summed)
+        right_groups = (*apart, summed, columns) if batch or columns else (summed,)
+        left = self._operand(a, (*batch, *rows, *summed), left_groups)
+        right = self._operand(b, (*batch, *summed, *columns), right_groups)
         y = self.op.MatMul(left, right)
         empty = [axis for axis, labels in ((-2, rows), (-1, columns)) if batch and not labels]
         y = self._with_axes("Squeeze", y, empty) if empty else y

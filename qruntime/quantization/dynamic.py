@@ -14,9 +14,10 @@ from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Value
 from qruntime.ops import engines
 from qruntime.passes.cleanup import remove_dead_nodes
+from qruntime.passes.einsum import linear_einsum
 from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quantized_weight
 from qruntime.quantization.embeddings import Tables, describe_embedding
-from qruntime.quantization.layers import weights_of, why_unfit
+from qruntime.quantization.layers import missing_form, weights_of
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
@@ -46,6 +47,7 @@ def quantize_graph(
     Raises QuantizationError for arguments that mean nothing.
     """
     activation = _checked_activation(activation, engine)
+    linear_einsum(graph, tied=True)
     nodes = list(graph.walk_nodes())
     candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]
     choices = [node for node, _ in candidates]
@@ -72,7 +74,7 @@ def quantize_graph(
         if isinstance(observer, str):
             made = observer
         elif kind == "Embedding":
-            made = why_unfit(node) or tables.quantize_node(node, observer)
+            made = missing_form(node) or tables.quantize_node(node, observer)
         else:
             made = weights.quantize_node(graph, node, observer)
         if isinstance(made, str):

@@ -48,6 +48,7 @@ FORMS: dict[tuple[str, str], Form] = {
     ("", "DeformConv"): _OTHER_CONV,
     ("", "CausalConvWithState"): _OTHER_CONV,
     (MICROSOFT, "CausalConvWithState"): _OTHER_CONV,
+    (MICROSOFT, "NhwcConv"): _OTHER_CONV,
     (MICROSOFT, "NhwcFusedConv"): _OTHER_CONV,
     (MICROSOFT, "ConvTransposeWithDynamicPads"): Form("ConvTranspose", is_quantizable=False),
     (MICROSOFT, "WordConvEmbedding"): _OTHER_CONV,
@@ -55,6 +56,8 @@ FORMS: dict[tuple[str, str], Form] = {
     (MICROSOFT, "SparseToDenseMatMul"): _OTHER_LINEAR,
     (MICROSOFT, "DecoderAttention"): _OTHER_LINEAR,
     (MICROSOFT, "LongformerAttention"): _OTHER_LINEAR,
+    (MICROSOFT, "PackedAttention"): _OTHER_LINEAR,
+    (MICROSOFT, "GatedRelativePositionBias"): _OTHER_LINEAR,
     (MICROSOFT, "MoE"): _OTHER_LINEAR,
     (MICROSOFT, "AttnLSTM"): Form("LSTM", is_quantizable=False),
     (MICROSOFT, "EmbedLayerNormalization"): Form("Embedding", (2,), is_quantizable=False),
@@ -94,13 +97,16 @@ def output_axis(node: Node) -> int:
     return 0 if node.op_type in ("Conv", "FusedConv") or is_transposed(node) else 1
 
 
-def why_unfit(node: Node) -> str | None:
-    """Why a layer cannot be quantized whatever its weight; None when it can."""
+def missing_form(node: Node) -> str | None:
+    """That an operator has no quantized form, and of an Einsum why; None when it has one."""
     form = FORMS.get((node.domain, node.op_type))
     if node.is_op("Einsum"):
         return f"this Einsum is no linear layer: {why_not_linear(node)}"
-    if form is None or not form.is_quantizable:
-        return f"there is no quantized form of {node.op_type}"
+    return None if form is not None and form.is_quantizable else f"there is no quantized form of {node.op_type}"
+
+
+def unfit_attributes(node: Node) -> str | None:
+    """Why a layer whose operator has a quantized form is none of that form; None when it is."""
     if node.attr("transA", 0):
         return "the left-hand side is transposed"
     if node.attr("transBatchA", 0) or node.attr("transBatchB", 0):

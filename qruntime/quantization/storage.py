@@ -12,7 +12,7 @@ from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.weights import half_weight, quantized_weight
 from qruntime.quantization.formats import QuantizedTensor
-from qruntime.quantization.layers import form_of, is_transposed, output_axis, weights_of, why_unfit
+from qruntime.quantization.layers import form_of, is_transposed, missing_form, output_axis, unfit_attributes, weights_of
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
@@ -45,8 +45,9 @@ class HalfTensor:
 
 def _opset(graph: Graph, node: Node) -> int:
     """The opset for standard nodes beside `node`, which may be of another domain."""
-    versions = (other.version for other in (node, *graph.walk_nodes()) if not other.domain and other.version)
-    return next(versions, _OPSET)
+    if not node.domain:
+        return node.version
+    return next((other.version for other in graph.walk_nodes() if not other.domain and other.version), _OPSET)
 
 
 class Weights:
@@ -59,9 +60,10 @@ class Weights:
     def quantize_node(self, graph: Graph, node: Node, observer: Observer) -> str | QuantizedLayer:
         """Replace the weights of one node; a string says why that cannot be."""
         form, values = form_of(node), weights_of(node)
-        reason = why_unfit(node)
+        reason = missing_form(node)
         for value in values:
             reason = reason or _obstacle(node, value)
+        reason = reason or unfit_attributes(node)
         if reason or form is None:
             return reason or "it is no layer"
         if form.kind in CONVOLUTIONS and observer.dtype == "qint8":
@@ -72,7 +74,7 @@ class Weights:
             if 1 < node.attr("group", 1) == (weight_shape(node) or (0,))[0]:
                 return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
         if observer.dtype == "float16" and _opset(graph, node) < 6:
-            return f"opset {node.version} cannot cast from float16, need 6"
+            return f"opset {_opset(graph, node)} cannot cast from float16, need 6"
         axis = output_axis(node)
         before = after = 0
         replaced: list[tuple[int, Value]] = []

@@ -1,5 +1,6 @@
 """Einsum becomes products, sums and transpositions; with a constant weight, a linear layer."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -147,6 +148,20 @@ def test_what_is_no_equation_is_left_to_the_definition(equation):
         model.run({f"x{i}": a for i, a in enumerate(arrays)})
 
 
+def test_equations_made_to_keep_us_busy():
+    many = 3000
+    graph = helper.make_graph(
+        [helper.make_node("Einsum", ["x"] * many, ["y"], equation=",".join(["i"] * many) + "->i"),
+         helper.make_node("Einsum", ["x"], ["z"], equation="i" * 100_000)],
+        "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yz"],
+    )  # fmt: skip
+    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    started = time.perf_counter()
+    assert Counter(n.op_type for n in pipeline.lowered(clone(model.graph)).nodes) == {"Einsum": 2}
+    assert time.perf_counter() - started < 1
+
+
 def test_integers():
     arrays = [RNG.integers(-9, 9, shape).astype(np.int64) for shape in ((2, 3), (3, 4))]
     model = model_of("ij,jk->ik", arrays, dtype=TensorProto.INT64)
@@ -209,6 +224,29 @@ def test_layers_that_share_a_weight_share_what_is_made_of_it():
     )
     model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
     assert len({id(node.input(1)) for node in model.graph.nodes}) == 1
+
+
+def test_a_tied_weight_is_stored_once_until_it_is_quantized(tmp_path):
+    table = numbers(500, 16)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["w", "ids"], ["x"]),
+            helper.make_node("Einsum", ["x", "w"], ["y"], equation="bth,vh->btv"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [None, None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, None, 500])],
+        [numpy_helper.from_array(table, "w")],
+    )
+    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    ids = np.array([[1, 2, 499]])
+    np.testing.assert_allclose(model.run({"ids": ids})["y"], table[ids] @ table.T, rtol=1e-4, atol=1e-4)
+    model.save(tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").stat().st_size < 1.1 * table.nbytes
+    quantized = model.quantize_dynamic()
+    assert [layer.shape for layer in quantized.report.layers] == [(16, 500)]
+    quantized.save(tmp_path / "q.onnx")
+    assert (tmp_path / "q.onnx").stat().st_size < 1.4 * table.nbytes
 
 
 def test_attention_written_as_einsum_is_recognised():

@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
 from qruntime.ir import clone
+from qruntime.ops.families import MODULES
 from qruntime.passes import pipeline
+from qruntime.quantization.layers import FORMS
 
 MS = "com.microsoft"
 RNG = np.random.default_rng(3)
@@ -180,6 +182,10 @@ def test_tables_of_a_fused_embedding_are_in_the_report():
     assert [s.op_type for s in model.quantize_dynamic().report.skipped] == ["EmbedLayerNormalization"]
     (skipped,) = model.quantize_dynamic(dtype="quint8").report.skipped
     assert skipped.reason == "there is no quantized form of EmbedLayerNormalization"
+
+
+def test_every_form_is_of_an_operator_that_runs_here():
+    assert FORMS.keys() <= MODULES.keys()
 
 
 def test_products_of_activations_are_no_news():

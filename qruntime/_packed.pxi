@@ -180,6 +180,36 @@ cdef class PackedF32(Packed):
         return (<qrt_f32_weights *>self.handle).k, (<qrt_f32_weights *>self.handle).n
 
 
+cdef class PackedArray(Packed):
+    """An array of a native element type that a binder made of attributes; the node function gets it as a `qrt_tensor`.
+
+    It is read where it lies, and must not be written to from then on.
+    """
+
+    cdef object array
+    cdef qrt_tensor tensor
+
+    def __cinit__(self, array):
+        cdef cnp.ndarray held = np.require(array, requirements="CA")
+        cdef int code = _native_code(held)
+        if code == 0 or held.ndim > QRT_MAX_RANK:
+            raise ValueError(f"a native element type and at most {QRT_MAX_RANK} axes are needed, got {shape_text(held)}")
+        self.array = held
+        _describe(&self.tensor, held, code)
+        self.handle = &self.tensor
+
+    def source(self):
+        return self.array, (type(self), id(self.array))
+
+    @property
+    def nbytes(self):
+        return self.array.nbytes
+
+    @property
+    def shape(self):
+        return self.array.shape
+
+
 cdef cnp.ndarray _bias(bias, int64_t n):
     if bias is None:
         return None

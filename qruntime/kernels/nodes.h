@@ -50,6 +50,7 @@ extern const qrt_node_entry qrt_reduction_nodes[];
 extern const qrt_node_entry qrt_rnn_nodes[];
 extern const qrt_node_entry qrt_matmul_nodes[];
 extern const qrt_node_entry qrt_quantize_nodes[];
+extern const qrt_node_entry qrt_tree_ensemble_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

@@ -41,6 +41,7 @@ FAMILIES = {
     "ml": {
         "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "
         "LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMRegressor Scaler ZipMap",
+        "qruntime": "StringLabels",
     },
     "normalization": {
         "": "BatchNormalization Dropout GroupNormalization InstanceNormalization LRN LayerNormalization "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.ops.checks import limit_shape, require_rank
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import Definition, operator
 
 DOMAIN = "ai.onnx.ml"
 
@@ -370,6 +370,13 @@ def zip_map(
     if rows.shape[1] != len(labels):
         raise ValueError(f"X must have {len(labels)} columns, one per label, got shape {x.shape}")
     return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
+
+
+@operator("StringLabels", domain="qruntime", prepared=True)
+def string_labels(*, labels: Sequence[str]) -> Definition:
+    """Places of classes (N) → the labels there, an object array of str (N)."""
+    table = np.asarray(labels, object)
+    return lambda places: table[places]
 
 
 @operator("DictVectorizer", domain=DOMAIN)

@@ -14,6 +14,14 @@ under their ONNX names (int, float, str, ndarray, tuples of them; a subgraph as 
 inputs), and returns an ndarray, or a tuple when there are several outputs. Values that are not tensors
 are plain Python: a sequence is a list, an absent optional is None, strings are object arrays of str.
 
+Where attributes hold a model (trees, support vectors, tables), the definition has two steps, so that a plan
+takes the first one only once:
+
+    @operator("LabelEncoder", domain="ai.onnx.ml", prepared=True)
+    def label_encoder(*, keys_int64s, values_int64s):
+        table = dict(zip(keys_int64s, values_int64s))
+        return lambda x: np.vectorize(table.get)(x)
+
 The native binder runs once, when a plan is made. It sees the node with its constants and returns a
 `NativeCall`, or None when the kernel can never serve this node. A kernel may still decline at run time
 (element type, rank, a shape that does not fit): then the definition runs, and it is the definition
@@ -81,11 +89,13 @@ class OpSpec:
         definition: Definition,
         shape_inputs: tuple[int, ...] | None = (),
         deterministic: bool = True,
+        prepared: bool = False,
     ):
         self.op_type = op_type
         self.domain = domain
         self.since = since
-        self.definition = definition
+        self.definition = _in_one_step(definition) if prepared else definition
+        self.prepare = definition if prepared else None
         self.shape_inputs = shape_inputs
         self.deterministic = deterministic
         self.binder: Callable[[Node], NativeCall | None] | None = None
@@ -93,13 +103,24 @@ class OpSpec:
     @functools.cached_property
     def keywords(self) -> frozenset[str]:
         """Attribute names the definition takes; `num_outputs` and `output_types` are filled by the plan."""
-        code = inspect.unwrap(self.definition).__code__
+        code = inspect.unwrap(self.prepare or self.definition).__code__
         return frozenset(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
 
     @functools.cached_property
     def required(self) -> frozenset[str]:
         """Those of `keywords` that a node must give."""
-        return self.keywords - set(inspect.unwrap(self.definition).__kwdefaults__ or ()) - {"num_outputs", "output_types"}
+        return self.keywords - set(inspect.unwrap(self.prepare or self.definition).__kwdefaults__ or ()) - {"num_outputs", "output_types"}
+
+    def bound(self, attributes: dict[str, Any]) -> Definition:
+        """The definition as a function of the inputs alone. What it prepares is made at the first call and kept."""
+        if self.prepare is not None:
+            return _Prepared(self.prepare, attributes)
+        return functools.partial(self.definition, **attributes) if attributes else self.definition
+
+    def prepared(self, node: Node) -> Any:
+        """What the definition prepares of the attributes of `node`, for a binder."""
+        assert self.prepare is not None
+        return self.prepare(**{name: attribute.value for name, attribute in node.attributes.items()})
 
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         return self.definition(*inputs, **attributes)
@@ -108,6 +129,25 @@ class OpSpec:
         """Register the fast path (a decorator)."""
         self.binder = binder
         return binder
+
+
+class _Prepared:
+    def __init__(self, prepare: Definition, attributes: dict[str, Any]):
+        self.prepare = prepare
+        self.attributes = attributes
+        self.made: Definition | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.made is None:
+            self.made = self.prepare(**self.attributes)
+        return self.made(*inputs)
+
+
+def _in_one_step(prepare: Definition) -> Definition:
+    def definition(*inputs: Any, **attributes: Any) -> Any:
+        return prepare(**attributes)(*inputs)
+
+    return definition
 
 
 _REGISTRY: dict[tuple[str, str], list[OpSpec]] = {}
@@ -121,8 +161,11 @@ def operator(
     domain: str = "",
     shape_inputs: tuple[int, ...] | None = (),
     deterministic: bool = True,
+    prepared: bool = False,
 ) -> Callable[[Definition], OpSpec]:
     """Register a definition for the operators named, valid from opset `since` up to the next one.
+
+    With `prepared` the function takes the attributes alone and returns the definition over the inputs.
 
     Returns the `OpSpec` of the last name, so that `.native` can be attached; with several names they
     share one definition and one binder is not possible.
@@ -133,7 +176,7 @@ def operator(
             versions = _REGISTRY.setdefault((domain, op_type), [])
             if any(spec.since == since for spec in versions):
                 raise ValueError(f"{domain or 'ai.onnx'}.{op_type} since {since} is registered twice")
-            spec = OpSpec(op_type, domain, since, definition, shape_inputs, deterministic)
+            spec = OpSpec(op_type, domain, since, definition, shape_inputs, deterministic, prepared)
             versions.append(spec)
             versions.sort(key=lambda s: s.since)
         return spec

@@ -1,110 +1,87 @@
-"""Tree ensembles of the domain ai.onnx.ml: all trees and all rows step down together."""
+"""Tree ensembles of the domain ai.onnx.ml."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qruntime.ops.checks import limit_shape, require_rank
+from qruntime import _kernels
+from qruntime.ir import Node
+from qruntime.ops.checks import require_rank
+from qruntime.ops.forest import AGGREGATES, LEAF, MEMBER, MODES, Float, Forest, ForestArrays
 from qruntime.ops.ml import DOMAIN, class_labels, post_transformed
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
-MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT", "BRANCH_EQ", "BRANCH_NEQ", "BRANCH_MEMBER", "LEAF")
-LEAF = MODES.index("LEAF")
-AGGREGATES = ("AVERAGE", "SUM", "MIN", "MAX")
 POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+REGRESSOR, CLASSIFIER, SAME_TYPE = range(3)
+FLOAT64 = 11
 
 
 @dataclass
-class Forest:
-    """Nodes of all trees in one numbering; votes are sorted by the node they belong to."""
+class Ensemble:
+    """A checked forest and what becomes of its votes.
 
-    roots: np.ndarray
-    modes: np.ndarray
-    features: np.ndarray
-    thresholds: np.ndarray
-    missing_true: np.ndarray
-    true_child: np.ndarray
-    false_child: np.ndarray
-    vote_nodes: np.ndarray
-    vote_targets: np.ndarray
-    vote_weights: np.ndarray
-    members: dict[int, np.ndarray]
+    `voted` is the class that all votes are for when there are two classes, else None: its score makes that of the
+    other one when it is class 0.
+    """
 
-    def check(self, targets: int) -> None:
-        """ValueError for children, features or targets outside their range."""
-        nodes = len(self.modes)
-        inner = self.modes != LEAF
-        for name, index in (("true", self.true_child), ("false", self.false_child)):
-            used = index[inner]
-            if used.size and (used.min() < 0 or used.max() >= nodes):
-                raise ValueError(f"a {name} branch leads outside the {nodes} nodes")
-        for name, index, limit in (
-            ("root", self.roots, nodes),
-            ("feature", self.features, 2**31),
-            ("vote's node", self.vote_nodes, nodes),
-            ("target", self.vote_targets, targets),
-        ):
-            if index.size and (index.min() < 0 or index.max() >= limit):
-                raise ValueError(f"a {name} lies outside [0, {limit})")
+    forest: Forest
+    targets: int
+    aggregate: str
+    post_transform: str
+    output: int
+    base: np.ndarray
+    labels: np.ndarray | None = None
+    voted: int | None = None
+    is_probability: bool = False
 
-    def leaves(self, x: np.ndarray) -> np.ndarray:
-        """Leaf that each row of X (N, F) reaches in each tree, (N, trees)."""
-        limit_shape((x.shape[0], len(self.roots)), "the leaves")
-        inner = self.modes != LEAF
-        if inner.any() and self.features[inner].max() >= x.shape[1]:
-            raise ValueError(f"a node reads feature {self.features[inner].max()}, X has the shape {x.shape}")
-        at = np.broadcast_to(self.roots, (x.shape[0], len(self.roots))).copy()
-        rows, trees = np.nonzero(self.modes[at] != LEAF)
-        for _ in range(len(self.modes) + 1):
-            if not rows.size:
-                return at
-            node = at[rows, trees]
-            goes_true = self._goes_true(node, x[rows, self.features[node]])
-            at[rows, trees] = np.where(goes_true, self.true_child[node], self.false_child[node])
-            going = self.modes[at[rows, trees]] != LEAF
-            rows, trees = rows[going], trees[going]
-        raise ValueError("the branches of a tree form a cycle")
+    def __post_init__(self) -> None:
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"aggregate_function must be one of {', '.join(AGGREGATES)}, got {self.aggregate!r}")
+        if self.post_transform not in POST_TRANSFORMS:
+            raise ValueError(f"post_transform must be one of {', '.join(POST_TRANSFORMS)}, got {self.post_transform!r}")
+        self.forest.check(self.targets)
+        if self.base.size not in (0, self.targets) and not (self.base.size == 1 and (self.labels is None or self.voted is not None)):
+            raise ValueError(f"base_values must have {self.targets} values, got {self.base.size}")
 
-    def _goes_true(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
-        mode, threshold = self.modes[node], self.thresholds[node]
-        answers = (
-            value <= threshold,
-            value < threshold,
-            value >= threshold,
-            value > threshold,
-            value == threshold,
-            value != threshold,
-        )
-        goes = np.zeros(node.shape, np.bool_)
-        for code, answer in enumerate(answers):
-            goes |= (mode == code) & answer
-        for member in np.unique(node[mode == MODES.index("BRANCH_MEMBER")]).tolist():
-            chosen = node == member
-            goes[chosen] = np.isin(value[chosen], self.members[member])
-        missing = np.isnan(value)
-        return np.where(missing, self.missing_true[node] | ((mode == MODES.index("BRANCH_NEQ")) & goes), goes)
+    def __call__(self, x: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """X (N, F) or (F) → scores (N, targets), behind the labels (N) of a classifier."""
+        scores = self.forest.scores(_features(x), self.targets, self.aggregate)
+        if self.base.size:
+            scores = scores + self.base
+        dtype = x.dtype if self.output == SAME_TYPE else np.dtype(np.float32)
+        if self.labels is None:
+            return post_transformed(scores, self.post_transform).astype(dtype)
+        if self.voted is None:
+            best = scores.argmax(axis=1)
+        else:
+            score = scores[:, self.voted]
+            best = (score > (0.5 if self.is_probability else 0)).astype(np.int64)
+            if self.voted == 0:
+                is_share = self.is_probability and self.post_transform in ("NONE", "PROBIT")
+                scores = np.stack((1 - score if is_share else -score, score), axis=1)
+        return self.labels[best], post_transformed(scores, self.post_transform).astype(dtype)
 
-    def scores(self, x: np.ndarray, targets: int, aggregate: str) -> np.ndarray:
-        """Aggregated votes (N, targets), float64."""
-        shape = limit_shape((x.shape[0], targets), "the scores")
-        if aggregate not in AGGREGATES:
-            raise ValueError(f"aggregate_function must be one of {', '.join(AGGREGATES)}, got {aggregate!r}")
-        leaves = self.leaves(x)
-        counts = np.bincount(self.vote_nodes, minlength=len(self.modes))
-        starts = np.concatenate(([0], np.cumsum(counts)[:-1])) if counts.size else counts
-        start = {"MIN": np.inf, "MAX": -np.inf}.get(aggregate, 0.0)
-        result = np.full(shape, start, np.float64)
-        combine = {"MIN": np.minimum, "MAX": np.maximum}.get(aggregate, np.add)
-        for vote in range(int(counts.max()) if counts.size else 0):
-            rows, trees = np.nonzero(counts[leaves] > vote)
-            entry = starts[leaves[rows, trees]] + vote
-            combine.at(result, (rows, self.vote_targets[entry]), self.vote_weights[entry])
-        if aggregate == "AVERAGE" and len(self.roots):
-            result /= len(self.roots)
-        return np.where(np.isinf(result) & (result == start), 0, result) if start else result
+    def native_call(self, node: Node) -> NativeCall | None:
+        """The kernel, unless labels are strings, which `lower_string_labels` looks up behind it, or PROBIT follows."""
+        if self.post_transform == "PROBIT" or (self.labels is not None and self.labels.dtype != np.int64):
+            return None
+        type = node.inputs[0].type if node.inputs[0] is not None else None
+        known = type.dtype if type is not None else 0
+        dtypes: Sequence[Float] = (np.float32, np.float64) if not known else (np.float64,) if known == FLOAT64 else (np.float32,)
+        arrays = ForestArrays.of(self.forest, self.aggregate, dtypes)
+        one = arrays.forms[dtypes[0]]
+        used = self.forest.features[self.forest.modes != LEAF]
+        ints = [
+            one.first_leaf, int(used.max(initial=-1)) + 1, int(one.depths.sum(dtype=np.int64)), self.targets,
+            arrays.target if self.voted is None else self.voted, AGGREGATES.index(self.aggregate),
+            POST_TRANSFORMS.index(self.post_transform), self.output, self.voted is not None, self.voted == 0, self.is_probability,
+        ]  # fmt: skip
+        base = _kernels.PackedArray(self.base.astype(np.float64)) if self.base.size else None
+        labels = None if self.labels is None else _kernels.PackedArray(self.labels)
+        return NativeCall("tree_ensemble", ints=ints, packed=[*arrays.packed(), base, labels], inputs=[0])
 
 
 def _features(x: np.ndarray) -> np.ndarray:
@@ -146,44 +123,58 @@ def _forest(
         raise ValueError(f"the attributes of the votes must all have {len(vote_nodes)} values")
     if missing and len(missing) != count:
         raise ValueError(f"nodes_missing_value_tracks_true must have {count} values, got {len(missing)}")
-    unknown = set(modes) - set(MODES)
+    code_of = {mode: code for code, mode in enumerate(MODES) if code != MEMBER}
+    unknown = set(modes) - code_of.keys()
     if unknown:
         raise ValueError(f"unknown nodes_modes {sorted(unknown)}")
-    position = {key: i for i, key in enumerate(zip(treeids, nodeids, strict=True))}
-    if len(position) != count:
-        raise ValueError("a node id appears twice in one tree")
-    codes = np.asarray([MODES.index(mode) for mode in modes], np.int64)
-
-    def children(ids: Sequence[int]) -> np.ndarray:
-        return np.asarray([position.get(key, -1) for key in zip(treeids, ids, strict=True)], np.int64)
-
-    true_child, false_child = children(true_ids), children(false_ids)
+    codes = np.asarray([code_of[mode] for mode in modes], np.int64)
     inner = codes != LEAF
+    find = _finder(treeids, nodeids)
+    true_child, false_child = find(treeids, true_ids), find(treeids, false_ids)
     reached = np.zeros(count, np.bool_)
     for child in (true_child[inner], false_child[inner]):
         reached[child[child >= 0]] = True
     # The first node of a tree that nothing leads to is its root.
-    roots: dict[int, int] = {}
-    for i, tree in enumerate(treeids):
-        if not reached[i]:
-            roots.setdefault(tree, i)
-    votes = np.asarray([position.get(key, -1) for key in zip(vote_trees, vote_nodes, strict=True)], np.int64)
+    unreached = np.flatnonzero(~reached)
+    firsts = np.unique(np.asarray(treeids, np.int64)[unreached], return_index=True)[1]
     return Forest(
-        np.asarray(list(roots.values()), np.int64),
+        unreached[np.sort(firsts)],
         codes,
         np.where(inner, np.asarray(featureids, np.int64), 0),
         values,
         np.asarray(missing or [0] * count, np.int64) != 0,
         true_child,
         false_child,
-        *_sorted_votes(votes, vote_targets, vote_weights),
+        *_sorted_votes(find(vote_trees, vote_nodes), vote_targets, vote_weights),
         {},
     )
 
 
-@operator("TreeEnsembleRegressor", domain=DOMAIN)
+def _finder(treeids: Sequence[int], nodeids: Sequence[int]) -> Callable[[Sequence[int], Sequence[int]], np.ndarray]:
+    """A function from trees and ids of nodes in them to their positions in the lists given here, -1 for what is not there."""
+    trees, tree_of = np.unique(np.asarray(treeids, np.int64), return_inverse=True)
+    nodes, node_of = np.unique(np.asarray(nodeids, np.int64), return_inverse=True)
+    keys = tree_of * len(nodes) + node_of
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    if (keys[1:] == keys[:-1]).any():
+        raise ValueError("a node id appears twice in one tree")
+
+    def place(values: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.minimum(np.searchsorted(values, wanted), max(len(values) - 1, 0))
+        return at, values[at] == wanted if len(values) else np.zeros(len(wanted), np.bool_)
+
+    def find(wanted_trees: Sequence[int], wanted_nodes: Sequence[int]) -> np.ndarray:
+        tree, has_tree = place(trees, np.asarray(wanted_trees, np.int64))
+        node, has_node = place(nodes, np.asarray(wanted_nodes, np.int64))
+        at, is_pair = place(keys, tree * len(nodes) + node)
+        return np.where(has_tree & has_node & is_pair, order[at] if len(order) else -1, -1)
+
+    return find
+
+
+@operator("TreeEnsembleRegressor", domain=DOMAIN, prepared=True)
 def tree_ensemble_regressor(
-    x: np.ndarray,
     *,
     aggregate_function: str = "SUM",
     base_values: Sequence[float] | None = None,
@@ -206,27 +197,19 @@ def tree_ensemble_regressor(
     target_treeids: Sequence[int] = (),
     target_weights: Sequence[float] | None = None,
     target_weights_as_tensor: np.ndarray | None = None,
-) -> np.ndarray:
+) -> Ensemble:
     """X (N, F) → float32 (N, n_targets)."""
-    x = _features(x)
     forest = _forest(
         nodes_treeids, nodes_nodeids, nodes_featureids, nodes_modes, _one_of(nodes_values, nodes_values_as_tensor),
         nodes_truenodeids, nodes_falsenodeids, nodes_missing_value_tracks_true, target_treeids, target_nodeids,
         target_ids, _one_of(target_weights, target_weights_as_tensor),
     )  # fmt: skip
-    forest.check(n_targets)
-    scores = forest.scores(x, n_targets, aggregate_function)
     base = _one_of(base_values, base_values_as_tensor)
-    if base.size:
-        if base.size not in (1, n_targets):
-            raise ValueError(f"base_values must have {n_targets} values, got {base.size}")
-        scores = scores + base
-    return post_transformed(scores, post_transform).astype(np.float32)
+    return Ensemble(forest, n_targets, aggregate_function, post_transform, REGRESSOR, base)
 
 
-@operator("TreeEnsembleClassifier", domain=DOMAIN)
+@operator("TreeEnsembleClassifier", domain=DOMAIN, prepared=True)
 def tree_ensemble_classifier(
-    x: np.ndarray,
     *,
     base_values: Sequence[float] | None = None,
     base_values_as_tensor: np.ndarray | None = None,
@@ -249,13 +232,12 @@ def tree_ensemble_classifier(
     nodes_values: Sequence[float] | None = None,
     nodes_values_as_tensor: np.ndarray | None = None,
     post_transform: str = "NONE",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Ensemble:
     """X (N, F) → labels (N) and float32 scores (N, classes).
 
     When all votes for two classes bear the id 0, their sum s is the score of the second one: the first
     gets 1 - s where all weights are positive (probabilities) and no transform follows, else -s.
     """
-    x = _features(x)
     labels = class_labels(classlabels_int64s, classlabels_strings)
     weights = _one_of(class_weights, class_weights_as_tensor)
     forest = _forest(
@@ -263,29 +245,14 @@ def tree_ensemble_classifier(
         nodes_truenodeids, nodes_falsenodeids, nodes_missing_value_tracks_true, class_treeids, class_nodeids,
         class_ids, weights,
     )  # fmt: skip
-    forest.check(len(labels))
-    scores = forest.scores(x, len(labels), "SUM")
     base = _one_of(base_values, base_values_as_tensor)
-    binary = len(labels) == 2 and len(set(class_ids)) == 1
-    if base.size:
-        if base.size != len(labels) and not (binary and base.size == 1):
-            raise ValueError(f"base_values must have {len(labels)} values, got {base.size}")
-        scores = scores + base
-    if binary:
-        score = scores[:, int(class_ids[0])]
-        positive = bool((weights >= 0).all())
-        best = (score > (0.5 if positive else 0)).astype(np.int64)
-        if class_ids[0] == 0:
-            other = 1 - score if positive and post_transform in ("NONE", "PROBIT") else -score
-            scores = np.stack((other, score), axis=1)
-    else:
-        best = scores.argmax(axis=1)
-    return labels[best], post_transformed(scores, post_transform).astype(np.float32)
+    voted = int(class_ids[0]) if len(labels) == 2 and len(set(class_ids)) == 1 else None
+    return Ensemble(forest, len(labels), "SUM", post_transform, CLASSIFIER, base, labels, voted, bool((weights >= 0).all()))
 
 
 def _member_sets(modes: np.ndarray, values: np.ndarray | None) -> dict[int, np.ndarray]:
     """The values of each BRANCH_MEMBER node: one list for all, in node order, NaN between the sets."""
-    nodes = np.nonzero(modes == MODES.index("BRANCH_MEMBER"))[0].tolist()
+    nodes = np.nonzero(modes == MEMBER)[0].tolist()
     if not nodes:
         return {}
     if values is None:
@@ -297,9 +264,8 @@ def _member_sets(modes: np.ndarray, values: np.ndarray | None) -> dict[int, np.n
     return dict(zip(nodes, sets, strict=False))
 
 
-@operator("TreeEnsemble", domain=DOMAIN, since=5)
+@operator("TreeEnsemble", domain=DOMAIN, since=5, prepared=True)
 def tree_ensemble(
-    x: np.ndarray,
     *,
     leaf_targetids: Sequence[int],
     leaf_weights: np.ndarray,
@@ -317,7 +283,7 @@ def tree_ensemble(
     nodes_hitrates: np.ndarray | None = None,
     nodes_missing_value_tracks_true: Sequence[int] | None = None,
     post_transform: int = 0,
-) -> np.ndarray:
+) -> Ensemble:
     """X (N, F) → (N, n_targets) in the dtype of X."""
     inner, leaves = len(nodes_featureids), len(leaf_targetids)
     columns = (nodes_falseleafs, nodes_falsenodeids, nodes_modes, nodes_splits, nodes_trueleafs, nodes_truenodeids)
@@ -352,6 +318,11 @@ def tree_ensemble(
         *_sorted_votes(inner + np.arange(leaves), leaf_targetids, np.asarray(leaf_weights)),
         _member_sets(modes, membership_values),
     )
-    forest.check(n_targets)
-    scores = forest.scores(_features(x), n_targets, AGGREGATES[aggregate_function])
-    return post_transformed(scores, POST_TRANSFORMS[post_transform]).astype(x.dtype)
+    return Ensemble(
+        forest, n_targets, AGGREGATES[aggregate_function], POST_TRANSFORMS[post_transform], SAME_TYPE, np.zeros(0)
+    )
+
+
+tree_ensemble_regressor.native(lambda node: tree_ensemble_regressor.prepared(node).native_call(node))
+tree_ensemble_classifier.native(lambda node: tree_ensemble_classifier.prepared(node).native_call(node))
+tree_ensemble.native(lambda node: tree_ensemble.prepared(node).native_call(node))

@@ -34,6 +34,7 @@ from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 from qruntime.passes.stacked_concat import stack_concats
+from qruntime.passes.string_labels import look_up_string_labels
 from qruntime.passes.weights import widen_half_weights
 
 Pass = Callable[[Graph], None]
@@ -56,6 +57,7 @@ LOWERED: list[Pass] = [
     expand_contrib,
     contract_einsum,
     remove_casts,
+    look_up_string_labels,
     # What exporters decompose, recognised while it is still made of standard operators.
     fuse_layer_norm,
     fuse_gelu,

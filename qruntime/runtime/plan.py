@@ -263,7 +263,7 @@ def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
         keywords["num_outputs"] = len(node.outputs)
     if "output_types" in spec.keywords:
         keywords["output_types"] = tuple(v.type for v in node.outputs)
-    return functools.partial(spec.definition, **keywords) if keywords else spec.definition
+    return spec.bound(keywords)
 
 
 def _run_branch(executable: _kernels.Executable, captured: list[Any], *values: Any) -> tuple[Any, ...]:

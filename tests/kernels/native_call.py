@@ -19,7 +19,8 @@ def _attribute(value: Any) -> Attribute:
     if isinstance(value, str):
         return Attribute(AttributeType.STRING, value)
     if isinstance(value, (tuple, list)):
-        return Attribute(AttributeType.INTS, tuple(value))
+        kinds = {str: AttributeType.STRINGS, float: AttributeType.FLOATS}
+        return Attribute(kinds.get(type(value[0]) if value else int, AttributeType.INTS), tuple(value))
     return Attribute(AttributeType.FLOAT if isinstance(value, float) else AttributeType.INT, value)
 
 
@@ -28,15 +29,16 @@ def run_native(
     inputs: Sequence[np.ndarray | None],
     *,
     version: int = 24,
+    domain: str = "",
     num_outputs: int = 1,
     num_threads: int = 1,
     **attributes: Any,
 ) -> list[np.ndarray] | None:
     """Outputs of the kernel; None when binder or kernel decline."""
-    spec = registry.find("", op, version)
+    spec = registry.find(domain, op, version)
     values = [None if x is None else Value(f"x{i}") for i, x in enumerate(inputs)]
     outputs = [Value(f"y{i}") for i in range(num_outputs)]
-    node = Node(op, values, outputs, {k: _attribute(v) for k, v in attributes.items()}, version=version)
+    node = Node(op, values, outputs, {k: _attribute(v) for k, v in attributes.items()}, domain=domain, version=version)
     assert spec is not None
     assert spec.binder is not None
     call = spec.binder(node)
@@ -50,9 +52,9 @@ def run_native(
 
 
 def run_definition(
-    op: str, inputs: Sequence[np.ndarray | None], *, version: int = 24, num_outputs: int = 1, **attributes: Any
+    op: str, inputs: Sequence[np.ndarray | None], *, version: int = 24, domain: str = "", num_outputs: int = 1, **attributes: Any
 ) -> list[np.ndarray]:
-    spec = registry.find("", op, version)
+    spec = registry.find(domain, op, version)
     assert spec is not None
     if "num_outputs" in spec.keywords:
         attributes.setdefault("num_outputs", num_outputs)

@@ -23,6 +23,7 @@ static const qrt_node_entry *const families[] = {
     qrt_rnn_nodes,
     qrt_matmul_nodes,
     qrt_quantize_nodes,
+    qrt_tree_ensemble_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

@@ -51,6 +51,10 @@ extern const qrt_node_entry qrt_rnn_nodes[];
 extern const qrt_node_entry qrt_matmul_nodes[];
 extern const qrt_node_entry qrt_quantize_nodes[];
 extern const qrt_node_entry qrt_tree_ensemble_nodes[];
+extern const qrt_node_entry qrt_top_k_nodes[];
+extern const qrt_node_entry qrt_detection_nodes[];
+extern const qrt_node_entry qrt_resize_nodes[];
+extern const qrt_node_entry qrt_grid_sample_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import require_rank, require_shape
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 def _corners(boxes: np.ndarray, center_point_box: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +79,8 @@ def non_max_suppression(
             for box in _select(low, high, areas, scores[image, klass], limit, iou, least):
                 triples.append((image, klass, box))
     return np.asarray(triples, np.int64).reshape(-1, 3)
+
+
+@non_max_suppression.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("non_max_suppression", ints=[node.attr("center_point_box", 0)])

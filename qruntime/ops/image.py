@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, normalize_axis, require_rank, require_shape
 from qruntime.ops.interpolation import (
     cubic_kernel,
@@ -17,7 +18,7 @@ from qruntime.ops.interpolation import (
     zeros_outside,
 )
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 NEAREST_MODES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
@@ -245,6 +246,26 @@ def _upsampled(x: np.ndarray, scales: Sequence[float], mode: str) -> np.ndarray:
     return y
 
 
+# In the order of the enumerations in kernels/nodes/resize.c and grid_sample.c.
+_MODES = ("nearest", "linear", "cubic")
+_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "tf_half_pixel_for_nn", "align_corners", "half_pixel_symmetric")
+_FLOOR_OR_SHRINKING_CEIL = len(NEAREST_MODES)
+_NONE = -1
+
+
+@resize.native
+def _(node: Node) -> NativeCall | None:
+    """Antialiasing, crops, excluded borders and kept aspect ratios stay with the definition."""
+    mode, coordinates = node.attr("mode", "nearest"), node.attr("coordinate_transformation_mode", "half_pixel")
+    if node.attr("antialias", 0) or node.attr("exclude_outside", 0) or coordinates not in _COORDINATES:
+        return None
+    if node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
+    rounding = list(NEAREST_MODES).index(node.attr("nearest_mode", "round_prefer_floor"))
+    ints = [_MODES.index(mode), _COORDINATES.index(coordinates), rounding, 2, 3, *(node.attr("axes") or ())]
+    return NativeCall("resize", ints=ints, floats=[node.attr("cubic_coeff_a", -0.75)])
+
+
 @operator("Resize", since=10, shape_inputs=(1,))
 def resize_10(x: np.ndarray, scales: np.ndarray, *, mode: str = "nearest") -> np.ndarray:
     """Version 10: asymmetric coordinates only."""
@@ -269,6 +290,20 @@ def upsample_1(x: np.ndarray, *, height_scale: float, width_scale: float, mode: 
     require_rank("X", x, 4)
     scales = np.asarray((1.0, 1.0, height_scale, width_scale))
     return _upsampled(x, _scales(scales, 4), mode)
+
+
+def _upsample_call(node: Node, scales_input: int, scales: Sequence[float] = ()) -> NativeCall:
+    mode = {"bilinear": "linear", "trilinear": "linear"}.get(node.attr("mode", "nearest"), node.attr("mode", "nearest"))
+    if mode == "cubic":
+        raise ValueError("mode must be nearest or linear")
+    ints = [_MODES.index(mode), _COORDINATES.index("asymmetric"), _FLOOR_OR_SHRINKING_CEIL, scales_input, _NONE]
+    return NativeCall("resize", ints=ints, floats=[0.0, *scales])
+
+
+resize_10.native(lambda node: _upsample_call(node, 1))
+upsample.native(lambda node: _upsample_call(node, 1))
+upsample_7.native(lambda node: _upsample_call(node, _NONE, node.attr("scales")))
+upsample_1.native(lambda node: _upsample_call(node, _NONE, (1.0, 1.0, node.attr("height_scale"), node.attr("width_scale"))))
 
 
 def _reflected(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -352,6 +387,16 @@ def grid_sample(
 ) -> np.ndarray:
     """X (N, C, *spatial) sampled at grid (N, *output, rank), coordinates in [-1, 1] → (N, C, *output)."""
     return _grid_sample(x, grid, mode, padding_mode, align_corners)
+
+
+def _grid_sample_call(node: Node) -> NativeCall:
+    mode, padding = node.attr("mode", "linear"), node.attr("padding_mode", "zeros")
+    ints = [("linear", "nearest").index({"bilinear": "linear"}.get(mode, mode)), ("zeros", "border", "reflection").index(padding)]
+    return NativeCall("grid_sample", ints=[*ints, node.attr("align_corners", 0)])
+
+
+grid_sample_16.native(_grid_sample_call)
+grid_sample.native(_grid_sample_call)
 
 
 @operator("AffineGrid", since=20, shape_inputs=(1,))

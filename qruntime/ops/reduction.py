@@ -200,14 +200,27 @@ def top_k(
     return _top_k(x, int(scalar(k, "k")), axis, largest)
 
 
+@top_k.native
+def _top_k_call(node: Node) -> NativeCall:
+    return NativeCall("top_k", ints=[node.attr("axis", -1), node.attr("largest", 1)])
+
+
 @operator("TopK", since=10, shape_inputs=(1,))
 def top_k_10(x: np.ndarray, k: np.ndarray, *, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
     return _top_k(x, int(scalar(k, "k")), axis, largest=1)
 
 
+top_k_10.native(_top_k_call)
+
+
 @operator("TopK", since=1)
 def top_k_1(x: np.ndarray, *, k: int, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
     return _top_k(x, k, axis, largest=1)
+
+
+@top_k_1.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("top_k", ints=[node.attr("axis", -1), 1, node.attr("k")])
 
 
 def softmax_value(x: np.ndarray, axis: int) -> np.ndarray:

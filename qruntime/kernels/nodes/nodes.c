@@ -24,6 +24,10 @@ static const qrt_node_entry *const families[] = {
     qrt_matmul_nodes,
     qrt_quantize_nodes,
     qrt_tree_ensemble_nodes,
+    qrt_top_k_nodes,
+    qrt_detection_nodes,
+    qrt_resize_nodes,
+    qrt_grid_sample_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

@@ -24,6 +24,7 @@ from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.specification import Specification, Unselected
+from qruntime.quantization.spectra import spectral_role
 from qruntime.quantization.storage import REASON, SNR, Weights, layer_report, stored_snr
 
 ACTIVATIONS = ("per_token", "per_tensor")
@@ -66,6 +67,9 @@ def quantize_graph(
         if not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and layer_name(node) in done:
             continue
         observer = specification.observer_of(node, kind)
+        if isinstance(observer, Observer) and observer.dtype == "qint8" and kind in ("Linear", "Conv"):
+            role = None if specification.names(node) else spectral_role(node)
+            observer = observer if role is None else Unselected(role)
         small = slower_as_int8(node) if isinstance(observer, Observer) and observer.dtype == "qint8" else None
         if small and faster_only:
             observer = Unselected(f"{small}, and faster_only=True")

@@ -89,6 +89,11 @@ class Specification(NamedTuple):
             return Unselected("not selected by only=")
         return Unselected("excluded by exclude=") if matches_any(node, self.exclude) else observer
 
+    def names(self, node: Node) -> bool:
+        """Whether an entry or `only` gives the very name or path of `node`."""
+        found = (rank(node, pattern) for pattern in (*self.entries, *(self.only or ())))
+        return any(closeness is not None and closeness.level == OWN and closeness.is_literal for closeness in found)
+
     def idle(self, layers: Sequence[Node], nodes: Sequence[Node]) -> list[str]:
         """Patterns that select none of the layers, or exclude none of the nodes."""
         wanted = [] if self.is_default else [(pattern, layers if value else nodes) for pattern, value in self.entries.items()]

@@ -37,10 +37,11 @@ FAMILIES = {
     },
     "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
     "linear_algebra": {"": "Det Gemm MatMul MatMulInteger"},
+    "linear_models": {"ai.onnx.ml": "LinearClassifier LinearRegressor SVMRegressor"},
     "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
     "ml": {
         "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "
-        "LabelEncoder LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMRegressor Scaler ZipMap",
+        "LabelEncoder Normalizer OneHotEncoder Scaler ZipMap",
         "qruntime": "StringLabels",
     },
     "normalization": {

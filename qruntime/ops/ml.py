@@ -1,4 +1,4 @@
-"""Classical models and feature preparation of the domain ai.onnx.ml (trees: see tree_ensemble)."""
+"""Feature preparation of the domain ai.onnx.ml, and what its models share (see linear_models and tree_ensemble)."""
 
 from __future__ import annotations
 
@@ -48,109 +48,11 @@ def class_labels(ints: Sequence[int] | None, strings: Sequence[str] | None) -> n
     return np.asarray(ints, np.int64) if ints else np.asarray(strings, object)
 
 
-def _floats(x: np.ndarray) -> np.ndarray:
+def feature_rows(x: np.ndarray) -> np.ndarray:
     """X (N, F) as floats: one row when it has one axis only."""
     require_rank("X", x, 1, 2)
     x = x.reshape(1, -1) if x.ndim == 1 else x
     return x if x.dtype == np.float64 else x.astype(np.float32)
-
-
-def _coefficients(values: Sequence[float], rows: int, features: int, dtype: np.dtype) -> np.ndarray:
-    if len(values) != rows * features:
-        raise ValueError(f"coefficients must be {rows} × {features} values, got {len(values)}")
-    return np.asarray(values, dtype).reshape(rows, features)
-
-
-@operator("LinearRegressor", domain=DOMAIN)
-def linear_regressor(
-    x: np.ndarray,
-    *,
-    coefficients: Sequence[float],
-    intercepts: Sequence[float] | None = None,
-    post_transform: str = "NONE",
-    targets: int = 1,
-) -> np.ndarray:
-    """X (N, F) → X @ coefficients.T + intercepts, float32 (N, targets)."""
-    x = _floats(x)
-    y = x @ _coefficients(coefficients, targets, x.shape[1], x.dtype).T
-    if intercepts:
-        if len(intercepts) != targets:
-            raise ValueError(f"intercepts must be {targets} values, got {len(intercepts)}")
-        y = y + np.asarray(intercepts, x.dtype)
-    return post_transformed(y, post_transform).astype(np.float32, copy=False)
-
-
-@operator("LinearClassifier", domain=DOMAIN)
-def linear_classifier(
-    x: np.ndarray,
-    *,
-    coefficients: Sequence[float],
-    classlabels_ints: Sequence[int] | None = None,
-    classlabels_strings: Sequence[str] | None = None,
-    intercepts: Sequence[float] | None = None,
-    multi_class: int = 0,
-    post_transform: str = "NONE",
-) -> tuple[np.ndarray, np.ndarray]:
-    """X (N, F) → labels (N) and float32 scores (N, classes)."""
-    x = _floats(x)
-    labels = class_labels(classlabels_ints, classlabels_strings)
-    rows = len(intercepts) if intercepts else len(coefficients) // max(x.shape[1], 1)
-    scores = x @ _coefficients(coefficients, rows, x.shape[1], x.dtype).T
-    if intercepts:
-        scores = scores + np.asarray(intercepts, x.dtype)
-    if rows == 1 and len(labels) == 2:
-        scores = np.concatenate((-scores, scores), axis=1)
-    elif rows == 1 and len(labels) == 1:
-        positive = scores[:, 0] > (0 if post_transform == "NONE" else 0.5)
-        other: Any = 0 if labels.dtype != object else ""
-        return (
-            np.where(positive, labels[0], other).astype(labels.dtype),
-            post_transformed(scores, post_transform).astype(np.float32),
-        )
-    elif rows != len(labels):
-        raise ValueError(f"{rows} rows of coefficients do not fit {len(labels)} class labels")
-    best = scores.argmax(axis=1)
-    return labels[best], post_transformed(scores, post_transform).astype(np.float32, copy=False)
-
-
-@operator("SVMRegressor", domain=DOMAIN)
-def svm_regressor(
-    x: np.ndarray,
-    *,
-    coefficients: Sequence[float],
-    rho: Sequence[float],
-    kernel_params: Sequence[float] = (0.0, 0.0, 0.0),
-    kernel_type: str = "LINEAR",
-    n_supports: int = 0,
-    one_class: int = 0,
-    post_transform: str = "NONE",
-    support_vectors: Sequence[float] = (),
-) -> np.ndarray:
-    """X (N, F) → float32 (N, 1); with `one_class` the sign of the score."""
-    x = _floats(x)
-    if not rho:
-        raise ValueError("rho is needed")
-    if n_supports > 0:
-        vectors = _coefficients(support_vectors, n_supports, x.shape[1], x.dtype)
-        weights = _coefficients(coefficients, 1, n_supports, x.dtype)[0]
-        gamma, coef0, degree = (*kernel_params, 0.0, 0.0, 0.0)[:3]
-        products = x @ vectors.T
-        if kernel_type == "RBF":
-            distances = (x * x).sum(axis=1)[:, None] - 2 * products + (vectors * vectors).sum(axis=1)
-            products = np.exp(-gamma * np.maximum(distances, 0))
-        elif kernel_type == "POLY":
-            products = (gamma * products + coef0) ** degree
-        elif kernel_type == "SIGMOID":
-            products = np.tanh(gamma * products + coef0)
-        elif kernel_type != "LINEAR":
-            raise ValueError(f"unknown kernel_type {kernel_type!r}")
-        scores = products @ weights
-    else:
-        scores = x @ _coefficients(coefficients, 1, x.shape[1], x.dtype)[0]
-    scores = (scores + x.dtype.type(rho[0])).reshape(-1, 1)
-    if one_class:
-        return np.where(scores > 0, 1, -1).astype(np.float32)
-    return post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
 
 @operator("Normalizer", domain=DOMAIN)
@@ -171,20 +73,23 @@ def normalizer(x: np.ndarray, *, norm: str = "MAX") -> np.ndarray:
     return values / np.where(size == 0, np.float32(1), size)
 
 
-def _per_feature(name: str, values: Sequence[float] | None, features: int, default: float) -> np.ndarray:
-    values = values or (default,)
-    if len(values) not in (1, features):
-        raise ValueError(f"{name} must have 1 or {features} values, got {len(values)}")
-    return np.asarray(values, np.float32)
+def _require_per_feature(name: str, values: np.ndarray, x: np.ndarray) -> None:
+    if values.size not in (1, x.shape[-1]):
+        raise ValueError(f"{name} must have 1 or {x.shape[-1]} values, got {values.size}")
 
 
-@operator("Scaler", domain=DOMAIN)
-def scaler(x: np.ndarray, *, offset: Sequence[float] | None = None, scale: Sequence[float] | None = None) -> np.ndarray:
+@operator("Scaler", domain=DOMAIN, prepared=True)
+def scaler(*, offset: Sequence[float] | None = None, scale: Sequence[float] | None = None) -> Definition:
     """(X - offset) · scale over the last axis, float32."""
-    require_rank("X", x, 1, -1)
-    features = x.shape[-1]
-    centred = x.astype(np.float32) - _per_feature("offset", offset, features, 0.0)
-    return centred * _per_feature("scale", scale, features, 1.0)
+    offsets, scales = np.asarray(offset or (0.0,), np.float32), np.asarray(scale or (1.0,), np.float32)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        require_rank("X", x, 1, -1)
+        _require_per_feature("offset", offsets, x)
+        _require_per_feature("scale", scales, x)
+        return (x.astype(np.float32) - offsets) * scales
+
+    return run
 
 
 @operator("Binarizer", domain=DOMAIN)
@@ -203,42 +108,49 @@ def array_feature_extractor(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return (x.reshape(1, -1) if x.ndim == 1 else x)[..., chosen]
 
 
-@operator("OneHotEncoder", domain=DOMAIN)
+@operator("OneHotEncoder", domain=DOMAIN, prepared=True)
 def one_hot_encoder(
-    x: np.ndarray,
     *,
     cats_int64s: Sequence[int] | None = None,
     cats_strings: Sequence[str] | None = None,
     zeros: int = 1,
-) -> np.ndarray:
+) -> Definition:
     """X of any shape → float32 (*shape, categories); an unknown category is all zeros, or an error."""
     categories = class_labels(cats_int64s, cats_strings)
-    values = x if categories.dtype == object else x.astype(np.int64)
-    limit_shape((*x.shape, len(categories)))
-    hits = values[..., None] == categories
-    if not zeros and not hits.any(axis=-1).all():
-        raise ValueError(f"the input has a value that is not among the {len(categories)} categories")
-    return hits.astype(np.float32)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        values = x if categories.dtype == object else x.astype(np.int64)
+        limit_shape((*x.shape, len(categories)))
+        hits = values[..., None] == categories
+        if not zeros and not hits.any(axis=-1).all():
+            raise ValueError(f"the input has a value that is not among the {len(categories)} categories")
+        return hits.astype(np.float32)
+
+    return run
 
 
-@operator("Imputer", domain=DOMAIN)
+@operator("Imputer", domain=DOMAIN, prepared=True)
 def imputer(
-    x: np.ndarray,
     *,
     imputed_value_floats: Sequence[float] | None = None,
     imputed_value_int64s: Sequence[int] | None = None,
     replaced_value_float: float = 0.0,
     replaced_value_int64: int = 0,
-) -> np.ndarray:
+) -> Definition:
     """X (N, F) with one value, NaN included, replaced per feature."""
-    require_rank("X", x, 1, -1)
-    integer = x.dtype.kind in "iu"
-    imputed = imputed_value_int64s if integer else imputed_value_floats
-    if not imputed or len(imputed) not in (1, x.shape[-1]):
-        raise ValueError(f"1 or {x.shape[-1]} imputed values for {x.dtype} are needed, got {imputed}")
-    old = replaced_value_int64 if integer else replaced_value_float
-    missing = np.isnan(x) if not integer and math.isnan(old) else x == old
-    return np.where(missing, np.asarray(imputed, x.dtype), x)
+    floats, integers = np.asarray(imputed_value_floats or ()), np.asarray(imputed_value_int64s or (), np.int64)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        require_rank("X", x, 1, -1)
+        is_integer = x.dtype.kind in "iu"
+        imputed = integers if is_integer else floats
+        if imputed.size == 0 or imputed.size not in (1, x.shape[-1]):
+            raise ValueError(f"1 or {x.shape[-1]} imputed values for {x.dtype} are needed, got {imputed.tolist()}")
+        old = replaced_value_int64 if is_integer else replaced_value_float
+        missing = np.isnan(x) if not is_integer and math.isnan(old) else x == old
+        return np.where(missing, imputed.astype(x.dtype), x)
+
+    return run
 
 
 @operator("FeatureVectorizer", domain=DOMAIN)
@@ -277,9 +189,8 @@ def _table(keys: Iterable[Any], values: Iterable[Any]) -> dict[Any, Any]:
     return {"nan" if key != key else key: value for key, value in zip(keys, values, strict=True)}
 
 
-@operator("LabelEncoder", domain=DOMAIN, since=2)
+@operator("LabelEncoder", domain=DOMAIN, since=2, prepared=True)
 def label_encoder(
-    x: np.ndarray,
     *,
     default_float: float = -0.0,
     default_int64: int = -1,
@@ -293,7 +204,7 @@ def label_encoder(
     values_int64s: Sequence[int] | None = None,
     values_strings: Sequence[str] | None = None,
     values_tensor: np.ndarray | None = None,
-) -> np.ndarray:
+) -> Definition:
     """Each element of X replaced by the value of its key, or by the default."""
     default: Any
     if values_tensor is not None:
@@ -321,39 +232,46 @@ def label_encoder(
         keys = keys_tensor.reshape(-1).tolist()
     if keys is None or len(keys) != len(values):
         raise ValueError(f"keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}")
-    return _map_values(x, _table(keys, values), default, dtype)
+    table = _table(keys, values)
+    return lambda x: _map_values(x, table, default, dtype)
 
 
-@operator("LabelEncoder", domain=DOMAIN, since=1)
+@operator("LabelEncoder", domain=DOMAIN, since=1, prepared=True)
 def label_encoder_1(
-    x: np.ndarray,
     *,
     classes_strings: Sequence[str] | None = None,
     default_int64: int = -1,
     default_string: str = "_Unused",
-) -> np.ndarray:
+) -> Definition:
     """Version 1: strings to their position among `classes_strings`, or positions to strings."""
-    classes = list(classes_strings or ())
-    if x.dtype.kind in "OUS":
-        return _map_values(x, {name: i for i, name in enumerate(classes)}, default_int64, np.dtype(np.int64))
-    return _map_values(x, dict(enumerate(classes)), default_string, np.dtype(object))
+    classes = classes_strings or ()
+    return _both_ways(range(len(classes)), classes, default_int64, default_string)
 
 
-@operator("CategoryMapper", domain=DOMAIN)
+def _both_ways(integers: Sequence[int], strings: Sequence[str], default_int64: int, default_string: str) -> Definition:
+    """Strings to the integers at their places, integers to the strings."""
+    to_integers, to_strings = _table(strings, integers), _table(integers, strings)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        if x.dtype.kind in "OUS":
+            return _map_values(x, to_integers, default_int64, np.dtype(np.int64))
+        return _map_values(x, to_strings, default_string, np.dtype(object))
+
+    return run
+
+
+@operator("CategoryMapper", domain=DOMAIN, prepared=True)
 def category_mapper(
-    x: np.ndarray,
     *,
     cats_int64s: Sequence[int] = (),
     cats_strings: Sequence[str] = (),
     default_int64: int = -1,
     default_string: str = "_Unused",
-) -> np.ndarray:
+) -> Definition:
     """Strings to integers or back, by two parallel lists."""
     if len(cats_int64s) != len(cats_strings):
         raise ValueError(f"{len(cats_int64s)} integers do not fit {len(cats_strings)} strings")
-    if x.dtype.kind in "OUS":
-        return _map_values(x, _table(cats_strings, cats_int64s), default_int64, np.dtype(np.int64))
-    return _map_values(x, _table(cats_int64s, cats_strings), default_string, np.dtype(object))
+    return _both_ways(cats_int64s, cats_strings, default_int64, default_string)
 
 
 @operator("ZipMap", domain=DOMAIN)

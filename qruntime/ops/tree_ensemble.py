@@ -9,9 +9,8 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node
-from qruntime.ops.checks import require_rank
 from qruntime.ops.forest import AGGREGATES, LEAF, MEMBER, MODES, Float, Forest, ForestArrays
-from qruntime.ops.ml import DOMAIN, class_labels, post_transformed
+from qruntime.ops.ml import DOMAIN, class_labels, feature_rows, post_transformed
 from qruntime.ops.registry import NativeCall, operator
 
 POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
@@ -48,7 +47,7 @@ class Ensemble:
 
     def __call__(self, x: np.ndarray) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """X (N, F) or (F) → scores (N, targets), behind the labels (N) of a classifier."""
-        scores = self.forest.scores(_features(x), self.targets, self.aggregate)
+        scores = self.forest.scores(feature_rows(x), self.targets, self.aggregate)
         if self.base.size:
             scores = scores + self.base
         dtype = x.dtype if self.output == SAME_TYPE else np.dtype(np.float32)
@@ -82,12 +81,6 @@ class Ensemble:
         base = _kernels.PackedArray(self.base.astype(np.float64)) if self.base.size else None
         labels = None if self.labels is None else _kernels.PackedArray(self.labels)
         return NativeCall("tree_ensemble", ints=ints, packed=[*arrays.packed(), base, labels], inputs=[0])
-
-
-def _features(x: np.ndarray) -> np.ndarray:
-    require_rank("X", x, 1, 2)
-    x = x.reshape(1, -1) if x.ndim == 1 else x
-    return x if x.dtype == np.float64 else x.astype(np.float32)
 
 
 def _sorted_votes(

@@ -34,7 +34,8 @@ def test_odd_numbers(padding):
     x[0, 0, 2:4] = np.nan
     x[0, 1, 3] = np.inf
     grid[0, 0, :, 0] = [np.nan, np.inf, -np.inf, 3e38]
-    check("GridSample", [x, grid], padding_mode=padding)
+    with np.errstate(over="ignore"):
+        check("GridSample", [x, grid], padding_mode=padding)
 
 
 def test_version_16_and_threads():

@@ -21,11 +21,13 @@ typedef struct {
     bool aligns_corners;
 } sampling;
 
-/// Where the points of a block are sampled, and whether a weight is 0.
+/// Where the points of a block are sampled.
 typedef struct {
     int64_t place[MAX_TAPS][BLOCK];
     float weight[MAX_TAPS][BLOCK];
-    bool has_zero;
+    int64_t num_taps;
+    int32_t exposed[BLOCK];  ///< points that have a weight of 0 or neighbours that are not side by side
+    int64_t num_exposed;
 } block_taps;
 
 /// Mirrored at `low` and `high` until it lies between them, as numpy's mod has it.
@@ -81,18 +83,23 @@ static int neighbours(const sampling *s, float at, int64_t size, int64_t *place,
     return 2;
 }
 
+/// Points whose four values lie side by side need the first place only; there is no such place in a line of pixels.
 static void find_taps(const sampling *s, const float *grid, int64_t count, block_taps *taps) {
-    taps->has_zero = false;
+    const bool is_line = s->height < 2 || s->width < 2;
+    taps->num_exposed = 0;
     for (int64_t p = 0; p < count; p++) {
         int64_t rows[2], columns[2];
         float row_weights[2], column_weights[2];
         int n = neighbours(s, position(s, grid[2 * p + 1], s->height), s->height, rows, row_weights);
         neighbours(s, position(s, grid[2 * p], s->width), s->width, columns, column_weights);
+        bool is_exposed = is_line || n == 1 || rows[1] != rows[0] + 1 || columns[1] != columns[0] + 1;
         for (int i = 0; i < n * n; i++) {
             taps->place[i][p] = rows[i / n] * s->width + columns[i % n];
             taps->weight[i][p] = row_weights[i / n] * column_weights[i % n];
-            taps->has_zero |= taps->weight[i][p] == 0;
+            is_exposed |= taps->weight[i][p] == 0;
         }
+        taps->num_taps = n * n;
+        if (is_exposed) taps->exposed[taps->num_exposed++] = (int32_t)p;
     }
 }
 
@@ -100,16 +107,19 @@ static void find_taps(const sampling *s, const float *grid, int64_t count, block
 static inline float weighed(float v, float weight) { return (weight == 0 ? 0 : v) * weight; }
 
 static void sample(const sampling *s, const block_taps *t, const float *x, int64_t count, float *y) {
-    if (s->mode == NEAREST)
-        for (int64_t p = 0; p < count; p++) y[p] = 0 + weighed(x[t->place[0][p]], t->weight[0][p]);
-    else if (t->has_zero)
-        for (int64_t p = 0; p < count; p++)
-            y[p] = 0 + weighed(x[t->place[0][p]], t->weight[0][p]) + weighed(x[t->place[1][p]], t->weight[1][p]) +
-                   weighed(x[t->place[2][p]], t->weight[2][p]) + weighed(x[t->place[3][p]], t->weight[3][p]);
-    else
-        for (int64_t p = 0; p < count; p++)
-            y[p] = 0 + x[t->place[0][p]] * t->weight[0][p] + x[t->place[1][p]] * t->weight[1][p] +
-                   x[t->place[2][p]] * t->weight[2][p] + x[t->place[3][p]] * t->weight[3][p];
+    if (t->num_exposed < count) {
+        const float *w0 = t->weight[0], *w1 = t->weight[1], *w2 = t->weight[2], *w3 = t->weight[3];
+        for (int64_t p = 0; p < count; p++) {
+            const float *top = x + t->place[0][p], *below = top + s->width;
+            y[p] = 0 + top[0] * w0[p] + top[1] * w1[p] + below[0] * w2[p] + below[1] * w3[p];
+        }
+    }
+    for (int64_t i = 0; i < t->num_exposed; i++) {
+        int32_t p = t->exposed[i];
+        float sum = 0;
+        for (int64_t k = 0; k < t->num_taps; k++) sum += weighed(x[t->place[k][p]], t->weight[k][p]);
+        y[p] = sum;
+    }
 }
 
 static void sample_task(void *context, int64_t task) {

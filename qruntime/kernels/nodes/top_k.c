@@ -9,8 +9,10 @@
 #include "arguments.h"
 
 enum {
-    COLUMNS = 16,             ///< columns of an axis that is not the last are taken out together
-    LOOK_AHEAD = 32,          ///< elements that are looked at together for one that beats the root
+    COLUMNS = 16,             ///< columns of an axis that is not the last that become rows together
+    STRIP_COLUMNS = 256,      ///< columns that are read together, since every row of them is a page of its own
+    STRIP_BYTES = 1 << 18,
+    FAR = 32, NEAR = 8,       ///< elements that are looked at together for one that beats the root
     PARALLEL_ELEMS = 1 << 16,
 };
 
@@ -101,6 +103,14 @@ SELECTION(64)
 /// `n` elements, the best `k` of them to `values` and `indices`, `stride` apart. `scratch` has room for k entries, or
 /// for 2n when they are sorted. Elements that pass by the root of the heap are compared as they are.
 #define TOP_K(T, NAME, BITS)                                                                                 \
+    /** False when none of `count` elements beats `least`. */                                                \
+    static inline bool NAME##_passes(const T *x, int count, T least, bool is_largest) {                      \
+        int passes = 0;                                                                                      \
+        if (is_largest) for (int i = 0; i < count; i++) passes |= !(x[i] <= least);                          \
+        else for (int i = 0; i < count; i++) passes |= !(x[i] >= least);                                     \
+        return passes;                                                                                       \
+    }                                                                                                        \
+                                                                                                             \
     static void top_k_##NAME(const void *from, int64_t n, int64_t k, bool is_largest, void *scratch,         \
                              void *values, int64_t *indices, int64_t stride) {                               \
         const T *x = from;                                                                                   \
@@ -114,21 +124,22 @@ SELECTION(64)
             make_heap_##BITS(best, k);                                                                       \
             T least = x[INDEX_##BITS(best[0])];                                                              \
             for (int64_t at = k; at < n;) {                                                                  \
-                int64_t end = at + LOOK_AHEAD;                                                               \
-                if (end <= n) {                                                                              \
-                    int passes = 0;                                                                          \
-                    if (is_largest) for (int i = 0; i < LOOK_AHEAD; i++) passes |= !(x[at + i] <= least);    \
-                    else for (int i = 0; i < LOOK_AHEAD; i++) passes |= !(x[at + i] >= least);               \
-                    if (!passes) {                                                                           \
-                        at = end;                                                                            \
+                if (n - at >= FAR && !NAME##_passes(x + at, FAR, least, is_largest)) {                       \
+                    at += FAR;                                                                               \
+                    continue;                                                                                \
+                }                                                                                            \
+                for (int64_t end = n - at < FAR ? n : at + FAR; at < end;) {                                 \
+                    int64_t count = end - at < NEAR ? end - at : NEAR;                                       \
+                    if (count == NEAR && !NAME##_passes(x + at, NEAR, least, is_largest)) {                  \
+                        at += NEAR;                                                                          \
                         continue;                                                                            \
                     }                                                                                        \
-                } else end = n;                                                                              \
-                for (; at < end; at++) {                                                                     \
-                    entry_##BITS entry = entry_##BITS##_of(key_##NAME(x[at]) ^ flip, at);                    \
-                    if (BETTER_##BITS(entry, best[0])) sink_##BITS(best, k, 0, entry);                       \
+                    for (; count; count--, at++) {                                                           \
+                        entry_##BITS entry = entry_##BITS##_of(key_##NAME(x[at]) ^ flip, at);                \
+                        if (BETTER_##BITS(entry, best[0])) sink_##BITS(best, k, 0, entry);                   \
+                    }                                                                                        \
+                    least = x[INDEX_##BITS(best[0])];                                                        \
                 }                                                                                            \
-                least = x[INDEX_##BITS(best[0])];                                                            \
             }                                                                                                \
             sort_heap_##BITS(best, k);                                                                       \
         }                                                                                                    \
@@ -150,39 +161,48 @@ typedef struct {
     const char *x;
     char *values;
     int64_t *indices;
-    char *scratch;              ///< of each task: entries, then columns
-    int64_t n, inner, k, item, entry_bytes, task_bytes;
-    int64_t num_strips, strips_per_task, strips_per_outer;
+    char *scratch;              ///< of each task: entries, a strip of columns, some of these as rows
+    int64_t n, inner, k, item, entry_bytes, strip_bytes, task_bytes;
+    int64_t strip_columns, num_strips, strips_per_task, strips_per_outer;
     bool is_largest;
 } top_k_call;
 
-/// Copy columns [n, COLUMNS] of a matrix into rows.
-static void take_columns(const top_k_call *c, const char *from, int64_t count, char *rows) {
+/// `count` columns of the matrix `from`, whose rows are `stride` apart, become rows.
+static void take_columns(const top_k_call *c, const char *from, int64_t stride, int64_t count, char *rows) {
     if (c->item == 4)
         for (int64_t i = 0; i < c->n; i++)
-            for (int64_t j = 0; j < count; j++) ((uint32_t *)rows)[j * c->n + i] = ((const uint32_t *)from)[i * c->inner + j];
+            for (int64_t j = 0; j < count; j++) ((uint32_t *)rows)[j * c->n + i] = ((const uint32_t *)from)[i * stride + j];
     else
         for (int64_t i = 0; i < c->n; i++)
-            for (int64_t j = 0; j < count; j++) ((uint64_t *)rows)[j * c->n + i] = ((const uint64_t *)from)[i * c->inner + j];
+            for (int64_t j = 0; j < count; j++) ((uint64_t *)rows)[j * c->n + i] = ((const uint64_t *)from)[i * stride + j];
+}
+
+static void top_k_columns(const top_k_call *c, const char *from, int64_t to, int64_t count, char *entries) {
+    char *strip = entries + c->entry_bytes, *rows = strip + c->strip_bytes;
+    for (int64_t i = 0; i < c->n; i++)
+        memcpy(strip + i * count * c->item, from + i * c->inner * c->item, (size_t)(count * c->item));
+    for (int64_t first = 0; first < count; first += COLUMNS) {
+        int64_t taken = count - first < COLUMNS ? count - first : COLUMNS;
+        take_columns(c, strip + first * c->item, count, taken, rows);
+        for (int64_t j = 0; j < taken; j++) {
+            int64_t at = to + first + j;
+            c->fn(rows + j * c->n * c->item, c->n, c->k, c->is_largest, entries, c->values + at * c->item, c->indices + at, c->inner);
+        }
+    }
 }
 
 static void top_k_task(void *context, int64_t task) {
     const top_k_call *c = context;
-    char *entries = c->scratch + task * c->task_bytes, *rows = entries + c->entry_bytes;
+    char *entries = c->scratch + task * c->task_bytes;
     int64_t strip = task * c->strips_per_task, end = strip + c->strips_per_task;
     if (end > c->num_strips) end = c->num_strips;
     for (; strip < end; strip++) {
-        int64_t outer = strip / c->strips_per_outer, column = strip % c->strips_per_outer * COLUMNS;
-        int64_t count = c->inner - column < COLUMNS ? c->inner - column : COLUMNS;
+        int64_t outer = strip / c->strips_per_outer, column = strip % c->strips_per_outer * c->strip_columns;
+        int64_t count = c->inner - column < c->strip_columns ? c->inner - column : c->strip_columns;
         const char *from = c->x + (outer * c->n * c->inner + column) * c->item;
         int64_t to = outer * c->k * c->inner + column;
-        if (c->inner > 1) {
-            take_columns(c, from, count, rows);
-            from = rows;
-        }
-        for (int64_t j = 0; j < count; j++)
-            c->fn(from + j * c->n * c->item, c->n, c->k, c->is_largest, entries, c->values + (to + j) * c->item,
-                  c->indices + to + j, c->inner);
+        if (c->inner > 1) top_k_columns(c, from, to, count, entries);
+        else c->fn(from, c->n, c->k, c->is_largest, entries, c->values + to * c->item, c->indices + to, 1);
     }
 }
 
@@ -205,7 +225,9 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     if (k < 0 || k > c.n || c.n > UINT32_MAX) return QRT_DECLINE;
     for (int i = 0; i < x->rank; i++) dims[i] = i == axis ? k : x->dims[i];
     c.inner = qrt_product(x->dims, (int)axis + 1, x->rank);
-    c.strips_per_outer = (c.inner + COLUMNS - 1) / COLUMNS;
+    c.strip_columns = STRIP_BYTES / (c.n * c.item + 1) / COLUMNS * COLUMNS;
+    c.strip_columns = c.strip_columns < COLUMNS ? COLUMNS : c.strip_columns > STRIP_COLUMNS ? STRIP_COLUMNS : c.strip_columns;
+    c.strips_per_outer = (c.inner + c.strip_columns - 1) / c.strip_columns;
     c.num_strips = qrt_product(x->dims, 0, (int)axis) * c.strips_per_outer;
     bool is_empty = qrt_product(dims, 0, x->rank) == 0;
     int64_t num_tasks = x->size < PARALLEL_ELEMS ? 1 : 4 * (int64_t)run->num_threads;
@@ -215,7 +237,8 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
         num_tasks = (c.num_strips + c.strips_per_task - 1) / c.strips_per_task;
         int64_t num_entries = sorts_all(c.n, k) ? 2 * c.n : k;
         c.entry_bytes = num_entries * (int64_t)(c.item == 4 ? sizeof(entry_32) : sizeof(entry_64));
-        c.task_bytes = (c.entry_bytes + (c.inner > 1 ? COLUMNS * c.n * c.item : 0) + 63) / 64 * 64;
+        c.strip_bytes = c.inner > 1 ? c.strip_columns * c.n * c.item : 0;
+        c.task_bytes = (c.entry_bytes + c.strip_bytes + (c.inner > 1 ? COLUMNS * c.n * c.item : 0) + 63) / 64 * 64;
         scratch = qrt_scratch(run, (size_t)(num_tasks * c.task_bytes));
         if (!scratch) return QRT_NO_MEMORY;
         c.scratch = scratch->data;

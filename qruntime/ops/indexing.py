@@ -10,6 +10,7 @@ from qruntime.ops.elementwise import is_float
 from qruntime.ops.registry import NativeCall, operator
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+_REDUCTION_CODES = ("none", *_REDUCTIONS)  # in the order of the enumeration in kernels/nodes/index.c
 
 
 @operator("Gather", since=1)
@@ -76,9 +77,7 @@ def scatter_elements(
 
 @scatter_elements.native
 def _(node: Node) -> NativeCall | None:
-    if node.attr("reduction", "none") != "none":
-        return None
-    return NativeCall("scatter_elements", ints=[node.attr("axis", 0)])
+    return NativeCall("scatter_elements", ints=[node.attr("axis", 0), _REDUCTION_CODES.index(node.attr("reduction", "none"))])
 
 
 @operator("Scatter", since=9)
@@ -88,7 +87,7 @@ def scatter(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: in
 
 @scatter.native
 def _(node: Node) -> NativeCall:
-    return NativeCall("scatter_elements", ints=[node.attr("axis", 0)])
+    return NativeCall("scatter_elements", ints=[node.attr("axis", 0), 0])
 
 
 def _leading(x: np.ndarray, indices: np.ndarray, batch_dims: int) -> tuple[np.ndarray, ...]:
@@ -130,7 +129,7 @@ def scatter_nd(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, reduc
 
 @scatter_nd.native
 def _(node: Node) -> NativeCall | None:
-    return NativeCall("scatter_nd") if node.attr("reduction", "none") == "none" else None
+    return NativeCall("scatter_nd", ints=[_REDUCTION_CODES.index(node.attr("reduction", "none"))])
 
 
 @operator("TensorScatter", since=24)

@@ -71,7 +71,7 @@ def test_elements_refuse() -> None:
     zeros = np.zeros((2, 3), np.int64)
     assert run_native("ScatterElements", [x, zeros, filled((2, 2))], axis=1) is None
     assert run_native("ScatterElements", [x, zeros, filled((2, 3), np.float64)], axis=1) is None
-    assert run_native("ScatterElements", [x, zeros, x], axis=1, reduction="add") is None
+    assert run_native("ScatterElements", [x.astype(np.float16), zeros, x.astype(np.float16)], axis=1, reduction="add") is None
 
 
 @settings(max_examples=200)
@@ -126,3 +126,24 @@ def test_one_hot_refuses() -> None:
     assert run_native("OneHot", [ints(0), np.array(2**62), values]) is None
     assert run_native("OneHot", [ints(0), np.array(3), values[:1]]) is None
     check_agreement("OneHot", [ints(0), np.array(3), values], axis=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64])
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+def test_scatter_with_a_reduction(dtype: type, reduction: str) -> None:
+    """Equal indices one after the other, as the definition has it; NaN and integers that wrap."""
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape: int) -> np.ndarray:
+        if np.dtype(dtype).kind == "i":
+            return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype)
+        x = rng.standard_normal(shape).astype(dtype)
+        x[rng.random(shape) < 0.05] = np.nan
+        return x
+
+    for axis in (0, 1):
+        inputs = [numbers(9, 7), rng.integers(-7, 7, (9, 7)), numbers(9, 7)]
+        check("ScatterElements", inputs, axis=axis, reduction=reduction)
+    check("ScatterND", [numbers(5, 6, 3), rng.integers(-5, 5, (20, 2)), numbers(20, 3)], reduction=reduction)
+    check("ScatterND", [numbers(5, 6), rng.integers(-5, 5, (20, 2)), numbers(20)], reduction=reduction)
+    check("ScatterND", [numbers(5, 6), rng.integers(-5, 5, (0, 2)), numbers(0)], reduction=reduction)

@@ -70,16 +70,62 @@ static qrt_status gather(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return QRT_OK;
 }
 
+/// What becomes of an element and its update, of `count` elements.
+typedef void (*combine_fn)(void *elements, const void *updates, int64_t count);
+
+#define COMBINE(NAME, T, EXPRESSION)                                                                         \
+    static void NAME(void *elements, const void *updates, int64_t count) {                                   \
+        T *y = elements;                                                                                     \
+        const T *x = updates;                                                                                \
+        for (int64_t i = 0; i < count; i++) {                                                                \
+            T a = y[i], b = x[i];                                                                            \
+            y[i] = EXPRESSION;                                                                               \
+        }                                                                                                    \
+    }
+/// NaN wins over any number. Sums and products of integers wrap.
+#define COMBINE_ALL(TYPE, T, WRAPPING)                                                                       \
+    COMBINE(add_##TYPE, WRAPPING, a + b)                                                                     \
+    COMBINE(multiply_##TYPE, WRAPPING, a * b)                                                                \
+    COMBINE(maximum_##TYPE, T, a >= b || a != a ? a : b)                                                     \
+    COMBINE(minimum_##TYPE, T, a <= b || a != a ? a : b)
+COMBINE_ALL(f32, float, float)
+COMBINE_ALL(f64, double, double)
+COMBINE_ALL(i32, int32_t, uint32_t)
+COMBINE_ALL(i64, int64_t, uint64_t)
+
+enum { REPLACE, ADD, MULTIPLY, MAXIMUM, MINIMUM, NUM_REDUCTIONS };
+
+/// NULL when elements are replaced; false for what has no function.
+static bool find_combine(int64_t reduction, int32_t dtype, combine_fn *found) {
+#define ROW(TYPE) {add_##TYPE, multiply_##TYPE, maximum_##TYPE, minimum_##TYPE}
+    static const combine_fn table[4][4] = {ROW(f32), ROW(f64), ROW(i32), ROW(i64)};
+#undef ROW
+    int row = dtype == QRT_F32 ? 0 : dtype == QRT_F64 ? 1 : dtype == QRT_I32 ? 2 : dtype == QRT_I64 ? 3 : -1;
+    *found = NULL;
+    if (reduction == REPLACE) return true;
+    if (row < 0 || reduction < 0 || reduction >= NUM_REDUCTIONS) return false;
+    *found = table[row][reduction - ADD];
+    return true;
+}
+
 /// Elements of `whole` at the coordinates of `indices`, except that along `axis` the index counts.
-/// Copies from `whole` to `dense` (which has the shape of `indices`), or the other way round.
+/// Copies from `whole` to `dense` (which has the shape of `indices`), or the other way round; with `combine` what is in
+/// `dense` is combined with what is in `whole`.
 static void visit_elements(char *whole, const int64_t *whole_dims, char *dense, const qrt_tensor *indices, int axis,
-                           size_t item, bool scatters) {
+                           size_t item, bool scatters, combine_fn combine) {
     int rank = indices->rank, last = rank - 1;
     int64_t strides[QRT_MAX_RANK], counter[QRT_MAX_RANK] = {0}, base = 0;
     qrt_dense_strides(rank, whole_dims, item, strides);
     const int64_t columns = indices->dims[last], step = axis == last ? 0 : strides[last];
     const int64_t along = strides[axis], size = whole_dims[axis];
     for (int64_t at = 0; at < indices->size;) {
+        if (combine) {
+            for (int64_t c = 0; c < columns; c++, at++) {
+                int64_t i = qrt_index(indices, at);
+                if (i < 0) i += size;
+                combine(whole + base + c * step + i * along, dense + at * (int64_t)item, 1);
+            }
+        } else
 #define EACH(T)                                                                                              \
     for (int64_t c = 0; c < columns; c++, at++) {                                                            \
         int64_t i = qrt_index(indices, at);                                                                  \
@@ -119,7 +165,7 @@ static qrt_status gather_elements(const qrt_node *node, qrt_run *run, const qrt_
     if (!fits_elements(x, indices, &axis)) return QRT_DECLINE;
     qrt_status status = qrt_alloc(run, &out[0], x->dtype, indices->rank, indices->dims);
     if (status != QRT_OK || out[0].size == 0) return status;
-    visit_elements(x->data, x->dims, out[0].data, indices, (int)axis, qrt_itemsize(x->dtype), false);
+    visit_elements(x->data, x->dims, out[0].data, indices, (int)axis, qrt_itemsize(x->dtype), false, NULL);
     return QRT_OK;
 }
 
@@ -135,17 +181,19 @@ static qrt_status copy_or_take(const qrt_node *node, qrt_run *run, const qrt_ten
     return status;
 }
 
-/// ints: axis. Inputs: data, indices, updates of the same shape as the indices. The last of equal indices wins.
+/// ints: axis, reduction. Inputs: data, indices, updates of the same shape as the indices, one after the other.
 static qrt_status scatter_elements(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0), *indices = qrt_input(node, in, 1), *updates = qrt_input(node, in, 2);
     int64_t axis = node->ints[0];
+    combine_fn combine;
     if (!fits_elements(x, indices, &axis) || !qrt_is_tensor(updates)) return QRT_DECLINE;
+    if (!find_combine(node->ints[1], x->dtype, &combine)) return QRT_DECLINE;
     if (updates->dtype != x->dtype || updates->rank != indices->rank) return QRT_DECLINE;
     for (int i = 0; i < indices->rank; i++)
         if (updates->dims[i] != indices->dims[i]) return QRT_DECLINE;
     qrt_status status = copy_or_take(node, run, in, &out[0]);
     if (status != QRT_OK || updates->size == 0) return status;
-    visit_elements(out[0].data, x->dims, updates->data, indices, (int)axis, qrt_itemsize(x->dtype), true);
+    visit_elements(out[0].data, x->dims, updates->data, indices, (int)axis, qrt_itemsize(x->dtype), true, combine);
     return QRT_OK;
 }
 
@@ -211,11 +259,13 @@ static qrt_status gather_nd(const qrt_node *node, qrt_run *run, const qrt_tensor
     return QRT_OK;
 }
 
-/// Inputs: data, indices, updates. The last of equal indices wins.
+/// ints: reduction. Inputs: data, indices, updates, one after the other.
 static qrt_status scatter_nd(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0), *indices = qrt_input(node, in, 1), *updates = qrt_input(node, in, 2);
     tuples t;
+    combine_fn combine;
     if (!read_tuples(x, indices, 0, &t) || !qrt_is_tensor(updates) || updates->dtype != x->dtype) return QRT_DECLINE;
+    if (!find_combine(node->ints[0], x->dtype, &combine)) return QRT_DECLINE;
     int rank = indices->rank - 1 + x->rank - t.width;
     if (updates->rank != rank) return QRT_DECLINE;
     for (int i = 0; i < rank; i++) {
@@ -225,8 +275,12 @@ static qrt_status scatter_nd(const qrt_node *node, qrt_run *run, const qrt_tenso
     qrt_status status = copy_or_take(node, run, in, &out[0]);
     if (status != QRT_OK || updates->size == 0) return status;
     const char *from = updates->data;
-    for (int64_t at = 0; at < t.per_batch; at++, from += t.row_bytes)
-        memcpy((char *)out[0].data + offset_of(&t, indices, 0, at), from, (size_t)t.row_bytes);
+    const int64_t row_elems = t.row_bytes / (int64_t)qrt_itemsize(x->dtype);
+    for (int64_t at = 0; at < t.per_batch; at++, from += t.row_bytes) {
+        char *to = (char *)out[0].data + offset_of(&t, indices, 0, at);
+        if (combine) combine(to, from, row_elems);
+        else memcpy(to, from, (size_t)t.row_bytes);
+    }
     return QRT_OK;
 }
 

@@ -150,8 +150,6 @@ for _name, _opcode in _REDUCTIONS.items():
 for _name, _kernel in {"ArgMax": "argmax", "ArgMin": "argmin"}.items():
     for _spec in versions(_name):
         _spec.native(_arg_reduction(_kernel))
-for _spec in versions("CumSum"):
-    _spec.native(lambda node: NativeCall("cumsum", ints=[node.attr("exclusive", 0), node.attr("reverse", 0)]))
 
 for _name, _kernel in {"Softmax": "softmax", "LogSoftmax": "log_softmax"}.items():
     for _spec in versions(_name, at_least=13):

@@ -1,4 +1,4 @@
-/// Reductions over any set of axes, argmax, cumulative sum.
+/// Reductions over any set of axes, argmax.
 #include <math.h>
 #include <string.h>
 
@@ -259,47 +259,9 @@ static qrt_status arg_min(const qrt_node *node, qrt_run *run, const qrt_tensor *
     return arg_extreme(node, run, in, out, true);
 }
 
-#define CUMULATE(name, type, add)                                                                             \
-    static void name(const type *x, type *y, int64_t n, int64_t stride, bool exclusive, bool reverse) {       \
-        type acc = 0;                                                                                         \
-        for (int64_t k = 0; k < n; k++) {                                                                     \
-            int64_t i = (reverse ? n - 1 - k : k) * stride;                                                   \
-            type v = x[i], next = add;                                                                        \
-            y[i] = exclusive ? acc : next;                                                                    \
-            acc = next;                                                                                       \
-        }                                                                                                     \
-    }
-CUMULATE(cumulate_f32, float, acc + v)
-CUMULATE(cumulate_i64, int64_t, (int64_t)((uint64_t)acc + (uint64_t)v))
-
-/// Inputs: x (float32 or int64), axis (int64 or int32 scalar). ints: exclusive, reverse.
-static qrt_status cumsum(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (node->num_inputs != 2 || node->num_ints < 2 || !in[0] || !in[1] || in[1]->size != 1) return QRT_DECLINE;
-    const qrt_tensor *x = in[0];
-    if (x->dtype != QRT_F32 && x->dtype != QRT_I64) return QRT_DECLINE;
-    if (in[1]->dtype != QRT_I64 && in[1]->dtype != QRT_I32) return QRT_DECLINE;
-    int64_t axis = in[1]->dtype == QRT_I64 ? *(const int64_t *)in[1]->data : *(const int32_t *)in[1]->data;
-    if (axis < -x->rank || axis >= x->rank) return QRT_DECLINE;
-    if (axis < 0) axis += x->rank;
-    qrt_status status = qrt_alloc(run, &out[0], x->dtype, x->rank, x->dims);
-    if (status != QRT_OK || x->size == 0) return status;
-    int64_t n = x->dims[axis], inner = 1;
-    for (int i = (int)axis + 1; i < x->rank; i++) inner *= x->dims[i];
-    bool exclusive = node->ints[0] != 0, reverse = node->ints[1] != 0;
-    for (int64_t row = 0; row < x->size / n; row++) {
-        int64_t at = row / inner * n * inner + row % inner;
-        if (x->dtype == QRT_F32)
-            cumulate_f32((const float *)x->data + at, (float *)out[0].data + at, n, inner, exclusive, reverse);
-        else
-            cumulate_i64((const int64_t *)x->data + at, (int64_t *)out[0].data + at, n, inner, exclusive, reverse);
-    }
-    return QRT_OK;
-}
-
 const qrt_node_entry qrt_reduction_nodes[] = {
     {"reduce", reduce},
     {"argmax", arg_max},
     {"argmin", arg_min},
-    {"cumsum", cumsum},
     {NULL, NULL},
 };

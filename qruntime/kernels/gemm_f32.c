@@ -43,7 +43,7 @@ int64_t qrt_f32_row_stride(int64_t n) { return (ceil_div(n, LINE_FLOATS) | 1) * 
 static int64_t row_block(int64_t m, int64_t kc) { return ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m)); }
 
 static bool has_effect(const qrt_f32_epilogue *e) {
-    return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual);
+    return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual || e->map.fn);
 }
 
 /// The epilogue as seen from row i, column j.
@@ -53,6 +53,24 @@ static qrt_f32_epilogue epilogue_at(const qrt_f32_epilogue *e, int64_t i, int64_
     if (at.column_bias) at.column_bias += j;
     if (at.residual) at.residual += i * at.residual_stride_elems + j;
     return at;
+}
+
+void qrt_f32_finish(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue) {
+    const qrt_elementwise map = epilogue->map;
+    if (!map.fn) {
+        kernel->finish(m, n, c, ldc, epilogue);
+        return;
+    }
+    qrt_f32_epilogue sums = *epilogue;
+    sums.activation = QRT_ACT_NONE;
+    sums.residual = NULL;
+    kernel->finish(m, n, c, ldc, &sums);
+    for (int64_t i = 0; i < m; i++) {
+        float *row = c + i * ldc;
+        map.fn(row, row, n, map.p, map.q);
+        const float *residual = epilogue->residual ? epilogue->residual + i * epilogue->residual_stride_elems : NULL;
+        for (int64_t j = 0; residual && j < n; j++) row[j] += residual[j];
+    }
 }
 
 void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
@@ -82,7 +100,7 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
                                   tile + r * ldc, ldc, k0 > 0);
                     if (last && finish) {
                         qrt_f32_epilogue at = epilogue_at(epilogue, i + r, j);
-                        kernel->finish(height, columns, tile + r * ldc, ldc, &at);
+                        qrt_f32_finish(kernel, height, columns, tile + r * ldc, ldc, &at);
                     }
                 }
             }
@@ -112,7 +130,7 @@ void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, c
     if (m <= 0 || n <= 0) return;
     if (m <= STREAMED_ROWS) {
         kernel->stream(m, n, k, a, lda, panels, c, ldc);
-        if (has_effect(epilogue)) kernel->finish(m, n, c, ldc, epilogue);
+        if (has_effect(epilogue)) qrt_f32_finish(kernel, m, n, c, ldc, epilogue);
         return;
     }
     qrt_f32_gemm_strips(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
@@ -194,6 +212,7 @@ static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_q8_ep
     qrt_f32_epilogue e = {.alpha = 1.0f, .column_bias = w->bias};
     if (epilogue) {
         e.activation = epilogue->activation;
+        e.map = epilogue->map;
         e.residual = epilogue->residual;
         e.residual_stride_elems = epilogue->residual_stride_elems;
     }

@@ -17,7 +17,7 @@
 #include "tensor.h"
 
 /// What follows the sums: y = activation(alpha · sum + row_bias[m] + column_bias[n]) + residual[m, n].
-/// A NULL pointer, alpha 1 and QRT_ACT_NONE leave their step out.
+/// A NULL pointer, alpha 1 and QRT_ACT_NONE leave their step out. `map`, where there is one, takes the place of an activation.
 typedef struct {
     float alpha;
     const float *row_bias;     ///< [m]
@@ -25,6 +25,7 @@ typedef struct {
     qrt_activation activation;
     const float *residual;     ///< [m, n]
     int64_t residual_stride_elems;
+    qrt_elementwise map;       ///< see qrt_f32_finish
 } qrt_f32_epilogue;
 
 /// The kernels of one rung. `b` is a strip of at most nr columns: row k starts at b + k · ldb. A packed
@@ -46,7 +47,7 @@ typedef struct qrt_gemm_f32 {
     void (*stream)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *panels,
                    float *c, int64_t ldc);
 
-    /// The epilogue on c[m, n], in place.
+    /// The epilogue on c[m, n], in place, without `map`.
     void (*finish)(int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue);
 
     /// Write b[k, n] at strides (row, column) as panels. Columns beyond n become zero.
@@ -87,6 +88,9 @@ bool qrt_f32_rows_conflict(int64_t stride);
 
 /// A stride for rows of n floats, aligned as a cache line, that does not conflict.
 int64_t qrt_f32_row_stride(int64_t n);
+
+/// The whole epilogue on c[m, n], in place: an elementwise kernel runs over rows of it, between bias and residual.
+void qrt_f32_finish(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue);
 
 /// c[m, n] = epilogue(a · panels) on the calling thread, `panels` as `kernel->pack` writes them.
 void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,

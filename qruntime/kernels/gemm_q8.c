@@ -319,6 +319,26 @@ static void share_range(job *j, qrt_range_mode mode, qrt_q8_row *shared) {
     j->shared = shared;
 }
 
+/// The block against some panels, with all of its epilogue.
+static void multiply_block(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    const qrt_elementwise map = block->epilogue.map;
+    if (!map.fn) {
+        multiply(w, block, first, last);
+        return;
+    }
+    qrt_q8_block sums = *block;
+    sums.epilogue = (qrt_q8_epilogue){.activation = QRT_ACT_NONE};
+    multiply(w, &sums, first, last);
+    int64_t column = first * w->kernel->nr, columns = min_i64(last * w->kernel->nr, w->n) - column;
+    for (int r = 0; r < block->num_rows; r++) {
+        float *y = block->y + r * block->ldy_elems + column;
+        const float *residual = block->epilogue.residual;
+        map.fn(y, y, columns, map.p, map.q);
+        if (residual) residual += r * block->epilogue.residual_stride_elems + column;
+        for (int64_t j = 0; residual && j < columns; j++) y[j] += residual[j];
+    }
+}
+
 /// Quantized rows, the first of them row `first_row`, against panels first … last-1, counted through all layers.
 static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
                             const char *packed, int64_t first, int64_t last) {
@@ -331,7 +351,7 @@ static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, c
                 .epilogue = layer->epilogue, .y = layer->y + first_row * layer->ldy_elems, .ldy_elems = layer->ldy_elems,
             };
             if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
-            multiply(layer->w, &block, first, min_i64(last, panels));
+            multiply_block(layer->w, &block, first, min_i64(last, panels));
         }
         first = first > panels ? first - panels : 0;
         last -= panels;

@@ -25,6 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "pointwise.h"
 #include "tensor.h"
 
 /// Blocks for an L2 cache of 512 KB.
@@ -36,6 +37,7 @@ enum { QRT_Q8_MAX_K = 32768 };
 typedef enum {
     QRT_ACT_NONE, QRT_ACT_RELU, QRT_ACT_GELU, QRT_ACT_GELU_TANH, QRT_ACT_SILU, QRT_ACT_SIGMOID, QRT_ACT_TANH
 } qrt_activation;
+#define QRT_NUM_ACTIVATIONS (QRT_ACT_TANH + 1)
 
 typedef enum { QRT_PER_TOKEN, QRT_PER_TENSOR } qrt_range_mode;
 
@@ -74,6 +76,7 @@ typedef struct {
     qrt_activation activation;
     const float *residual;          ///< [m, n] added after the activation, or NULL
     int64_t residual_stride_elems;
+    qrt_elementwise map;            ///< in place of an activation: applied to blocks of results while they are in the cache
 } qrt_q8_epilogue;
 
 /// One of the layers that read the same activations.

@@ -40,6 +40,7 @@ extern const qrt_node_entry qrt_linear_q8_nodes[];
 extern const qrt_node_entry qrt_attention_nodes[];
 extern const qrt_node_entry qrt_conv_nodes[];
 extern const qrt_node_entry qrt_conv_q8_nodes[];
+extern const qrt_node_entry qrt_conv_transpose_nodes[];
 extern const qrt_node_entry qrt_embedding_nodes[];
 extern const qrt_node_entry qrt_linear_f32_nodes[];
 extern const qrt_node_entry qrt_elementwise_nodes[];

@@ -53,6 +53,12 @@ extern const char *const qrt_binary_names[];
 /// y[i] = f(x[i]); y may be x.
 typedef void (*qrt_unary_fn)(const float *x, float *y, int64_t n, float p, float q);
 
+/// An elementwise kernel with its parameters.
+typedef struct {
+    qrt_unary_fn fn;
+    float p, q;
+} qrt_elementwise;
+
 /// y[i] = f(a[i·a_step], b[i·b_step]), steps 0 or 1; y may be a or b where that step is 1 and the element
 /// types agree. NULL where the type has no such operation. Integers wrap; min and max propagate NaN;
 /// integer division truncates, and the caller makes sure that it is defined.

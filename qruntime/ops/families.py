@@ -25,6 +25,7 @@ FAMILIES = {
     "embedding": {"qruntime": "QuantizedEmbedding"},
     "fused_attention": {"qruntime": "Attention"},
     "fused_concat": {"qruntime": "ConcatInto"},
+    "fused_convolution": {"qruntime": "Conv ConvTranspose"},
     "fused_normalization": {"qruntime": "LayerNormalization RMSNormalization"},
     "image": {"": "AffineGrid GridSample Resize Upsample"},
     "indexing": {

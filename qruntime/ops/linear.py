@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,30 +12,12 @@ from qruntime import _kernels
 from qruntime.ir import Node, Value
 from qruntime.ops import engines
 from qruntime.ops.elementwise import narrow, widen
+from qruntime.ops.epilogue import activate, activation_code, activation_of
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import NativeCall, find, operator
-
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
-"""In the order of qrt_activation in kernels/gemm_q8.h."""
+from qruntime.ops.registry import NativeCall, operator
 
 RANGES = ("per_token", "per_tensor")
 """In the order of qrt_range_mode."""
-
-
-def _activate(y: np.ndarray, activation: str) -> np.ndarray:
-    if activation == "none":
-        return y
-    if activation == "silu":
-        return y * _evaluate("Sigmoid", y)
-    if activation in ("gelu", "gelu_tanh"):
-        return _evaluate("Gelu", y, approximate="tanh" if activation == "gelu_tanh" else "none")
-    return _evaluate(activation.capitalize(), y)
-
-
-def _evaluate(op_type: str, y: np.ndarray, **attributes: Any) -> np.ndarray:
-    spec = find("", op_type, 20)
-    assert spec is not None
-    return spec(y, **attributes)
 
 
 def _check_last_dimension(x: np.ndarray, weight: np.ndarray) -> None:
@@ -46,29 +29,41 @@ def _check_last_dimension(x: np.ndarray, weight: np.ndarray) -> None:
 
 
 def _finish(
-    y: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None, activation: str, dtype: np.dtype
+    y: np.ndarray,
+    bias: np.ndarray | None,
+    residual: np.ndarray | None,
+    activation: str,
+    parameters: Sequence[float],
+    dtype: np.dtype,
 ) -> np.ndarray:
     """The epilogue on float32 (or wider) sums, rounded to `dtype` at its end."""
     if bias is not None:
         y = y + widen(bias)
-    y = _activate(y, activation)
+    y = activate(y, activation, parameters)
     return narrow(y if residual is None else y + widen(residual), dtype)
 
 
 @operator("Linear", domain="qruntime")
 def linear(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, residual: np.ndarray | None = None, *, activation: str = "none"
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    residual: np.ndarray | None = None,
+    *,
+    activation: str = "none",
+    parameters: Sequence[float] = (),
 ) -> np.ndarray:
     """x [..., K], weight [K, N], bias [N] → [..., N]; floats narrower than float32 are rounded once, at the end."""
     _check_last_dimension(x, weight)
-    return _finish(matmul(widen(x), widen(weight)), bias, residual, activation, x.dtype)
+    return _finish(matmul(widen(x), widen(weight)), bias, residual, activation, parameters, x.dtype)
 
 
 @linear.native
 def _linear_f32(node: Node) -> NativeCall | None:
     packed = _kernels.PackedF32(_data(node.input(1)), _data(node.input(2)))
     inputs = [0] if node.input(3) is None else [0, 3]
-    return NativeCall("linear_f32", ints=[ACTIVATIONS.index(node.attr("activation", "none"))], packed=[packed], inputs=inputs)
+    code, floats = activation_of(node)
+    return NativeCall("linear_f32", ints=[code], floats=floats, packed=[packed], inputs=inputs)
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,6 +88,7 @@ def dynamic_quantized_linear(
     residual: np.ndarray | None = None,
     *,
     activation: str = "none",
+    parameters: Sequence[float] = (),
     range: str = "per_token",
     engine: str = "qruntime",
 ) -> np.ndarray:
@@ -105,12 +101,12 @@ def dynamic_quantized_linear(
     rows = widen(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if engine != "qruntime":
         y = engines.product(rows, engines.prepare(weight, scale, zero_point), bias, engine)
-        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, x.dtype)
+        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, parameters, x.dtype)
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
     total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * scale)
-    return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, x.dtype)
+    return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
 
 
 @dynamic_quantized_linear.native
@@ -119,8 +115,9 @@ def _linear_q8(node: Node) -> NativeCall | None:
         return None
     packed = _kernels.PackedQ8(*(_data(node.input(i)) for i in (1, 2, 3, 4)))
     inputs = [0] if node.input(5) is None else [0, 5]
-    ints = [ACTIVATIONS.index(node.attr("activation", "none")), RANGES.index(node.attr("range", "per_token"))]
-    return NativeCall("linear_q8", ints=ints, packed=[packed], inputs=inputs)
+    code, floats = activation_of(node)
+    ints = [code, RANGES.index(node.attr("range", "per_token"))]
+    return NativeCall("linear_q8", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
@@ -136,7 +133,7 @@ def merged_dynamic_quantized_linear(
 def _merged_linear_q8(node: Node) -> NativeCall | None:
     parameters = [_data(value) for value in node.inputs[1:]]
     packed = [_kernels.PackedQ8(*parameters[i : i + 4]) for i in range(0, len(parameters), 4)]
-    ints = [*(ACTIVATIONS.index(name) for name in node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
+    ints = [*map(activation_code, node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
     return NativeCall("linear_q8", ints=ints, packed=packed, inputs=[0])
 
 

@@ -12,6 +12,7 @@ from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.elementwise import rounded_once
+from qruntime.ops.epilogue import activate, activation_of
 from qruntime.ops.linear import RANGES, quantize_rows
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
@@ -33,6 +34,8 @@ def dynamic_quantized_conv(
     kernel_shape: Sequence[int] | None = None,
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
+    activation: str = "none",
+    parameters: Sequence[float] = (),
     range: str = "per_token",
 ) -> np.ndarray:
     """X (N, C, *spatial) float32, W (M, C / group, *kernel) int8 with scale and zero point [1] or [M] → (N, M, *output).
@@ -55,7 +58,8 @@ def dynamic_quantized_conv(
         row_scale = row_scale.reshape((1,) * x.ndim)
     else:
         total, row_scale = _windows(x, weight, group, win)
-    return add_bias(total.astype(np.float32) * (row_scale * scale.reshape(along_maps)), bias)
+    y = add_bias(total.astype(np.float32) * (row_scale * scale.reshape(along_maps)), bias)
+    return activate(y, activation, parameters)
 
 
 def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -95,4 +99,5 @@ def _conv_q8(node: Node) -> NativeCall | None:
         own = maps if scale.size != 1 else slice(None)
         vectors = scale[own], zero_point[own], None if bias is None else bias[maps]
         packed.append(_kernels.PackedQ8(matrix[maps].T, *vectors, origin=w[maps]))
-    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], packed=packed, inputs=[0])
+    geometry[2], floats = activation_of(node)
+    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], floats=floats, packed=packed, inputs=[0])

@@ -1,23 +1,34 @@
-"""Conv with quantized weights."""
+"""Conv and ConvTranspose with constant weights, float or int8."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from qruntime.ir import Graph, Node, Value
+from qruntime.ops.fused_convolution import taps_by_remainder
 from qruntime.passes.linear import constant, splice
 from qruntime.passes.rewriting import Builder, Skip, trace
 from qruntime.passes.weights import DYNAMIC, quantized_weight
 
+_MAX_REMAINDERS = 4096
+"""The weights of a ConvTranspose are sorted by remainders modulo the strides, of which there must not be too many."""
+
 _GEOMETRY = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+_TRANSPOSED = ("output_padding", "output_shape")
 
 
 def lower_convolution(graph: Graph) -> None:
-    """Conv over a dequantized W, marked dynamic  →  DynamicQuantizedConv."""
+    """Conv, ConvTranspose  →  those of our domain, whose epilogue has an activation; Conv over a dequantized W, marked
+    dynamic  →  DynamicQuantizedConv."""
+    sorted_taps: _SortedTaps = {}
     for nested in graph.walk_graphs():
         lowered: dict[Node, list[Node]] = {}
         for node in nested.nodes:
-            if not node.is_op("Conv") or DYNAMIC not in node.metadata:
+            if not node.is_op("Conv", "ConvTranspose"):
                 continue
-            made = _lower(node)
+            made = _lower_quantized(node) if DYNAMIC in node.metadata else _lower_float(node, sorted_taps)
             if isinstance(made, Skip):
                 trace(f"lower_convolution declines at {node.label}: {made}")
                 continue
@@ -27,7 +38,47 @@ def lower_convolution(graph: Graph) -> None:
         splice(nested, lowered)
 
 
-def _lower(node: Node) -> Skip | tuple[Builder, Value]:
+_SortedTaps = dict[tuple[Value, int, tuple[int, ...], tuple[int, ...]], Value]
+
+
+def _lower_float(node: Node, sorted_taps: _SortedTaps) -> Skip | tuple[Builder, Value]:
+    """`sorted_taps` holds the weights of ConvTranspose nodes as their kernel reads them, for other nodes that share them."""
+    weight = node.input(1)
+    w = None if weight is None else weight.data
+    if weight is None or w is None or w.dtype != np.float32:
+        return Skip("the weight is no float32 constant")
+    if not 3 <= w.ndim <= 5 or w.size == 0:
+        return Skip(f"the weight has the shape {list(w.shape)}")
+    if not node.attributes.keys() <= {*_GEOMETRY, *_TRANSPOSED}:
+        return Skip("an attribute is none of a convolution")  # the definition reports it
+    builder = Builder(node)
+    if node.op_type == "Conv":
+        return builder, builder.Conv(node.input(0), weight, node.input(2), activation="none", **node.attributes)
+    group = node.attr("group", 1)
+    strides, dilations = (_per_axis(node, name, w.ndim - 2) for name in ("strides", "dilations"))
+    if strides is None or dilations is None or not isinstance(group, int) or group < 1 or w.shape[0] % group:
+        return Skip("the attributes do not fit the weight")
+    if math.prod(strides) > _MAX_REMAINDERS:
+        return Skip(f"strides {strides} leave more than {_MAX_REMAINDERS} remainders")
+    if not np.isfinite(w).all():
+        return Skip("a weight is not finite")  # the kernel would multiply it with padding, the definition does not
+    key = (weight, group, strides, dilations)
+    if key not in sorted_taps:
+        sorted_taps[key] = constant(f"{weight.name}/by_remainder", taps_by_remainder(w, group, strides, dilations))
+    return builder, builder.ConvTranspose(
+        node.input(0), weight, node.input(2), sorted_taps[key], activation="none", **node.attributes
+    )
+
+
+def _per_axis(node: Node, name: str, rank: int) -> tuple[int, ...] | None:
+    """Positive integers, one for each spatial dim; None when the attribute is something else."""
+    values = node.attr(name, ()) or (1,) * rank
+    if not isinstance(values, (tuple, list)) or len(values) != rank:
+        return None
+    return tuple(values) if all(isinstance(value, int) and value > 0 for value in values) else None
+
+
+def _lower_quantized(node: Node) -> Skip | tuple[Builder, Value]:
     weight, bias = node.input(1), node.input(2)
     stored = quantized_weight(weight)
     if weight is None or stored is None:
@@ -44,6 +95,7 @@ def _lower(node: Node) -> Skip | tuple[Builder, Value]:
         constant(f"{weight.name}/scale", stored.scale),
         constant(f"{weight.name}/zero_point", stored.zero_point),
         bias,
+        activation="none",
         range=node.metadata[DYNAMIC],
         **attributes,
     )

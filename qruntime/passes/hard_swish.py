@@ -52,9 +52,9 @@ class FuseHardSwish(Rewrite):
 
     def check(self, x: Value, gate: Node) -> Skip | None:
         slope, offset = gate.attr("alpha", 0.2), gate.attr("beta", 0.5)
-        if math.isclose(slope, _SLOPE, rel_tol=1e-6) and offset == _OFFSET:
+        if isinstance(slope, float) and math.isclose(slope, _SLOPE, rel_tol=1e-6) and offset == _OFFSET:
             return None
-        return Skip(f"the gate is clip({slope:g}·x + {offset:g}, 0, 1)")
+        return Skip(f"the gate is clip({slope}·x + {offset}, 0, 1)")
 
     def replace(self, op: Any, x: Value, gate: Node) -> Value:
         return op.HardSwish(x, domain=QRUNTIME)

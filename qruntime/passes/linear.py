@@ -10,11 +10,12 @@ from qruntime.ir import Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ops.elementwise import is_narrow_float, is_packable
 from qruntime.ops.engines import ENGINES
+from qruntime.passes.activations import activation_in
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
 from qruntime.passes.weights import DYNAMIC, ENGINE, QuantizedWeight, quantized_weight
 
-_ACTIVATIONS = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
 
 
 def constant(name: str, data: np.ndarray) -> Value:
@@ -135,10 +136,17 @@ def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
 
 
 def fuse_epilogues(graph: Graph) -> None:
-    """Linear followed by Add(constant vector), an activation, Add(residual)  →  one node, in that order."""
+    """Linear followed by Add(constant vector), an activation, Add(residual)  →  one node, in that order; a convolution and
+    an activation  →  one node."""
     for nested in graph.walk_graphs():
         gone: list[Node] = []
         for node in nested.nodes:
+            if node.is_op(*_CONVOLUTIONS, domain=QRUNTIME):
+                user = only_reader(nested, node)
+                if user is not None and _absorb_activation(node, user):
+                    _drop(nested, user, node.outputs[0])
+                    gone.append(user)
+                continue
             if not node.is_op(*_LINEAR, domain=QRUNTIME) or _rounds_every_step(node):
                 continue
             while True:
@@ -150,10 +158,7 @@ def fuse_epilogues(graph: Graph) -> None:
                         break
                 elif user is None or not _absorb(node, user):
                     break
-                nested.replace_uses(user.outputs[0], own)
-                for index in range(len(user.inputs)):
-                    user.set_input(index, None)
-                user.graph = None
+                _drop(nested, user, own)
                 gone.append(user)
         if gone:
             dropped = set(gone)
@@ -165,6 +170,13 @@ def _rounds_every_step(node: Node) -> bool:
     """In float16 the results of the product, the addition and the activation are rounded one by one."""
     weight = node.input(1)
     return weight is not None and weight.data is not None and is_narrow_float(weight.data.dtype)
+
+
+def _drop(graph: Graph, node: Node, instead: Value) -> None:
+    graph.replace_uses(node.outputs[0], instead)
+    for index in range(len(node.inputs)):
+        node.set_input(index, None)
+    node.graph = None
 
 
 def only_reader(graph: Graph, node: Node) -> Node | None:
@@ -200,18 +212,13 @@ def _absorb(node: Node, user: Node) -> bool:
 
 
 def _absorb_activation(node: Node, user: Node) -> bool:
-    if node.attr("activation") != "none" or node.input(_bias_index(node) + 1) is not None:
+    has_residual = node.is_op(*_LINEAR, domain=QRUNTIME) and node.input(_bias_index(node) + 1) is not None
+    found = activation_in(user)
+    if node.attr("activation") != "none" or has_residual or found is None:
         return False
-    kind = None
-    if user.is_op(*_ACTIVATIONS):
-        kind = _ACTIVATIONS[user.op_type]
-    elif user.is_op("Gelu", domain=QRUNTIME) or user.is_op("Gelu"):
-        kind = "gelu_tanh" if user.attr("approximate", "none") == "tanh" else "gelu"
-    elif user.is_op("Silu", domain=QRUNTIME):
-        kind = "silu"
-    if kind is None:
-        return False
-    node.attributes["activation"] = as_attribute(kind)
+    node.attributes["activation"] = as_attribute(found.name)
+    if found.parameters:
+        node.attributes["parameters"] = as_attribute(found.parameters)
     return True
 
 

@@ -46,7 +46,7 @@ def _runs(graph: Graph) -> Iterator[list[Node]]:
 
 
 def _is_plain(node: Node) -> bool:
-    return node.input(5) is None and "engine" not in node.attributes
+    return node.input(5) is None and not {"engine", "parameters"} & node.attributes.keys()
 
 
 def _fits(first: Node, node: Node) -> bool:

@@ -211,7 +211,7 @@ def test_declines_what_does_not_fit() -> None:
     assert linear(x.astype(np.float64), w) is None
     assert linear(x, w, None, np.zeros((3, 6), "f")) is None
     assert linear(x, w, None, np.zeros((1, 3, 7), "f")) is None
-    assert linear(x, w, activation=7) is None
+    assert linear(x, w, activation=7 + len(_kernels.UNARY)) is None
     assert linear(x, w, activation=-1) is None
 
 

@@ -383,7 +383,7 @@ def test_declines_what_does_not_fit():
     assert run(np.ones((2, 5), F32), packed) is None
     assert run(np.ones((2, 4), np.float64), packed) is None
     assert run(np.array(1.0, F32), packed) is None
-    assert run(good, packed, activation=7) is None
+    assert run(good, packed, activation=7 + len(_kernels.UNARY)) is None
     assert run(good, packed, activation=-1) is None
     assert run(good, packed, mode=2) is None
     assert run(good, packed, residual=np.ones((2, 4), F32)) is None
@@ -418,5 +418,5 @@ def test_layers_that_do_not_share_their_rows_decline():
     assert run_layers(a, [good] * 16, [NONE] * 16) is not None
     assert run_layers(a, [good] * 17, [NONE] * 17) is None
     assert run_layers(a, [good, _kernels.PackedQ8(*layer(rng, 9, 4))], [NONE, NONE]) is None
-    assert run_layers(a, [good, good], [NONE, 7]) is None
+    assert run_layers(a, [good, good], [NONE, 7 + len(_kernels.UNARY)]) is None
     assert run_layers(a, [good, None], [NONE, NONE]) is None

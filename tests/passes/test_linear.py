@@ -1,7 +1,10 @@
 """What follows a linear layer joins it."""
 
 import numpy as np
+import pytest
 
+from qruntime.ir import clone
+from qruntime.passes import pipeline
 from tests.passes.lowering import lowered_ops, model
 
 X = {"x": np.random.default_rng(3).standard_normal((2, 3, 8)).astype(np.float32)}
@@ -29,3 +32,79 @@ def test_an_activation_beside_which_others_read_stays():
 def test_a_second_activation_stays():
     loaded = model([*GEMM, ("Relu", ["s"], ["t"], {}), ("Sigmoid", ["t"], ["y"], {})], X, ["y"], CONSTANTS)
     assert lowered_ops(loaded, X) == {"Reshape": 2, "Linear": 1, "Sigmoid": 1}
+
+
+ELEMENTWISE = [
+    ("LeakyRelu", {}), ("LeakyRelu", {"alpha": 0.25}), ("Elu", {}), ("Celu", {"alpha": 0.5}), ("Selu", {}), ("HardSigmoid", {}),
+    ("HardSwish", {}), ("Softplus", {}), ("Softsign", {}), ("ThresholdedRelu", {"alpha": 0.5}),
+]  # fmt: skip
+IMAGE = {"x": np.random.default_rng(5).standard_normal((1, 3, 9, 9)).astype(np.float32)}
+FILTERS = {
+    "w": np.random.default_rng(6).standard_normal((3, 3, 3, 3)).astype(np.float32), "b": np.arange(3, dtype=np.float32),
+    "zero": np.float32(0), "six": np.float32(6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "attributes"), ELEMENTWISE)
+def test_elementwise_activations_join_their_layer(op, attributes):
+    loaded = model([*GEMM[1:2], (op, ["g"], ["y"], attributes)], {"r": X["x"][0]}, ["y"], {k: CONSTANTS[k] for k in "wb"})
+    assert lowered_ops(loaded, {"r": X["x"][0]}) == {"Linear": 1}
+    for layer in ("Conv", "ConvTranspose"):
+        nodes = [(layer, ["x", "w", "b"], ["c"], {"strides": [2, 2]}), (op, ["c"], ["y"], attributes)]
+        assert lowered_ops(model(nodes, IMAGE, ["y"], FILTERS), IMAGE, atol=1e-5) == {layer: 1}
+
+
+@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Tanh"])
+def test_a_convolution_takes_an_activation(op):
+    nodes = [("Conv", ["x", "w", "b"], ["c"], {}), (op, ["c"], ["y"], {})]
+    assert lowered_ops(model(nodes, IMAGE, ["y"], FILTERS), IMAGE, atol=1e-5) == {"Conv": 1}
+    others_read = [*nodes, ("Neg", ["c"], ["z"], {})]
+    assert lowered_ops(model(others_read, IMAGE, ["y", "z"], FILTERS), IMAGE, atol=1e-5) == {"Conv": 1, op: 1, "Neg": 1}
+
+
+@pytest.mark.parametrize("bounds", [["zero", "six"], ["zero"], ["", "six"]])
+def test_a_clip_with_constant_bounds_joins(bounds):
+    nodes = [("Conv", ["x", "w", "b"], ["c"], {}), ("Clip", ["c", *bounds], ["y"], {})]
+    assert lowered_ops(model(nodes, IMAGE, ["y"], FILTERS), IMAGE, atol=1e-5) == {"Conv": 1}
+    by_attributes = [("Conv", ["x", "w", "b"], ["c"], {}), ("Clip", ["c"], ["y"], {"min": 0.0, "max": 6.0})]
+    assert lowered_ops(model(by_attributes, IMAGE, ["y"], FILTERS, opset=9), IMAGE, atol=1e-5) == {"Conv": 1}
+
+
+def test_a_clip_with_computed_bounds_stays():
+    feeds = {**IMAGE, "high": np.full((), 2, np.float32)}
+    nodes = [("Conv", ["x", "w", "b"], ["c"], {}), ("Clip", ["c", "zero", "high"], ["y"], {})]
+    assert lowered_ops(model(nodes, feeds, ["y"], FILTERS), feeds, atol=1e-5) == {"Conv": 1, "Clip": 1}
+
+
+def test_a_quantized_convolution_takes_an_activation():
+    nodes = [("Conv", ["x", "w", "b"], ["c"], {}), ("LeakyRelu", ["c"], ["y"], {"alpha": 0.25})]
+    quantized = model(nodes, IMAGE, ["y"], FILTERS).quantize_dynamic({"Conv"})
+    assert lowered_ops(quantized, IMAGE, atol=0.1) == {"DynamicQuantizedConv": 1}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"strides": [0, 1]}, {"strides": [2]}, {"dilations": [1, 0]}, {"group": 2}, {"strides": [100, 100]}, {"strides": 2},
+        {"strides": [1.5, 2.0]}, {"activation": "none"},
+    ],
+)  # fmt: skip
+def test_a_transposed_convolution_that_the_kernel_was_not_written_for_stays(attributes):
+    nodes = [("ConvTranspose", ["x", "w", "b"], ["y"], attributes)]
+    loaded = model(nodes, IMAGE, ["y"], FILTERS)
+    assert [n.domain for n in pipeline.lowered(clone(loaded.graph)).nodes] == [""]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes"),
+    [
+        ("LeakyRelu", {"alpha": "x"}), ("Elu", {"alpha": [1.0, 2.0]}), ("Celu", {"alpha": -1.0}), ("HardSigmoid", {"alpha": "x"}),
+    ],
+)  # fmt: skip
+def test_an_activation_whose_attributes_are_wrong_stays(op, attributes):
+    nodes = [("Conv", ["x", "w", "b"], ["c"], {}), (op, ["c"], ["y"], attributes)]
+    lowered = pipeline.lowered(clone(model(nodes, IMAGE, ["y"], FILTERS).graph))
+    assert [n.op_type for n in lowered.nodes] == ["Conv", op]
+    if op == "HardSigmoid":
+        gate = [("HardSigmoid", ["x"], ["g"], attributes), ("Mul", ["x", "g"], ["y"], {})]
+        assert [n.op_type for n in pipeline.lowered(clone(model(gate, IMAGE, ["y"]).graph)).nodes] == ["HardSigmoid", "Mul"]

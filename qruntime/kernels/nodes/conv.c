@@ -10,9 +10,10 @@
 
 #include "../threads.h"
 #include "convolution.h"
+#include "epilogue.h"
 
 /// Panels of columns in hand stay within this many floats; so few multiply-adds do not repay waking a thread.
-enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = 64 };
+enum { BLOCK_FLOATS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MAX_NR = QRT_CONVOLUTION_ROOM };
 
 /// Columns of so many panels are multiplied in place by a block of weights while it is in the cache, if at least this
 /// share of them are output positions.
@@ -30,6 +31,7 @@ typedef struct {
     int64_t phase;               ///< elements of a row of the copy that share their remainder modulo the stride
     int64_t row, plane;          ///< elements of a row and of a channel of the copy
     bool copies;                 ///< else the image itself will do
+    bool has_room;               ///< more may be read than there is
     const float *x;              ///< one image; the copy of it where there is one
     const float *image;
     float *copy;
@@ -77,7 +79,7 @@ static void gather(const job *j, const float *x, int64_t p, int64_t count, int64
             for (const span *r = spans; r < spans + num_spans; r++) {
                 const float *from = tap + r->from;
                 float *to = panel + r->to;
-                if (!j->copies) memcpy(to, from, (size_t)r->count * sizeof *to);
+                if (!j->has_room) memcpy(to, from, (size_t)r->count * sizeof *to);
                 else for (int64_t i = 0; i < r->count; i += WIDE) memcpy(to + i, from + i, WIDE * sizeof *to);
             }
             for (int64_t i = count; i < nr; i++) panel[i] = 0.0f;
@@ -139,7 +141,7 @@ static void in_place_slot(void *context, int64_t slot) {
                                j->row_offsets, c, ldc);
         qrt_f32_epilogue epilogue = *j->epilogue;
         if (epilogue.row_bias) epilogue.row_bias += group * g->group_maps;
-        kernel->finish(g->group_maps, ldc, c, ldc, &epilogue);
+        qrt_f32_finish(kernel, g->group_maps, ldc, c, ldc, &epilogue);
         float *y = j->y + group * g->group_maps * g->positions;
         for (int64_t map = 0; map < g->group_maps; map++, y += g->positions)
             for (int s = 0; s < count; s++)
@@ -216,7 +218,7 @@ static void depthwise_slot(void *context, int64_t slot) {
                 kernel->taps(g->out[2], g->taps, j->w + map * g->taps, j->tap_offsets, x + origin(j, p), y + p);
             qrt_f32_epilogue epilogue = *j->epilogue;
             if (epilogue.row_bias) epilogue.row_bias += map;
-            kernel->finish(1, g->positions, y, g->positions, &epilogue);
+            qrt_f32_finish(kernel, 1, g->positions, y, g->positions, &epilogue);
         }
     }
 }
@@ -234,68 +236,49 @@ static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights
     if (status != QRT_OK) return status;
     for (int64_t m = 0; m < g->maps; m++)
         for (int64_t p = 0; p < g->positions; p++) j->y[m * g->positions + p] = products[p * g->maps + m];
-    packed->kernel->finish(g->maps, g->positions, j->y, g->positions, j->epilogue);
+    qrt_f32_finish(packed->kernel, g->maps, g->positions, j->y, g->positions, j->epilogue);
     return QRT_OK;
 }
 
-/// ints: spatial rank r (1 … 3), group, activation, auto_pad (0 explicit or VALID, 1 SAME_UPPER, 2 SAME_LOWER),
-///       strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0).
-/// Inputs: float32 x [N, C, …], w [M, C / group, …], optional bias [M].
-/// packed: optionally qrt_f32_weights [C · taps, M] (w as a matrix, transposed, no bias; group 1), used for images
-///         of very few output positions.
-static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    const qrt_tensor *x = in[0], *w = in[1], *bias = node->num_inputs > 2 ? in[2] : NULL;
-    qrt_convolution g;
-    if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32) return QRT_DECLINE;
-    if (!qrt_measure_convolution(node->ints, node->num_ints, x, w->rank, w->dims, &g)) return QRT_DECLINE;
-    if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != g.maps)) return QRT_DECLINE;
-    int64_t activation = node->ints[2], rank = node->ints[0];
-    if (activation < QRT_ACT_NONE || activation > QRT_ACT_TANH) return QRT_DECLINE;
-    const qrt_f32_weights *packed = node->num_packed ? node->packed[0] : NULL;
-    if (packed && (g.groups != 1 || packed->k != g.depth || packed->n != g.maps || packed->bias)) return QRT_DECLINE;
-    if (qrt_kernels.gemm_f32.nr > MAX_NR) return QRT_DECLINE;
-
-    int64_t dims[QRT_MAX_RANK] = {g.images, g.maps};
-    for (int i = 0; i < rank; i++) dims[2 + i] = g.out[3 - rank + i];
-    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, (int32_t)rank + 2, dims);
-    if (status != QRT_OK || out[0].size == 0) return status;
-    qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL, .activation = (qrt_activation)activation};
-    job j = {.g = &g, .w = w->data, .epilogue = &epilogue, .slots = 1};
-    j.phase = qrt_ceil_div(g.padded[2], g.stride[2]);
-    j.row = j.phase * g.stride[2];
+qrt_status qrt_convolve(const qrt_convolution *g, qrt_run *run, const float *x, const float *w, const qrt_f32_weights *packed,
+                        const qrt_f32_epilogue *epilogue, float *y) {
+    job j = {.g = g, .w = w, .epilogue = epilogue, .slots = 1};
+    j.phase = qrt_ceil_div(g->padded[2], g->stride[2]);
+    j.row = j.phase * g->stride[2];
     int64_t nr = qrt_kernels.gemm_f32.nr;
-    bool is_depthwise = g.group_channels == 1, few = packed && g.positions <= MAX_ROWS;
-    bool in_place = g.taps > 1 && !few && !is_depthwise && suits_in_place(&j, nr);
-    j.plane = g.padded[0] * g.padded[1] * j.row;
-    j.copies = in_place || j.row != g.in[2] || g.padded[1] != g.in[1] || g.padded[0] != g.in[0] || g.stride[2] > 1;
+    bool is_depthwise = g->group_channels == 1, few = packed && g->positions <= MAX_ROWS;
+    bool in_place = g->taps > 1 && !few && !is_depthwise && suits_in_place(&j, nr);
+    j.plane = g->padded[0] * g->padded[1] * j.row;
+    j.copies = (in_place && !g->has_room) || j.row != g->in[2] || g->padded[1] != g->in[1] || g->padded[0] != g->in[0] || g->stride[2] > 1;
+    j.has_room = j.copies || g->has_room;
     if (j.copies && qrt_f32_rows_conflict(j.plane)) j.plane = qrt_f32_row_stride(j.plane);
-    double work = (double)g.maps * (double)g.depth * (double)g.positions;
+    double work = (double)g->maps * (double)g->depth * (double)g->positions;
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
     int64_t most_slots = threads > 1 ? 4 * (int64_t)threads : 1, copy_floats = 0;
     if (few) {
-        if (__builtin_mul_overflow(g.positions, g.depth + g.maps, &j.slot_floats)) return QRT_NO_MEMORY;
+        if (__builtin_mul_overflow(g->positions, g->depth + g->maps, &j.slot_floats)) return QRT_NO_MEMORY;
     } else if (is_depthwise) {
-        j.slots = qrt_min(most_slots, g.channels);
+        j.slots = qrt_min(most_slots, g->channels);
         if (j.copies) j.slot_floats = j.plane;
     } else if (in_place) {
         j.blocks = qrt_ceil_div(j.stretches * j.panels_of_stretch, PANELS_IN_PLACE);
-        j.slots = qrt_min(most_slots, g.groups * j.blocks);
-        if (__builtin_mul_overflow(g.group_maps, PANELS_IN_PLACE * nr, &j.slot_floats)) return QRT_NO_MEMORY;
+        j.slots = qrt_min(most_slots, g->groups * j.blocks);
+        if (__builtin_mul_overflow(g->group_maps, PANELS_IN_PLACE * nr, &j.slot_floats)) return QRT_NO_MEMORY;
     } else {
-        int64_t panels = qrt_ceil_div(g.positions, nr), panels_of_block = qrt_max(1, BLOCK_FLOATS / qrt_max(1, g.depth) / nr);
-        panels_of_block = qrt_min(panels_of_block, qrt_ceil_div(panels, qrt_ceil_div(most_slots, g.groups)));
+        int64_t panels = qrt_ceil_div(g->positions, nr), panels_of_block = qrt_max(1, BLOCK_FLOATS / qrt_max(1, g->depth) / nr);
+        panels_of_block = qrt_min(panels_of_block, qrt_ceil_div(panels, qrt_ceil_div(most_slots, g->groups)));
         j.block = panels_of_block * nr;
         j.blocks = qrt_ceil_div(panels, panels_of_block);
-        j.slots = qrt_min(most_slots, g.groups * j.blocks);
-        if (__builtin_mul_overflow(j.block, g.depth, &j.slot_floats)) return QRT_NO_MEMORY;
+        j.slots = qrt_min(most_slots, g->groups * j.blocks);
+        if (__builtin_mul_overflow(j.block, g->depth, &j.slot_floats)) return QRT_NO_MEMORY;
         j.slot_floats += WIDE;
     }
     if (j.copies && (few || !is_depthwise) &&
-        (__builtin_mul_overflow(g.channels, j.plane, &copy_floats) ||
+        (__builtin_mul_overflow(g->channels, j.plane, &copy_floats) ||
          __builtin_add_overflow(copy_floats, MAX_NR, &copy_floats)))
         return QRT_NO_MEMORY;
     // Offsets are held in int64, two floats each.
-    size_t offset_floats = 2 * ((size_t)g.taps + (in_place ? (size_t)g.depth : 0)), floats, bytes;
+    size_t offset_floats = 2 * ((size_t)g->taps + (in_place ? (size_t)g->depth : 0)), floats, bytes;
     if (__builtin_mul_overflow((size_t)j.slot_floats, (size_t)j.slots, &floats) ||
         __builtin_add_overflow(floats, offset_floats, &floats) ||
         __builtin_add_overflow(floats, (size_t)copy_floats, &floats) || __builtin_mul_overflow(floats, sizeof(float), &bytes))
@@ -303,26 +286,27 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     qrt_buffer *scratch = qrt_scratch(run, bytes);
     if (!scratch) return QRT_NO_MEMORY;
     int64_t *offsets = scratch->data, t = 0;
-    for (int64_t d = 0; d < g.window[0]; d++)
-        for (int64_t h = 0; h < g.window[1]; h++)
-            for (int64_t v = 0; v < g.window[2]; v++) {
-                int64_t column = v * g.dilation[2];
-                offsets[t++] = (d * g.dilation[0] * g.padded[1] + h * g.dilation[1]) * j.row +
-                               column % g.stride[2] * j.phase + column / g.stride[2];
+    for (int64_t d = 0; d < g->window[0]; d++)
+        for (int64_t h = 0; h < g->window[1]; h++)
+            for (int64_t v = 0; v < g->window[2]; v++) {
+                int64_t column = v * g->dilation[2];
+                offsets[t++] = (d * g->dilation[0] * g->padded[1] + h * g->dilation[1]) * j.row +
+                               column % g->stride[2] * j.phase + column / g->stride[2];
             }
     j.tap_offsets = offsets;
-    j.row_offsets = offsets + g.taps;
-    for (int64_t k = 0; in_place && k < g.depth; k++)
-        offsets[g.taps + k] = k / g.taps * j.plane + offsets[k % g.taps];
+    j.row_offsets = offsets + g->taps;
+    for (int64_t k = 0; in_place && k < g->depth; k++)
+        offsets[g->taps + k] = k / g->taps * j.plane + offsets[k % g->taps];
     j.copy = (float *)scratch->data + offset_floats;
     j.scratch = j.copy + copy_floats;
 
-    int64_t image_size = g.channels * g.in[0] * g.in[1] * g.in[2];
-    for (int64_t n = 0; n < g.images && status == QRT_OK; n++) {
-        j.image = j.x = (const float *)x->data + n * image_size;
-        j.y = (float *)out[0].data + n * g.maps * g.positions;
+    int64_t image_size = g->channels * g->in[0] * g->in[1] * g->in[2];
+    qrt_status status = QRT_OK;
+    for (int64_t n = 0; n < g->images && status == QRT_OK; n++) {
+        j.image = j.x = x + n * image_size;
+        j.y = y + n * g->maps * g->positions;
         if (copy_floats) {
-            qrt_parallel_for(threads, g.channels, copy_task, &j);
+            qrt_parallel_for(threads, g->channels, copy_task, &j);
             j.x = j.copy;
         }
         if (few)
@@ -332,6 +316,31 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     }
     qrt_scratch_free(run, scratch);
     return status;
+}
+
+/// ints: spatial rank r (1 … 3), group, activation, auto_pad (0 explicit or VALID, 1 SAME_UPPER, 2 SAME_LOWER),
+///       strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0). floats: of the activation.
+/// Inputs: float32 x [N, C, …], w [M, C / group, …], optional bias [M].
+/// packed: optionally qrt_f32_weights [C · taps, M] (w as a matrix, transposed, no bias; group 1), used for images
+///         of very few output positions.
+static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    const qrt_tensor *x = in[0], *w = in[1], *bias = node->num_inputs > 2 ? in[2] : NULL;
+    qrt_convolution g;
+    if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32) return QRT_DECLINE;
+    if (!qrt_measure_convolution(node->ints, node->num_ints, x, w->rank, w->dims, &g)) return QRT_DECLINE;
+    if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != g.maps)) return QRT_DECLINE;
+    int64_t rank = node->ints[0];
+    qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL};
+    if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
+    const qrt_f32_weights *packed = node->num_packed ? node->packed[0] : NULL;
+    if (packed && (g.groups != 1 || packed->k != g.depth || packed->n != g.maps || packed->bias)) return QRT_DECLINE;
+    if (qrt_kernels.gemm_f32.nr > MAX_NR) return QRT_DECLINE;
+
+    int64_t dims[QRT_MAX_RANK] = {g.images, g.maps};
+    for (int i = 0; i < rank; i++) dims[2 + i] = g.out[3 - rank + i];
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, (int32_t)rank + 2, dims);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    return qrt_convolve(&g, run, x->data, w->data, packed, &epilogue, out[0].data);
 }
 
 const qrt_node_entry qrt_conv_nodes[] = {

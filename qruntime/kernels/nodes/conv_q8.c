@@ -8,6 +8,7 @@
 
 #include "../threads.h"
 #include "convolution.h"
+#include "epilogue.h"
 #include "strided_copy.h"
 
 /// Gathered rows in hand stay within this many floats, and between these many rows: each block reads all weights.
@@ -106,14 +107,16 @@ static bool measure_slot(const job *j, int64_t *bytes) {
 
 /// ints: spatial rank r (1 … 3), group, activation (qrt_activation), auto_pad (0 explicit or VALID, 1 SAME_UPPER,
 ///       2 SAME_LOWER), strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0), window[r].
-/// Inputs: float32 x [N, C, …]. packed: for each group qrt_q8_weights [taps · C / group, M / group] with bias.
+/// floats: of the activation. Inputs: float32 x [N, C, …].
+/// packed: for each group qrt_q8_weights [taps · C / group, M / group] with bias.
 static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = in[0];
     if (!x || x->dtype != QRT_F32 || node->num_ints < 4 || node->num_packed < 1 || node->ints[1] != node->num_packed)
         return QRT_DECLINE;
-    int64_t rank = node->ints[0], groups = node->ints[1], activation = node->ints[2], w_dims[5], maps;
+    int64_t rank = node->ints[0], groups = node->ints[1], w_dims[5], maps;
     if (rank < 1 || rank > 3 || node->num_ints < 4 + 5 * rank || x->rank != rank + 2) return QRT_DECLINE;
-    if (activation < QRT_ACT_NONE || activation > QRT_ACT_TANH) return QRT_DECLINE;
+    qrt_q8_epilogue epilogue = {.activation = QRT_ACT_NONE};
+    if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
     const qrt_q8_weights *first = node->packed[0];
     if (x->dims[1] % groups || __builtin_mul_overflow(first->n, groups, &maps)) return QRT_DECLINE;
     w_dims[0] = maps;
@@ -133,7 +136,7 @@ static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *
     double work = (double)g.maps * (double)g.depth * (double)g.positions;
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
     int64_t lines = g.padded[0] * g.padded[1], pixels = lines * g.padded[2];
-    job j = {.g = &g, .packed = node->packed, .epilogue = {(qrt_activation)activation, NULL, 0}};
+    job j = {.g = &g, .packed = node->packed, .epilogue = epilogue};
     j.gathers = g.taps > 1 || pixels != g.positions;
     int64_t blocks_wanted = qrt_ceil_div(threads > 1 ? 4 * (int64_t)threads : 1, groups);
     j.block = qrt_min(MAX_BLOCK, qrt_max(MIN_BLOCK, BLOCK_FLOATS / qrt_max(1, g.depth)));

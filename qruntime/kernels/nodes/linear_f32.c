@@ -1,19 +1,18 @@
 /// Products of float activations with constant, packed weights.
-#include "../nodes.h"
+#include "epilogue.h"
 
-/// ints: activation (qrt_activation). packed: qrt_f32_weights [K, N].
+/// ints: activation. floats: p and q of it. packed: qrt_f32_weights [K, N].
 /// Inputs: float32 [..., K]; optional residual, float32 [..., N], added after the activation.
 static qrt_status linear_f32(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_f32_weights *w = node->packed[0];
     const qrt_tensor *x = in[0], *residual = node->num_inputs > 1 ? in[1] : NULL;
     int64_t dims[QRT_MAX_RANK], m;
     if (!x || x->dtype != QRT_F32 || x->rank < 1 || x->dims[x->rank - 1] != w->k) return QRT_DECLINE;
-    int64_t activation = node->ints[0];
-    if (activation < QRT_ACT_NONE || activation > QRT_ACT_TANH) return QRT_DECLINE;
+    qrt_q8_epilogue epilogue = {.activation = QRT_ACT_NONE};
+    if (!qrt_read_activation(node, node->ints[0], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
     for (int i = 0; i < x->rank; i++) dims[i] = x->dims[i];
     dims[x->rank - 1] = w->n;
     if (!qrt_num_elements(x->rank - 1, dims, &m)) return QRT_DECLINE;
-    qrt_q8_epilogue epilogue = {.activation = (qrt_activation)activation};
     if (residual) {
         if (residual->dtype != QRT_F32 || residual->rank != x->rank) return QRT_DECLINE;
         for (int i = 0; i < x->rank; i++)

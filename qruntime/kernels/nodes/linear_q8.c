@@ -1,5 +1,5 @@
 /// Linear layers with int8 weights.
-#include "../nodes.h"
+#include "epilogue.h"
 
 enum { MAX_LAYERS = 16 };
 
@@ -11,7 +11,8 @@ static bool has_dims(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
 }
 
 /// One or several layers that read the same activations.
-/// packed: qrt_q8_weights of each. ints: activation (qrt_activation) of each, then the range mode.
+/// packed: qrt_q8_weights of each. ints: activation of each, then the range mode.
+/// floats: p and q of each activation.
 /// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N]. Outputs: one for each.
 static qrt_status linear_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
@@ -27,14 +28,15 @@ static qrt_status linear_q8(const qrt_node *node, qrt_run *run, const qrt_tensor
     for (int i = 0; i < count; i++) {
         const qrt_q8_weights *w = node->packed[i];
         const qrt_tensor *residual = i + 1 < node->num_inputs ? in[i + 1] : NULL;
-        if (!w || a->dims[last] != w->k || node->ints[i] < QRT_ACT_NONE || node->ints[i] > QRT_ACT_TANH) return QRT_DECLINE;
+        qrt_q8_epilogue epilogue = {.residual = residual ? residual->data : NULL};
+        if (!w || a->dims[last] != w->k) return QRT_DECLINE;
+        if (!qrt_read_activation(node, node->ints[i], i, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
+        epilogue.residual_stride_elems = w->n;
         dims[last] = w->n;
         if (residual && !has_dims(residual, a->rank, dims)) return QRT_DECLINE;
         qrt_status status = qrt_alloc(run, &out[i], QRT_F32, a->rank, dims);
         if (status != QRT_OK) return status;
-        layers[i] = (qrt_q8_layer){
-            w, {(qrt_activation)node->ints[i], residual ? residual->data : NULL, w->n}, out[i].data, w->n,
-        };
+        layers[i] = (qrt_q8_layer){w, epilogue, out[i].data, w->n};
     }
     return qrt_q8_linear(layers, count, run, a->data, a->dims[last], m, (qrt_range_mode)mode);
 }

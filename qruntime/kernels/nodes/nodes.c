@@ -6,6 +6,7 @@ static const qrt_node_entry *const families[] = {
     qrt_attention_nodes,
     qrt_conv_nodes,
     qrt_conv_q8_nodes,
+    qrt_conv_transpose_nodes,
     qrt_embedding_nodes,
     qrt_layout_nodes,
     qrt_move_nodes,

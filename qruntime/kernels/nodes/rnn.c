@@ -97,7 +97,7 @@ static size_t linear_scratch_bytes(linear l, int64_t m) {
 
 static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m,
                                   const float *residual, int64_t ldr, float *y, int64_t ldy) {
-    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, residual, ldr};
+    const qrt_q8_epilogue epilogue = {.residual = residual, .residual_stride_elems = ldr};
     if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
     const qrt_q8_layer layer = {l.weights, epilogue, y, ldy};
     return qrt_q8_linear(&layer, 1, run, a, lda, m, (qrt_range_mode)l.mode);
@@ -105,7 +105,7 @@ static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_
 
 static void linear_serial(linear l, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,
                           float *y, int64_t ldy, void *scratch) {
-    const qrt_q8_epilogue epilogue = {QRT_ACT_NONE, residual, ldr};
+    const qrt_q8_epilogue epilogue = {.residual = residual, .residual_stride_elems = ldr};
     if (l.mode < 0)
         qrt_f32_linear_serial(l.weights, a, lda, m, &epilogue, y, ldy);
     else

@@ -38,7 +38,7 @@ FAMILIES = {
     },
     "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
     "linear_algebra": {"": "Det Gemm MatMul MatMulInteger"},
-    "linear_models": {"ai.onnx.ml": "LinearClassifier LinearRegressor SVMRegressor"},
+    "linear_models": {"ai.onnx.ml": "LinearClassifier LinearRegressor SVMClassifier SVMRegressor"},
     "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
     "ml": {
         "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "

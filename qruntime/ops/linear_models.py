@@ -98,6 +98,40 @@ def linear_classifier(
     return run
 
 
+def _power(x: np.ndarray, degree: float) -> np.ndarray:
+    """x to a power that is nearly always a small integer, when products are much faster."""
+    if degree not in range(1, 9):
+        return x**degree
+    y = x
+    for _ in range(int(degree) - 1):
+        y = y * x
+    return y
+
+
+class _Kernel:
+    """The kernel function of every row of X (N, F) with every support vector, (N, supports)."""
+
+    def __init__(self, name: str, parameters: Sequence[float], vectors: Sequence[float], supports: int):
+        if name not in ("LINEAR", "RBF", "POLY", "SIGMOID"):
+            raise ValueError(f"unknown kernel_type {name!r}")
+        self.name = name
+        self.gamma, self.coef0, self.degree = (*parameters, 0.0, 0.0, 0.0)[:3]
+        self.vectors = _Coefficients(vectors, supports, "support_vectors")
+        self.squares: dict[np.dtype, np.ndarray] = {}
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        vectors = self.vectors.of(x)
+        products = matmul(x, vectors.T)
+        if self.name == "RBF":
+            if x.dtype not in self.squares:
+                self.squares[x.dtype] = (vectors * vectors).sum(axis=1)
+            distances = (x * x).sum(axis=1)[:, None] - 2 * products + self.squares[x.dtype]
+            return np.exp(-self.gamma * np.maximum(distances, 0))
+        if self.name == "POLY":
+            return _power(self.gamma * products + self.coef0, self.degree)
+        return np.tanh(self.gamma * products + self.coef0) if self.name == "SIGMOID" else products
+
+
 @operator("SVMRegressor", domain=DOMAIN, prepared=True)
 def svm_regressor(
     *,
@@ -114,34 +148,124 @@ def svm_regressor(
     if not rho:
         raise ValueError("rho is needed")
     weights = _Coefficients(coefficients, 1, "coefficients")
-    vectors = _Coefficients(support_vectors, max(n_supports, 0), "support_vectors")
-    squares: dict[np.dtype, np.ndarray] = {}
-    gamma, coef0, degree = (*kernel_params, 0.0, 0.0, 0.0)[:3]
-
-    def products_of(x: np.ndarray) -> np.ndarray:
-        """The kernel function of every row with every support vector."""
-        supports = vectors.of(x)
-        products = matmul(x, supports.T)
-        if kernel_type == "RBF":
-            if x.dtype not in squares:
-                squares[x.dtype] = (supports * supports).sum(axis=1)
-            distances = (x * x).sum(axis=1)[:, None] - 2 * products + squares[x.dtype]
-            return np.exp(-gamma * np.maximum(distances, 0))
-        if kernel_type == "POLY":
-            return (gamma * products + coef0) ** degree
-        if kernel_type == "SIGMOID":
-            return np.tanh(gamma * products + coef0)
-        if kernel_type != "LINEAR":
-            raise ValueError(f"unknown kernel_type {kernel_type!r}")
-        return products
+    kernel = _Kernel(kernel_type, kernel_params, support_vectors, n_supports) if n_supports > 0 else None
 
     def run(x: np.ndarray) -> np.ndarray:
         x = feature_rows(x)
-        if n_supports > 0:
-            x = products_of(x)
+        if kernel is not None:
+            x = kernel(x)
         scores = matmul(x, weights.of(x).T) + x.dtype.type(rho[0])
         if one_class:
             return np.where(scores > 0, 1, -1).astype(np.float32)
         return post_transformed(scores, post_transform).astype(np.float32, copy=False)
+
+    return run
+
+
+def _pair_weights(coefficients: Sequence[float], counts: Sequence[int], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Weights (pairs, supports) of the classifiers of two classes, of the two rows that the format keeps for each support."""
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    given = np.asarray(coefficients, np.float64)
+    if given.size != (len(counts) - 1) * starts[-1]:
+        raise ValueError(f"coefficients must be {len(counts) - 1} × {starts[-1]} values, got {given.size}")
+    given = given.reshape(len(counts) - 1, int(starts[-1]))
+    weights = np.zeros((len(pairs), int(starts[-1])))
+    for pair, (i, j) in enumerate(pairs):
+        weights[pair, starts[i] : starts[i + 1]] = given[j - 1, starts[i] : starts[i + 1]]
+        weights[pair, starts[j] : starts[j + 1]] = given[i, starts[j] : starts[j + 1]]
+    return weights
+
+
+def _coupled(pairwise: np.ndarray) -> np.ndarray:
+    """Class probabilities (N, C) that fit pairwise ones (N, C, C) best: the second method of Wu, Lin and Weng (2004)."""
+    classes = pairwise.shape[1]
+    q = -pairwise * pairwise.transpose(0, 2, 1)
+    diagonal = np.arange(classes)
+    squares = pairwise**2
+    q[:, diagonal, diagonal] = squares.sum(axis=1) - squares[:, diagonal, diagonal]
+    p = np.full(pairwise.shape[:2], 1 / classes)
+    going = np.arange(len(p))
+    for _ in range(max(100, classes)):
+        products = (q[going] * p[going, None, :]).sum(axis=2)
+        total = (p[going] * products).sum(axis=1)
+        going = going[np.abs(products - total[:, None]).max(axis=1) >= 0.005 / classes]
+        if not going.size:
+            break
+        rows, own = q[going], p[going]
+        products = (rows * own[:, None, :]).sum(axis=2)
+        total = (own * products).sum(axis=1)
+        for t in range(classes):
+            step = (total - products[:, t]) / rows[:, t, t]
+            own[:, t] += step
+            total = (total + step * (step * rows[:, t, t] + 2 * products[:, t])) / (1 + step) ** 2
+            products = (products + step[:, None] * rows[:, t]) / (1 + step)[:, None]
+            own /= (1 + step)[:, None]
+        p[going] = own
+    return p
+
+
+@operator("SVMClassifier", domain=DOMAIN, prepared=True)
+def svm_classifier(
+    *,
+    coefficients: Sequence[float],
+    rho: Sequence[float],
+    classlabels_ints: Sequence[int] | None = None,
+    classlabels_strings: Sequence[str] | None = None,
+    kernel_params: Sequence[float] = (0.0, 0.0, 0.0),
+    kernel_type: str = "LINEAR",
+    post_transform: str = "NONE",
+    prob_a: Sequence[float] = (),
+    prob_b: Sequence[float] = (),
+    support_vectors: Sequence[float] = (),
+    vectors_per_class: Sequence[int] = (),
+) -> Definition:
+    """X (N, F) → labels (N) and float32 scores: (N, classes), or without probabilities those of all pairs of classes.
+
+    Labels are those with the most votes of the pairs. One pair makes two scores, the first with the sign changed.
+    """
+    labels = class_labels(classlabels_ints, classlabels_strings)
+    classes, supports = len(labels), sum(vectors_per_class)
+    if not supports:
+        return _linear_votes(labels, _Coefficients(coefficients, classes, "coefficients"), rho, post_transform)
+    pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
+    if len(vectors_per_class) != classes or min(vectors_per_class) < 0 or len(rho) != len(pairs) or not pairs:
+        raise ValueError(
+            f"{classes} classes need as many vectors_per_class and rho for each of {len(pairs)} pairs, "
+            f"got {len(vectors_per_class)} and {len(rho)}"
+        )
+    if len(prob_a) != len(prob_b) or len(prob_a) not in (0, len(pairs)):
+        raise ValueError(f"prob_a and prob_b must have {len(pairs)} values or none, got {len(prob_a)} and {len(prob_b)}")
+    kernel = _Kernel(kernel_type, kernel_params, support_vectors, supports)
+    weights = _Coefficients(_pair_weights(coefficients, vectors_per_class, pairs), len(pairs), "coefficients")
+    winners, losers = np.eye(classes)[[i for i, _ in pairs]], np.eye(classes)[[j for _, j in pairs]]
+
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = kernel(feature_rows(x))
+        scores = matmul(values, weights.of(values).T) + np.asarray(rho, values.dtype)
+        votes = np.where((scores > 0)[..., None], winners, losers).sum(axis=1)
+        if prob_a:
+            with np.errstate(over="ignore"):
+                shares = 1 / (1 + np.exp(scores * np.asarray(prob_a) + np.asarray(prob_b)))
+            shares = np.clip(shares, 1e-7, 1 - 1e-7)
+            pairwise = np.zeros((len(scores), classes, classes))
+            for pair, (i, j) in enumerate(pairs):
+                pairwise[:, i, j], pairwise[:, j, i] = shares[:, pair], 1 - shares[:, pair]
+            scores = _coupled(pairwise)
+        elif len(pairs) == 1:
+            scores = np.concatenate((-scores, scores), axis=1)
+        return labels[votes.argmax(axis=1)], post_transformed(scores, post_transform).astype(np.float32)
+
+    return run
+
+
+def _linear_votes(labels: np.ndarray, weights: _Coefficients, rho: Sequence[float], post_transform: str) -> Definition:
+    """One row of coefficients for each class; all share an offset."""
+    if len(rho) < 1:
+        raise ValueError("rho is needed")
+
+    def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = feature_rows(x)
+        scores = matmul(x, weights.of(x).T) + x.dtype.type(rho[0])
+        return labels[scores.argmax(axis=1)], post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
     return run

@@ -41,7 +41,7 @@ FAMILIES = {
     "linear_models": {"ai.onnx.ml": "LinearClassifier LinearRegressor SVMClassifier SVMRegressor"},
     "loss": {"": "NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss"},
     "ml": {
-        "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CategoryMapper DictVectorizer FeatureVectorizer Imputer "
+        "ai.onnx.ml": "ArrayFeatureExtractor Binarizer CastMap CategoryMapper DictVectorizer FeatureVectorizer Imputer "
         "LabelEncoder Normalizer OneHotEncoder Scaler ZipMap",
         "qruntime": "StringLabels",
     },
@@ -88,6 +88,7 @@ FAMILIES = {
         "com.microsoft": "BranchwiseRMSNorm EngramGate GatedAdd GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix "
         "ScaledSiLU",
     },
+    "contrib.generation": {"com.microsoft": "BeamSearch GreedySearch Sampling"},
     "contrib.group_query_attention": {"com.microsoft": "GroupQueryAttention"},
     "contrib.image": {"com.microsoft": "CropAndResize GridSample MaxpoolWithMask NhwcMaxPool"},
     "contrib.layout": {"com.microsoft": "ExpandDims GatherND Pad Range SampleOp UnfoldTensor Unique"},

@@ -312,3 +312,33 @@ def dict_vectorizer(
     y = np.empty((1, len(vocabulary)), dtype)
     y[0, :] = [x.get(key, default) for key in vocabulary]
     return y
+
+
+_CASTS: dict[str, np.dtype] = {"TO_FLOAT": np.dtype(np.float32), "TO_INT64": np.dtype(np.int64), "TO_STRING": np.dtype(object)}
+
+
+@operator("CastMap", domain=DOMAIN, shape_inputs=None)
+def cast_map(
+    x: Mapping[int, Any], *, cast_to: str = "TO_FLOAT", map_form: str = "DENSE", max_map: int = 1
+) -> np.ndarray:
+    """A dictionary with integer keys → its values (1, entries) in the order of the keys, or with map_form SPARSE at the
+    places that the keys name in (1, max_map), elsewhere 0 or "0.f", which is what ONNX Runtime writes."""
+    if cast_to not in _CASTS or map_form not in ("DENSE", "SPARSE"):
+        raise ValueError(f"needs cast_to {', '.join(_CASTS)} and map_form DENSE or SPARSE, got {cast_to!r} and {map_form!r}")
+    keys = sorted(int(key) for key in x)
+    dense = map_form == "DENSE"
+    if not dense and (max_map < 1 or (keys and not 0 <= keys[0] <= keys[-1] < max_map)):
+        raise ValueError(f"the keys of a sparse map must lie in [0, {max_map}), max_map, got {keys}")
+    dtype = _CASTS[cast_to]
+    y = np.full(limit_shape((1, len(keys) if dense else max_map)), "0.f" if dtype.kind == "O" else 0, dtype)
+    for place, key in enumerate(keys):
+        value = np.asarray(x[key]).item()
+        y[0, place if dense else key] = _cast_entry(value, cast_to)
+    return y
+
+
+def _cast_entry(value: Any, cast_to: str) -> Any:
+    if cast_to == "TO_STRING":
+        return value if isinstance(value, str) else f"{value:f}"
+    number = float(value)
+    return number if cast_to == "TO_FLOAT" else int(number)

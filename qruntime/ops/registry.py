@@ -102,7 +102,7 @@ class OpSpec:
 
     @functools.cached_property
     def keywords(self) -> frozenset[str]:
-        """Attribute names the definition takes; `num_outputs` and `output_types` are filled by the plan."""
+        """Attribute names the definition takes; `num_outputs`, `output_types` and `subgraph_inputs` are filled by the plan."""
         code = inspect.unwrap(self.prepare or self.definition).__code__
         return frozenset(code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount])
 

@@ -309,12 +309,21 @@ def _mask(op: Pieces, node: Node, mask: Value | None) -> Skip | Value | None:
             return None  # all ends are 0: every score of a row gets the same value added
         position = op.Range(_integer(0), op.Gather(op.Shape(node.input(0)), _integer(1)), _integer(1))
         seen = op.Less(position, op.Unsqueeze(op.Cast(mask, to=_INT64), _axes(1)))
+    elif rank(mask) == 2 and _last_dimension(mask) == 1:
+        return None  # it only holds the place of a mask
     elif rank(mask) == 2:
         seen = op.Greater(op.Cast(mask, to=_INT64), _integer(0))
     else:
         return Skip("the mask is not known to be [B, T]")
     added = op.Where(seen, op.number(0.0), op.number(node.attr("mask_filter_value", -10000.0)))
     return op.Unsqueeze(added, _axes(1, 2))
+
+
+def _last_dimension(value: Value) -> object:
+    """A number, a name or None, of a value that has dimensions or whose type is unknown."""
+    if value.data is not None:
+        return value.data.shape[-1]
+    return None if value.type is None or not value.type.shape else value.type.shape[-1]
 
 
 _INT64 = 7

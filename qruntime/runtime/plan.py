@@ -261,6 +261,9 @@ def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
         raise InvalidModel(f"{node.label}: the attribute {missing[0]!r}, which {node.op_type} must have, is missing (opset {node.version})")
     if "num_outputs" in spec.keywords and "num_outputs" not in keywords:
         keywords["num_outputs"] = len(node.outputs)
+    if "subgraph_inputs" in spec.keywords:
+        graphs = {name: a.value for name, a in node.attributes.items() if a.type is AttributeType.GRAPH}
+        keywords["subgraph_inputs"] = {name: tuple(v.type for v in graph.inputs) for name, graph in graphs.items()}
     if "output_types" in spec.keywords:
         keywords["output_types"] = tuple(v.type for v in node.outputs)
     return spec.bound(keywords)

@@ -77,8 +77,12 @@ def test_embeddings():
     close(total, expected)
     close(y, normal(expected, gamma, beta, 1e-3))
     assert counts.tolist() == [2, 1]
+    first = run("EmbedLayerNormalization", [ids, None, words, places, segments, gamma, beta], outputs=3)[2]
+    close(first, words[ids] + places[:3] + segments[0])
     with pytest.raises(QRuntimeError, match="word ids"):
         run("EmbedLayerNormalization", [ids + 2, None, words, places, None, gamma, beta])
+    with pytest.raises(QRuntimeError, match="segment_ids need"):
+        run("EmbedLayerNormalization", [ids, ids % 2, words, places, None, gamma, beta])
 
 
 @pytest.mark.parametrize("constants", [(), (1,)])

@@ -242,3 +242,12 @@ def test_packed_sequences_must_cover_the_tokens(starts, message):
     x = floats(4, 2, 4)
     with pytest.raises(QRuntimeError, match=message):
         run("GatedDeltaNet", [x, x, x, int32(*starts)], update_rule="linear")
+
+
+def test_a_window_needs_room():
+    q, past = floats(1, 1, 2 * SIZE), floats(1, 2, 2, SIZE)
+    with pytest.raises(QRuntimeError, match="must hold a window of 3 tokens, it has room for 2"):
+        run(
+            "GroupQueryAttention", [q, q, q, past, past, int32(3), np.array(4, np.int32)], num_heads=2, kv_num_heads=2,
+            sliding_window_cache=1, local_window_size=3,
+        )  # fmt: skip

@@ -63,7 +63,7 @@ class KeyValueCache:
                 raise ValueError(f"past_{name} must be {self.codec.dtype or new.dtype}, got {past.dtype}")
         capacity = rows if window else max(total_length, rows)
         if window and rows < window.size:
-            raise ValueError(f"past_{name} must hold a window of {window.size} tokens, got shape {past and past.shape}")
+            raise ValueError(f"past_{name} must hold a window of {window.size} tokens, it has room for {rows}")
         shape = limit_shape((batch, heads, capacity, self.codec.width), f"the present {name}")
         self.present = np.zeros(shape, self.codec.dtype or new.dtype)
         if past is not None and not window:

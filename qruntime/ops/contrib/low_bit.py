@@ -67,7 +67,7 @@ _FPQ4_FORMS = {0: (32, False), 1: (32, True), 2: (64, False)}
 """blk_quant_type → length of a block, whether it has a zero point."""
 
 
-@operator("MatMulFpQ4", domain=MICROSOFT)
+@operator("MatMulFpQ4", domain=MICROSOFT, shape_inputs=(2,))
 def matmul_fp_q4(a: np.ndarray, b: np.ndarray, b_shape: np.ndarray, *, blk_quant_type: int = 1) -> np.ndarray:
     """a [..., K] times a weight of b_shape [K, N] in a blob of blocks down its columns.
 

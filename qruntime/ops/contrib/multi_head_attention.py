@@ -100,7 +100,7 @@ def _beams(rows: np.ndarray, indirection: np.ndarray | None, beam_width: int, pa
     return moved
 
 
-@operator("MultiHeadAttention", domain=MICROSOFT)
+@operator("MultiHeadAttention", domain=MICROSOFT, shape_inputs=(8,))
 def multi_head_attention(
     query: np.ndarray,
     key: np.ndarray | None = None,
@@ -143,7 +143,7 @@ def multi_head_attention(
     return y, present_key, present_value, scores
 
 
-@operator("DecoderMaskedMultiHeadAttention", domain=MICROSOFT)
+@operator("DecoderMaskedMultiHeadAttention", domain=MICROSOFT, shape_inputs=(7,))
 def decoder_masked_multi_head_attention(
     query: np.ndarray,
     key: np.ndarray | None = None,

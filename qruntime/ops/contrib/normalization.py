@@ -84,9 +84,11 @@ def embed_layer_normalization(
     elif position_ids.shape not in ((1, length), (batch, length)):
         raise ValueError(f"position_ids must have the shape {(batch, length)}, got {position_ids.shape}")
     total = _rows("word", word_embedding, input_ids) + _rows("position", position_embedding, position_ids)
-    if segment_ids is not None and segment_embedding is not None:
-        require_shape("segment_ids", segment_ids, input_ids.shape)
-        total = total + _rows("segment", segment_embedding, segment_ids)
+    require_shape("segment_ids", segment_ids, input_ids.shape)
+    if segment_embedding is not None:  # without ids all belong to segment 0
+        total = total + _rows("segment", segment_embedding, np.zeros_like(input_ids) if segment_ids is None else segment_ids)
+    elif segment_ids is not None:
+        raise ValueError("segment_ids need a segment_embedding")
     require_shape("mask", mask, input_ids.shape)
     counts = np.zeros(batch, np.int32) if mask is None else (mask == 1).sum(axis=1, dtype=np.int32)
     return standard("LayerNormalization", total, gamma, beta, epsilon=epsilon)[0], counts, total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,63 @@ FOLDING_CAP = 1 << 20
 """Bytes a folded constant may have beyond what its inputs have: a few bytes of model must not become gigabytes."""
 
 
-def fold_constants(graph: Graph) -> None:
-    """Compute nodes whose inputs are all constants.
+FEW = 512
+"""Bytes up to which a folded constant may be larger than what it is computed from without being written as a program."""
 
-    Dequantization stays: it is how weights are stored.
+
+def fold_constants(graph: Graph) -> None:
+    """Compute nodes whose inputs are all constants, except what would only make the model larger.
+
+    A Fourier matrix, a mask or a filter bank is a few nodes in the file and stays so: what holds more elements than all
+    constants it comes from. Lowering computes those, too. Dequantization stays: it is how weights are stored.
     """
+    sources: dict[Value, frozenset[Value]] = {}
+    folded: dict[Node, None] = {}
     for nested in graph.walk_graphs():
-        folded = [node for node in nested.nodes if _fold(node)]
-        for node in folded:
+        for node in nested.nodes:
+            if _fold(node):
+                folded[node] = None
+                read = (sources.get(value, frozenset((value,))) for value in node.inputs if value is not None)
+                sources.update(dict.fromkeys(node.outputs, frozenset().union(*read)))
+    for node in _growing(folded, sources):
+        del folded[node]
+        for output in node.outputs:
+            output.data = None
+    _remove_folded(graph, folded)
+
+
+def fold_all_constants(graph: Graph) -> None:
+    """Compute every node whose inputs are all constants; dequantization stays."""
+    folded = {node: None for nested in graph.walk_graphs() for node in nested.nodes if _fold(node)}
+    _remove_folded(graph, folded)
+
+
+def _remove_folded(graph: Graph, folded: Collection[Node]) -> None:
+    for nested in graph.walk_graphs():
+        gone = [node for node in nested.nodes if node in folded]
+        for node in gone:
             for output in node.outputs:
                 output.producer = None
-        nested.remove(*folded)
+        nested.remove(*gone)
+
+
+def _growing(folded: Collection[Node], sources: dict[Value, frozenset[Value]]) -> set[Node]:
+    """Nodes that make what is read elsewhere and holds more than its sources, and what those need of the same kind."""
+
+    def grows(value: Value) -> bool:
+        if value not in sources or value.data is None or _nbytes(value.data) <= FEW:
+            return False
+        return value.data.size > sum(source.data.size for source in sources[value] if source.data is not None)
+
+    outputs = [output for node in folded for output in node.outputs]
+    pending = [v for v in outputs if grows(v) and (v.output_of or any(user not in folded for user, _ in v.uses))]
+    growing: set[Node] = set()
+    while pending:
+        node = pending.pop().producer
+        if node is not None and node not in growing:
+            growing.add(node)
+            pending += [value for value in node.inputs if value is not None and grows(value)]
+    return growing
 
 
 def _fold(node: Node) -> bool:

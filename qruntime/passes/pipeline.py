@@ -19,7 +19,13 @@ from qruntime.passes.attention import fuse_attention
 from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.channel_affine import fold_channel_affine
-from qruntime.passes.cleanup import fold_constants, merge_duplicates, remove_dead_nodes, remove_identities
+from qruntime.passes.cleanup import (
+    fold_all_constants,
+    fold_constants,
+    merge_duplicates,
+    remove_dead_nodes,
+    remove_identities,
+)
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.einsum import contract_einsum, linear_einsum
@@ -49,6 +55,7 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
+    fold_all_constants,  # what the portable form keeps as a program, because that is smaller
     # Weights and tables that are stored in fewer bits.
     widen_half_weights,
     fuse_embeddings,

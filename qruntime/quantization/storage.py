@@ -17,6 +17,7 @@ from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.report import QuantizedLayer
 from qruntime.quantization.selection import CONVOLUTIONS, RECURRENT, weight_shape
+from qruntime.quantization.specification import Unselected
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
@@ -138,9 +139,11 @@ def _obstacle(node: Node, value: Value | None) -> str | None:
     if value.data is None:
         if quantized_weight(value) is not None or half_weight(value) is not None:
             return "already quantized"
+        first = node.input(0)
+        if any(v is not None and v.data is None and _is_computed_once(v) for v in (value, first)):
+            return Unselected("the weight is computed from fewer numbers than it holds: none that was learned")
         if form.kind in CONVOLUTIONS:
             return "the weight is computed at run time"
-        first = node.input(0)
         return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
     if value.data.dtype != np.float32:
         return f"the weight is {value.data.dtype}, need float32"
@@ -150,6 +153,20 @@ def _obstacle(node: Node, value: Value | None) -> str | None:
     if value.data.size == 0:
         return "the weight is empty"
     return None
+
+
+def _is_computed_once(value: Value) -> bool:
+    """Whether constants alone decide what `value` is."""
+    pending, seen = [value], {value}
+    while pending:
+        one = pending.pop()
+        if one.data is None:
+            if one.producer is None or one.producer.subgraphs or not one.producer.inputs:
+                return False
+            fresh = {v for v in one.producer.inputs if v is not None} - seen
+            seen |= fresh
+            pending += fresh
+    return True
 
 
 def constant(name: str, data: np.ndarray | np.generic) -> Value:

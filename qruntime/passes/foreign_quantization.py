@@ -171,7 +171,7 @@ def _data(value: Value | None) -> np.ndarray | None:
     return None if value is None else value.data
 
 
-_DEQUANTIZING = frozenset({"DequantizeLinear", "Mul"})
+_DEQUANTIZING = frozenset({"Cast", "DequantizeLinear", "Mul"})
 """Last operators of the stored forms that `weights.py` recognises."""
 
 
@@ -218,7 +218,7 @@ def _reads_codes(node: Node) -> bool:
     """Whether a later pass takes the codes themselves from before the dequantization."""
     if DYNAMIC in node.metadata:
         return True
-    return node.is_op("Concat") and any(DYNAMIC in user.metadata for user in _readers(node.outputs))
+    return node.is_op("Cast", "Concat") and any(_reads_codes(user) for user in _readers(node.outputs))
 
 
 def _readers(values: Iterable[Value]) -> list[Node]:

@@ -1,7 +1,7 @@
 """Constant weights as lowering sees them: float, float16 behind a Cast, or int8 behind a dequantization.
 
 Two stored forms of int8 are recognised: `DequantizeLinear(q, scale, zero_point)` and, for opsets that lack
-it, `Mul(Sub(Cast(q), zero_point), scale)`.
+it, `Mul(Sub(Cast(q), zero_point), scale)`. In models of a narrower float a Cast to it follows.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qruntime.ir import Graph, Node, TypeInfo, Value
+from qruntime.ir.dtypes import numpy_dtype
+from qruntime.ops.elementwise import is_packable, narrow, widen
 
 DYNAMIC = "qruntime.dynamic"
 """Metadata key of a node whose activations are quantized at every run; the value is per_token or per_tensor."""
@@ -22,6 +24,9 @@ STORED = "qruntime.dtype"
 """Metadata key of a node whose weight is stored in another element type: float16, or quint8 and quint4x2 of embeddings."""
 
 
+_FLOAT16, _BFLOAT16 = 10, 16
+
+
 class QuantizedWeight(NamedTuple):
     """real = scale · (q − zero_point); `scale` and `zero_point` are scalars or have one entry per index of `axis`."""
 
@@ -29,13 +34,14 @@ class QuantizedWeight(NamedTuple):
     scale: np.ndarray
     zero_point: np.ndarray
     axis: int | None
+    dtype: np.dtype = np.dtype(np.float32)  # of the real numbers; scales are float32 whatever it is
 
     def dequantize(self) -> np.ndarray:
         shape = [1] * self.q.ndim
         if self.axis is not None:
             shape[self.axis] = -1
         centred = self.q.astype(np.int32) - self.zero_point.astype(np.int32).reshape(shape)
-        return centred.astype(np.float32) * self.scale.reshape(shape)
+        return narrow(centred.astype(np.float32) * self.scale.reshape(shape), self.dtype)
 
 
 def half_weight(value: Value | None) -> np.ndarray | None:
@@ -75,6 +81,9 @@ def quantized_weight(value: Value | None) -> QuantizedWeight | None:
         return _from_dequantize_linear(node)
     if node.is_op("Mul"):
         return _from_cast_chain(node)
+    if node.is_op("Cast") and node.attr("to") in (_FLOAT16, _BFLOAT16):
+        wide = quantized_weight(node.input(0))
+        return None if wide is None else wide._replace(dtype=numpy_dtype(node.attr("to")))
     return None
 
 
@@ -85,9 +94,10 @@ def _from_dequantize_linear(node: Node) -> QuantizedWeight | None:
     zero = node.input(2)
     if zero is not None and zero.data is None:
         return None
-    if node.attr("block_size", 0) or scale.data.dtype != np.float32:
+    if node.attr("block_size", 0) or not is_packable(scale.data.dtype):
         return None
-    return _checked(q.data, scale.data, None if zero is None else zero.data, node.attr("axis", 1))
+    found = _checked(q.data, widen(scale.data), None if zero is None else zero.data, node.attr("axis", 1))
+    return None if found is None else found._replace(dtype=scale.data.dtype)
 
 
 def _from_cast_chain(node: Node) -> QuantizedWeight | None:

@@ -9,6 +9,9 @@ computes as another runtime does, `qruntime.dtype` that its weight is no int8.
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
+
+import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Value
@@ -136,16 +139,15 @@ def describe_existing(graph: Graph) -> Report:
             layers += [embedding] if embedding else []
             continue
         values = weights_of(node)
-        found = [_stored_weights(value) for value in values]
+        found = [_stored_weight(value) for value in values]
         stored = [weights for weights in found if weights is not None]
         if len(stored) < len(found):
             continue
         # Directions are stored one by one; the layer's shape is that of any of them.
-        shapes = [parts[0].shape for parts, _, _ in stored]
-        fresh = [parts for value, (parts, _, _) in zip(values, stored, strict=True) if value not in seen]
-        before = sum(part.size * 4 for parts in fresh for part in parts)
-        after = sum(extra for value, (_, extra, _) in zip(values, stored, strict=True) if value not in seen)
-        scheme = max((weights[2] for weights in stored), key=("float16", "per_tensor_affine", "per_channel_affine").index)
+        shapes = [weights.codes[0].shape for weights in stored]
+        fresh = [weights for value, weights in zip(values, stored, strict=True) if value not in seen]
+        before, after = sum(weights.real_bytes for weights in fresh), sum(weights.stored_bytes for weights in fresh)
+        scheme = max((weights.scheme for weights in stored), key=("float16", "per_tensor_affine", "per_channel_affine").index)
         reason = node.metadata.get(REASON, "")
         layers.append(layer_report(node, shapes, scheme, before, after, stored_snr(node), not fresh, reason))
         seen.update(value for value in values if value is not None)
@@ -154,11 +156,17 @@ def describe_existing(graph: Graph) -> Report:
     return Report(tuple(layers), (), slower=tuple(slower))
 
 
-def _stored_weights(value: Value | None) -> tuple[list, int, str] | None:
-    """Codes, bytes with their scales, and scheme of a stored weight."""
+class _StoredWeight(NamedTuple):
+    codes: list[np.ndarray]
+    stored_bytes: int  # with the scales
+    real_bytes: int  # of the numbers that the codes stand for
+    scheme: str
+
+
+def _stored_weight(value: Value | None) -> _StoredWeight | None:
     half = half_weight(value)
     if half is not None:
-        return [half], half.nbytes, "float16"
+        return _StoredWeight([half], half.nbytes, 4 * half.size, "float16")
     pieces = [value]
     if value is not None and value.producer is not None and value.producer.is_op("Concat"):
         pieces = list(value.producer.inputs)
@@ -166,4 +174,5 @@ def _stored_weights(value: Value | None) -> tuple[list, int, str] | None:
     if not found:
         return None
     scheme = "per_tensor_affine" if all(w.axis is None for w in found) else "per_channel_affine"
-    return [w.q for w in found], sum(w.q.nbytes + w.scale.nbytes + w.zero_point.nbytes for w in found), scheme
+    stored = sum(w.q.nbytes + w.scale.nbytes + w.zero_point.nbytes for w in found)
+    return _StoredWeight([w.q for w in found], stored, sum(w.q.size * w.dtype.itemsize for w in found), scheme)

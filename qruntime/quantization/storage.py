@@ -10,6 +10,7 @@ import numpy as np
 from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
+from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
 from qruntime.passes.weights import half_weight, quantized_weight
 from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.layers import form_of, is_transposed, missing_form, output_axis, unfit_attributes, weights_of
@@ -74,6 +75,9 @@ class Weights:
                 return f"engine {self.engine!r} is not defined for Conv"
             if 1 < node.attr("group", 1) == (weight_shape(node) or (0,))[0]:
                 return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
+        narrow_types = {str(v.data.dtype) for v in values if v is not None and v.data is not None and is_narrow_float(v.data.dtype)}
+        if observer.dtype == "float16" and narrow_types:
+            return f"the weight is {narrow_types.pop()} already"
         if observer.dtype == "float16" and _opset(graph, node) < 6:
             return f"opset {_opset(graph, node)} cannot cast from float16, need 6"
         axis = output_axis(node)
@@ -118,7 +122,7 @@ class Weights:
             else:
                 # One scale per direction, as each direction is a layer of its own.
                 pieces = [data[d : d + 1] for d in range(data.shape[0])] if node.is_op(*RECURRENT) else [data]
-                made = [quantize_weight(piece, observer, axis, self.engine) for piece in pieces]
+                made = [quantize_weight(widen(piece), observer, axis, self.engine) for piece in pieces]
                 parts += made
                 nodes, output = _dequantization(value, made, _opset(graph, node))
             graph.insert_before(graph.nodes[0], *nodes)
@@ -145,8 +149,8 @@ def _obstacle(node: Node, value: Value | None) -> str | None:
         if form.kind in CONVOLUTIONS:
             return "the weight is computed at run time"
         return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
-    if value.data.dtype != np.float32:
-        return f"the weight is {value.data.dtype}, need float32"
+    if not is_packable(value.data.dtype):
+        return f"the weight is {value.data.dtype}, need float32 or narrower"
     least, most = form.ranks
     if not least <= value.data.ndim <= most:
         return f"the weight has rank {value.data.ndim}, need {least}{f' to {most}' if most > least else ''}"
@@ -180,7 +184,8 @@ def _dequantization(value: Value, parts: list[QuantizedTensor], version: int) ->
     outputs = []
     for i, part in enumerate(parts):
         name = value.name if len(parts) == 1 else f"{value.name}_direction{i}"
-        outputs.append(_dequantize_one(name, part, version, nodes))
+        real = _dequantize_one(name, part, version, nodes)
+        outputs.append(_narrowed(real, value, version, nodes))
     if len(outputs) == 1:
         return nodes, outputs[0]
     joined = Value(f"{value.name}_dequantized", value.type)
@@ -209,6 +214,17 @@ def _dequantize_one(name: str, part: QuantizedTensor, version: int, nodes: list[
         nodes.append(Node("Sub", [cast, zero], [centred], version=version))
     scale = constant(f"{name}_scale", part.scale.reshape(shape))
     nodes.append(Node("Mul", [centred, scale], [output], version=version))
+    return output
+
+
+def _narrowed(real: Value, weight: Value, version: int, nodes: list[Node]) -> Value:
+    """`real` in the element type of a weight narrower than float32: scales stay float32, which every opset dequantizes with."""
+    assert weight.data is not None and real.type is not None
+    if not is_narrow_float(weight.data.dtype):
+        return real
+    code = onnx_code(weight.data.dtype)
+    output = Value(f"{real.name}_{weight.data.dtype}", TypeInfo("tensor", code, real.type.shape))
+    nodes.append(Node("Cast", [real], [output], {"to": Attribute(AttributeType.INT, code)}, version=version))
     return output
 
 

@@ -140,38 +140,53 @@ static qrt_status allocate_over(const qrt_node *node, qrt_run *run, const qrt_te
     return qrt_alloc(run, out, dtype, rank, dims);
 }
 
+/// Numbers of float16 that are widened at a time, so that they stay in the first-level cache.
+enum { HALVES = 1024 };
+
 typedef struct {
     qrt_unary_fn fn;
-    const float *x;
-    float *y;
+    const void *x;
+    void *y;
     int64_t size;
+    bool is_half;
     float p, q;
 } unary_call;
 
 static void unary_task(void *context, int64_t task) {
     const unary_call *call = context;
-    int64_t start = task * GRAIN, left = call->size - start;
-    call->fn(call->x + start, call->y + start, left < GRAIN ? left : GRAIN, call->p, call->q);
+    int64_t start = task * GRAIN, left = call->size - start, n = left < GRAIN ? left : GRAIN;
+    if (!call->is_half) {
+        call->fn((const float *)call->x + start, (float *)call->y + start, n, call->p, call->q);
+        return;
+    }
+    float wide[HALVES];
+    for (int64_t i = start; i < start + n; i += HALVES) {
+        int64_t count = start + n - i < HALVES ? start + n - i : HALVES;
+        qrt_kernels.pointwise.f16_to_f32((const uint16_t *)call->x + i, wide, count);
+        call->fn(wide, wide, count, call->p, call->q);
+        qrt_kernels.pointwise.f32_to_f16(wide, (uint16_t *)call->y + i, count);
+    }
 }
 
 /// ints: opcode. floats: p, q (where the operation has them; clip defaults to no bounds, the rest to 0).
-/// Clip may have its bounds as further inputs, float32 scalars.
+/// Input: float32 or float16. Clip may have its bounds as further inputs, float32 scalars.
 static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (node->num_inputs < 1 || node->num_ints < 1 || !in[0] || in[0]->dtype != QRT_F32) return QRT_DECLINE;
+    if (node->num_inputs < 1 || node->num_ints < 1 || !in[0]) return QRT_DECLINE;
+    int32_t dtype = in[0]->dtype;
     int64_t op = node->ints[0];
-    if (op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
-    unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size};
+    if ((dtype != QRT_F32 && dtype != QRT_F16) || op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
+    unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size, .is_half = dtype == QRT_F16};
     float parameters[2] = {op == QRT_CLIP ? -INFINITY : 0, op == QRT_CLIP ? INFINITY : 0};
     for (int i = 0; i < 2; i++) {
         if (i < node->num_floats) parameters[i] = (float)node->floats[i];
         const qrt_tensor *bound = i + 1 < node->num_inputs ? in[i + 1] : NULL;
         if (!bound) continue;
-        if (op != QRT_CLIP || bound->dtype != QRT_F32 || bound->size != 1) return QRT_DECLINE;
+        if (op != QRT_CLIP || dtype != QRT_F32 || bound->dtype != QRT_F32 || bound->size != 1) return QRT_DECLINE;
         parameters[i] = *(const float *)bound->data;
     }
     call.p = parameters[0];
     call.q = parameters[1];
-    qrt_status status = allocate_over(node, run, in, 0, 0, QRT_F32, in[0]->rank, in[0]->dims, &out[0]);
+    qrt_status status = allocate_over(node, run, in, 0, 0, dtype, in[0]->rank, in[0]->dims, &out[0]);
     if (status != QRT_OK) return status;
     call.y = out[0].data;
     qrt_parallel_for(run->num_threads, (call.size + GRAIN - 1) / GRAIN, unary_task, &call);
@@ -196,6 +211,25 @@ static void binary_run(const elementwise_call *call, const int64_t *at, int64_t 
     fn(a, b, (char *)call->out + (size_t)out * call->out_itemsize, n, steps[0], steps[1]);
 }
 
+/// The same of float16, with a kernel of float32.
+static void binary_half_run(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
+    qrt_binary_fn fn = (qrt_binary_fn)(uintptr_t)call->kernel;
+    const uint16_t *a = (const uint16_t *)call->in[0] + at[0], *b = (const uint16_t *)call->in[1] + at[1];
+    char *y = (char *)call->out + (size_t)out * call->out_itemsize;
+    float wide_a[HALVES], wide_b[HALVES], wide_y[HALVES];
+    for (int64_t i = 0; i < n; i += HALVES) {
+        int64_t count = n - i < HALVES ? n - i : HALVES;
+        qrt_kernels.pointwise.f16_to_f32(a + i * steps[0], wide_a, steps[0] ? count : 1);
+        qrt_kernels.pointwise.f16_to_f32(b + i * steps[1], wide_b, steps[1] ? count : 1);
+        if (call->out_itemsize == 1) {  // bytes of a comparison
+            fn(wide_a, wide_b, y + i, count, steps[0], steps[1]);
+            continue;
+        }
+        fn(wide_a, wide_b, wide_y, count, steps[0], steps[1]);
+        qrt_kernels.pointwise.f32_to_f16(wide_y, (uint16_t *)y + i, count);
+    }
+}
+
 /// True when a / b has an answer for every pair: no zero, and no −1 beside the most negative number.
 static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
     bool has_minus_one = false;
@@ -211,7 +245,7 @@ static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
     return true;
 }
 
-/// ints: opcode. Inputs of one type: float32, int64, int32, or bool for the logical ones. The slopes of prelu broadcast to
+/// ints: opcode. Inputs of one type: float32, float16, int64, int32, or bool for the logical ones. The slopes of prelu broadcast to
 /// its first input, which must not have to.
 static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1]) return QRT_DECLINE;
@@ -220,19 +254,20 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     if (op < 0 || op >= QRT_NUM_BINARY) return QRT_DECLINE;
     const qrt_pointwise *kernels = &qrt_kernels.pointwise;
     int32_t dtype = in[0]->dtype;
-    qrt_binary_fn fn = dtype == QRT_F32    ? kernels->binary_f32[op]
+    bool is_half = dtype == QRT_F16, is_float = is_half || dtype == QRT_F32;
+    qrt_binary_fn fn = is_float            ? kernels->binary_f32[op]
                        : dtype == QRT_I64  ? kernels->binary_i64[op]
                        : dtype == QRT_I32  ? kernels->binary_i32[op]
                        : dtype == QRT_BOOL ? kernels->binary_bool[op]
                                            : NULL;
     if (!fn) return QRT_DECLINE;
     bool divides = op == QRT_DIV || op == QRT_MOD || op == QRT_FMOD;
-    if (divides && dtype != QRT_F32 && !division_is_defined(in[0], in[1])) return QRT_DECLINE;
+    if (divides && !is_float && !division_is_defined(in[0], in[1])) return QRT_DECLINE;
     int32_t rank, result = op >= QRT_EQUAL ? QRT_BOOL : dtype;
     int64_t dims[QRT_MAX_RANK];
     if (!broadcast_shape(in, 2, &rank, dims)) return QRT_DECLINE;
     if (op == QRT_PRELU && !has_shape(in[0], rank, dims)) return QRT_DECLINE;
-    elementwise_call call = {.it = plan_iteration(in, 2, rank, dims), .num = 2, .run = binary_run,
+    elementwise_call call = {.it = plan_iteration(in, 2, rank, dims), .num = 2, .run = is_half ? binary_half_run : binary_run,
                              .in = {in[0]->data, in[1]->data}, .kernel = (const void *)(uintptr_t)fn,
                              .itemsize = qrt_itemsize(dtype), .out_itemsize = qrt_itemsize(result)};
     qrt_status status = allocate_over(node, run, in, 0, 1, result, rank, dims, &out[0]);

@@ -58,6 +58,7 @@ CASES: list[tuple[str, tuple[int, ...], list[np.ndarray | None], dict[str, Any],
     ("Conv", (2, 8, 9, 9), [normal(8, 1, 3, 3, seed=1)], {"group": 8}, 1),
     ("MaxPool", (2, 3, 9, 9), [], {"kernel_shape": [3, 3]}, 1),
     ("AveragePool", (2, 3, 9, 9), [], {"kernel_shape": [2, 2], "strides": [2, 2]}, 1),
+    ("GridSample", (2, 3, 9, 9), [0.5 * normal(2, 4, 5, 2, seed=1)], {}, 1),
     ("GlobalAveragePool", (2, 3, 9, 9), [], {}, 1),
     ("LSTM", (7, 3, 8), [normal(1, 40, 8, seed=1), normal(1, 40, 10, seed=2), normal(1, 80, seed=3)], {"hidden_size": 10}, 3),
     ("GRU", (7, 3, 8), [normal(1, 30, 8, seed=1), normal(1, 30, 10, seed=2), normal(1, 60, seed=3)], {"hidden_size": 10}, 2),
@@ -74,7 +75,7 @@ def test_a_result_is_that_of_float32_rounded(
     halves = [w if w is None or w.dtype != np.float32 else w.astype(dtype) for w in weights]
     wide = [w if w is None or w.dtype != dtype else w.astype(np.float32) for w in halves]
     x = normal(*shape, seed=9).astype(dtype)
-    opset = 20 if op == "Gelu" else 18
+    opset = 20 if op in ("Gelu", "GridSample") else 18
     loaded = model(op, halves, attributes, HALVES[kind], opset, outputs)
     got = loaded.run({"x": x})
     wanted = model(op, wide, attributes, TensorProto.FLOAT, opset, outputs).run({"x": x.astype(np.float32)})

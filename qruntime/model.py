@@ -15,7 +15,8 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
-from qruntime.ir import Dim, Graph, ModelInfo, Value, clone
+from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone
+from qruntime.ir.defaults import fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
 from qruntime.passes import pipeline
@@ -65,7 +66,11 @@ def load(
 
 
 class Model:
-    """An ONNX graph that can run. Make one with `qruntime.load`."""
+    """An ONNX graph that can run. Make one with `qruntime.load`.
+
+    `inputs` are what a run needs, `outputs` what it gives. `overridable` are weights that the file lists among its
+    inputs too: constants, unless a run feeds them.
+    """
 
     def __init__(
         self,
@@ -79,20 +84,26 @@ class Model:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         _kernels.isa()  # raises when the environment asks for kernels that this CPU lacks
-        self.graph = pipeline.canonical(graph)
         self.info = info
         self._report = report
         self.path = path
         self.threads = threads or _kernels.default_threads()
-        check_supported(self.graph)
-        self._planner: Planner | None = None
-        self._plans: dict[tuple[str, ...], Plan] = {}
         self._planning = threading.Lock()
+        self._external_data_dir: str | None = None  # where it was told to look for the weights of its file
+        self._spent: frozenset[str] = frozenset()  # inputs whose default was quantized
+        self._adopt(graph)
+
+    def _adopt(self, graph: Graph) -> None:
+        self._declared = pipeline.canonical(graph)  # what is saved: inputs may have defaults
+        self.graph = _with_defaults(self._declared)
+        check_supported(self.graph)
+        self._planners: dict[tuple[str, ...], Planner] = {}
+        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
         self._file: tuple[int, ...] | None = None  # the file that holds this very graph
-        self._external_data_dir: str | None = None  # where it was told to look for the weights of that file
-        self.inputs = tuple(_describe(v, v.name) for v in self.graph.inputs)
-        self.outputs = tuple(_describe(v, name) for v, name in zip(self.graph.outputs, self.graph.output_names))
+        self.inputs = tuple(_describe(v.name, v.type) for v in self.graph.inputs)
+        self.overridable = tuple(_describe(v.name, v.type) for v in self._declared.input_defaults)
+        self.outputs = tuple(_describe(name, kind) for name, kind in self.graph.described_outputs())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -119,7 +130,8 @@ class Model:
 
         Inputs may be anything numpy can view: arrays, lists, scalars, objects with DLPack. `outputs`
         limits the work to the outputs named. `out` gives arrays to write outputs into; they are what is
-        returned under their names.
+        returned under their names. What is `overridable` may be fed too; each set of such names gets a plan of its own,
+        made and packed by its first run. A weight that was quantized can be fed no more.
 
         Raises InputError when a name, an element type or a shape does not fit, RunError when a node fails.
         """
@@ -151,8 +163,9 @@ class Model:
 
         if repeat < 1:
             raise InputError(f"repeat must be at least 1, got {repeat}")
-        plan = self._plan(tuple(self.graph.output_names))
-        values = self._values(feed)
+        fed = self._fed(feed)
+        plan = self._plan(tuple(self.graph.output_names), fed)
+        values = self._values(feed, fed)
         times = plan.executable.time_steps(list(values), repeat)
         return make_profile(plan.as_run(), times)
 
@@ -160,8 +173,9 @@ class Model:
         if isinstance(outputs, str):
             raise InputError(f"outputs is a list of names, got a string; write [{outputs!r}]")
         names = tuple(self.graph.output_names if outputs is None else outputs)
-        plan = self._plan(names)
-        results = dict(zip(names, plan.executable.run_values(self._values(feed))))
+        fed = self._fed(feed)
+        plan = self._plan(names, fed)
+        results = dict(zip(names, plan.executable.run_values(self._values(feed, fed))))
         if out is not None:
             for name, buffer in out.items():
                 results[name] = _copy_into(name, results, buffer)
@@ -169,52 +183,61 @@ class Model:
             self._run_named = plan.executable.run_named
         return results
 
-    def _values(self, feed: Mapping[str, Any]) -> list[Any]:
-        """What is fed, in the order of the inputs; InputError for wrong names."""
+    def _fed(self, feed: Mapping[str, Any]) -> tuple[str, ...]:
+        """Which of the inputs that have a default are fed; InputError for wrong names."""
         if not isinstance(feed, Mapping):
             needed = f"the model's inputs are: {_listing(self.inputs)}"
             raise InputError(f"run needs a mapping of names to values, got {type(feed).__name__}; {needed}")
-        known = [v.name for v in self.graph.inputs]
+        overridable = [info.name for info in self.overridable]
+        known = {*overridable, *(info.name for info in self.inputs)}
         unknown = [name for name in feed if name not in known]
+        if unknown and unknown[0] in self._spent:
+            raise InputError(
+                f"input {unknown[0]!r} cannot be fed any more: this model was quantized with its default. Feed it to the "
+                "model before quantize_dynamic, or exclude= what reads it"
+            )
         if unknown:
-            raise InputError(f"unknown input {unknown[0]!r}; the model's inputs are: {_listing(self.inputs)}")
-        defaults = self.graph.input_defaults
-        missing = [v.name for v in self.graph.inputs if v.name not in feed and v not in defaults and not _is_optional(v)]
+            more = f"; {counted(len(overridable), 'other')} with a default: see model.overridable" if overridable else ""
+            raise InputError(f"unknown input {unknown[0]!r}; the model's inputs are: {_listing(self.inputs)}{more}")
+        return tuple(name for name in overridable if name in feed)
+
+    def _values(self, feed: Mapping[str, Any], fed: tuple[str, ...]) -> list[Any]:
+        """What is fed, in the order of the inputs of the plan for `fed`; InputError for what is missing."""
+        inputs = self._planners[fed].graph.inputs
+        missing = [v.name for v in inputs if v.name not in feed and not _is_optional(v)]
         if missing:
             raise InputError(f"missing input {missing[0]!r}; the model's inputs are: {_listing(self.inputs)}")
-        return [feed[v.name] if v.name in feed else defaults.get(v) for v in self.graph.inputs]
+        return [feed.get(v.name) for v in inputs]
 
-    def _plan(self, names: tuple[str, ...]) -> Plan:
-        plan = self._plans.get(names)
+    def _plan(self, names: tuple[str, ...], fed: tuple[str, ...] = ()) -> Plan:
+        """The plan that computes the outputs `names`; inputs in `fed` do not have their default."""
+        plan = self._plans.get((names, fed))
         if plan is not None:
             return plan
         with self._planning, _no_collection():
-            if names not in self._plans:
-                self._plans[names] = self._make_plan(names)
-            return self._plans[names]
+            if (names, fed) not in self._plans:
+                self._plans[names, fed] = self._make_plan(names, fed)
+            return self._plans[names, fed]
 
-    def _make_plan(self, names: tuple[str, ...]) -> Plan:
+    def _make_plan(self, names: tuple[str, ...], fed: tuple[str, ...]) -> Plan:
         for name in names:
             if name not in self.graph.output_names:
                 raise InputError(f"unknown output {name!r}; the model's outputs are: {_listing(self.outputs)}")
-        if self._planner is None:
-            self._planner = Planner(pipeline.lowered(clone(self.graph)), num_threads=self.threads)
-        lowered = self._planner.graph
+        if fed not in self._planners:
+            graph = clone(self.graph) if not fed else _with_defaults(self._declared, fed=fed)
+            self._planners[fed] = Planner(pipeline.lowered(graph), num_threads=self.threads)
+        lowered = self._planners[fed].graph
         by_name = dict(zip(lowered.output_names, lowered.outputs))
-        plan = self._planner.plan([by_name[name] for name in names])
-        inputs = self.graph.inputs
+        plan = self._planners[fed].plan([by_name[name] for name in names])
+        inputs = tuple(lowered.inputs)
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
             [v.type.dtype if v.type and v.type.kind == "tensor" else 0 for v in inputs],
             [fixed_shape(v) for v in inputs],
             names,
-            self._convert,
+            lambda index, value: convert_input(inputs[index], value),
         )
         return plan
-
-    def _convert(self, index: int, value: Any) -> Any:
-        """An array that fits input `index`, made from `value`; InputError when there is none."""
-        return convert_input(self.graph.inputs[index], value)
 
     def quantize_dynamic(
         self,
@@ -261,7 +284,10 @@ class Model:
 
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel, only, exclude)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
-        graph = clone(self.graph)
+        graph = clone(self._declared)
+        fixed = fix_defaults(graph)
+        if fixed:
+            pipeline.canonical(graph)
         report = dynamic.quantize_graph(
             graph,
             wanted,
@@ -270,11 +296,12 @@ class Model:
             strict=strict,
             faster_only=faster_only,
         )
-        if not inplace:
-            return Model(graph, self.info, path=self.path, threads=self.threads, report=report)
-        self.graph, self._report = graph, report
-        self._planner, self._plans, self._run_named, self._file = None, {}, None, None
-        return self
+        spent = self._spent.union(reopen_defaults(graph, fixed))
+        model = self if inplace else Model(graph, self.info, path=self.path, threads=self.threads, report=report)
+        if inplace:
+            self._adopt(graph)
+        model._report, model._spent = report, spent
+        return model
 
     def memory(self, feed: Mapping[str, Any] | None = None) -> MemoryUse:
         """Bytes of packed weights, of constants, and of the activations of a run at their peak.
@@ -284,7 +311,7 @@ class Model:
         """
         from qruntime.runtime.memory import blank_feed, memory_use
 
-        plan = self._plan(tuple(self.graph.output_names))
+        plan = self._plan(tuple(self.graph.output_names), () if feed is None else self._fed(feed))
         if feed is not None:
             self.run(feed)
         elif not plan.subplans and plan.executable.last_run() is None and (zeros := blank_feed(self.graph.inputs)):
@@ -312,7 +339,7 @@ class Model:
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
         from qruntime.onnx_io import exporter
 
-        return _rebuild, (exporter.serialize(self.graph, self.info), self.path, self.threads, self.report)
+        return _rebuild, (exporter.serialize(self._declared, self.info), self.path, self.threads, self.report)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -326,7 +353,7 @@ class Model:
         """
         from qruntime.onnx_io import exporter
 
-        exporter.save_graph(self.graph, self.info, path, external_data=external_data)
+        exporter.save_graph(self._declared, self.info, path, external_data=external_data)
 
 
 @contextlib.contextmanager
@@ -344,6 +371,15 @@ def _no_collection() -> Iterator[None]:
             gc.freeze()
             gc.unfreeze()
         gc.enable()
+
+
+def _with_defaults(declared: Graph, *, fed: Sequence[str] = ()) -> Graph:
+    """`declared` with its defaults as the constants that they are for whoever does not feed them; see `ir/defaults.py`."""
+    if not declared.input_defaults:
+        return declared
+    graph = clone(declared)
+    fix_defaults(graph, fed=fed)
+    return pipeline.canonical(graph)
 
 
 def _file_identity(path: str) -> tuple[int, ...] | None:
@@ -372,12 +408,12 @@ def _rebuild(data: bytes, path: str | None, threads: int, report: Report) -> Mod
     return Model(graph, info, path=path, threads=threads, report=report)
 
 
-def _describe(value: Value, name: str) -> TensorInfo:
-    if value.type is None:
+def _describe(name: str, kind: TypeInfo | None) -> TensorInfo:
+    if kind is None:
         return TensorInfo(name, "unknown", None)
-    if value.type.kind != "tensor":
-        return TensorInfo(name, str(value.type), None)
-    return TensorInfo(name, type_name(value.type.dtype), value.type.shape)
+    if kind.kind != "tensor":
+        return TensorInfo(name, str(kind), None)
+    return TensorInfo(name, type_name(kind.dtype), kind.shape)
 
 
 def _listing(infos: Sequence[TensorInfo]) -> str:

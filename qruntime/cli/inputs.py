@@ -83,17 +83,20 @@ class _Given:
 
     def complete(self, read: dict[str, np.ndarray], path: str | None, batch: int, padded: bool, seed: int) -> Feed:
         """`read` and values made up for the inputs that it lacks."""
-        names = {value.name for value in self.model.graph.inputs}
+        overridable = list(self.model._declared.input_defaults)
+        names = {value.name for value in (*self.model.graph.inputs, *overridable)}
         unknown = sorted(set(read) - names)
         if unknown:
             raise InputError(f"{path!r} has an array {unknown[0]!r}, but the inputs are: {', '.join(sorted(names))}")
         dims = dict(self.dims)
-        for value in self.model.graph.inputs:
+        given = {*read, *self.shapes, *self.fills}
+        inputs = [*self.model.graph.inputs, *(value for value in overridable if value.name in given)]
+        for value in inputs:
             known = read[value.name].shape if value.name in read else self.shapes.get(value.name, ())
             for dim, size in zip((value.type and value.type.shape) or (), known, strict=False):
                 if isinstance(dim, str):
                     dims.setdefault(dim, size)
-        missing = [value for value in self.model.graph.inputs if self._is_needed(value, read)]
+        missing = [value for value in inputs if value.name not in read and (value.type is None or value.type.kind != "optional")]
         if not missing:
             return read
         if self._runs is not None:
@@ -110,11 +113,6 @@ class _Given:
         assert first is not None
         self.guesses += first[1]
         return first[0]  # whoever runs it is told what does not fit
-
-    def _is_needed(self, value: Value, read: dict[str, np.ndarray]) -> bool:
-        if value.name in read or (value in self.model.graph.input_defaults and value.name not in {*self.shapes, *self.fills}):
-            return False
-        return value.type is None or value.type.kind != "optional"
 
     def _made(self, read: dict[str, np.ndarray], missing: list[Value], sizes: Sizes, padded: bool, seed: int) -> Feed:
         random = np.random.default_rng([SEED, seed] if seed else SEED)
@@ -141,8 +139,8 @@ class _Given:
 
 def _read_shapes(texts: Sequence[str], model: qruntime.Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """(shapes by input, sizes by symbolic dimension)."""
-    inputs = {tensor.name: tensor for tensor in model.inputs}
-    symbols = {d for tensor in model.inputs for d in tensor.shape or () if isinstance(d, str)}
+    inputs = {tensor.name: tensor for tensor in (*model.inputs, *model.overridable)}
+    symbols = {d for tensor in inputs.values() for d in tensor.shape or () if isinstance(d, str)}
     shapes: dict[str, tuple[int, ...]] = {}
     dims: dict[str, int] = {}
     for text in texts:
@@ -162,7 +160,7 @@ def _read_shapes(texts: Sequence[str], model: qruntime.Model) -> tuple[dict[str,
 
 
 def _read_fills(texts: Sequence[str], model: qruntime.Model) -> dict[str, float]:
-    inputs = {tensor.name for tensor in model.inputs}
+    inputs = {tensor.name for tensor in (*model.inputs, *model.overridable)}
     fills: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")

@@ -11,6 +11,7 @@ from typing import Any
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json
+from qruntime.errors import counted
 from qruntime.ir import Value
 from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization.printing import node_lines, printable, quantized_lines, table
@@ -94,6 +95,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
         "producer": {"name": info.producer_name, "version": info.producer_version},
         "metadata": info.metadata,
         "inputs": [tensor._asdict() for tensor in model.inputs],
+        "overridable": [tensor._asdict() for tensor in model.overridable],
         "outputs": [tensor._asdict() for tensor in model.outputs],
         "parameters": _parameters(model),
         "operators": dict(_operators(model).most_common()),
@@ -137,7 +139,10 @@ def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[P
     ]
     for key, text in info.metadata.items():
         lines.append(f"  metadata    {printable(key, 40)} = {printable(text, 60)}")
-    lines += ["", *_tensors("inputs", model.inputs), *_tensors("outputs", model.outputs)]
+    lines += ["", *_tensors("inputs", model.inputs)]
+    if model.overridable:
+        lines.append(f"  {counted(len(model.overridable), 'weight')} listed as inputs too: may be fed, need not be")
+    lines += _tensors("outputs", model.outputs)
     lines += ["", terminal.heading(f"operators ({sum(operators.values())}):")]
     lines.append("  " + (", ".join(f"{printable(op)} ×{n}" for op, n in operators.most_common()) or "none"))
     lines += [

@@ -208,6 +208,14 @@ def _graphs_in(attributes: dict[str, Attribute]) -> tuple[Graph, ...]:
     return tuple(found)
 
 
+def _more_telling(declared: TypeInfo | None, known: TypeInfo | None) -> TypeInfo | None:
+    if declared is None:
+        return known
+    if known is not None and declared.kind == known.kind == "tensor" and declared.shape is None and declared.dtype in (0, known.dtype):
+        return known
+    return declared
+
+
 class Graph:
     """A list of nodes in an order in which they can run, with named inputs and outputs."""
 
@@ -243,6 +251,14 @@ class Graph:
         self._outputs = tuple(values)
         for value in self._outputs:
             value.output_of[self] = None
+
+    def described_outputs(self) -> list[tuple[str, TypeInfo | None]]:
+        """Name and type of every output: as declared, or what is known of its value where nothing is declared."""
+        declared = [*self.output_types, *[None] * len(self._outputs)]
+        return [
+            (name, _more_telling(kind, value.type))
+            for name, kind, value in zip(self.output_names, declared, self._outputs, strict=False)
+        ]
 
     def append(self, node: Node) -> None:
         node.graph = self

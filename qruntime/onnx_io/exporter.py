@@ -207,14 +207,10 @@ class _Exporter:
                 copied.append((value, name))
         nodes = [self.node(node) for node in graph.nodes]
         nodes += [self.identity(value, name) for value, name in copied]
-        declared = [*graph.output_types, *[None] * len(graph.outputs)]
         public = inputs.union(graph.outputs)
         proto = GraphProto(name=graph.name or "graph", node=nodes)
         proto.input = [self.value_info(value.type, names[value]) for value in graph.inputs]
-        proto.output = [
-            self.value_info(value.type or kind, name)
-            for value, kind, name in zip(graph.outputs, declared, graph.output_names, strict=False)
-        ]
+        proto.output = [self.value_info(kind, name) for name, kind in graph.described_outputs()]
         proto.value_info = [
             self.value_info(value.type, names[value])
             for node in graph.nodes
@@ -233,12 +229,12 @@ class _Exporter:
             names.give(value, value.name)
         nodes = [self.node(node) for node in graph.nodes]
         outputs: dict[str, ValueInfoProto] = {}
-        for value in graph.outputs:
+        for value, (_, kind) in zip(graph.outputs, graph.described_outputs(), strict=True):
             name = names[value] if _made_in(value, graph) else ""
             if not name or name in outputs:
                 name = names.fresh(f"{value.name}_out")
                 nodes.append(self.identity(value, name))
-            outputs[name] = self.value_info(value.type, name)
+            outputs[name] = self.value_info(kind, name)
         proto = GraphProto(name=graph.name or "subgraph", node=nodes)
         proto.input = [self.value_info(value.type, names[value]) for value in graph.inputs]
         proto.output = list(outputs.values())

@@ -93,10 +93,10 @@ class GraphBuilder:
             names[info.name] = value
             inputs.append(value)
         defaults = self.initializers(proto, body, scope, where)
-        if defaults and self.model.ir_version < 4:
-            # Up to IR version 3 every initializer had to be listed as an input.
+        if defaults and (self.model.ir_version < 4 or outer is not None):
+            # Up to IR version 3 every initializer had to be listed as an input; inputs of subgraphs cannot be named.
             for value, data in defaults.items():
-                value.data = data
+                value.data, value.type = data, tensor_type(data)
             inputs = [value for value in inputs if not value.is_constant]
             defaults = {}
         nodes: list[Node] = []
@@ -105,6 +105,7 @@ class GraphBuilder:
         outputs = [self.output(info, scope, where) for info in proto.output]
         graph = Graph(inputs, outputs, nodes, name=proto.name, doc=proto.doc_string)
         graph.output_names = [info.name for info in proto.output]
+        graph.output_types = [type_info(info.type, where) for info in proto.output]
         graph.input_defaults = defaults
         self.graph_depth -= 1
         return graph
@@ -124,6 +125,8 @@ class GraphBuilder:
             data = self.tensor(tensor) if isinstance(tensor, TensorProto) else self.sparse(tensor)
             value = scope.names.get(name)
             if value is not None:
+                if not _fits(value.type, data):
+                    raise InvalidModel(f"{where}: initializer {name!r} is {tensor_type(data)}, the input of that name {value.type}")
                 defaults[value] = data
             else:
                 scope.names[name] = constant(body.prefix + name, data)
@@ -314,7 +317,20 @@ class GraphBuilder:
 
 
 def constant(name: str, data: np.ndarray) -> Value:
-    return Value(name, TypeInfo("tensor", onnx_code(data.dtype), data.shape), data)
+    return Value(name, tensor_type(data), data)
+
+
+def tensor_type(data: np.ndarray) -> TypeInfo:
+    return TypeInfo("tensor", onnx_code(data.dtype), data.shape)
+
+
+def _fits(declared: TypeInfo | None, data: np.ndarray) -> bool:
+    if declared is None:
+        return True
+    if declared.kind != "tensor" or declared.dtype not in (0, onnx_code(data.dtype)):
+        return False
+    dims = data.shape if declared.shape is None else declared.shape
+    return len(dims) == data.ndim and all(not isinstance(d, int) or d == n for d, n in zip(dims, data.shape))
 
 
 _FORMS_OF_CONSTANT = {

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+import qruntime
 from qruntime.errors import SaveError
 from qruntime.ir import Attribute, AttributeType, Graph, ModelInfo, Node, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import ONNX_TYPES
@@ -263,6 +264,53 @@ def test_metadata_raises_the_ir_version() -> None:
     assert info.ir_version == 10
     assert info.metadata == {"a": "1", "b": "2"}
     assert again.nodes[0].metadata == {"quantized": "dynamic"}
+
+
+DECLARED = [1, "seqlen"]
+
+
+@pytest.mark.parametrize("known", [None, [], ["a", "b"], [1, 7]], ids=str)
+@pytest.mark.parametrize("ops", ["Relu", "Identity", "Relu Identity", "Identity Relu", "Relu Dropout Identity"])
+def test_outputs_keep_their_declared_shapes(tmp_path, ops: str, known: list | None) -> None:
+    """Whatever a file says, or does not, of the value that an output comes to be."""
+    names = ["x", *(f"t{i}" for i in range(1, len(ops.split()))), "y"]
+    nodes = [helper.make_node(op, [a], [b]) for op, a, b in zip(ops.split(), names, names[1:])]
+    infos = [helper.make_tensor_value_info(name, FLOAT, known or None) for name in names[1:] if known is not None]
+    x, y = (helper.make_tensor_value_info(name, FLOAT, DECLARED) for name in "xy")
+    model = load(helper.make_graph(nodes, "g", [x], [y], value_info=infos))
+    assert str(model.outputs[0]) == "y: float32[1, seqlen]"
+    model.save(tmp_path / "m.onnx")
+    saved = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(saved)
+    assert saved.graph.output[0] == y
+    assert saved.graph.input[0] == x
+
+
+def load(graph: onnx.GraphProto) -> qruntime.Model:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return qruntime.load(model.SerializeToString())
+
+
+def test_outputs_without_a_shape_get_what_is_known() -> None:
+    y = helper.make_tensor_value_info("y", FLOAT, None)
+    weight = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    model = load(helper.make_graph([helper.make_node("Neg", ["w"], ["y"])], "g", [], [y], [weight]))
+    assert str(model.outputs[0]) == "y: float32[2, 3]"
+
+
+def test_outputs_of_branches_keep_their_declared_shapes(tmp_path) -> None:
+    t = helper.make_tensor_value_info("t", FLOAT, DECLARED)
+    unknown = helper.make_tensor_value_info("a", FLOAT, None)
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Identity", ["a"], ["t"])]
+    branch = helper.make_graph(nodes, "branch", [], [t], value_info=[unknown])
+    model = load(helper.make_graph(
+        [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)], "g",
+        [helper.make_tensor_value_info("c", TensorProto.BOOL, []), helper.make_tensor_value_info("x", FLOAT, DECLARED)],
+        [helper.make_tensor_value_info("y", FLOAT, DECLARED)],
+    ))  # fmt: skip
+    model.save(tmp_path / "m.onnx")
+    for attribute in onnx.load(tmp_path / "m.onnx").graph.node[0].attribute:
+        assert attribute.g.output[0].type == t.type
 
 
 def test_external_data(tmp_path) -> None:

@@ -19,6 +19,7 @@ from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone
 from qruntime.ir.defaults import fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
+from qruntime.ops.arity import check_arity
 from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input, fixed_shape
 from qruntime.runtime.plan import Plan, Planner, check_supported
@@ -84,6 +85,7 @@ class Model:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
         _kernels.isa()  # raises when the environment asks for kernels that this CPU lacks
+        check_arity(graph)
         self.info = info
         self._report = report
         self.path = path

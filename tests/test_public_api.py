@@ -34,7 +34,7 @@ SIGNATURES = {
     Model.save: "(self, path, *, external_data=None)",
 }
 
-ATTRIBUTES = {"graph", "info", "inputs", "metadata", "outputs", "path", "report", "threads"}
+ATTRIBUTES = {"graph", "info", "inputs", "metadata", "outputs", "overridable", "path", "report", "threads"}
 
 
 def untyped(function: object) -> str:

@@ -34,6 +34,7 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
             metadata=dict(node.metadata),
             doc=node.doc,
         )
+        new.origin = node.origin
         nodes.append(new)
     result = Graph(inputs, [value(v) for v in graph.outputs], nodes, name=graph.name, doc=graph.doc)
     result.output_names = list(graph.output_names)

@@ -111,11 +111,13 @@ class UnusedValue(Value):
 class Node:
     """One operator call. `inputs` may hold None for an optional input that is absent.
 
-    `subgraphs` are the graphs among the attributes it is made with; attributes set later are no graphs.
+    `subgraphs` are the graphs among the attributes it is made with; attributes set later are no graphs. `origin` is the
+    label of what the node stands for, when it is in no file: passes make it with `origin=` the nodes that it replaces.
     """
 
     __slots__ = (
-        "_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "outputs", "overload", "subgraphs", "version",
+        "_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "origin", "outputs", "overload", "subgraphs",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -130,9 +132,11 @@ class Node:
         name: str = "",
         metadata: dict[str, str] | None = None,
         doc: str = "",
+        origin: Sequence[Node] = (),
     ):
         self.op_type = op_type
         self.domain = domain
+        self.origin: str = ", ".join(dict.fromkeys(node.origin or node.label for node in origin)) if origin else ""
         self.version = version  # opset version of `domain` that this node was written for
         self.name = name
         self.attributes = attributes or {}
@@ -190,8 +194,10 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How messages call this node: operator, and name or first output."""
+        """How messages call this node: operator, and name or first output, those of the file first."""
         op = f"{self.domain}.{self.op_type}" if self.domain else self.op_type
+        if self.origin:
+            return self.origin if self.origin.startswith(f"{op} ") else f"{self.origin} ({op})"
         return f"{op} {self.name or (self.outputs[0].name if self.outputs else '')!r}"
 
     def __repr__(self) -> str:

@@ -238,14 +238,13 @@ class _Exporter:
         proto = GraphProto(name=graph.name or "subgraph", node=nodes)
         proto.input = [self.value_info(value.type, names[value]) for value in graph.inputs]
         proto.output = list(outputs.values())
-        proto.initializer = [self.tensor(data, names[value]) for value, data in graph.input_defaults.items()]
         if graph.doc:
             proto.doc_string = graph.doc
         return proto
 
     def node(self, node: Node) -> NodeProto:
         proto = NodeProto(op_type=node.op_type)
-        proto.input = _trimmed([self.name_read(value) for value in node.inputs])
+        proto.input = [self.name_read(value) for value in node.inputs]
         proto.output = _trimmed(
             ["" if isinstance(v, UnusedValue) and not v.uses else self.names[v] for v in node.outputs]
         )

@@ -49,8 +49,8 @@ def _stack(index: int, values: list[Any], axis: int = 0) -> np.ndarray:
 
 @operator("Loop", since=1, shape_inputs=None)
 def loop(
-    trip_count: np.ndarray | None,
-    cond: np.ndarray | None,
+    trip_count: np.ndarray | None = None,
+    cond: np.ndarray | None = None,
     *carried: Any,
     body: Subgraph,
     num_outputs: int = 0,

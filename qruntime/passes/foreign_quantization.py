@@ -163,7 +163,7 @@ def _lstm(node: Node) -> Skip | tuple[Node, Node]:
     inputs = [node.input(0), *weights, *(node.input(i) for i in range(3, 8))]
     attributes = {**node.attributes, "range": as_attribute("per_tensor")}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
-    new = Node("DynamicQuantizedLSTM", inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name)
+    new = Node("DynamicQuantizedLSTM", inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, origin=[node])
     return node, new
 
 

@@ -67,4 +67,5 @@ def _merge(siblings: list[Node]) -> Node:
         domain=QRUNTIME,
         version=1,
         name=", ".join(node.name or node.outputs[0].name for node in siblings),
+        origin=siblings,
     )

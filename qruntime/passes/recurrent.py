@@ -39,7 +39,9 @@ def _lower(node: Node) -> Skip | Node:
     attributes |= {name: as_attribute(value) for name, value in engine_attribute(node).items()}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
     op_type, metadata = f"DynamicQuantized{node.op_type}", dict(node.metadata)
-    return Node(op_type, inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=metadata)
+    return Node(
+        op_type, inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=metadata, origin=[node]
+    )
 
 
 def _directions(value: Value | None) -> list[Value] | None:

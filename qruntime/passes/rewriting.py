@@ -81,7 +81,7 @@ class Builder:
             node = Node(
                 op_type, inputs, [output], {k: as_attribute(v) for k, v in attributes.items()},
                 domain=domain, version=1 if domain == QRUNTIME else self._opset,
-                name=root.name or root.outputs[0].name, metadata=dict(root.metadata),
+                name=root.name or root.outputs[0].name, metadata=dict(root.metadata), origin=[root],
             )  # fmt: skip
             self.nodes.append(node)
             return output
@@ -275,6 +275,8 @@ def _try(graph: Graph, root: Node, rewrite: Rewrite, pattern: _Call, removed: se
     for bound, inner in _match(root.outputs[0], pattern, {}, (), True):
         if not removed.isdisjoint(inner) or not _is_closed(root, inner):
             continue
+        if any(output.is_read for output in root.outputs[1:]):
+            continue  # a replacement makes the first alone
         reason = rewrite.check(**bound)
         if reason is not None:
             trace(f"{type(rewrite).__name__} declines at {root.label}: {reason}")

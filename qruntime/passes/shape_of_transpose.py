@@ -34,7 +34,8 @@ def _read_before(node: Node, transpose: Node) -> Node:
     perm = np.array(transpose.attr("perm"), np.int64)[slice(node.attr("start", 0), node.attr("end"))]
     name = node.outputs[0].name
     whole = Value(f"{name}/whole", TypeInfo("tensor", 7, (len(transpose.attr("perm")),)))
-    shape = Node("Shape", [transpose.input(0)], [whole], version=node.version, name=node.name)
+    shape = Node("Shape", [transpose.input(0)], [whole], version=node.version, name=node.name, origin=[node])
+    node.origin = shape.origin
     node.op_type = "Gather"
     node.set_input(0, whole)
     node.append_input(Value(f"{name}/order", TypeInfo("tensor", 7, perm.shape), perm))

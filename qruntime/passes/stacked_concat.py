@@ -86,7 +86,7 @@ def _fuse(graph: Graph, root: Node) -> Skip | None:
         }
         into = Node(
             "ConcatInto", inputs, [stack, part], {k: as_attribute(v) for k, v in attributes.items()},
-            domain=QRUNTIME, version=1, name=node.name,
+            domain=QRUNTIME, version=1, name=node.name, origin=[node],
         )  # fmt: skip
         graph.insert_before(node, into)
         graph.replace_uses(joined, part)

@@ -135,7 +135,10 @@ class _Nodes:
     def __call__(self, op: str, inputs: list[Value | None], metadata: dict[str, str] | None = None, name: str = "", **ints: int) -> Value:
         output = Value(f"{self.node.outputs[0].name}_{op.lower()}{len(self.nodes)}")
         attributes = {key: Attribute(AttributeType.INT, value) for key, value in ints.items()}
-        self.nodes.append(Node(op, inputs, [output], attributes, version=self.node.version, name=name, metadata=metadata))
+        made = Node(
+            op, inputs, [output], attributes, version=self.node.version, name=name, metadata=metadata, origin=[self.node]
+        )
+        self.nodes.append(made)
         return output
 
 

@@ -91,16 +91,15 @@ class InferenceSession:
 
     def get_inputs(self) -> list[NodeArg]:
         """What a run needs."""
-        return [_node_arg(value.name, value.type) for value in self.model.graph.inputs if value not in self.model.graph.input_defaults]
+        return [_node_arg(value.name, value.type) for value in self.model.graph.inputs]
 
     def get_overridable_initializers(self) -> list[NodeArg]:
         """Inputs that have a value of their own and may be fed another."""
-        return [_node_arg(value.name, value.type) for value in self.model.graph.input_defaults]
+        return [_node_arg(value.name, value.type) for value in self.model._declared.input_defaults]
 
     def get_outputs(self) -> list[NodeArg]:
         """What a run gives."""
-        graph = self.model.graph
-        return [_node_arg(name, info) for name, info in zip(graph.output_names, graph.output_types, strict=True)]
+        return [_node_arg(name, info) for name, info in self.model.graph.described_outputs()]
 
     def get_modelmeta(self) -> ModelMetadata:
         """What the file says of the model."""

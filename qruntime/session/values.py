@@ -140,7 +140,7 @@ class IOBinding:
         self._inputs: dict[str, Any] = {}
         self._outputs: dict[str, np.ndarray | None] = {}
         self._results: list[Any] = []
-        self._types = {value.name: value.type for value in session.model.graph.inputs}
+        self._types = {value.name: value.type for value in session.model._declared.inputs}
 
     def bind_cpu_input(self, name: str, array: Any) -> None:
         """Feed `array` as `name`."""

@@ -204,7 +204,7 @@ def test_outputs_that_are_inputs_constants_or_listed_twice() -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-def test_names_become_unique_and_absent_inputs_are_trimmed() -> None:
+def test_names_become_unique_and_absent_inputs_stay_empty() -> None:
     x, low = value("x", 2), Value("x", data=np.array(0, np.float32))
     hidden, y = value("y", 2), value("", 2)
     nodes = [Node("Clip", [x, low, None], [hidden], version=17), Node("Neg", [hidden], [y], version=17, name="n")]
@@ -212,7 +212,7 @@ def test_names_become_unique_and_absent_inputs_are_trimmed() -> None:
     graph.output_names = ["y"]
     saved = onnx.load_from_string(serialize(graph, ModelInfo(opset_imports={"": 17})))
     onnx.checker.check_model(saved, full_check=True)
-    assert list(saved.graph.node[0].input) == ["x", "x_1"]
+    assert list(saved.graph.node[0].input) == ["x", "x_1", ""]
     np.testing.assert_array_equal(
         ReferenceEvaluator(saved).run(None, {"x": np.array([-1, 2], np.float32)})[0], np.float32([0, -2])
     )

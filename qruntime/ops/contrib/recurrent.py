@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from qruntime.ops.checks import require_rank
@@ -55,7 +53,7 @@ def dynamic_quantize_lstm(
     direction: str = "forward",
     hidden_size: int | None = None,
     input_forget: int = 0,
-) -> Any:
+) -> tuple[np.ndarray, ...]:
     """LSTM with W [D, I, 4·H] and R [D, H, 4·H] as 8-bit codes; X and h are quantized per tensor."""
     directions = 2 if direction == "bidirectional" else 1
     quantized = find("qruntime", "DynamicQuantizedLSTM", 1)

@@ -277,6 +277,10 @@ class Model:
         a warning, with what is called alike, and stands in `report.idle`.
         `faster_only` leaves layers float that are too small for int8 to be faster; else the report names them.
 
+        A layer that is quantized already stays where it has the form asked for, and where the call asks for no more than
+        its defaults; else it is quantized anew from the values that its codes stand for, and its row of the report names
+        them as `source`. docs/quantization.md has the whole table.
+
         With `inplace` this model changes and is returned. What was left alone and why is in `report` and
         in `summary()`; `strict` makes it an error.
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 import warnings
+from collections import Counter
 from typing import Any
 
 import qruntime
@@ -27,8 +28,15 @@ from qruntime.quantization import (
 )
 from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.printing import layer_table, printable, reason_lines, skipped_lines, slower_lines
-from qruntime.quantization.report import Report
+from qruntime.quantization.printing import (
+    layer_table,
+    printable,
+    reason_lines,
+    skipped_lines,
+    slower_lines,
+    source_lines,
+)
+from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
 from qruntime.quantization.specification import DTYPES, default_kinds
 
@@ -234,6 +242,7 @@ def _fields(
         "weight_bytes_after": report.bytes_after,
         "layers": [layer._asdict() for layer in report.layers],
         "skipped": [layer._asdict() for layer in report.skipped],
+        "kept": report.kept,
         "idle": report.idle,
         "slower": report.slower,
         "worst": [layer.name for layer in report.worst(WORST)],
@@ -245,13 +254,13 @@ def _lines(
     arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]
 ) -> list[str]:
     report = model.report
-    kinds = {layer.kind: sum(other.kind == layer.kind for other in report.layers) for layer in report.layers}
-    counted = ", ".join(f"{kind} ×{n}" for kind, n in kinds.items()) or "none"
+    kept = [layer for layer in report.layers if layer.name in report.kept]
     before, after = sizes
     times = ", ".join(f"{step} {terminal.duration(s)}" for step, s in seconds.items() if step != "total")
     lines = [
         terminal.heading(f"{printable(arguments.input)} → {printable(arguments.output)}"),
-        f"  quantized  {counted}",
+        f"  quantized  {_counted([layer for layer in report.layers if layer.name not in report.kept])}",
+        *([f"  kept       {_counted(kept)}: quantized before, and left as stored"] if kept else []),
         f"  scheme     {_scheme(arguments, report)}",
         f"  weights    {terminal.size(report.bytes_before)} → {terminal.size(report.bytes_after)}",
         f"  file       {terminal.size(before)} → {terminal.size(after)} ({before / max(1, after):.2f}× smaller)",
@@ -261,7 +270,12 @@ def _lines(
     if worst:
         title = "The layers whose weights lost most" if len(report.layers) > len(worst) else "Layers, worst first"
         lines += ["", terminal.heading(f"{title}:"), *layer_table(worst)]
-    return lines + [in_flags(line) for line in (*reason_lines(report), *skipped_lines(report), *slower_lines(report))]
+    said = (reason_lines, source_lines, skipped_lines, slower_lines)
+    return lines + [in_flags(line) for part in said for line in part(report)]
+
+
+def _counted(layers: list[QuantizedLayer]) -> str:
+    return ", ".join(f"{kind} ×{n}" for kind, n in Counter(layer.kind for layer in layers).items()) or "none"
 
 
 def _activation(arguments: argparse.Namespace) -> str:

@@ -100,11 +100,13 @@ def matches_any(node: Node, patterns: Iterable[str]) -> bool:
     return any(matches(node, pattern) for pattern in patterns)
 
 
-def mistaken(idle: Iterable[str], nodes: Sequence[Node]) -> list[str]:
+def mistaken(idle: Sequence[str], nodes: Sequence[Node]) -> list[str]:
     """Those of the patterns that select nothing which are no kinds that the model happens not to have.
 
     A kind by whose name a module below the root goes may have been meant as that module.
     """
+    if not idle:
+        return []
     inner = {part for node in nodes for path in layer_paths(node) for part in components(path)}
     return [pattern for pattern in idle if not is_kind(pattern) or pattern in inner]
 

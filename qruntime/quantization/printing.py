@@ -11,7 +11,7 @@ from qruntime.ir import Graph, Node
 from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
 from qruntime.quantization.layers import is_transposed
 from qruntime.quantization.ranges import FLOOR_DB
-from qruntime.quantization.report import QuantizedLayer, Report
+from qruntime.quantization.report import QuantizedLayer, Report, Stored
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
     RECURRENT,
@@ -152,8 +152,8 @@ def _is_per_channel(node: Node) -> bool:
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    lines = [*quantized_lines(report), *reason_lines(report), *skipped_lines(report), *slower_lines(report), *idle_lines(report)]
-    return "\n".join([*lines, "", *node_lines(planned)])
+    said = (quantized_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
+    return "\n".join([*(line for lines in said for line in lines(report)), "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
@@ -167,7 +167,7 @@ def quantized_lines(report: Report) -> list[str]:
 
 
 def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
-    rows = [("layer", "kind", "shape", "scheme", "bytes", "int8 bytes", "SNR dB")]
+    rows = [("layer", "kind", "shape", "scheme", "bytes", "bytes now", "SNR dB")]
     for layer in layers:
         shape = "×".join(map(str, layer.shape))
         before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
@@ -193,15 +193,38 @@ def reason_lines(report: Report) -> list[str]:
 
 def skipped_lines(report: Report) -> list[str]:
     """Candidates left alone, one line for each reason."""
-    if not report.skipped:
-        return []
-    lines = ["", f"{len(report.skipped)} candidate{'s are' if len(report.skipped) > 1 else ' is'} left as float:"]
-    for reason, layers in report.skipped_by_reason().items():
-        counted = Counter(layer.op_type for layer in layers)
-        ops = ", ".join(f"{op} ×{n}" for op, n in counted.most_common())
-        first = printable(layers[0].name)
-        lines.append(f"  {reason}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
+    lines = []
+    for is_stored, left in ((False, "left as float"), (True, "left as stored before")):
+        groups = {why: found for why, found in report.skipped_by_reason().items() if isinstance(why, Stored) is is_stored}
+        count = sum(map(len, groups.values()))
+        if not count:
+            continue
+        lines += ["", f"{count} candidate{'s are' if count > 1 else ' is'} {left}:"]
+        for reason, layers in groups.items():
+            counted = Counter(layer.op_type for layer in layers)
+            ops = ", ".join(f"{op} ×{n}" for op, n in counted.most_common())
+            first = printable(layers[0].name)
+            lines.append(f"  {printable(reason, limit=200)}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
     return lines
+
+
+def source_lines(report: Report) -> list[str]:
+    """Layers whose codes were made from other codes."""
+    lines = []
+    for source in dict.fromkeys(layer.source for layer in report.layers if layer.source != "float32"):
+        names = [layer.name for layer in report.layers if layer.source == source]
+        layers = f"{len(names)} layers are" if len(names) > 1 else "1 layer is"
+        which = f"first {printable(names[0])}" if len(names) > 1 else printable(names[0])
+        lines += ["", f"{layers} quantized from {printable(source)} ({which}): what the weights had lost stays lost"]
+    return lines
+
+
+def kept_lines(report: Report) -> list[str]:
+    """Layers of earlier calls that the last call left as they were."""
+    if not report.kept:
+        return []
+    count, first = len(report.kept), printable(report.kept[0])
+    return ["", f"{count} layer{'s were' if count > 1 else ' was'} quantized before and left so ({'first ' if count > 1 else ''}{first})"]
 
 
 def slower_lines(report: Report) -> list[str]:

@@ -5,6 +5,26 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Reason(str):
+    """Why a layer stays as it is. A plain one is a fault: the layer was asked for and cannot be quantized."""
+
+
+class Unselected(Reason):
+    """The request leaves the layer out, though nothing is wrong with it."""
+
+
+class Excluded(Unselected):
+    """The request says that the layer is to stay as it is."""
+
+
+class NoWeight(Reason):
+    """A product of two activations: there is nothing to store."""
+
+
+class Stored(Reason):
+    """Another tool, or an earlier call, stored the weight in a form of its own."""
+
+
 class QuantizedLayer(NamedTuple):
     """One quantized layer: its bytes before and after, and how much of its weights survived rounding."""
 
@@ -24,6 +44,9 @@ class QuantizedLayer(NamedTuple):
     reason: str = ""
     """What made the weight be stored otherwise than was preferred: the channel that one scale for the tensor would have cost
     too much, or weights that float16 does not reach."""
+    source: str = "float32"
+    """Element type of what the codes were made from: int8 where a model was quantized that was so before. What that had
+    lost stays lost, and `snr_db` does not count it."""
 
 
 class SkippedLayer(NamedTuple):
@@ -41,6 +64,8 @@ class Report(NamedTuple):
     """Patterns of the request, in qconfig_spec, only or exclude, that select nothing."""
     slower: tuple[str, ...] = ()
     """Names of quantized layers that are too small for int8 to be faster than float32 (small_layers.py)."""
+    kept: tuple[str, ...] = ()
+    """Names of layers that were quantized before, and that the call left as they were."""
 
     @property
     def bytes_before(self) -> int:

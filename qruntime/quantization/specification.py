@@ -10,6 +10,7 @@ from qruntime.ir import Node
 from qruntime.quantization import qconfig as presets
 from qruntime.quantization.patterns import KIND, OWN, matches, matches_any, rank
 from qruntime.quantization.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
+from qruntime.quantization.report import Excluded, Reason, Unselected
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
     EMBEDDINGS,
@@ -40,8 +41,9 @@ def default_kinds(dtype: str) -> tuple[str, ...]:
     return ("Embedding",) if dtype in EMBEDDINGS else ("Linear", "LSTM", "GRU", "RNN")
 
 
-class Unselected(str):
-    """Why a layer is left alone though nothing is wrong with it."""
+def default_observer(dtype: str) -> Observer:
+    """How a call quantizes weights to `dtype` when it says no more."""
+    return _DEFAULTS[dtype]
 
 
 class Specification(NamedTuple):
@@ -58,12 +60,13 @@ class Specification(NamedTuple):
     only: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
 
-    def observer_of(self, node: Node, kind: str) -> Observer | Unselected | str:
-        """The observer for a layer; Unselected, or a plain string when the request does not fit the layer.
+    def observer_of(self, node: Node, kind: str) -> Observer | Reason:
+        """The observer for a layer; else the reason, a plain one when the request does not fit the layer.
 
         Raises QuantizationError when it does not fit and names just this layer or its kind.
         """
-        ranked = [(found, pattern) for pattern in self.entries if (found := rank(node, pattern)) is not None]
+        named = kinds_of(node).intersection(self.entries) if self.is_default else self.entries  # kinds alone, no modules called so
+        ranked = [(found, pattern) for pattern in named if (found := rank(node, pattern)) is not None]
         if not ranked:
             if kind == "Embedding" and self.is_default:
                 return Unselected(f"not selected: {EMBEDDINGS_HINT}")
@@ -73,7 +76,7 @@ class Specification(NamedTuple):
         closeness, pattern = max(ranked)
         observer = self.entries[pattern]
         if observer is None:
-            return Unselected("excluded by qconfig_spec")
+            return Excluded("excluded by qconfig_spec")
         if self.mapping is not None and self.mapping.isdisjoint(kinds_of(node)):
             return Unselected("not selected by mapping")
         is_named = any(found.level in (OWN, KIND) for found, _ in ranked)
@@ -84,10 +87,10 @@ class Specification(NamedTuple):
         if misfit and names_it and not self.is_default:
             raise QuantizationError(f"qconfig_spec {pattern!r} selects {node.label}: {misfit}")
         if misfit:
-            return misfit
+            return Reason(misfit)
         if self.only is not None and not matches_any(node, self.only):
             return Unselected("not selected by only=")
-        return Unselected("excluded by exclude=") if matches_any(node, self.exclude) else observer
+        return Excluded("excluded by exclude=") if matches_any(node, self.exclude) else observer
 
     def names(self, node: Node) -> bool:
         """Whether an entry or `only` gives the very name or path of `node`."""

@@ -11,14 +11,12 @@ from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
-from qruntime.passes.weights import half_weight, quantized_weight
 from qruntime.quantization.formats import QuantizedTensor
 from qruntime.quantization.layers import form_of, is_transposed, missing_form, output_axis, unfit_attributes, weights_of
 from qruntime.quantization.observed import quantize_weight, snr_db
 from qruntime.quantization.qconfig import Observer
-from qruntime.quantization.report import QuantizedLayer
+from qruntime.quantization.report import NoWeight, QuantizedLayer, Unselected
 from qruntime.quantization.selection import CONVOLUTIONS, RECURRENT, weight_shape
-from qruntime.quantization.specification import Unselected
 
 SNR = "qruntime.weight_snr_db"
 """Metadata key of a quantized node: the signal-to-noise ratio of its weights."""
@@ -141,14 +139,14 @@ def _obstacle(node: Node, value: Value | None) -> str | None:
     if value is None or form is None:
         return "the weight is missing"
     if value.data is None:
-        if quantized_weight(value) is not None or half_weight(value) is not None:
-            return "already quantized"
         first = node.input(0)
         if any(v is not None and v.data is None and _is_computed_once(v) for v in (value, first)):
             return Unselected("the weight is computed from fewer numbers than it holds: none that was learned")
         if form.kind in CONVOLUTIONS:
             return "the weight is computed at run time"
-        return "both inputs are computed" if first is None or first.data is None else "the constant is the left-hand side"
+        if first is not None and first.data is not None:
+            return "the constant is the left-hand side"
+        return NoWeight("both inputs are computed")
     if not is_packable(value.data.dtype):
         return f"the weight is {value.data.dtype}, need float32 or narrower"
     least, most = form.ranks

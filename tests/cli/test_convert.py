@@ -121,6 +121,26 @@ def test_the_input_is_overwritten_only_by_force(command: Command, linear: Path, 
     assert sorted(os.listdir(linear.parent)) == sorted({"linear.onnx", output.name})
 
 
+def test_a_request_on_an_int8_model_is_carried_out_or_said(command: Command, linear: Path, tmp_path: Path) -> None:
+    int8, output = tmp_path / "int8.onnx", tmp_path / "out.onnx"
+    command("convert", linear, int8)
+    same = command("convert", int8, output)
+    assert same.code == 0
+    assert "quantized  none" in same.out
+    assert "kept       Linear ×2: quantized before, and left as stored" in same.out
+    channels = command("convert", int8, output, "--per-channel", "--strict")
+    assert channels.code == 0
+    assert "quantized  Linear ×2\n" in channels.out
+    assert "kept" not in channels.out
+    assert "2 layers are quantized from int8 (first /encoder/layer.0/fc/MatMul)" in channels.out
+    found = command("convert", int8, output, "--dtype", "float16", "--json").json
+    assert [(layer["scheme"], layer["source"]) for layer in found["layers"]] == [("float16", "int8")] * 2
+    late = command("convert", int8, output, "--exclude", "head", "--json")
+    assert late.code == 0
+    assert "excluded layers that were quantized before stay so: '/head/MatMul'" in late.err
+    assert late.json["kept"] == ["/encoder/layer.0/fc/MatMul", "/head/MatMul"]
+
+
 def test_an_earlier_output_is_replaced(command: Command, linear: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert command("convert", linear, tmp_path / "int8.onnx").code == 0

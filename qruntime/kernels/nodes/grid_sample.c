@@ -44,7 +44,7 @@ REFLECTED(reflected_f32, float, fmodf)
 REFLECTED(reflected_f64, double, fmod)
 
 /// Position on an axis of `size` that the coordinate `g` in [-1, 1] stands for, padded but for zeros.
-static float position(const sampling *s, float g, int64_t size) {
+static inline float position(const sampling *s, float g, int64_t size) {
     const float far = 1073741824;  // outside of any image, as in ops/interpolation.py
     const float low = s->aligns_corners ? 0 : -0.5f, high = s->aligns_corners ? (float)(size - 1) : (float)((double)size - 0.5);
     float at = s->aligns_corners ? (g + 1) / 2 * (float)(size - 1) : ((g + 1) * (float)size - 1) / 2;
@@ -56,7 +56,7 @@ static float position(const sampling *s, float g, int64_t size) {
 }
 
 /// The place in the image of neighbour `i` of an axis; its weight becomes 0 when it is outside and zeros are there.
-static int64_t placed(const sampling *s, int64_t i, int64_t size, float *weight) {
+static inline int64_t placed(const sampling *s, int64_t i, int64_t size, float *weight) {
     if (s->padding == ZEROS) {
         if (i >= 0 && i < size) return i;
         *weight = 0;
@@ -70,13 +70,15 @@ static int64_t placed(const sampling *s, int64_t i, int64_t size, float *weight)
 }
 
 /// Neighbours of a position on one axis; how many.
-static int neighbours(const sampling *s, float at, int64_t size, int64_t *place, float *weight) {
+static inline int neighbours(const sampling *s, float at, int64_t size, int64_t *place, float *weight) {
     if (s->mode == NEAREST) {
         weight[0] = 1;
         place[0] = placed(s, (int64_t)rintf(at), size, &weight[0]);
         return 1;
     }
-    float low = floorf(at), fraction = at - low;
+    int32_t low = (int32_t)at;
+    low -= (float)low > at;
+    float fraction = at - (float)low;
     weight[0] = 1 - fraction;
     weight[1] = fraction;
     for (int i = 0; i < 2; i++) place[i] = placed(s, (int64_t)low + i, size, &weight[i]);
@@ -93,11 +95,13 @@ static void find_taps(const sampling *s, const float *grid, int64_t count, block
         int n = neighbours(s, position(s, grid[2 * p + 1], s->height), s->height, rows, row_weights);
         neighbours(s, position(s, grid[2 * p], s->width), s->width, columns, column_weights);
         bool is_exposed = is_line || n == 1 || rows[1] != rows[0] + 1 || columns[1] != columns[0] + 1;
-        for (int i = 0; i < n * n; i++) {
-            taps->place[i][p] = rows[i / n] * s->width + columns[i % n];
-            taps->weight[i][p] = row_weights[i / n] * column_weights[i % n];
-            is_exposed |= taps->weight[i][p] == 0;
-        }
+        for (int i = 0, tap = 0; i < n; i++)
+            for (int k = 0; k < n; k++, tap++) {
+                float weight = row_weights[i] * column_weights[k];
+                taps->place[tap][p] = rows[i] * s->width + columns[k];
+                taps->weight[tap][p] = weight;
+                is_exposed |= weight == 0;
+            }
         taps->num_taps = n * n;
         if (is_exposed) taps->exposed[taps->num_exposed++] = (int32_t)p;
     }
@@ -106,14 +110,19 @@ static void find_taps(const sampling *s, const float *grid, int64_t count, block
 /// A weight of zero hides the value, even Inf and NaN: it may stand for padding.
 static inline float weighed(float v, float weight) { return (weight == 0 ? 0 : v) * weight; }
 
-static void sample(const sampling *s, const block_taps *t, const float *x, int64_t count, float *y) {
-    if (t->num_exposed < count) {
-        const float *w0 = t->weight[0], *w1 = t->weight[1], *w2 = t->weight[2], *w3 = t->weight[3];
-        for (int64_t p = 0; p < count; p++) {
-            const float *top = x + t->place[0][p], *below = top + s->width;
-            y[p] = 0 + top[0] * w0[p] + top[1] * w1[p] + below[0] * w2[p] + below[1] * w3[p];
-        }
+/// Four neighbours of each point, of two planes that share places and weights.
+static void sample_inside(const block_taps *t, int64_t width, int64_t count, const float *a, const float *b, float *ya, float *yb) {
+    const float *w0 = t->weight[0], *w1 = t->weight[1], *w2 = t->weight[2], *w3 = t->weight[3];
+    for (int64_t p = 0; p < count; p++) {
+        const float *ta = a + t->place[0][p], *tb = b + t->place[0][p], *ua = ta + width, *ub = tb + width;
+        float sum_a = 0 + ta[0] * w0[p] + ta[1] * w1[p] + ua[0] * w2[p] + ua[1] * w3[p];
+        float sum_b = 0 + tb[0] * w0[p] + tb[1] * w1[p] + ub[0] * w2[p] + ub[1] * w3[p];
+        ya[p] = sum_a;
+        yb[p] = sum_b;
     }
+}
+
+static void sample_exposed(const block_taps *t, const float *x, float *y) {
     for (int64_t i = 0; i < t->num_exposed; i++) {
         int32_t p = t->exposed[i];
         float sum = 0;
@@ -128,8 +137,17 @@ static void sample_task(void *context, int64_t task) {
     const int64_t count = s->num_points - first < BLOCK ? s->num_points - first : BLOCK;
     block_taps taps;
     find_taps(s, s->grid + (image * s->num_points + first) * 2, count, &taps);
-    for (int64_t c = image * s->num_channels; c < (image + 1) * s->num_channels; c++)
-        sample(s, &taps, s->x + c * plane, count, s->y + c * s->num_points + first);
+    const float *x = s->x + image * s->num_channels * plane;
+    float *y = s->y + image * s->num_channels * s->num_points + first;
+    for (int64_t c = 0; c < s->num_channels; c += 2) {
+        // The last of an odd number of planes is its own partner.
+        const int64_t next = c + 1 < s->num_channels ? c + 1 : c;
+        const float *a = x + c * plane, *b = x + next * plane;
+        float *ya = y + c * s->num_points, *yb = y + next * s->num_points;
+        if (taps.num_exposed < count) sample_inside(&taps, s->width, count, a, b, ya, yb);
+        sample_exposed(&taps, a, ya);
+        if (next != c) sample_exposed(&taps, b, yb);
+    }
 }
 
 /// ints: mode, padding, align_corners. Inputs: float32 x [N, C, H, W], grid [N, H', W', 2]. Output: [N, C, H', W'].

@@ -19,8 +19,7 @@ from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization import (
     QConfig,
     default_dynamic_qconfig,
-    default_dynamic_quant_observer,
-    engine_weight_observer,
+    engine_dynamic_qconfig,
     float16_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
@@ -45,7 +44,7 @@ NOTHING_QUANTIZED = 1
 """Exit code when the output holds the model as it was."""
 
 QCONFIGS: dict[str, QConfig | None] = {
-    "qint8": QConfig(default_dynamic_quant_observer, engine_weight_observer),
+    "qint8": engine_dynamic_qconfig,
     "per_tensor": default_dynamic_qconfig,
     "per_channel": per_channel_dynamic_qconfig,
     "float16": float16_dynamic_qconfig,

@@ -175,6 +175,7 @@ default_per_channel_weight_observer = EngineObserver(qscheme="per_channel_symmet
 default_float_qparams_observer = PerChannelMinMaxObserver(dtype="quint8", qscheme="per_channel_affine_float_qparams")
 default_float_qparams_observer_4bit = default_float_qparams_observer.with_args(dtype="quint4x2")
 
+engine_dynamic_qconfig = QConfig(default_dynamic_quant_observer, engine_weight_observer)
 default_dynamic_qconfig = QConfig(default_dynamic_quant_observer, default_weight_observer)
 per_channel_dynamic_qconfig = QConfig(default_dynamic_quant_observer, default_per_channel_weight_observer)
 float16_dynamic_qconfig = QConfig(PlaceholderObserver(dtype="float16", is_dynamic=True), PlaceholderObserver(dtype="float16"))

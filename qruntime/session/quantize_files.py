@@ -11,7 +11,7 @@ from qruntime.errors import QuantizationError
 from qruntime.model import Model, load
 from qruntime.quantization.qconfig import (
     QConfig,
-    default_dynamic_qconfig,
+    engine_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     per_channel_dynamic_qconfig,
 )
@@ -78,7 +78,7 @@ def _read(model: Any) -> Model:
 
 def _specification(op_types: Sequence[str] | None, per_channel: bool) -> dict[object, QConfig | None]:
     """Each operator with what it is quantized to; operators that are never quantized are named in a warning."""
-    linear = per_channel_dynamic_qconfig if per_channel else default_dynamic_qconfig
+    linear = per_channel_dynamic_qconfig if per_channel else engine_dynamic_qconfig
     chosen = default_kinds("qint8") if not op_types else [op for op in op_types if is_kind(op)]
     for op in op_types or ():
         if op not in chosen:

@@ -211,7 +211,7 @@ def skipped_lines(report: Report) -> list[str]:
 def source_lines(report: Report) -> list[str]:
     """Layers whose codes were made from other codes."""
     lines = []
-    for source in dict.fromkeys(layer.source for layer in report.layers if layer.source != "float32"):
+    for source in dict.fromkeys(layer.source for layer in report.layers if layer.source != "float"):
         names = [layer.name for layer in report.layers if layer.source == source]
         layers = f"{len(names)} layers are" if len(names) > 1 else "1 layer is"
         which = f"first {printable(names[0])}" if len(names) > 1 else printable(names[0])

@@ -44,9 +44,9 @@ class QuantizedLayer(NamedTuple):
     reason: str = ""
     """What made the weight be stored otherwise than was preferred: the channel that one scale for the tensor would have cost
     too much, or weights that float16 does not reach."""
-    source: str = "float32"
-    """Element type of what the codes were made from: int8 where a model was quantized that was so before. What that had
-    lost stays lost, and `snr_db` does not count it."""
+    source: str = "float"
+    """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
+    for one. What those had lost stays lost, and `snr_db` does not count it."""
 
 
 class SkippedLayer(NamedTuple):

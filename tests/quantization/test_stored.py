@@ -93,7 +93,7 @@ def test_another_form_is_made_of_the_values_that_were_stored(arguments: dict[str
     expected = dequantized(int8).quantize_dynamic(**arguments)
     assert_same_bits(made(X), expected(X))
     assert not np.array_equal(made(X), int8(X))
-    assert [layer._replace(source="float32") for layer in made.report.layers] == list(expected.report.layers)
+    assert [layer._replace(source="float") for layer in made.report.layers] == list(expected.report.layers)
     assert {layer.source for layer in made.report.layers} == {"int8"}
     assert made.report.kept == ()
     assert "2 layers are quantized from int8 (first /encoder/fc/MatMul)" in made.summary()
@@ -106,7 +106,7 @@ def test_another_form_is_made_of_the_values_that_were_stored(arguments: dict[str
 def test_part_of_a_model_is_quantized_anew():
     int8 = floats().quantize_dynamic()
     made = int8.quantize_dynamic({"head": per_channel_dynamic_qconfig})
-    assert rows(made) == {FIRST: ("per_tensor_affine", "float32"), SECOND: ("per_channel_affine", "int8")}
+    assert rows(made) == {FIRST: ("per_tensor_affine", "float"), SECOND: ("per_channel_affine", "int8")}
     assert made.report.kept == (FIRST,)
     assert [weight.axis for weight in codes(made)] == [None, 0]
 
@@ -114,7 +114,7 @@ def test_part_of_a_model_is_quantized_anew():
 def test_float16_becomes_int8_when_named():
     half = floats().quantize_dynamic(dtype="float16")
     kept = half.quantize_dynamic()
-    assert rows(kept) == {FIRST: ("float16", "float32"), SECOND: ("float16", "float32")}
+    assert rows(kept) == {FIRST: ("float16", "float"), SECOND: ("float16", "float")}
     assert kept.report.kept == (FIRST, SECOND)
     made = half.quantize_dynamic({"Linear"})
     assert {source for _, source in rows(made).values()} == {"float16"}
@@ -122,12 +122,27 @@ def test_float16_becomes_int8_when_named():
     assert np.abs(made(X) - floats()(X)).max() < 0.05 * np.abs(floats()(X)).max()
 
 
+def test_models_of_half_precision_are_quantized_anew_too(tmp_path: Path):
+    w = random(24, 16).astype(np.float16)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")
+    data = model_bytes([node], [("x", TensorProto.FLOAT16, ["n", 24])], [("y", TensorProto.FLOAT16, ["n", 16])], {"w": w})
+    model, x = qruntime.load(data), X.astype(np.float16)
+    int8 = reloaded(model.quantize_dynamic(), tmp_path)
+    assert rows(int8) == {"fc": ("per_tensor_affine", "float")}
+    assert int8.quantize_dynamic().report.kept == ("fc",)
+    made = int8.quantize_dynamic(per_channel=True)
+    assert rows(made) == {"fc": ("per_channel_affine", "int8")}
+    assert made(x).dtype == np.float16
+    assert np.abs(made(x).astype(np.float32) - model(x)).max() < 0.05 * np.abs(model(x)).max()
+    assert_same_bits(reloaded(made, tmp_path)(x), made(x))
+
+
 def test_activations_are_treated_otherwise_over_the_same_codes():
     int8 = floats().quantize_dynamic()
     made = int8.quantize_dynamic(activation="per_tensor")
     assert_same_bits(made(X), floats().quantize_dynamic(activation="per_tensor")(X))
     assert made.report.kept == ()
-    assert {layer.source for layer in made.report.layers} == {"float32"}
+    assert {layer.source for layer in made.report.layers} == {"float"}
     assert made.quantize_dynamic().report.kept == (FIRST, SECOND)
 
 

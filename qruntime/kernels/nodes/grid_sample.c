@@ -26,6 +26,7 @@ typedef struct {
     int64_t place[MAX_TAPS][BLOCK];
     float weight[MAX_TAPS][BLOCK];
     int64_t num_taps;
+    int64_t corner[BLOCK];   ///< place of the first of four values side by side; 0, which is one, for exposed points
     int32_t exposed[BLOCK];  ///< points that have a weight of 0 or neighbours that are not side by side
     int64_t num_exposed;
 } block_taps;
@@ -103,6 +104,7 @@ static void find_taps(const sampling *s, const float *grid, int64_t count, block
                 is_exposed |= weight == 0;
             }
         taps->num_taps = n * n;
+        taps->corner[p] = is_exposed ? 0 : taps->place[0][p];
         if (is_exposed) taps->exposed[taps->num_exposed++] = (int32_t)p;
     }
 }
@@ -110,11 +112,11 @@ static void find_taps(const sampling *s, const float *grid, int64_t count, block
 /// A weight of zero hides the value, even Inf and NaN: it may stand for padding.
 static inline float weighed(float v, float weight) { return (weight == 0 ? 0 : v) * weight; }
 
-/// Four neighbours of each point, of two planes that share places and weights.
+/// Four neighbours of each point, of two planes that share places and weights. What exposed points get is overwritten.
 static void sample_inside(const block_taps *t, int64_t width, int64_t count, const float *a, const float *b, float *ya, float *yb) {
     const float *w0 = t->weight[0], *w1 = t->weight[1], *w2 = t->weight[2], *w3 = t->weight[3];
     for (int64_t p = 0; p < count; p++) {
-        const float *ta = a + t->place[0][p], *tb = b + t->place[0][p], *ua = ta + width, *ub = tb + width;
+        const float *ta = a + t->corner[p], *tb = b + t->corner[p], *ua = ta + width, *ub = tb + width;
         float sum_a = 0 + ta[0] * w0[p] + ta[1] * w1[p] + ua[0] * w2[p] + ua[1] * w3[p];
         float sum_b = 0 + tb[0] * w0[p] + tb[1] * w1[p] + ub[0] * w2[p] + ub[1] * w3[p];
         ya[p] = sum_a;

@@ -59,7 +59,8 @@ cdef class Executable:
     `steps` are tuples (kernel name or None, ints, floats, packed, input slots of the kernel (-1 =
     absent), input slots of the definition, first output slot, number of outputs, dying inputs bit set,
     slots to release, definition or None, label). `memoised` are the step numbers whose results depend on
-    the input shapes only, `boundary` the slots they fill for the others.
+    the input shapes only, `boundary` the slots they fill for the others. The kernels of `unwidened` steps
+    do not stand for narrower floats.
     """
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
@@ -89,7 +90,7 @@ cdef class Executable:
     cdef list input_shapes
     cdef object convert
 
-    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads):
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set()):
         cdef int i, j, at_input = 0, at_release = 0
         cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
         cdef Step *step
@@ -145,7 +146,7 @@ cdef class Executable:
                 step.fn = qrt_find_node(kernel.encode())
                 if step.fn == NULL:
                     raise RuntimeError(f"{label}: no kernel is called {kernel!r}")
-                step.widens = qrt_widens(kernel.encode())
+                step.widens = i not in unwidened and qrt_widens(kernel.encode())
             self.keepalive.append(packed)
             step.node.ints = self.ints + at_int
             step.node.floats = self.floats + at_float

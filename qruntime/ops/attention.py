@@ -201,7 +201,8 @@ def _has_rank(value: Value | None, rank: int) -> bool:
 
 @attention.native
 def _attention(node: Node) -> NativeCall | None:
-    """Without cache, cap and windows; [B, S, H · D] when the node says the numbers of heads."""
+    """Without cache, cap and windows; [B, S, H · D] when the node says the numbers of heads. ONNX defines it as a function:
+    of float16, what is scaled, scores and weights are rounded."""
     if any(node.input(i) is not None for i in (4, 5, 6)) or any(_is_read(node, i) for i in (1, 2, 3)):
         return None
     windows = node.attr("left_window_size", -1), node.attr("right_window_size", -1)
@@ -218,7 +219,7 @@ def _attention(node: Node) -> NativeCall | None:
     ints = [0, layout, layout, layout, layout, q_heads, kv_heads, 0, 0, 0, 0, 0, 0, 0, 0, causal, 0, 0]
     inputs = [0, 1, 2] if node.input(3) is None else [0, 1, 2, 3]
     floats = [np.nan if scale is None else scale, -np.inf]
-    return NativeCall("attention", ints=[*ints, _DEAD_ROWS_MASKED_TO_ZERO], floats=floats, inputs=inputs)
+    return NativeCall("attention", ints=[*ints, _DEAD_ROWS_MASKED_TO_ZERO], floats=floats, inputs=inputs, widens=False)
 
 
 @operator("RotaryEmbedding", since=23)

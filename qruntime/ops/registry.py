@@ -49,9 +49,10 @@ class NativeCall:
     `inputs` chooses which inputs of the node are passed, None for all of them: constants that were
     packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
     `unaligned` are inputs whose bytes may lie anywhere, as they do in many files: large tables need no copy then.
+    `widens` is False where the definition rounds narrow floats on its way, which float32 on widened inputs would not.
     """
 
-    __slots__ = ("floats", "inputs", "ints", "kernel", "packed", "unaligned")
+    __slots__ = ("floats", "inputs", "ints", "kernel", "packed", "unaligned", "widens")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class NativeCall:
         packed: Sequence[Any] = (),
         inputs: Sequence[int] | None = None,
         unaligned: Sequence[int] = (),
+        widens: bool = True,
     ):
         # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.
         array("q", ints)
@@ -71,6 +73,7 @@ class NativeCall:
         self.packed = packed
         self.inputs = inputs
         self.unaligned = unaligned
+        self.widens = widens
 
 
 class OpSpec:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from qruntime.ir import Graph, Node, Value
 from qruntime.passes.attention_scores import Scores, is_last_axis, is_private, scaling_of, scores_of, softmax_before
 from qruntime.passes.cleanup import remove_dead_nodes
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.head_layouts import (
     LAYOUTS,
     TRANSPOSED_LAYOUTS,
@@ -27,10 +28,14 @@ from qruntime.passes.symbolic_shapes import Dim, contents, dims
 def fuse_attention(graph: Graph) -> None:
     """MatMul → scale → mask → Softmax → MatMul  →  Attention"""
     fused = 0
+    is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
         masks: dict[tuple[Value, ...], Value] = {}
         for node in list(nested.nodes):
             if not node.is_op("MatMul") or node.graph is not nested:
+                continue
+            if is_narrow(node.outputs[0]):
+                trace(f"fuse_attention declines at {node.label}: scores and weights are rounded")
                 continue
             reason = _fuse(nested, node, masks)
             if reason is None:

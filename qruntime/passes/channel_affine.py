@@ -22,7 +22,7 @@ from qruntime.passes.symbolic_shapes import dims
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _LAYERS = frozenset({*_CONVOLUTIONS, "Gemm", "MatMul"})
 _AFTER_CONVOLUTIONS = ("Mul", "Div", "Add", "Sub")
-_FLOATS = (np.float16, np.float32, np.float64)
+_FLOATS = (np.float32, np.float64)  # what a layer gives in float16 is rounded first
 
 
 class _Affine(NamedTuple):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from qruntime.ir import Graph, Value
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Rewrite, rewrite_graph
 
 _SQRT_2 = math.sqrt(2.0)
@@ -69,4 +70,5 @@ class FuseSilu(Rewrite):
 
 def fuse_gelu(graph: Graph) -> None:
     """Recognise GELU (erf and tanh forms) and SiLU."""
-    rewrite_graph(graph, [FuseErfGelu(), FuseTanhGelu(), FuseSilu()])
+    is_narrow = narrow_results(graph)
+    rewrite_graph(graph, [FuseErfGelu(), FuseTanhGelu(), FuseSilu()], keeps=is_narrow)

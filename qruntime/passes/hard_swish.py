@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from qruntime.ir import Graph, Node, Value
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Rewrite, Skip, rewrite_graph
 
 _SLOPE, _OFFSET = 1 / 6, 0.5
@@ -62,5 +63,6 @@ class FuseHardSwish(Rewrite):
 
 def fuse_hard_swish(graph: Graph) -> None:
     """Recognise HardSwish, and HardSigmoid alone where that is all there is."""
-    rewrite_graph(graph, [FuseHardSigmoid(), FuseClippedHardSwish()])
-    rewrite_graph(graph, [FuseHardSwish()])
+    is_narrow = narrow_results(graph)
+    rewrite_graph(graph, [FuseHardSigmoid(), FuseClippedHardSwish()], keeps=is_narrow)
+    rewrite_graph(graph, [FuseHardSwish()], keeps=is_narrow)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.linear import keeps_activation_shape
 from qruntime.passes.rewriting import QRUNTIME, Rewrite, Skip, as_attribute, rewrite_graph, scalar, trace
 
@@ -97,7 +98,8 @@ def _quotients(op: Any, x: Any, root: Any) -> list[Any]:
 
 def fuse_layer_norm(graph: Graph) -> None:
     """Recognise decomposed LayerNormalization and RMSNormalization; scale and bias join them."""
-    rewrite_graph(graph, [FuseLayerNorm(), FuseRMSNorm()])
+    is_narrow = narrow_results(graph)
+    rewrite_graph(graph, [FuseLayerNorm(), FuseRMSNorm()], keeps=is_narrow)
     for nested in graph.walk_graphs():
         gone: set[Node] = set()
         for node in nested.nodes:
@@ -131,6 +133,7 @@ def _absorb_affine(graph: Graph, node: Node, op_type: str, position: int, gone: 
 
 def fuse_residual_norm(graph: Graph) -> None:
     """LayerNormalization(a + b), RMSNormalization(a + b)  →  one node that adds, and hands on the sum if it is read."""
+    is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
         gone: set[Node] = set()
         for node in nested.nodes:
@@ -139,7 +142,7 @@ def fuse_residual_norm(graph: Graph) -> None:
                 continue
             if not node.is_op(*_NORMS) and not node.is_op(*_NORMS, domain=QRUNTIME):
                 continue
-            reason = _declines(node, add)
+            reason = Skip("the sum is rounded") if is_narrow(add.outputs[0]) else _declines(node, add)
             if reason is not None:
                 trace(f"fuse_residual_norm declines at {node.label}: {reason}")
                 continue

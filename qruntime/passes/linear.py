@@ -11,6 +11,7 @@ from qruntime.ir.dtypes import onnx_code
 from qruntime.ops.elementwise import is_narrow_float, is_packable
 from qruntime.ops.engines import ENGINES
 from qruntime.passes.activations import activation_in
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
 from qruntime.passes.weights import DYNAMIC, ENGINE, QuantizedWeight, quantized_weight
 
@@ -137,17 +138,20 @@ def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
 
 def fuse_epilogues(graph: Graph) -> None:
     """Linear followed by Add(constant vector), an activation, Add(residual)  →  one node, in that order; a convolution and
-    an activation  →  one node."""
+    an activation  →  one node. Narrow floats are rounded after each of them, so there they stay apart."""
+    is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
         gone: list[Node] = []
         for node in nested.nodes:
+            if is_narrow(node.outputs[0]):
+                continue
             if node.is_op(*_CONVOLUTIONS, domain=QRUNTIME):
                 user = only_reader(nested, node)
                 if user is not None and _absorb_activation(node, user):
                     _drop(nested, user, node.outputs[0])
                     gone.append(user)
                 continue
-            if not node.is_op(*_LINEAR, domain=QRUNTIME) or _rounds_every_step(node):
+            if not node.is_op(*_LINEAR, domain=QRUNTIME):
                 continue
             while True:
                 user = only_reader(nested, node)
@@ -164,12 +168,6 @@ def fuse_epilogues(graph: Graph) -> None:
             dropped = set(gone)
             nested.nodes = [n for n in nested.nodes if n not in dropped]
             nested.sort()  # a residual may be made after the linear layer it is added to
-
-
-def _rounds_every_step(node: Node) -> bool:
-    """In float16 the results of the product, the addition and the activation are rounded one by one."""
-    weight = node.input(1)
-    return weight is not None and weight.data is not None and is_narrow_float(weight.data.dtype)
 
 
 def _drop(graph: Graph, node: Node, instead: Value) -> None:

@@ -220,22 +220,25 @@ def _is_closed(root: Node, inner: Sequence[Node]) -> bool:
     return True
 
 
-def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite]) -> int:
-    """Apply rewrites to `graph` and the graphs nested in it until none applies; returns how many did."""
+def rewrite_graph(graph: Graph, rewrites: Sequence[Rewrite], *, keeps: Callable[[Value], bool] = lambda value: False) -> int:
+    """Apply rewrites to `graph` and the graphs nested in it until none applies; returns how many did.
+
+    What makes a value that `keeps` is true of stays as it is.
+    """
     op_types = {node.op_type for node in graph.walk_nodes()}
     possible = [rewrite for rewrite in rewrites if rewrite.needs is None or rewrite.needs in op_types]
     compiled = [(rewrite, pattern) for rewrite in possible for pattern in rewrite.patterns()]
     total = 0
     for nested in list(graph.walk_graphs()):
         for _ in range(_MAX_SWEEPS):
-            count = _sweep(nested, compiled)
+            count = _sweep(nested, compiled, keeps)
             total += count
             if not count:
                 break
     return total
 
 
-def _sweep(graph: Graph, compiled: Sequence[tuple[Rewrite, _Call]]) -> int:
+def _sweep(graph: Graph, compiled: Sequence[tuple[Rewrite, _Call]], keeps: Callable[[Value], bool]) -> int:
     op_types = {node.op_type for node in graph.nodes}
     by_root: dict[str, list[tuple[Rewrite, _Call]]] = {}
     for rewrite, pattern in compiled:
@@ -245,7 +248,7 @@ def _sweep(graph: Graph, compiled: Sequence[tuple[Rewrite, _Call]]) -> int:
     inserted: dict[Node, list[Node]] = {}
     removed: set[Node] = set()
     for root in graph.nodes if by_root else ():
-        if root in removed:
+        if root in removed or keeps(root.outputs[0]):
             continue
         for rewrite, pattern in by_root.get(root.op_type, ()):
             made = _try(graph, root, rewrite, pattern, removed)

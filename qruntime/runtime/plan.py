@@ -204,6 +204,7 @@ def _executable(
         {i for i, call in enumerate(planned) if call.node in memoised},
         [slots[v] for v in boundary],
         num_threads,
+        {i for i, call in enumerate(planned) if call.native is not None and not call.native.widens},
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime.ops.registry import find
 from tests.small_models import assert_same_bits, model_bytes
 
 HALVES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -115,6 +116,55 @@ def test_every_operator_of_a_chain_rounds():
     y, product, total = qruntime.load(shown)(x)
     assert_same_bits(qruntime.load(data)(x), y)
     assert_same_bits(total, product + b)
+
+
+Nodes = list[tuple[str, list[str], str, dict[str, Any]]]
+
+# What passes put one node in place of, in float32: operator, inputs, output, attributes.
+FUSED: dict[str, Nodes] = {
+    "attention": [
+        ("Transpose", ["x"], "k", {"perm": [0, 2, 1]}), ("MatMul", ["x", "k"], "scores", {}), ("Mul", ["scores", "half"], "scaled", {}),
+        ("Softmax", ["scaled"], "weights", {}), ("MatMul", ["weights", "x"], "y", {}),
+    ],
+    "gelu": [
+        ("Div", ["x", "root"], "a", {}), ("Erf", ["a"], "b", {}), ("Add", ["b", "one"], "c", {}), ("Mul", ["x", "c"], "d", {}),
+        ("Mul", ["d", "half"], "y", {}),
+    ],
+    "silu": [("Sigmoid", ["x"], "gate", {}), ("Mul", ["x", "gate"], "y", {})],
+    "layer norm": [
+        ("ReduceMean", ["x", "last"], "mean", {}), ("Sub", ["x", "mean"], "centred", {}), ("Mul", ["centred", "centred"], "square", {}),
+        ("ReduceMean", ["square", "last"], "variance", {}), ("Add", ["variance", "tiny"], "a", {}), ("Sqrt", ["a"], "b", {}),
+        ("Div", ["centred", "b"], "y", {}),
+    ],
+    "residual norm": [
+        ("Add", ["x", "vector"], "a", {}), ("Relu", ["x"], "r", {}), ("Add", ["a", "r"], "sum", {}),
+        ("LayerNormalization", ["sum", "vector"], "y", {}),
+    ],
+}  # fmt: skip
+CONSTANTS = {"half": 0.5, "one": 1.0, "root": np.sqrt(2.0), "tiny": 1e-3}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("pattern", FUSED)
+def test_what_is_fused_in_float32_rounds_where_its_operators_do(pattern: str, kind: str):
+    dtype, code = half_dtype(kind), HALVES[kind]
+    constants = {name: np.array(value, dtype) for name, value in CONSTANTS.items()}
+    constants |= {"last": np.array([-1], np.int64), "vector": normal(24, seed=3).astype(dtype)}
+    nodes = [helper.make_node(op, ins, [out], **attributes) for op, ins, out, attributes in FUSED[pattern]]
+    x = ("x", code, [2, 17, 24])
+    used = {name: array for name, array in constants.items() if any(name in node.input for node in nodes)}
+    made = [name for node in nodes for name in node.output][::-1]
+    alone = qruntime.load(model_bytes(nodes, [x], [("y", code, None)], used, 18))
+    shown = qruntime.load(model_bytes(nodes, [x], [(name, code, None) for name in made], used, 18))
+    data = normal(2, 17, 24, seed=5).astype(dtype)
+    assert runs_natively(alone)
+    assert_same_bits(alone(data), shown.run({"x": data})["y"])
+
+
+def test_attention_rounds_what_the_function_of_its_definition_rounds():
+    q, k, v = (normal(1, 2, 5, 8, seed=i).astype(np.float16) for i in range(3))
+    got = model("Attention", [k, v], {}, TensorProto.FLOAT16, 23)(q)
+    assert_same_bits(got, find("", "Attention", 23)(q, k, v)[0])
 
 
 def test_types_that_differ_are_an_error():

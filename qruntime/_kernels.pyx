@@ -196,6 +196,7 @@ def default_threads() -> int:
 include "_packed.pxi"
 include "_tensors.pxi"
 include "_product.pxi"
+include "_weight_codes.pxi"
 include "_executor.pxi"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qruntime._kernels import weight_codes
 from qruntime.quantization.ranges import STEPS, best_share, row_blocks, shared_range
 
 QMIN, QMAX = -128, 127
@@ -147,30 +148,15 @@ class _Sliced:
         """Codes, and signal-to-noise ratios from powers in units of each scale, as squares of weights could leave float32."""
         lowest = -127 if symmetric else QMIN
         one = not scale.ndim
-        wide_scale, wide_zero = self._wide(scale), self._wide(zero_point.astype(np.float32))
-        inverse = (1.0 / wide_scale.astype(np.float64)).astype(np.float32)
+        zero = zero_point.astype(np.float64)
+        forms = np.empty((5, self.matrix.shape[self.along]), np.float32)
+        forms[:] = np.stack([scale, 1.0 / scale.astype(np.float64), lowest - zero, QMAX - zero, zero]).reshape(5, -1)
         q = np.empty(self.matrix.shape, np.int8)
-        signal, noise = np.zeros((2, self.matrix.shape[self.along]))
-        buffers = np.empty((2, *self.matrix[next(row_blocks(self.matrix), slice(0))].shape), np.float32)
-        for part in row_blocks(self.matrix):
-            own = () if one or self.along else part
-            s, z, inv = wide_scale[own], wide_zero[own], inverse[own]
-            mine = slice(None) if self.along else part
-            block = self.matrix[part]
-            steps, codes = buffers[:, : block.shape[0]]
-            np.multiply(block, inv, out=steps)
-            np.rint(steps, out=codes)
-            if not symmetric:
-                codes += z
-            np.clip(codes, lowest, QMAX, out=codes)
-            q[part] = codes
-            if not symmetric:
-                codes -= z
-            codes *= s
-            codes -= block
-            codes *= inv
-            signal[mine] += _powers(steps, self.along)
-            noise[mine] += _powers(codes, self.along)
+        signal, noise = np.zeros((2, forms.shape[1]))
+        for part in row_blocks(self.matrix):  # a block of a view that is not contiguous is copied
+            block, mine = np.ascontiguousarray(self.matrix[part], np.float32), slice(None) if self.along else part
+            own = forms if self.along else np.ascontiguousarray(forms[:, part])
+            weight_codes(block, bool(self.along), own, q[part], signal[mine], noise[mine])
         squares = scale.astype(np.float64) ** 2
         total = _decibels(np.sum(signal * squares), np.sum(noise * squares))
         codes = q.reshape(self.moved)

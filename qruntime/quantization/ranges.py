@@ -93,8 +93,9 @@ def shared_range(matrix: np.ndarray, along: int, peaks: np.ndarray, powers: np.n
     bearable = np.maximum(power * 10 ** (-FLOOR_DB / 10), own * 10 ** (SLACK_DB / 10))
     bearable[peaks == 0] = np.inf  # zeros stay zeros
     weakest = int(np.argmin(bearable))
-    clipped = np.append(np.flatnonzero(peaks > least * bound), weakest)
+    clipped = np.flatnonzero(peaks > least * bound)
     row, magnitude = _tail(matrix, along, clipped, least * bound)
+    clipped = np.append(clipped, weakest)
     magnitude /= bound
     best, excess = SharedRange(1.0, False, weakest, 0.0), np.inf
     for share in _SHARES[::-1][_SHARES[::-1].searchsorted(least) :]:
@@ -114,12 +115,14 @@ def shared_range(matrix: np.ndarray, along: int, peaks: np.ndarray, powers: np.n
 
 
 def _tail(matrix: np.ndarray, along: int, channels: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of every weight of `channels` that is larger than `least`: where its channel stands there, and its magnitude."""
-    rows, magnitudes = [], []
-    for start in range(0, channels.size, step := max(1, _BLOCK // max(1, matrix.shape[1 - along]))):
-        some = channels[start : start + step]
-        block = np.abs(matrix.take(some, axis=along))
+    """Every weight that is larger than `least`: where its channel stands in the ascending `channels`, which name all that
+    have such weights, and its magnitude."""
+    positions, magnitudes = [np.empty(0, np.intp)], [np.empty(0)]
+    rows = matrix if along else matrix[channels]  # picking columns costs more than looking at all
+    for part in row_blocks(rows):
+        block = np.abs(rows[part])
         found = np.flatnonzero(block > least)
-        rows.append(start + (found % some.size if along else found // block.shape[1]))
+        row, column = np.divmod(found, block.shape[1])
+        positions.append(channels.searchsorted(column) if along else part.start + row)
         magnitudes.append(block.reshape(-1)[found].astype(np.float64))
-    return np.concatenate(rows), np.concatenate(magnitudes)
+    return np.concatenate(positions), np.concatenate(magnitudes)

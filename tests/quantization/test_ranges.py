@@ -90,7 +90,8 @@ def test_one_scale_is_the_range_of_least_error_where_all_can_bear_it():
     made = quantize_shared(w, 1)
     assert made.axis is None
     assert made.reason == ""
-    assert quantize(w, Int8()).snr_db < made.snr_db <= quantize(w, Int8(range="mse")).snr_db
+    best = quantize(w, Int8(range="mse"))
+    assert quantize(w, Int8()).snr_db < made.snr_db <= best.snr_db + 1e-6  # float sums, by columns and by rows
 
 
 def test_strictly_one_scale_loses_least_where_it_loses_most():

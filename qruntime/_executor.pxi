@@ -508,7 +508,10 @@ cdef class Executable:
         qrt_definition_threads = self.num_threads
         try:
             result = definition(*arguments)
-        except (MemoryError, KeyboardInterrupt, RunError, RecursionError):
+        except MemoryError as error:
+            shown = ", ".join(map(shape_text, arguments))
+            raise MemoryError(f"{self.labels[i]}: {str(error) or 'no memory'} (inputs: {shown})") from error
+        except (KeyboardInterrupt, RunError, RecursionError):
             raise
         except Exception as error:
             shown = ", ".join(map(shape_text, arguments))

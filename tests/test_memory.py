@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime.ops import registry
 from tests.small_models import FLOAT, assert_same_bits, encoder_bytes, linear_bytes, model_bytes, one_node, random
 
 N = 1000
@@ -36,6 +37,21 @@ def test_results_of_numpy_definitions_count():
     model = qruntime.load(model_bytes(nodes, [("x", FLOAT, [N, 2, 2])], [("y", FLOAT, None)]))
     assert "not native: Det" in model.summary()
     assert model.memory().activations == 2 * 4 * N
+
+
+def test_what_a_definition_has_no_memory_for_names_the_node(monkeypatch):
+    def starved(x: np.ndarray) -> np.ndarray:
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr(registry.find("", "Det", 11), "definition", starved)
+    model = one_node("Det", [("x", FLOAT, [2, 2])], [("y", FLOAT, None)])
+    with pytest.raises(MemoryError, match=r"the_det.*Unable to allocate.*float32"):
+        model.run({"x": random(2, 2)})
+
+
+def test_the_largest_of_two_columns_need_room_for_two():
+    model = one_node("TopK", [("x", FLOAT, [N, 2])], [("v", FLOAT, None), ("i", TensorProto.INT64, None)], {"k": np.array([1])}, axis=0)
+    assert model.memory().activations < 4 * 4 * 2 * N
 
 
 def test_open_shapes_need_a_run():

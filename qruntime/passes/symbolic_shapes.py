@@ -44,6 +44,8 @@ def dims(value: Value | None, rank: int | None = None, depth: int = _DEPTH) -> t
 def _made(node: Node, rank: int | None, depth: int) -> tuple[Dim, ...] | None:
     perm = node.attr("perm")
     if node.is_op("Transpose") and perm is not None:
+        if sorted(perm) != list(range(len(perm))):
+            return None
         source = dims(node.input(0), len(perm), depth - 1)
         return None if source is None or len(source) != len(perm) else tuple(source[axis] for axis in perm)
     if node.is_op("Reshape"):

@@ -117,6 +117,7 @@ def test_group_norm_declines_what_does_not_fit() -> None:
     assert run_native("GroupNormalization", [x, vector[:5], vector], num_groups=2) is None
     assert run_native("GroupNormalization", [x, vector, vector], num_groups=2, stash_type=11) is None
     assert run_native("InstanceNormalization", [x, vector[:3], vector], version=6) is None
+    assert run_native("InstanceNormalization", [x[:, :, 0], vector, vector], version=6) is None  # no spatial dims
     empty = run_native("InstanceNormalization", [x[:, :, :0], vector, vector], version=6)
     assert empty is not None
     assert empty[0].shape == (2, 6, 0)

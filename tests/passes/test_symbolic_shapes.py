@@ -57,3 +57,9 @@ def test_doubling_concats_end_soon():
     assert contents(empty) is None
     assert contents(shape, partial=True) is None
     assert time.perf_counter() - start < 1
+
+
+def test_a_perm_that_is_none():
+    x = value("x", rank=3)
+    for perm in [(0, 1, 3), (0, 0, 1), (-1, 0, 1), (0, 1, 2**63 - 1)]:
+        assert dims(make("Transpose", x, perm=perm)) is None

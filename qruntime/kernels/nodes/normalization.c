@@ -111,7 +111,8 @@ static void normalize_groups(void *context, int64_t task) {
 static qrt_status group_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 3 || node->num_ints != 2 || node->num_floats != 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
-    if (!x || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
+    // A group can be several channels of one element each; an instance has spatial dims.
+    if (!x || x->dtype != QRT_F32 || x->rank < (node->ints[0] ? 2 : 3)) return QRT_DECLINE;
     int64_t channels = x->dims[1], groups = node->ints[0] ? node->ints[0] : channels;
     bool per_group = node->ints[1];
     if (groups < 1 || channels < 1 || channels % groups) return QRT_DECLINE;

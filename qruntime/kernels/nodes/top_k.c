@@ -227,6 +227,7 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     c.inner = qrt_product(x->dims, (int)axis + 1, x->rank);
     c.strip_columns = STRIP_BYTES / (c.n * c.item + 1) / COLUMNS * COLUMNS;
     c.strip_columns = c.strip_columns < COLUMNS ? COLUMNS : c.strip_columns > STRIP_COLUMNS ? STRIP_COLUMNS : c.strip_columns;
+    if (c.strip_columns > c.inner && c.inner) c.strip_columns = c.inner;
     c.strips_per_outer = (c.inner + c.strip_columns - 1) / c.strip_columns;
     c.num_strips = qrt_product(x->dims, 0, (int)axis) * c.strips_per_outer;
     bool is_empty = qrt_product(dims, 0, x->rank) == 0;
@@ -236,9 +237,10 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
         c.strips_per_task = (c.num_strips + num_tasks - 1) / num_tasks;
         num_tasks = (c.num_strips + c.strips_per_task - 1) / c.strips_per_task;
         int64_t num_entries = sorts_all(c.n, k) ? 2 * c.n : k;
+        int64_t rows = c.strip_columns < COLUMNS ? c.strip_columns : COLUMNS;
         c.entry_bytes = num_entries * (int64_t)(c.item == 4 ? sizeof(entry_32) : sizeof(entry_64));
         c.strip_bytes = c.inner > 1 ? c.strip_columns * c.n * c.item : 0;
-        c.task_bytes = (c.entry_bytes + c.strip_bytes + (c.inner > 1 ? COLUMNS * c.n * c.item : 0) + 63) / 64 * 64;
+        c.task_bytes = (c.entry_bytes + c.strip_bytes + (c.inner > 1 ? rows * c.n * c.item : 0) + 63) / 64 * 64;
         scratch = qrt_scratch(run, (size_t)(num_tasks * c.task_bytes));
         if (!scratch) return QRT_NO_MEMORY;
         c.scratch = scratch->data;

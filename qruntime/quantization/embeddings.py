@@ -4,7 +4,8 @@
 
 Stored as plain arithmetic after Gather, which every runtime has: Gather of the codes, Cast, Mul by the
 gathered scales, Add of the gathered offsets. 4-bit codes are two to a byte, column j in the low half and
-column j + D/2 in the high half, so that Floor and Concat take them apart.
+column j + D/2 in the high half, so that Floor and Concat take them apart. Where the table was of a narrower float, a Cast
+to it follows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime.ir import Attribute, AttributeType, Node, Value
+from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
+from qruntime.ops.elementwise import is_narrow_float, widen
 from qruntime.passes.weights import STORED
 from qruntime.quantization.observed import decibels, power
 from qruntime.quantization.qconfig import Observer
@@ -24,6 +27,11 @@ from qruntime.quantization.selection import is_quantized_embedding
 from qruntime.quantization.storage import SNR, constant, stored_snr
 
 SCHEME = "per_channel_affine_float_qparams"
+
+_TABLE = "qruntime.table"
+"""Metadata key of a look-up whose table was of a float narrower than float32: its ONNX element code."""
+
+_NARROW = ("10", "16")  # float16, bfloat16
 
 
 class Table(NamedTuple):
@@ -58,7 +66,7 @@ class Tables:
         if not shared:
             self._made[value, observer] = _quantize_table(value.name, value.data, observer)
         table = self._made[value, observer]
-        nodes = _look_up(node, value.name, table, observer)
+        nodes = _look_up(node, value, table, observer)
         owner.insert_before(node, *nodes)
         owner.replace_uses(node.outputs[0], nodes[-1].outputs[0])
         owner.remove(node)
@@ -86,16 +94,22 @@ def _quantize_table(name: str, data: np.ndarray, observer: Observer) -> Table:
     return Table(constant(f"{name}_quantized", q), constant(f"{name}_scale", scale), constant(f"{name}_offset", offset), snr)
 
 
-def _look_up(node: Node, name: str, table: Table, observer: Observer) -> list[Node]:
-    made = _Nodes(node)
+def _look_up(node: Node, value: Value, table: Table, observer: Observer) -> list[Node]:
+    made, name = _Nodes(node), value.name
     metadata = {**node.metadata, STORED: observer.dtype, SNR: f"{table.snr_db:.2f}"}
+    code = onnx_code(value.data.dtype) if value.data is not None and is_narrow_float(value.data.dtype) else 0
+    if code:
+        metadata[_TABLE] = str(code)
     rows = made("Cast", [made("Gather", [table.codes, node.input(1)], metadata, node.name)], to=1)
     if observer.dtype == "quint4x2":
         high = made("Floor", [made("Mul", [rows, constant(f"{name}_sixteenth", np.float32(1 / 16))])])
         low = made("Sub", [rows, made("Mul", [high, constant(f"{name}_sixteen", np.float32(16))])])
         rows = made("Concat", [low, high], axis=-1)
     scaled = made("Mul", [rows, made("Gather", [table.scale, node.input(1)])])
-    made("Add", [scaled, made("Gather", [table.offset, node.input(1)])]).type = node.outputs[0].type
+    y = made("Add", [scaled, made("Gather", [table.offset, node.input(1)])])
+    if code:
+        y = made("Cast", [y], to=code)
+    y.type = node.outputs[0].type
     return made.nodes
 
 
@@ -107,7 +121,7 @@ def quantize_rows(table: np.ndarray, observer: Observer) -> tuple[np.ndarray, np
     signal = noise = 0.0
     with np.errstate(over="ignore"):
         for part in row_blocks(table):
-            block = table[part]
+            block = widen(table[part])
             low, high = block.min(axis=1, keepdims=True), block.max(axis=1, keepdims=True)
             scale = (high - low) / np.float32(qmax - qmin)
             scale = np.where(np.isfinite(scale), scale, (high.astype(np.float64) - low) / (qmax - qmin)).astype(np.float32)
@@ -142,6 +156,11 @@ class _Nodes:
         return output
 
 
+def _bytes_of_number(node: Node) -> int:
+    """Of the table that the codes were made from; files may say anything."""
+    return 2 if node.metadata.get(_TABLE) in _NARROW else 4
+
+
 def describe_embedding(node: Node, seen: set[Any]) -> QuantizedLayer | None:
     """Report row of a quantized lookup that was loaded from a file; `seen` holds the tables already counted."""
     table = node.input(0)
@@ -151,7 +170,7 @@ def describe_embedding(node: Node, seen: set[Any]) -> QuantizedLayer | None:
     columns = width * (2 if node.metadata[STORED] == "quint4x2" else 1)
     shared = table in seen
     seen.add(table)
-    before, after = (0, 0) if shared else (rows * columns * 4, table.data.nbytes + 8 * rows)
+    before, after = (0, 0) if shared else (rows * columns * _bytes_of_number(node), table.data.nbytes + 8 * rows)
     return QuantizedLayer(
         node.name or node.outputs[0].name, "Gather", "Embedding", (rows, columns), SCHEME, before, after, stored_snr(node), shared
     )

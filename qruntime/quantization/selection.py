@@ -8,6 +8,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
+from qruntime.ops.elementwise import is_packable
 from qruntime.passes.weights import DYNAMIC, STORED
 from qruntime.quantization.layers import FORMS, form_of, weights_of
 
@@ -81,7 +82,7 @@ def layer_kind(node: Node) -> str | None:
     table = node.input(0)
     if table is None or table.data is None or table.data.ndim != 2 or node.attr("axis", 0) not in (0, -2) or table.data.shape[1] < 2:
         return None
-    return kind if table.data.dtype == np.float32 or is_quantized_embedding(node) else None
+    return kind if is_packable(table.data.dtype) or is_quantized_embedding(node) else None
 
 
 def is_quantized_embedding(node: Node) -> bool:

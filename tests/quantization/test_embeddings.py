@@ -56,6 +56,28 @@ def test_rows_are_close_and_the_file_is_small_and_valid(dtype: str, opset: int, 
         assert_same_bits(ReferenceEvaluator(str(path)).run(None, {"ids": ids % 500})[1], quantized(ids % 500)[1])
 
 
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_rows_of_narrow_floats_keep_their_type(kind: str, dtype: str, tmp_path):
+    narrow = np.dtype(np.float16) if kind == "float16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    code = TensorProto.FLOAT16 if kind == "float16" else TensorProto.BFLOAT16
+    table, ids = random(50, 16).astype(narrow), np.array([[-1, 0], [7, 49]])
+    node = helper.make_node("Gather", ["table", "ids"], ["y"], name="/embed/Gather")
+    data = model_bytes([node], [("ids", TensorProto.INT64, ["n", "t"])], [("y", code, ["n", "t", 16])], {"table": table}, 17)
+    quantized = qruntime.load(data).quantize_dynamic(dtype=dtype)
+    q, scale, offset, _ = quantize_rows(
+        table.astype(np.float32), default_float_qparams_observer if dtype == "quint8" else default_float_qparams_observer_4bit
+    )
+    assert_same_bits(quantized(ids), (q[ids] * scale[ids] + offset[ids]).astype(narrow))
+    quantized.save(tmp_path / "q.onnx")
+    onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
+    again = qruntime.load(tmp_path / "q.onnx")
+    assert_same_bits(again(ids), quantized(ids))
+    (layer,), (before,) = again.report.layers, quantized.report.layers
+    assert layer == before._replace(snr_db=layer.snr_db)
+    assert layer.bytes_before == table.nbytes
+
+
 def test_printing_and_one_native_node():
     quantized = qruntime.load(lookup(random(30, 8))).quantize_dynamic(dtype="quint8")
     assert (

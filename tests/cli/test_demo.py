@@ -23,7 +23,7 @@ def test_demo(tmp_path: Path) -> None:
     before, after = map(float, found.groups())
     assert abs(before - 2.386) < 0.002
     assert abs(after - before) < 0.01
-    assert "3.89× smaller" in done.stdout
+    assert "3.83× smaller" in done.stdout
     lines = done.stdout.partition("PROSPERO:\n")[2].splitlines()
     assert len(lines) >= 5
     assert list(tmp_path.iterdir()) == []

@@ -73,12 +73,12 @@ def test_zeros_that_a_model_refuses_leave_the_peak_unknown():
 
 def test_no_model_with_a_loop_is_run_unasked():
     body = helper.make_graph(
-        [helper.make_node("Identity", ["going"], ["go_on"])],
+        [helper.make_node("Identity", ["going"], ["go_on"]), helper.make_node("Identity", ["i"], ["step"])],
         "body",
         [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("going", TensorProto.BOOL, [])],
-        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("step", TensorProto.INT64, [])],
     )
-    loop = helper.make_node("Loop", ["", "x"], [], body=body)
+    loop = helper.make_node("Loop", ["", "x"], ["steps"], body=body)
     nodes = [loop, helper.make_node("Identity", ["x"], ["y"])]
     model = qruntime.load(model_bytes(nodes, [("x", TensorProto.BOOL, [])], [("y", TensorProto.BOOL, [])]))
     assert model.memory().activations in (None, 0)

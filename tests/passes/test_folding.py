@@ -86,7 +86,7 @@ def test_in_branches_too(shared: bool):
     """A branch that reads a program of the outer graph, or has its own."""
     own = [] if shared else fourier_nodes("w")
     branch = helper.make_graph(
-        [*own, helper.make_node("MatMul", ["x", "w"], ["t"])], "then", [], [helper.make_tensor_value_info("t", FLOAT, None)]
+        [*own, helper.make_node("MatMul", ["x", "w"], ["p"])], "then", [], [helper.make_tensor_value_info("p", FLOAT, None)]
     )
     other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "else", [], [helper.make_tensor_value_info("e", FLOAT, None)])
     nodes = [*(fourier_nodes("w") if shared else []), helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=other)]

@@ -120,7 +120,7 @@ def resize_axes(
     exclude_outside: bool = False,
     extrapolation_value: float = 0.0,
 ) -> np.ndarray:
-    """`x` with `axes` resampled to `sizes`, one axis after the other."""
+    """`x` with `axes` resampled to `sizes`, one axis after the other, the first of `x` first."""
     shape = list(x.shape)
     for axis, size in zip(axes, sizes, strict=True):
         shape[axis] = size
@@ -135,7 +135,8 @@ def resize_axes(
     y = x if mode == "nearest" else x.astype(wide, copy=False)
     outside = []
     count = len(axes)
-    for i, (axis, scale, size) in enumerate(zip(axes, scales, sizes, strict=True)):
+    for i in sorted(range(count), key=lambda i: axes[i]):
+        axis, scale, size = axes[i], scales[i], sizes[i]
         bounds = (float(roi[i]), float(roi[i + count])) if len(roi) else None
         length = x.shape[axis]
         if size == length and scale == 1 and coordinates != "tf_crop_and_resize":

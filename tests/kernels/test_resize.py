@@ -33,7 +33,7 @@ def image(shape: tuple[int, ...], dtype: type = F32) -> np.ndarray:
 )
 def test_like_the_definition(shape, data, mode, coordinates, rounding, by_sizes):
     rank = len(shape)
-    axes = data.draw(st.sampled_from([None, tuple(range(rank)), (rank - 1,), (-rank, -1) if rank > 1 else (0,)]))
+    axes = data.draw(st.sampled_from([None, tuple(range(rank)), tuple(range(rank))[::-1], (rank - 1,), (-rank, -1) if rank > 1 else (0,)]))
     count = rank if axes is None else len(axes)
     options: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": rounding}
     if axes is not None:

@@ -70,6 +70,7 @@ class Executable:
         memoised: set[int],
         boundary: list[int],
         num_threads: int,
+        unwidened: set[int] = ...,
     ) -> None: ...
     def name_inputs(
         self,

@@ -53,8 +53,9 @@ def test_sources_that_are_not_compiled_say_what_to_do(tmp_path: Path):
     """`pip install .` and then Python in the same folder: it finds the sources, not what is installed."""
     (tmp_path / "qruntime").mkdir()
     (tmp_path / "qruntime/__init__.py").write_text(Path(qruntime.__file__).read_text())
+    # Without site-packages: an editable install finds the compiled module wherever its package was found.
     done = subprocess.run(
-        [sys.executable, "-c", "import qruntime"], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+        [sys.executable, "-S", "-c", "import qruntime"], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
         env={"PATH": ""},
     )  # fmt: skip
     last = done.stderr.splitlines()[-1]

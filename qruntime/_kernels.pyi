@@ -19,6 +19,9 @@ def matmul(a: np.ndarray, b: np.ndarray, transpose_b: bool = False) -> np.ndarra
 def weight_codes(
     x: np.ndarray, by_column: bool, forms: np.ndarray, q: np.ndarray, signal: np.ndarray, noise: np.ndarray
 ) -> None: ...
+def table_codes(
+    x: np.ndarray, low: int, high: int, epsilon: float, q: np.ndarray, scale: np.ndarray, offset: np.ndarray
+) -> tuple[float, float]: ...
 def call_node(
     kernel: str,
     inputs: Iterable[ArrayLike | None],

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qruntime._kernels import table_codes
 from qruntime.ir import Attribute, AttributeType, Node, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io.mapped_file import drop_pages
-from qruntime.ops.elementwise import is_narrow_float, widen
+from qruntime.ops.elementwise import is_narrow_float
 from qruntime.passes.weights import STORED
-from qruntime.quantization.observed import decibels, power
+from qruntime.quantization.observed import decibels
 from qruntime.quantization.qconfig import Observer
 from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.report import QuantizedLayer
@@ -64,7 +65,10 @@ class Tables:
             return reason
         shared = (value, observer) in self._made
         if not shared:
-            self._made[value, observer] = _quantize_table(value.name, value.data, observer)
+            try:
+                self._made[value, observer] = _quantize_table(value.name, value.data, observer)
+            except ValueError as error:
+                return str(error)
         table = self._made[value, observer]
         nodes = _look_up(node, value, table, observer)
         owner.insert_before(node, *nodes)
@@ -79,8 +83,6 @@ class Tables:
 def _obstacle(node: Node, data: np.ndarray, observer: Observer) -> str | None:
     if data.size == 0:
         return "the table is empty"
-    if not all(np.isfinite(data[part]).all() for part in row_blocks(data)):
-        return "the table holds NaN or infinity"
     if observer.dtype == "quint4x2" and data.shape[1] % 2:
         return f"the table has {data.shape[1]} columns, quint4x2 needs an even number"
     return f"opset {node.version} lacks the arithmetic, need 6" if node.version < 6 else None
@@ -90,7 +92,9 @@ def _quantize_table(name: str, data: np.ndarray, observer: Observer) -> Table:
     q, scale, offset, snr = quantize_rows(data, observer)
     if observer.dtype == "quint4x2":
         half = q.shape[1] // 2
-        q = q[:, :half] | q[:, half:] << 4
+        low, high = q[:, :half], q[:, half:]
+        q = np.left_shift(high, 4, order="C")
+        q |= low
     return Table(constant(f"{name}_quantized", q), constant(f"{name}_scale", scale), constant(f"{name}_offset", offset), snr)
 
 
@@ -114,29 +118,18 @@ def _look_up(node: Node, value: Value, table: Table, observer: Observer) -> list
 
 
 def quantize_rows(table: np.ndarray, observer: Observer) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Codes uint8 [N, D], scale and offset float32 [N, 1] of `table`, with torch's arithmetic; signal to noise in dB."""
-    qmin, qmax = observer.codes
+    """Codes uint8 [N, D], scale and offset float32 [N, 1] of `table`, with torch's arithmetic; signal to noise in dB.
+
+    Raises ValueError for a table that is empty or holds NaN or infinity.
+    """
     q = np.empty(table.shape, np.uint8)
-    scales, offsets = np.empty((2, table.shape[0], 1), np.float32)
+    scale, offset = np.empty((2, table.shape[0], 1), np.float32)
     signal = noise = 0.0
-    with np.errstate(over="ignore"):
-        for part in row_blocks(table):
-            block = widen(table[part])
-            low, high = block.min(axis=1, keepdims=True), block.max(axis=1, keepdims=True)
-            scale = (high - low) / np.float32(qmax - qmin)
-            scale = np.where(np.isfinite(scale), scale, (high.astype(np.float64) - low) / (qmax - qmin)).astype(np.float32)
-            scale = np.where(scale > np.float32(observer.eps), scale, np.float32(1))
-            zero_point = -low / scale
-            offset = -zero_point * scale
-            codes = block * (np.float32(1) / scale)
-            codes += zero_point
-            np.clip(np.rint(codes, out=codes), qmin, qmax, out=codes)
-            q[part], scales[part], offsets[part] = codes, scale, offset
-            codes *= scale
-            codes += offset
-            codes -= block
-            signal, noise = signal + power(block), noise + power(codes)
-    return q, scales, offsets, decibels(signal, noise)
+    for part in row_blocks(table):  # a block that is not contiguous, not aligned or of a narrow float is copied
+        block = np.require(table[part], np.float32, "CA")
+        powers = table_codes(block, *observer.codes, observer.eps, q[part], scale[part, 0], offset[part, 0])
+        signal, noise = signal + powers[0], noise + powers[1]
+    return q, scale, offset, decibels(signal, noise)
 
 
 class _Nodes:

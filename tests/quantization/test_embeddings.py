@@ -134,6 +134,23 @@ def test_codes_are_those_of_the_formula(shape: tuple[int, ...], qmax: int):
     assert snr == pytest.approx(10 * np.log10((table.astype(np.float64) ** 2).sum() / (error**2).sum()), abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_tables_that_do_not_lie_in_order(dtype: type):
+    """Reversed, transposed, every other column, read-only, not aligned: the codes of a copy in order."""
+    base = random(40, 66).astype(dtype)
+    bytes_of = np.zeros(base.nbytes + 1, np.uint8)
+    bytes_of[1:] = base.view(np.uint8).reshape(-1)
+    unaligned = bytes_of[1:].view(dtype).reshape(base.shape)
+    frozen = base.copy()
+    frozen.flags.writeable = False
+    for table in (base[::-1], base.T, base[:, ::2], base[:, ::-1], frozen, unaligned):
+        found = quantize_rows(table, default_float_qparams_observer)
+        wanted = quantize_rows(np.array(table, np.float32, order="C"), default_float_qparams_observer)
+        for a, b in zip(found[:3], wanted[:3], strict=True):
+            assert_same_bits(a, b)
+        assert found[3] == wanted[3]
+
+
 def test_what_is_skipped():
     bad = random(4, 6)
     bad[2, 2] = np.nan

@@ -146,9 +146,11 @@ def test_blind_to_neighbours_and_threads(isa: str, name: str) -> None:
 def test_index_of_the_extreme(isa: str, name: str, last: bool) -> None:
     rng = np.random.default_rng(6)
     formula = {"argmax": np.argmax, "argmin": np.argmin}[name]
-    for shape in ((1,), (7,), (3, 5), (2, 3, 70), (2, 40, 3), (4, 1000)):
+    # Rows short and long, columns in strips, and tiles: of few columns, over several of them, the last not full.
+    for shape in ((1,), (7,), (3, 5), (2, 3, 70), (2, 40, 3), (4, 1000), (2, 3, 1030), (130, 70, 2), (3, 130, 7), (133, 31), (70, 33)):
         for source in (
             rng.integers(0, 5, shape),
+            rng.choice([-0.0, 0.0, -np.inf, np.inf, np.nan, -np.nan], shape),
             np.where(rng.random(shape) < 0.05, np.nan, rng.standard_normal(shape)),
         ):
             x = np.asarray(source, np.float32)

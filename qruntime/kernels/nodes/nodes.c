@@ -21,6 +21,7 @@ static const qrt_node_entry *const families[] = {
     qrt_rows_nodes,
     qrt_normalization_nodes,
     qrt_reduction_nodes,
+    qrt_arg_extreme_nodes,
     qrt_rnn_nodes,
     qrt_matmul_nodes,
     qrt_quantize_nodes,

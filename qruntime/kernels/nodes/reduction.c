@@ -1,4 +1,4 @@
-/// Reductions over any set of axes, argmax.
+/// Reductions over any set of axes.
 #include <math.h>
 #include <string.h>
 
@@ -188,80 +188,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return QRT_OK;
 }
 
-typedef struct {
-    const float *x;
-    int64_t *y;
-    int64_t n, inner, rows, rows_per_task;
-    bool smallest, last;
-} arg_call;
-
-/// Index of the best element at `stride`; a NaN beats everything, the first of equals wins unless `last`.
-static int64_t best_index(const float *x, int64_t n, int64_t stride, bool smallest, bool last) {
-    int64_t best = 0;
-    for (int64_t i = 1; i < n; i++) {
-        float v = x[i * stride], top = x[best * stride];
-        bool better = smallest ? v < top : v > top;
-        bool equal = v == top || (isnan(v) && isnan(top));
-        if (better || (isnan(v) && !isnan(top)) || (last && equal)) best = i;
-    }
-    return best;
-}
-
-static void arg_task(void *context, int64_t task) {
-    const arg_call *call = context;
-    int64_t first = task * call->rows_per_task, end = first + call->rows_per_task;
-    if (end > call->rows) end = call->rows;
-    for (int64_t row = first; row < end; row++) {
-        const float *x = call->x + row / call->inner * call->n * call->inner + row % call->inner;
-        if (call->inner == 1 && !call->last) {
-            // The extreme first, in vectors, then a search that stops at it.
-            float top = qrt_kernels.rows.reduce[call->smallest ? QRT_REDUCE_MIN : QRT_REDUCE_MAX](x, call->n);
-            int64_t i = 0;
-            if (isnan(top)) while (!isnan(x[i])) i++;
-            else while (x[i] != top) i++;
-            call->y[row] = i;
-        } else {
-            call->y[row] = best_index(x, call->n, call->inner, call->smallest, call->last);
-        }
-    }
-}
-
-/// ints: axis, keepdims, select_last_index. float32 → int64.
-static qrt_status arg_extreme(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
-                              bool smallest) {
-    const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
-    if (!x || node->num_ints < 3 || x->dtype != QRT_F32 || x->size == 0) return QRT_DECLINE;
-    int64_t axis = node->ints[0];
-    if (axis < -x->rank || axis >= x->rank) return QRT_DECLINE;
-    if (axis < 0) axis += x->rank;
-    arg_call call = {.x = x->data, .n = x->dims[axis], .inner = 1, .smallest = smallest, .last = node->ints[2] != 0};
-    int64_t dims[QRT_MAX_RANK];
-    int32_t rank = 0;
-    for (int i = 0; i < x->rank; i++) {
-        if (i > axis) call.inner *= x->dims[i];
-        if (i != axis) dims[rank++] = x->dims[i];
-        else if (node->ints[1]) dims[rank++] = 1;
-    }
-    call.rows = x->size / call.n;
-    qrt_status status = qrt_alloc(run, &out[0], QRT_I64, rank, dims);
-    if (status != QRT_OK) return status;
-    call.y = out[0].data;
-    call.rows_per_task = (GRAIN + call.n - 1) / call.n;
-    qrt_parallel_for(run->num_threads, (call.rows + call.rows_per_task - 1) / call.rows_per_task, arg_task, &call);
-    return QRT_OK;
-}
-
-static qrt_status arg_max(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return arg_extreme(node, run, in, out, false);
-}
-
-static qrt_status arg_min(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return arg_extreme(node, run, in, out, true);
-}
-
 const qrt_node_entry qrt_reduction_nodes[] = {
     {"reduce", reduce},
-    {"argmax", arg_max},
-    {"argmin", arg_min},
     {NULL, NULL},
 };

@@ -52,6 +52,20 @@ def test_long_rows(dtype, kind, k):
         check("TopK", [x, np.array([k])], num_outputs=2, largest=largest)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("kind", ["few", "random", "ascending", "descending"])
+@pytest.mark.parametrize("k", [1, 2, 5, 32, 33, 70])
+def test_columns(dtype, kind, k):
+    """In sorted lists, several strips of them, and in heaps; fewer columns than a vector has lanes, and more."""
+    x = values(np.random.default_rng(k), (2, 70, 301), dtype, "few" if kind == "few" else "random")
+    if kind.endswith("scending"):
+        x.sort(axis=1)
+        x = x if kind == "ascending" else x[:, ::-1].copy()
+    for columns in (3, 4, 5, 301):
+        for largest in (0, 1):
+            check("TopK", [x[..., :columns].copy(), np.array([k])], num_outputs=2, axis=1, largest=largest)
+
+
 def test_earlier_versions_and_threads():
     x = values(np.random.default_rng(0), (40, 2000), np.float32, "random")
     one = check("TopK", [x], num_outputs=2, version=1, k=7)

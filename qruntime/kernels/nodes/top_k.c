@@ -7,11 +7,13 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "top_k_columns.h"
 
 enum {
     COLUMNS = 16,             ///< columns of an axis that is not the last that become rows together
     STRIP_COLUMNS = 256,      ///< columns that are read together, since every row of them is a page of its own
     STRIP_BYTES = 1 << 18,
+    LIST_BYTES = 1 << 15,     ///< sorted lists of columns of which few elements are kept
     FAR = 32, NEAR = 8,       ///< elements that are looked at together for one that beats the root
     PARALLEL_ELEMS = 1 << 16,
 };
@@ -164,7 +166,8 @@ typedef struct {
     char *scratch;              ///< of each task: entries, a strip of columns, some of these as rows
     int64_t n, inner, k, item, entry_bytes, strip_bytes, task_bytes;
     int64_t strip_columns, num_strips, strips_per_task, strips_per_outer;
-    bool is_largest;
+    bool is_largest, is_float;
+    bool keeps_lists;           ///< of all columns at once, see top_k_columns.h
 } top_k_call;
 
 /// `count` columns of the matrix `from`, whose rows are `stride` apart, become rows.
@@ -177,6 +180,7 @@ static void take_columns(const top_k_call *c, const char *from, int64_t stride, 
             for (int64_t j = 0; j < count; j++) ((uint64_t *)rows)[j * c->n + i] = ((const uint64_t *)from)[i * stride + j];
 }
 
+/// Columns of `from` one after the other.
 static void top_k_columns(const top_k_call *c, const char *from, int64_t to, int64_t count, char *entries) {
     char *strip = entries + c->entry_bytes, *rows = strip + c->strip_bytes;
     for (int64_t i = 0; i < c->n; i++)
@@ -201,9 +205,18 @@ static void top_k_task(void *context, int64_t task) {
         int64_t count = c->inner - column < c->strip_columns ? c->inner - column : c->strip_columns;
         const char *from = c->x + (outer * c->n * c->inner + column) * c->item;
         int64_t to = outer * c->k * c->inner + column;
-        if (c->inner > 1) top_k_columns(c, from, to, count, entries);
+        if (c->keeps_lists) {
+            const qrt_columns columns = {(const uint32_t *)from, c->n, count, c->inner, c->is_float, c->is_largest};
+            qrt_top_k_columns(&columns, c->k, entries, (uint32_t *)c->values + to, c->indices + to, c->inner);
+        } else if (c->inner > 1) top_k_columns(c, from, to, count, entries);
         else c->fn(from, c->n, c->k, c->is_largest, entries, c->values + to * c->item, c->indices + to, 1);
     }
+}
+
+static int64_t list_or_entry_bytes(const top_k_call *c) {
+    if (c->keeps_lists) return qrt_top_k_room(c->strip_columns, c->k);
+    int64_t num_entries = sorts_all(c->n, c->k) ? 2 * c->n : c->k;
+    return num_entries * (int64_t)(c->item == 4 ? sizeof(entry_32) : sizeof(entry_64));
 }
 
 /// ints: axis, largest, k when it is no input. Inputs: x (float32, float64, int32, int64), k. Outputs: values, indices.
@@ -225,8 +238,13 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     if (k < 0 || k > c.n || c.n > UINT32_MAX) return QRT_DECLINE;
     for (int i = 0; i < x->rank; i++) dims[i] = i == axis ? k : x->dims[i];
     c.inner = qrt_product(x->dims, (int)axis + 1, x->rank);
-    c.strip_columns = STRIP_BYTES / (c.n * c.item + 1) / COLUMNS * COLUMNS;
-    c.strip_columns = c.strip_columns < COLUMNS ? COLUMNS : c.strip_columns > STRIP_COLUMNS ? STRIP_COLUMNS : c.strip_columns;
+    c.is_float = x->dtype == QRT_F32;
+    c.keeps_lists = c.item == 4 && c.inner >= QRT_TOP_K_LANES && k > 0 && k <= QRT_TOP_K_FEW && c.n <= INT32_MAX;
+    if (c.keeps_lists) c.strip_columns = LIST_BYTES / qrt_top_k_room(1, k) * QRT_TOP_K_LANES;
+    else {
+        c.strip_columns = STRIP_BYTES / (c.n * c.item + 1) / COLUMNS * COLUMNS;
+        c.strip_columns = c.strip_columns < COLUMNS ? COLUMNS : c.strip_columns > STRIP_COLUMNS ? STRIP_COLUMNS : c.strip_columns;
+    }
     if (c.strip_columns > c.inner && c.inner) c.strip_columns = c.inner;
     c.strips_per_outer = (c.inner + c.strip_columns - 1) / c.strip_columns;
     c.num_strips = qrt_product(x->dims, 0, (int)axis) * c.strips_per_outer;
@@ -236,11 +254,10 @@ static qrt_status top_k(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     if (!is_empty) {
         c.strips_per_task = (c.num_strips + num_tasks - 1) / num_tasks;
         num_tasks = (c.num_strips + c.strips_per_task - 1) / c.strips_per_task;
-        int64_t num_entries = sorts_all(c.n, k) ? 2 * c.n : k;
+        c.entry_bytes = list_or_entry_bytes(&c);
+        c.strip_bytes = c.inner > 1 && !c.keeps_lists ? c.strip_columns * c.n * c.item : 0;
         int64_t rows = c.strip_columns < COLUMNS ? c.strip_columns : COLUMNS;
-        c.entry_bytes = num_entries * (int64_t)(c.item == 4 ? sizeof(entry_32) : sizeof(entry_64));
-        c.strip_bytes = c.inner > 1 ? c.strip_columns * c.n * c.item : 0;
-        c.task_bytes = (c.entry_bytes + c.strip_bytes + (c.inner > 1 ? rows * c.n * c.item : 0) + 63) / 64 * 64;
+        c.task_bytes = (c.entry_bytes + c.strip_bytes + (c.strip_bytes ? rows * c.n * c.item : 0) + 63) / 64 * 64;
         scratch = qrt_scratch(run, (size_t)(num_tasks * c.task_bytes));
         if (!scratch) return QRT_NO_MEMORY;
         c.scratch = scratch->data;

@@ -52,6 +52,24 @@ class PackedQ8(Packed):
 class PackedF32(Packed):
     def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None) -> None: ...
 
+class PackedNBits(Packed):
+    def __init__(
+        self,
+        codes: np.ndarray,
+        scale: ArrayLike,
+        zero_point: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        *,
+        bits: int = 0,
+        table: ArrayLike | None = None,
+        group: int | None = None,
+        k: int | None = None,
+        offset: int = 0,
+        high_half_first: bool = False,
+        origin: np.ndarray | None = None,
+    ) -> None: ...
+    def unpacked(self) -> np.ndarray: ...
+
 class PackedArray(Packed):
     def __init__(self, array: ArrayLike) -> None: ...
 

@@ -120,10 +120,15 @@ cdef extern from "gemm_f32.h" nogil:
     qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
     void qrt_f32_free(qrt_f32_weights *)
 
+cdef extern from "gemm_nbits.h" nogil:
+    ctypedef struct qrt_gemm_nbits:
+        const char *name
+
 cdef extern from "kernels.h" nogil:
     ctypedef struct qrt_kernel_table:
         const char *isa
         qrt_gemm_q8 gemm_q8
+        qrt_gemm_nbits gemm_nbits
         qrt_gemm_f32 gemm_f32
     ctypedef struct qrt_rung:
         const char *name
@@ -194,6 +199,7 @@ def default_threads() -> int:
 
 
 include "_packed.pxi"
+include "_nbits.pxi"
 include "_tensors.pxi"
 include "_product.pxi"
 include "_weight_codes.pxi"

@@ -69,6 +69,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_f32(t);
     qrt_portable_gemm_f64(t);
     qrt_portable_gemm_q8(t);
+    qrt_portable_gemm_nbits(t);
     qrt_portable_pointwise(t);
     qrt_portable_rows(t);
     qrt_portable_rnn(t);
@@ -80,6 +81,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f32(t);
     qrt_avx2_gemm_f64(t);
     qrt_avx2_gemm_q8(t);
+    qrt_avx2_gemm_nbits(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
@@ -92,6 +94,7 @@ static void overlay_avx_vnni(qrt_kernel_table *t) {
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_gemm_f64(t);
+    qrt_avx512_gemm_nbits(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
@@ -107,6 +110,7 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_f32(t);
     qrt_neon_gemm_f64(t);
     qrt_neon_gemm_q8(t);
+    qrt_neon_gemm_nbits(t);
     qrt_neon_pointwise(t);
     qrt_neon_rows(t);
     qrt_neon_rnn(t);

@@ -21,6 +21,7 @@
 #include "attention_q16.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
+#include "gemm_nbits.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
 #include "rnn.h"
@@ -31,6 +32,7 @@ typedef struct qrt_kernel_table {
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_gemm_f64 gemm_f64;    ///< double GEMM
+    qrt_gemm_nbits gemm_nbits;  ///< weights of 2 to 8 bits in groups, float activations
     qrt_attention attention;  ///< between the two products of attention
     qrt_attention_q16 attention_q16;  ///< attention of quantized models
     qrt_pointwise pointwise;  ///< elementwise

@@ -43,6 +43,7 @@ extern const qrt_node_entry qrt_conv_q8_nodes[];
 extern const qrt_node_entry qrt_conv_transpose_nodes[];
 extern const qrt_node_entry qrt_embedding_nodes[];
 extern const qrt_node_entry qrt_linear_f32_nodes[];
+extern const qrt_node_entry qrt_linear_nbits_nodes[];
 extern const qrt_node_entry qrt_elementwise_nodes[];
 extern const qrt_node_entry qrt_cast_nodes[];
 extern const qrt_node_entry qrt_rows_nodes[];

@@ -7,9 +7,11 @@
 void qrt_portable_gemm_q8(qrt_kernel_table *t);
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
 void qrt_portable_gemm_f64(qrt_kernel_table *t);
+void qrt_portable_gemm_nbits(qrt_kernel_table *t);
 void qrt_portable_attention(qrt_kernel_table *t);
 void qrt_avx2_gemm_f32(qrt_kernel_table *t);
 void qrt_avx2_gemm_f64(qrt_kernel_table *t);
+void qrt_avx2_gemm_nbits(qrt_kernel_table *t);
 void qrt_avx2_attention(qrt_kernel_table *t);
 void qrt_avx512_gemm_f32(qrt_kernel_table *t);
 void qrt_avx512_gemm_f64(qrt_kernel_table *t);
@@ -27,6 +29,7 @@ void qrt_avx512_rows(qrt_kernel_table *table);
 void qrt_portable_rnn(qrt_kernel_table *t);
 void qrt_avx2_rnn(qrt_kernel_table *t);
 void qrt_avx512_rnn(qrt_kernel_table *t);
+void qrt_avx512_gemm_nbits(qrt_kernel_table *t);
 void qrt_avx512_attention(qrt_kernel_table *t);
 void qrt_avx_vnni_attention(qrt_kernel_table *t);
 void qrt_avx512vnni_attention(qrt_kernel_table *t);
@@ -38,6 +41,7 @@ void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t);
 void qrt_neon_pointwise(qrt_kernel_table *t);
 void qrt_neon_rows(qrt_kernel_table *t);
 void qrt_neon_rnn(qrt_kernel_table *t);
+void qrt_neon_gemm_nbits(qrt_kernel_table *t);
 void qrt_neon_attention(qrt_kernel_table *t);
 
 #endif

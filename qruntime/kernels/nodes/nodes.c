@@ -16,6 +16,7 @@ static const qrt_node_entry *const families[] = {
     qrt_pooling_nodes,
     qrt_linear_f32_nodes,
     qrt_linear_q8_nodes,
+    qrt_linear_nbits_nodes,
     qrt_elementwise_nodes,
     qrt_cast_nodes,
     qrt_rows_nodes,

@@ -1,0 +1,163 @@
+# Weights of few bits in groups, in the layout that all rungs share.
+
+from hashlib import blake2b
+
+cdef extern from "nbits_weights.h" nogil:
+    ctypedef struct qrt_nbits_weights:
+        int64_t k
+        int64_t n
+        int64_t num_groups
+        qrt_buffer *buffer
+        float *zeros
+    ctypedef struct qrt_nbits_spec:
+        int64_t k
+        int64_t n
+        int64_t group
+        int bits
+        const float *table
+        const float *scales
+        const float *zero_points
+        const float *bias
+        const int32_t *integers
+    ctypedef struct qrt_nbits_source:
+        const uint8_t *rows
+        int64_t row_stride_bytes
+        int bits
+        bint high_half_first
+        uint8_t offset
+    size_t qrt_nbits_packed_bytes(const qrt_nbits_spec *)
+    qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *, const qrt_gemm_nbits *, const qrt_gemm_f32 *, qrt_arena *)
+    void qrt_nbits_free(qrt_nbits_weights *)
+    bint qrt_nbits_fill(qrt_nbits_weights *, int64_t, int64_t, const qrt_nbits_source *, int)
+    void qrt_nbits_unpack(const qrt_nbits_weights *, int64_t, int64_t, uint8_t *, int64_t)
+
+
+cdef class PackedNBits(Packed):
+    """Weights [K, N] of 2, 3, 4 or 8 bits: decoded[n, k] = scale[n, g] · (value(code[n, k]) − zero[n, g]), g = k // group.
+
+    Parameters: `codes` uint8 [N, K], a code each, or with `k` the rows of packed codes [N, bytes], one behind the other from the
+    lowest bit of a byte up (of 4 bits from the upper half on with `high_half_first`); rows may lie anywhere, along a row bytes are
+    dense. `offset` is added to each code modulo 2^bits: 2^(bits − 1) makes indices of two's complement. `scale` float32 [N, groups];
+    `group` along K, K by default. A uniform code stands for code − zero point: `zero_point` [N, groups] in codes, which need not
+    be whole, 2^(bits − 1) by default. With `table`, float32 [2^bits], it stands for an entry less `zero_point`, 0 by default. `bias`
+    float32 [N] or None. ValueError for anything else; codes beyond the bits are found when they are packed.
+    """
+
+    cdef cnp.ndarray scale, zero_point, table
+    cdef int64_t k, n, group
+    cdef int bits, source_bits
+    cdef uint8_t offset
+    cdef bint high_half_first
+
+    def __cinit__(self, codes, scale, zero_point=None, bias=None, *, int bits=0, table=None, group=None, k=None, int offset=0,
+                  bint high_half_first=False, origin=None):
+        cdef cnp.ndarray q = np.asarray(codes)
+        if q.dtype != np.uint8 or q.ndim != 2:
+            raise ValueError(f"codes must be uint8 [N, K], got {shape_text(q)}")
+        if table is not None:
+            self.table = np.ascontiguousarray(table, dtype=np.float32)
+            if self.table.ndim != 1 or self.table.size not in (4, 8, 16, 256):
+                raise ValueError(f"table must be float32 of 4, 8, 16 or 256 entries, got {shape_text(self.table)}")
+            bits = bits or int(self.table.size).bit_length() - 1
+            if self.table.size != 1 << bits:
+                raise ValueError(f"table of {bits} bits must have {1 << bits} entries, got {self.table.size}")
+        if bits not in (2, 3, 4, 8):
+            raise ValueError(f"bits must be 2, 3, 4 or 8, got {bits}")
+        if high_half_first and (bits != 4 or k is None):
+            raise ValueError("high_half_first is for packed codes of 4 bits")
+        if not 0 <= offset < 1 << bits:
+            raise ValueError(f"offset must lie in 0..{(1 << bits) - 1}, got {offset}")
+        self.n, self.k = q.shape[0], q.shape[1] if k is None else k
+        if k is not None and (self.k < 0 or (self.k * bits + 7) // 8 > q.shape[1]):
+            raise ValueError(f"rows of {k} codes of {bits} bits need {(self.k * bits + 7) // 8} bytes, got {q.shape[1]}")
+        self.group = max(self.k, 1) if group is None else group
+        if self.group < 1:
+            raise ValueError(f"group must be at least 1, got {group}")
+        if q.shape[1] > 1 and q.strides[1] != 1:
+            q = np.ascontiguousarray(q)
+        shape = self.n, (self.k + self.group - 1) // self.group if self.k else 0
+        self.bits, self.source_bits = bits, 8 if k is None else bits
+        self.offset, self.high_half_first = offset, high_half_first
+        self.scale = _factors(scale, "scale", shape)
+        self.zero_point = None if zero_point is None else _factors(zero_point, "zero_point", shape)
+        self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
+        cdef qrt_nbits_spec spec = self._spec()
+        if qrt_nbits_packed_bytes(&spec) == 0:
+            raise ValueError(f"weights [{self.k}, {self.n}] in groups of {self.group} are too large")
+
+    cdef qrt_nbits_spec _spec(self):
+        cdef qrt_nbits_spec spec
+        memset(&spec, 0, sizeof(spec))
+        spec.k, spec.n, spec.group, spec.bits = self.k, self.n, self.group, self.bits
+        spec.scales = <const float *>cnp.PyArray_DATA(self.scale)
+        if self.zero_point is not None:
+            spec.zero_points = <const float *>cnp.PyArray_DATA(self.zero_point)
+        if self.table is not None:
+            spec.table = <const float *>cnp.PyArray_DATA(self.table)
+        if self.bias is not None:
+            spec.bias = <const float *>cnp.PyArray_DATA(self.bias)
+        return spec
+
+    cdef tuple _vectors(self):
+        kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first])
+        parts = [self.scale, self.zero_point, self.table, self.bias, kind]
+        digests = [b"" if part is None else blake2b(np.ascontiguousarray(part).view(np.uint8).reshape(-1)).digest() for part in parts]
+        return (np.frombuffer(b"".join(digests), np.uint8),)
+
+    cdef size_t _bytes_to_pack(self):
+        cdef qrt_nbits_spec spec = self._spec()
+        return qrt_nbits_packed_bytes(&spec)
+
+    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+        cdef qrt_nbits_spec spec = self._spec()
+        cdef cnp.ndarray q = self.weight
+        cdef qrt_nbits_source source
+        cdef qrt_nbits_weights *made
+        cdef bint fits
+        source.rows, source.row_stride_bytes = <const uint8_t *>cnp.PyArray_DATA(q), q.strides[0]
+        source.bits, source.high_half_first, source.offset = self.source_bits, self.high_half_first, self.offset
+        with nogil:
+            made = qrt_nbits_new(&spec, &qrt_kernels.gemm_nbits, &qrt_kernels.gemm_f32, arena)
+            if made == NULL:
+                return NULL
+            fits = qrt_nbits_fill(made, 0, spec.n, &source, num_threads)
+        if not fits:
+            qrt_nbits_free(made)
+            raise ValueError(f"codes of {self.bits} bits must lie in 0..{(1 << self.bits) - 1}, got {q.max()}")
+        return made
+
+    cdef void _free(self, void *handle):
+        qrt_nbits_free(<qrt_nbits_weights *>handle)
+
+    cdef void _forget(self):
+        self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = None
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            qrt_nbits_free(<qrt_nbits_weights *>self.handle)
+
+    def unpacked(self):
+        """The codes again, uint8 [N, K], `offset` added."""
+        self.pack(NULL, 1)
+        cdef const qrt_nbits_weights *w = <const qrt_nbits_weights *>self.handle
+        cdef cnp.ndarray codes = np.empty((self.n, self.k), np.uint8)
+        cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(codes)
+        with nogil:
+            qrt_nbits_unpack(w, 0, w.n, to, w.k)
+        return codes
+
+    @property
+    def nbytes(self):
+        self.pack(NULL, 1)
+        return (<qrt_nbits_weights *>self.handle).buffer.capacity
+
+    @property
+    def shape(self):
+        return self.k, self.n
+
+
+cdef cnp.ndarray _factors(values, str name, tuple shape):
+    factors = np.asarray(values)
+    if factors.shape != shape or factors.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be [N, groups] = {list(shape)}, got {shape_text(factors)}")
+    return np.ascontiguousarray(factors, dtype=np.float32)

@@ -1,0 +1,270 @@
+/// Blocking and threads of products with weights of few bits; the arithmetic is the rung's.
+#include "gemm_nbits.h"
+
+#include <string.h>
+
+#include "threads.h"
+
+/// A decoded strip of so many k stays in the first-level cache; rows of a, so many of them, in the second.
+enum { KC = 512, BLOCK_ROWS = 128 };
+
+/// Widest strip of the float GEMM on any rung, or a panel.
+enum { MAX_WIDTH = 32 };
+
+/// Rows times fewer columns than this are multiplied sooner than copied.
+enum { MIN_COPY_COLUMNS = 256 };
+
+/// Less work than this a thread is done sooner than shared, even with threads that are awake, and less than this sooner
+/// than sleeping threads have woken. The unit is a weight that is decoded; a row multiplies in a quarter of that time.
+enum { WORK_PER_THREAD = 1 << 15, WORK_WORTH_WAKING = 1 << 22 };
+
+/// Panels of a task are a multiple of what the kernels take at once.
+enum { PANELS_AT_ONCE = 4 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+void qrt_nbits_group_sums(const qrt_nbits_weights *w, const float *a, float *sums) {
+    for (int64_t g = 0; g < w->num_groups; g++) {
+        const float *x = a + g * w->group;
+        int64_t depth = qrt_nbits_depth(w, g), i = 0;
+        float lanes[16] = {0};
+        for (; i + 16 <= depth; i += 16)
+            for (int j = 0; j < 16; j++) lanes[j] += x[i + j];
+        for (; i < depth; i++) lanes[i % 16] += x[i];
+        for (int half = 8; half > 0; half /= 2)
+            for (int j = 0; j < half; j++) lanes[j] += lanes[j + half];
+        sums[g] = lanes[0];
+    }
+}
+
+// ------------------------------------------------------------------------------------------- blocks
+
+/// One call of qrt_nbits_linear.
+typedef struct {
+    const qrt_nbits_weights *w;
+    qrt_f32_epilogue epilogue;
+    bool has_epilogue;
+    const float *a;
+    float *y;
+    int64_t lda, ldy, m;
+    float *sums;                ///< [m, groups] of the rows; NULL when the weights have no zeros
+    int64_t width;              ///< columns of a strip: a panel, or several where the float GEMM is wider
+    int64_t depth;              ///< most k of a block
+    int64_t copy_stride;        ///< of a block of a that is copied; 0: it is read where it lies
+    size_t worker_floats;       ///< scratch of one thread
+    float *scratch;
+    int64_t rows, panels, panel_blocks, num_tasks;   ///< of a task
+    int64_t next_task;          ///< atomic
+} job;
+
+/// k of a block: whole groups, or pieces of the only one.
+static int64_t block_depth(const qrt_nbits_weights *w) {
+    if (w->num_groups > 1) return min64(w->k, max64(KC / w->group, 1) * w->group);
+    return w->k > KC ? round_up(ceil_div(w->k, ceil_div(w->k, KC)), QRT_NBITS_MAX_STEP) : w->k;
+}
+
+/// Rows of a strip that decode may write.
+static int64_t strip_depth(const job *j) { return round_up(min64(KC, j->depth), QRT_NBITS_MAX_STEP); }
+
+static job job_of(const qrt_nbits_weights *w, const float *a, int64_t lda, int64_t m, const qrt_q8_epilogue *epilogue, float *y,
+                  int64_t ldy) {
+    job j = {
+        .w = w, .a = a, .y = y, .lda = lda, .ldy = ldy, .m = m, .epilogue = {.alpha = 1.0f, .column_bias = w->bias},
+        .width = max64(w->float_kernel->nr, QRT_NBITS_NR), .depth = block_depth(w),
+        .rows = min64(m, BLOCK_ROWS), .panels = w->num_panels, .panel_blocks = 1,
+    };
+    if (epilogue) {
+        j.epilogue.activation = epilogue->activation;
+        j.epilogue.residual = epilogue->residual;
+        j.epilogue.residual_stride_elems = epilogue->residual_stride_elems;
+        j.epilogue.map = epilogue->map;
+    }
+    j.has_epilogue = w->bias || j.epilogue.activation != QRT_ACT_NONE || j.epilogue.residual || j.epilogue.map.fn;
+    if (m > QRT_NBITS_STREAMED_ROWS) {
+        if (w->n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
+        int64_t floats = strip_depth(&j) * j.width + 2 * j.rows * j.width + j.rows * j.copy_stride;
+        j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
+    }
+    return j;
+}
+
+static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, int64_t columns) {
+    if (!j->has_epilogue) return;
+    qrt_f32_epilogue at = j->epilogue;
+    if (at.column_bias) at.column_bias += column;
+    if (at.residual) at.residual += row * at.residual_stride_elems + column;
+    qrt_f32_finish(j->w->float_kernel, num_rows, columns, j->y + row * j->ldy + column, j->ldy, &at);
+}
+
+static void copy_block(const float *from, int64_t from_stride, float *to, int64_t to_stride, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)columns * sizeof *to);
+}
+
+/// Scratch of a worker, in order.
+typedef struct {
+    float *strip;    ///< decoded weights [k, width]
+    float *tile;     ///< totals [rows, width]; of weights in one group the sums, until that ends
+    float *chain;    ///< sums of a group that is longer than a strip [rows, width]
+    float *copy;     ///< of a block of a
+} workspace;
+
+/// Factors of group g for the panels of a strip, zeros where there is no panel.
+static void gather(const qrt_nbits_weights *w, const float *factors, int64_t panel, int64_t width, int64_t g, float *to) {
+    for (int64_t c = 0; c < width; c += QRT_NBITS_NR, panel++) {
+        if (panel < w->num_panels)
+            memcpy(to + c, factors + qrt_nbits_group_at(w, panel, g), QRT_NBITS_NR * sizeof *to);
+        else
+            memset(to + c, 0, QRT_NBITS_NR * sizeof *to);
+    }
+}
+
+/// Rows of a, k0 … k1 - 1 of them, times the panels of one strip, added to the tile.
+static void multiply_block(const job *j, const workspace *s, const float *a, int64_t lda, const float *sums, int64_t rows,
+                           int64_t panel, int64_t k0, int64_t k1) {
+    const qrt_nbits_weights *w = j->w;
+    const qrt_gemm_f32 *floats = w->float_kernel;
+    const int64_t width = j->width;
+    float *chain = w->num_groups == 1 ? s->tile : s->chain;
+    for (int64_t from = k0, to; from < k1; from = to) {
+        int64_t g = from / w->group, start = g * w->group, end = start + qrt_nbits_depth(w, g);
+        to = min64(from + KC, min64(end, k1));
+        int64_t code_offset = (from - start) / qrt_nbits_step(w->bits) * qrt_nbits_step_bytes(w->bits);
+        for (int64_t c = 0; c < width && panel + c / QRT_NBITS_NR < w->num_panels; c += QRT_NBITS_NR)
+            w->kernel->decode(w, qrt_nbits_codes(w, panel + c / QRT_NBITS_NR, g) + code_offset, to - from, s->strip + c, width);
+        float scale[MAX_WIDTH], zero[MAX_WIDTH];
+        if (to == end) gather(w, w->scales, panel, width, g, scale);
+        if (to == end && w->zeros) gather(w, w->zeros, panel, width, g, zero);
+        for (int64_t c = 0; c < width; c += floats->nr) {
+            if (to < end) {
+                floats->strip(rows, floats->nr, to - from, a + from - k0, lda, s->strip + c, width, s->strip + c, chain + c, width,
+                              from > start);
+                continue;
+            }
+            qrt_f32_group group = {
+                .scale = scale + c, .zero = w->zeros ? zero + c : NULL, .sums = sums ? sums + g : NULL, .sums_stride = w->num_groups,
+                .begun = from > start ? chain + c : NULL, .begun_stride = width,
+            };
+            floats->group_strip(rows, to - from, a + from - k0, lda, s->strip + c, width, &group, s->tile + c, width, g > 0);
+        }
+    }
+}
+
+/// Rows [row, row + rows) against panels first … last-1.
+static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int64_t last, float *scratch) {
+    const qrt_nbits_weights *w = j->w;
+    const float *sums = j->sums ? j->sums + row * w->num_groups : NULL, *a = j->a + row * j->lda;
+    float *y = j->y + row * j->ldy;
+    if (rows <= QRT_NBITS_STREAMED_ROWS) {
+        int64_t column = first * QRT_NBITS_NR;
+        w->kernel->stream(w, rows, a, j->lda, sums, w->num_groups, first, last, y + column, j->ldy);
+        finish(j, row, rows, column, min64(last * QRT_NBITS_NR, w->n) - column);
+        return;
+    }
+    workspace s = {.strip = scratch};
+    s.tile = s.strip + strip_depth(j) * j->width;
+    s.chain = s.tile + j->rows * j->width;
+    s.copy = s.chain + j->rows * j->width;
+    for (int64_t k0 = 0, k1; k0 < w->k || k0 == 0; k0 = max64(k1, 1)) {
+        k1 = min64(k0 + j->depth, w->k);
+        const float *block = a + k0;
+        int64_t stride = j->lda;
+        if (j->copy_stride) {
+            copy_block(block, stride, s.copy, j->copy_stride, rows, k1 - k0);
+            block = s.copy;
+            stride = j->copy_stride;
+        }
+        for (int64_t panel = first; panel < last; panel += j->width / QRT_NBITS_NR) {
+            int64_t column = panel * QRT_NBITS_NR, columns = min64(j->width, w->n - column);
+            if (k0 > 0)
+                copy_block(y + column, j->ldy, s.tile, j->width, rows, columns);
+            else if (w->k == 0)
+                memset(s.tile, 0, (size_t)(rows * j->width) * sizeof *s.tile);
+            multiply_block(j, &s, block, stride, sums, rows, panel, k0, k1);
+            copy_block(s.tile, j->width, y + column, j->ldy, rows, columns);
+            if (k1 == w->k) finish(j, row, rows, column, columns);
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------ threads
+
+static void sum_row(void *context, int64_t task) {
+    job *j = context;
+    int64_t last = min64(j->m, (task + 1) * j->rows);
+    for (int64_t i = task * j->rows; i < last; i++) qrt_nbits_group_sums(j->w, j->a + i * j->lda, j->sums + i * j->w->num_groups);
+}
+
+/// Each worker takes tasks until none is left; it owns one part of the scratch.
+static void take_tasks(void *context, int64_t worker) {
+    job *j = context;
+    for (;;) {
+        int64_t task = __atomic_fetch_add(&j->next_task, 1, __ATOMIC_RELAXED);
+        if (task >= j->num_tasks) return;
+        int64_t row = task / j->panel_blocks * j->rows, first = task % j->panel_blocks * j->panels;
+        multiply(j, row, min64(j->rows, j->m - row), first, min64(first + j->panels, j->w->num_panels),
+                 j->scratch + (size_t)worker * j->worker_floats);
+    }
+}
+
+/// Floats for the sums of all rows, and for `workers`; false when they are too many.
+static bool count_floats(const job *j, int64_t workers, size_t *sums, size_t *bytes) {
+    size_t floats;
+    *sums = 0;
+    if (j->w->zeros && __builtin_mul_overflow((size_t)j->m, (size_t)j->w->num_groups, sums)) return false;
+    if (__builtin_add_overflow(*sums, (size_t)15, sums)) return false;
+    *sums &= ~(size_t)15;
+    return !__builtin_mul_overflow((size_t)workers, j->worker_floats, &floats) && !__builtin_add_overflow(floats, *sums, &floats) &&
+           !__builtin_mul_overflow(floats, sizeof(float), bytes);
+}
+
+static void run_job(job *j, int workers, void *scratch, size_t sums) {
+    j->num_tasks = ceil_div(j->m, j->rows) * j->panel_blocks;
+    j->scratch = (float *)scratch + sums;
+    if (j->w->zeros) {
+        j->sums = scratch;
+        qrt_parallel_for(workers, ceil_div(j->m, j->rows), sum_row, j);
+    }
+    qrt_parallel_for(workers, workers, take_tasks, j);
+}
+
+size_t qrt_nbits_scratch_bytes(const qrt_nbits_weights *w, int64_t m) {
+    // As if rows conflicted: callers may choose the stride later.
+    job j = job_of(w, NULL, 0, m, NULL, NULL, 0);
+    size_t sums, bytes;
+    return count_floats(&j, 1, &sums, &bytes) ? bytes : SIZE_MAX;
+}
+
+void qrt_nbits_linear_serial(const qrt_nbits_weights *w, const float *a, int64_t lda_elems, int64_t m,
+                             const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+    if (m <= 0 || w->n == 0) return;
+    job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
+    size_t sums, bytes;
+    count_floats(&j, 1, &sums, &bytes);
+    run_job(&j, 1, scratch, sums);
+}
+
+qrt_status qrt_nbits_linear(const qrt_nbits_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                            const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+    if (m <= 0 || w->n == 0) return QRT_OK;
+    job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
+    double work = (1.0 + (double)m / 4) * (double)w->k * (double)w->n;
+    int64_t threads = run->num_threads;
+    if (work < (double)threads * WORK_PER_THREAD) threads = max64((int64_t)(work / WORK_PER_THREAD), 1);
+    bool alone = threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm();
+    if (alone) threads = 1;
+    if (threads > 1) {
+        int64_t wanted = ceil_div(4 * threads, ceil_div(m, j.rows));
+        j.panels = round_up(ceil_div(w->num_panels, wanted), PANELS_AT_ONCE);
+        j.panel_blocks = ceil_div(w->num_panels, j.panels);
+    }
+    size_t sums, bytes;
+    qrt_buffer *scratch = NULL;
+    if (!count_floats(&j, threads, &sums, &bytes) || !(scratch = qrt_scratch(run, bytes))) return QRT_NO_MEMORY;
+    run_job(&j, (int)threads, scratch->data, sums);
+    qrt_scratch_free(run, scratch);
+    if (alone) qrt_unshared_work_ended();
+    return QRT_OK;
+}

@@ -1,0 +1,246 @@
+#include "nbits_weights.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+/// Packing fewer weights is done sooner by one thread.
+enum { WEIGHTS_PER_THREAD = 1 << 15 };
+
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// ------------------------------------------------------------------------------------------- layout
+
+/// Parts of the buffer, in order, each aligned.
+typedef struct {
+    int64_t num_groups, num_panels, group_bytes, panel_bytes;
+    size_t at_codes, at_scales, at_zeros, at_sums, at_integers, at_bias, at_values;
+    size_t size;
+    bool fits;
+} layout;
+
+static size_t add_part(layout *l, int64_t count, int64_t times, size_t item) {
+    size_t at = l->size, items, bytes;
+    l->fits &= !__builtin_mul_overflow((size_t)count, (size_t)times, &items);
+    l->fits &= !__builtin_mul_overflow(items, item, &bytes);
+    l->fits &= !__builtin_add_overflow(bytes, (size_t)QRT_ALIGNMENT - 1, &bytes);
+    l->fits &= !__builtin_add_overflow(at, bytes / QRT_ALIGNMENT * QRT_ALIGNMENT, &l->size);
+    return at;
+}
+
+static int64_t bytes_of(int bits, int64_t weights) { return ceil_div(weights, qrt_nbits_step(bits)) * qrt_nbits_step_bytes(bits); }
+
+static layout layout_of(const qrt_nbits_spec *s) {
+    layout l = {.fits = true};
+    bool has_bits = s->bits == 2 || s->bits == 3 || s->bits == 4 || s->bits == 8;
+    if (!has_bits || s->k < 0 || s->n < 0 || s->group < 1 || s->k > INT64_MAX / 64 || s->n > INT64_MAX / 64) {
+        l.fits = false;
+        return l;
+    }
+    l.num_groups = ceil_div(s->k, s->group);
+    l.num_panels = ceil_div(s->n, QRT_NBITS_NR);
+    // A group that is longer than k is not there as a whole.
+    l.group_bytes = bytes_of(s->bits, min_i64(s->group, s->k));
+    int64_t whole = 0, last = l.num_groups > 0 ? bytes_of(s->bits, s->k - (l.num_groups - 1) * s->group) : 0;
+    l.fits &= l.num_groups == 0 || !__builtin_mul_overflow(l.num_groups - 1, l.group_bytes, &whole);
+    l.fits &= !__builtin_add_overflow(whole, last + QRT_ALIGNMENT - 1, &l.panel_bytes);
+    l.panel_bytes = l.panel_bytes / QRT_ALIGNMENT * QRT_ALIGNMENT;
+    int64_t groups = 0;
+    l.fits &= !__builtin_mul_overflow(l.num_groups, (int64_t)QRT_NBITS_NR, &groups);
+    l.at_codes = add_part(&l, l.num_panels, l.panel_bytes, 1);
+    add_part(&l, QRT_ALIGNMENT, 1, 1);
+    l.at_scales = add_part(&l, l.num_panels, groups, sizeof(float));
+    l.at_zeros = add_part(&l, l.num_panels, s->zero_points ? groups : 0, sizeof(float));
+    l.at_sums = add_part(&l, l.num_panels, s->integers ? groups : 0, sizeof(int32_t));
+    l.at_integers = add_part(&l, s->integers ? 1 << s->bits : 0, 1, sizeof(int32_t));
+    l.at_bias = add_part(&l, l.num_panels, s->bias ? QRT_NBITS_NR : 0, sizeof(float));
+    l.at_values = add_part(&l, 1 << s->bits, 1, sizeof(float));
+    return l;
+}
+
+size_t qrt_nbits_packed_bytes(const qrt_nbits_spec *spec) {
+    layout l = layout_of(spec);
+    return l.fits ? l.size : 0;
+}
+
+/// Sign, four bits of exponent, three of mantissa; no infinity, all ones is NaN.
+static float e4m3_value(unsigned code) {
+    int exponent = (int)(code >> 3 & 15), mantissa = (int)(code & 7);
+    float magnitude = exponent ? ldexpf((float)(8 + mantissa), exponent - 10) : ldexpf((float)mantissa, -9);
+    if ((code & 127) == 127) magnitude = NAN;
+    return code & 128 ? -magnitude : magnitude;
+}
+
+static bool is_e4m3(const float *table) {
+    for (unsigned code = 0; code < 256; code++) {
+        float want = e4m3_value(code);
+        if (table[code] != want && !(table[code] != table[code] && want != want)) return false;
+    }
+    return true;
+}
+
+/// From [n, groups] to panels.
+static void spread(const qrt_nbits_weights *w, const float *rows, float less, float *panels) {
+    memset(panels, 0, sizeof *panels * (size_t)(w->num_panels * w->num_groups * QRT_NBITS_NR));
+    for (int64_t n = 0; n < w->n; n++)
+        for (int64_t g = 0; g < w->num_groups; g++)
+            panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g] - less;
+}
+
+qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_gemm_nbits *kernel,
+                                 const struct qrt_gemm_f32 *float_kernel, qrt_arena *arena) {
+    layout l = layout_of(spec);
+    if (!l.fits) return NULL;
+    qrt_nbits_weights *w = malloc(sizeof *w);
+    qrt_buffer *buffer = w ? qrt_arena_take(arena, l.size) : NULL;
+    if (!buffer) {
+        free(w);
+        return NULL;
+    }
+    char *base = buffer->data;
+    *w = (qrt_nbits_weights){
+        .k = spec->k, .n = spec->n, .buffer = buffer, .kernel = kernel, .float_kernel = float_kernel, .bits = spec->bits,
+        .group = spec->group, .num_groups = l.num_groups, .group_bytes = l.group_bytes,
+        .num_panels = l.num_panels, .panel_bytes = l.panel_bytes,
+        .codes = (uint8_t *)(base + l.at_codes),
+        .scales = (float *)(base + l.at_scales),
+        .zeros = spec->zero_points ? (float *)(base + l.at_zeros) : NULL,
+        .sums = spec->integers ? (int32_t *)(base + l.at_sums) : NULL,
+        .integers = spec->integers ? (int32_t *)(base + l.at_integers) : NULL,
+        .bias = spec->bias ? (float *)(base + l.at_bias) : NULL,
+        .values = (float *)(base + l.at_values),
+    };
+    const float centre = spec->table ? 0.0f : (float)(1 << (spec->bits - 1));
+    for (int code = 0; code < 1 << spec->bits; code++) w->values[code] = spec->table ? spec->table[code] : (float)code - centre;
+    if (spec->table) w->coding = spec->bits < 8 ? QRT_NBITS_TABLE16 : is_e4m3(spec->table) ? QRT_NBITS_E4M3 : QRT_NBITS_TABLE256;
+    memset(w->codes, 0, (size_t)(l.num_panels * l.panel_bytes) + QRT_ALIGNMENT);
+    spread(w, spec->scales, 0.0f, w->scales);
+    if (w->zeros) spread(w, spec->zero_points, centre, w->zeros);
+    if (w->sums) {
+        memset(w->sums, 0, sizeof *w->sums * (size_t)(l.num_panels * l.num_groups * QRT_NBITS_NR));
+        memcpy(w->integers, spec->integers, sizeof *w->integers << spec->bits);
+    }
+    for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->n ? spec->bias[j] : 0.0f;
+    return w;
+}
+
+void qrt_nbits_free(qrt_nbits_weights *w) {
+    if (!w) return;
+    qrt_buffer_drop(w->buffer);
+    free(w);
+}
+
+// ---------------------------------------------------------------------------------------------- codes
+
+/// One call of qrt_nbits_fill.
+typedef struct {
+    qrt_nbits_weights *w;
+    const qrt_nbits_source *source;
+    int64_t first_row, num_rows, first_panel;
+    bool refused;               ///< atomic
+} filling;
+
+/// `count` ≤ QRT_NBITS_MAX_STEP codes of a row, one a byte.
+static void read_codes(const qrt_nbits_source *s, const uint8_t *row, int64_t first, int count, uint8_t *codes) {
+    if (s->bits == 8) {
+        memcpy(codes, row + first, (size_t)count);
+        return;
+    }
+    if (s->bits == 4 && first % 2 == 0 && count == 8) {
+        uint32_t packed;
+        memcpy(&packed, row + first / 2, sizeof packed);
+        if (s->high_half_first) packed = (packed & 0x0F0F0F0Fu) << 4 | (packed >> 4 & 0x0F0F0F0Fu);
+        uint64_t x = packed;
+        x = (x | x << 16) & 0x0000FFFF0000FFFFu;
+        x = (x | x << 8) & 0x00FF00FF00FF00FFu;
+        x = (x | x << 4) & 0x0F0F0F0F0F0F0F0Fu;
+        memcpy(codes, &x, sizeof x);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        int64_t bit = (first + i) * s->bits;
+        if (s->high_half_first) bit ^= 4;
+        unsigned at = (unsigned)(bit % 8), x = row[bit / 8];
+        if (at + (unsigned)s->bits > 8) x |= (unsigned)row[bit / 8 + 1] << 8;
+        codes[i] = (uint8_t)(x >> at & ((1u << s->bits) - 1));
+    }
+}
+
+/// The codes of a step, zeros behind the last, to where the layout has them.
+static void write_step(int bits, const uint8_t *codes, int column, uint8_t *step) {
+    uint32_t x[4], packed = 0;
+    memcpy(x, codes, sizeof x);
+    switch (bits) {
+    case 2: packed = x[0] | x[1] << 2 | x[2] << 4 | x[3] << 6; break;
+    case 3: {
+        uint32_t upper = 0;
+        for (int i = 0; i < 4; i++) {
+            packed |= (x[i] & 0x03030303u) << 2 * i;
+            upper |= (x[i] >> 2 & 0x01010101u) << i;
+        }
+        upper = (upper | upper >> 4) & 0x00FF00FFu;
+        uint16_t plane = (uint16_t)(upper | upper >> 8);
+        memcpy(step + 64 + 2 * column, &plane, sizeof plane);
+        break;
+    }
+    case 4: packed = x[0] | x[1] << 4; break;
+    default: packed = x[0]; break;
+    }
+    memcpy(step + 4 * column, &packed, sizeof packed);
+}
+
+/// The rows of one panel, a step of all of them after the other: their codes share lines of the cache.
+static void fill_panel(void *context, int64_t task) {
+    filling *f = context;
+    qrt_nbits_weights *w = f->w;
+    const int64_t panel = f->first_panel + task, end = f->first_row + f->num_rows;
+    const int64_t first = panel * QRT_NBITS_NR < f->first_row ? f->first_row : panel * QRT_NBITS_NR;
+    const int64_t last = min_i64(end, (panel + 1) * QRT_NBITS_NR);
+    const int bits = w->bits, step = qrt_nbits_step(bits);
+    const uint8_t mask = (uint8_t)((1 << bits) - 1);
+    uint8_t seen = 0;
+    for (int64_t g = 0; g < w->num_groups; g++) {
+        int64_t depth = qrt_nbits_depth(w, g);
+        uint8_t *to = w->codes + panel * w->panel_bytes + g * w->group_bytes;
+        for (int64_t i = 0; i < depth; i += step, to += qrt_nbits_step_bytes(bits)) {
+            int count = (int)min_i64(step, depth - i);
+            for (int64_t row = first; row < last; row++) {
+                uint8_t codes[QRT_NBITS_MAX_STEP] = {0};
+                const uint8_t *from = f->source->rows + (row - f->first_row) * f->source->row_stride_bytes;
+                read_codes(f->source, from, g * w->group + i, count, codes);
+                for (int j = 0; j < count; j++) {
+                    seen |= codes[j];
+                    codes[j] = (uint8_t)(codes[j] + f->source->offset) & mask;
+                }
+                int column = (int)(row % QRT_NBITS_NR);
+                write_step(bits, codes, column, to);
+                if (w->sums) {
+                    int32_t *sum = &w->sums[qrt_nbits_group_at(w, panel, g) + column];
+                    for (int j = 0; j < count; j++) *sum += w->integers[codes[j]];
+                }
+            }
+        }
+    }
+    if (seen & ~mask) __atomic_store_n(&f->refused, true, __ATOMIC_RELAXED);
+}
+
+bool qrt_nbits_fill(qrt_nbits_weights *w, int64_t first_row, int64_t num_rows, const qrt_nbits_source *source, int num_threads) {
+    if (num_rows <= 0) return true;
+    int64_t first_panel = first_row / QRT_NBITS_NR, panels = ceil_div(first_row + num_rows, QRT_NBITS_NR) - first_panel;
+    if (w->k * num_rows < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
+    filling f = {w, source, first_row, num_rows, first_panel, false};
+    qrt_parallel_for(num_threads, panels, fill_panel, &f);
+    return !f.refused;
+}
+
+void qrt_nbits_unpack(const qrt_nbits_weights *w, int64_t first_row, int64_t num_rows, uint8_t *codes, int64_t row_stride) {
+    for (int64_t row = first_row; row < first_row + num_rows; row++, codes += row_stride)
+        for (int64_t g = 0; g < w->num_groups; g++) {
+            const uint8_t *group = qrt_nbits_codes(w, row / QRT_NBITS_NR, g);
+            for (int64_t i = 0; i < qrt_nbits_depth(w, g); i++)
+                codes[g * w->group + i] = (uint8_t)qrt_nbits_code(w->bits, group, i, (int)(row % QRT_NBITS_NR));
+        }
+}

@@ -1,0 +1,261 @@
+"""Linear layers of few bits with float activations against float64 numpy, on every rung."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import qruntime  # noqa: F401 (puts a rung in force)
+from qruntime import _kernels
+
+EPS = float(np.finfo(np.float32).eps)
+RELU, SILU = 1, 4
+
+NF4 = np.float32(
+    [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
+    + [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
+)
+FP4 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def e4m3() -> np.ndarray:
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    x = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10.0), mantissa * 2.0**-9)
+    x[(codes & 127) == 127] = np.nan
+    return (np.where(codes & 128, -1, 1) * x).astype(np.float32)
+
+
+FP8 = e4m3()
+CODEBOOK = np.random.default_rng(0).standard_normal(256).astype(np.float32)
+FORMATS: dict[str, tuple[int, np.ndarray | None]] = {
+    "2": (2, None), "3": (3, None), "4": (4, None), "8": (8, None), "nf4": (4, NF4), "fp4": (4, FP4), "fp8": (8, FP8),
+    "2 of a table": (2, NF4[::5]), "3 of a table": (3, NF4[::2]), "8 of a table": (8, CODEBOOK),
+}  # fmt: skip
+
+
+@pytest.fixture(params=_kernels.available_isas(), autouse=True)
+def rung(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _kernels.isa()
+    _kernels.set_isa(request.param)
+    yield request.param
+    _kernels.set_isa(before)
+
+
+class Layer:
+    """Random weights: as they are packed, and decoded in float64."""
+
+    def __init__(self, name: str, k: int, n: int, group: int | None = None, *, zeros: bool = False, bias: bool = True, seed: int = 0) -> None:
+        rng = np.random.default_rng([seed, k, n])
+        self.bits, self.table = FORMATS[name]
+        self.group = group or max(k, 1)
+        groups = -(-k // self.group)
+        self.codes = rng.integers(0, 1 << self.bits, (n, k), dtype=np.uint8)
+        if name == "fp8":
+            self.codes[(self.codes & 127) == 127] = 3
+        self.scale = rng.uniform(0.5, 2, (n, groups)).astype(np.float32)
+        self.zero = None
+        if zeros:
+            self.zero = rng.integers(0, 1 << self.bits, (n, groups)) if self.table is None else rng.uniform(-1, 1, (n, groups))
+        self.bias = rng.standard_normal(n).astype(np.float32) if bias else None
+        values = (np.arange(1 << self.bits) - (0 if zeros else 1 << self.bits - 1)).astype(np.float64) if self.table is None else self.table
+        self.value = values[self.codes].astype(np.float64)
+        self.offset = np.zeros((n, groups)) if self.zero is None else np.float32(self.zero).astype(np.float64)
+        self.of_group = np.arange(k) // self.group
+        self.decoded = self.scale.astype(np.float64)[:, self.of_group] * (self.value - self.offset[:, self.of_group])
+        self.packed = _kernels.PackedNBits(
+            self.codes, self.scale, self.zero, self.bias, bits=self.bits, table=self.table, group=group
+        )  # fmt: skip
+
+    def exact(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float64) @ self.decoded.T + (0 if self.bias is None else self.bias)
+
+    def bound(self, x: np.ndarray) -> np.ndarray:
+        """Of the header; the centre that a kernel takes off code and zero point makes both at most this large."""
+        largest = np.abs(self.value) + np.abs(self.offset)[:, self.of_group]
+        if self.table is None:
+            largest = largest + (1 << self.bits - 1)
+        sizes = np.abs(x).astype(np.float64) @ (self.scale[:, self.of_group] * largest).T
+        k, groups = x.shape[-1], self.scale.shape[1]
+        return EPS * (k + 2 * groups) * sizes + EPS * (0 if self.bias is None else np.abs(self.bias)) + 1e-38
+
+    def __call__(self, x: np.ndarray, residual: np.ndarray | None = None, *, activation: int = 0, threads: int = 1) -> np.ndarray:
+        arrays = [x] if residual is None else [x, residual]
+        result = _kernels.call_node("linear_nbits", arrays, [activation], packed=[self.packed], num_threads=threads)
+        assert result is not None
+        return result[0]
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).standard_normal(shape).astype(np.float32)
+
+
+def assert_close(layer: Layer, x: np.ndarray) -> np.ndarray:
+    got = layer(x)
+    assert got.dtype == np.float32
+    assert (np.abs(got - layer.exact(x)) <= layer.bound(x)).all()
+    return got
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_groups_and_rows(name: str, zeros: bool) -> None:
+    for k, group in [(1, None), (7, 16), (40, 16), (61, 32), (64, 64), (129, None), (257, 100), (256, 128)]:
+        layer = Layer(name, k, 33, group, zeros=zeros)
+        x = random(33, k)
+        got = assert_close(layer, x)
+        for m in (0, 1, 2, 3, 4, 5, 9):
+            np.testing.assert_array_equal(layer(x[:m]), got[:m])
+        for i in range(33):
+            np.testing.assert_array_equal(layer(x[i : i + 1]), got[i : i + 1])
+
+
+@pytest.mark.parametrize("name", ["3", "4", "8", "nf4"])
+def test_every_width(name: str) -> None:
+    for n in (*range(0, 34), 47, 64, 65, 100):
+        layer = Layer(name, 50, n, 16, zeros=n % 2 == 0, bias=n % 3 > 0)
+        for m in (1, 2, 3, 4, 7):
+            assert_close(layer, random(m, 50))
+
+
+@pytest.mark.parametrize("name", ["4", "fp8", "2"])
+@pytest.mark.parametrize(("k", "group"), [(511, None), (513, None), (1537, None), (1537, 512), (1500, 700), (2048, 128), (1024, None), (5, 3)])
+def test_depths_around_the_blocks(name: str, k: int, group: int | None) -> None:
+    layer = Layer(name, k, 50, group, zeros=True)
+    x = random(131, k)
+    got = assert_close(layer, x)
+    np.testing.assert_array_equal(layer(x[:1]), got[:1])
+    np.testing.assert_array_equal(layer(x[125:129]), got[125:129])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("m", [1, 3, 5, 128, 300])
+def test_threads(m: int, threads: int) -> None:
+    layer, x = Layer("4", 1024, 300, 128, zeros=True), random(m, 1024)
+    np.testing.assert_array_equal(layer(x, threads=threads), layer(x))
+
+
+@pytest.mark.parametrize("m", [1, 20])
+def test_epilogue(m: int) -> None:
+    layer, x, residual = Layer("4", 96, 70, 32), random(m, 96), random(m, 70)
+    plain = layer(x)
+    np.testing.assert_array_equal(layer(x, activation=RELU), np.maximum(plain, 0))
+    np.testing.assert_array_equal(layer(x, residual), plain + residual)
+    silu = plain / (1 + np.exp(-plain.astype(np.float64)))
+    np.testing.assert_allclose(layer(x, residual, activation=SILU), silu + residual, rtol=0, atol=8 * EPS * (np.abs(plain).max() + 4))
+
+
+def test_rows_that_lie_pages_apart() -> None:
+    layer, x = Layer("4", 1024, 300, 64), random(40, 1024)
+    np.testing.assert_array_equal(layer(x)[7:8], layer(x[7:8]))
+    assert_close(layer, x)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_integers_are_exact(name: str) -> None:
+    """Whatever the order of the additions, sums of few small integers have no error."""
+    layer = Layer(name, 96, 20, 32, bias=False)
+    if layer.table is None or name == "fp4":
+        layer.scale[:] = 2
+        packed = _kernels.PackedNBits(layer.codes, layer.scale, bits=layer.bits, table=layer.table, group=32)
+        x = np.random.default_rng(0).integers(-8, 9, (6, 96)).astype(np.float32)
+        got = _kernels.call_node("linear_nbits", [x], [0], packed=[packed])
+        assert got is not None
+        np.testing.assert_array_equal(got[0], x.astype(np.float64) @ layer.value.T * 2)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_code_decodes_to_its_value(name: str) -> None:
+    """A row of the unit matrix picks a weight."""
+    bits, table = FORMATS[name]
+    codes = np.arange(1 << bits, dtype=np.uint8).reshape(1 << bits, 1).repeat(17, axis=1)
+    packed = _kernels.PackedNBits(codes, np.ones((1 << bits, 1), np.float32), bits=bits, table=table)
+    values = (np.arange(1 << bits) - (1 << bits - 1)).astype(np.float32) if table is None else table
+    with np.errstate(invalid="ignore"):
+        want = np.eye(17, dtype=np.float32).sum(axis=1, keepdims=True) * values
+    for m in (1, 17):
+        got = _kernels.call_node("linear_nbits", [np.eye(17, dtype=np.float32)[:m]], [0], packed=[packed])
+        assert got is not None
+        np.testing.assert_array_equal(got[0], want[:m])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row(bad: float) -> None:
+    layer, x = Layer("4", 100, 40, 32, zeros=True), random(9, 100)
+    clean = layer(x)
+    x[4, 99] = bad
+    got = layer(x)
+    assert not np.isfinite(got[4]).any()
+    np.testing.assert_array_equal(np.delete(got, 4, 0), np.delete(clean, 4, 0))
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of codes, one behind the other from the lowest bit of a byte up."""
+    planes = codes[..., None] >> np.arange(bits, dtype=np.uint8) & 1
+    return np.packbits(planes.reshape(len(codes), -1), axis=1, bitorder="little")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("k", "group"), [(0, None), (1, None), (37, 16), (64, 32), (75, 25), (200, 128)])
+def test_codes_come_back(bits: int, k: int, group: int | None) -> None:
+    rng = np.random.default_rng(k)
+    codes = rng.integers(0, 1 << bits, (21, k), dtype=np.uint8)
+    scale = np.ones((21, 0 if k == 0 else -(-k // (group or k))), np.float32)
+    half = 1 << bits - 1
+    for source, keywords in [
+        (codes, {}),
+        (np.asfortranarray(codes), {}),
+        (codes[::-1][::-1], {}),
+        (pack_bits(codes, bits), {"k": k}),
+        (pack_bits(codes ^ half, bits), {"k": k, "offset": half}),
+        (codes ^ half, {"offset": half}),
+    ]:
+        packed = _kernels.PackedNBits(source, scale, bits=bits, group=group, **keywords)
+        assert packed.shape == (k, 21)
+        np.testing.assert_array_equal(packed.unpacked(), codes)
+    if bits == 4:
+        swapped = pack_bits(codes, 4)
+        swapped = swapped << 4 | swapped >> 4
+        packed = _kernels.PackedNBits(swapped, scale, bits=4, group=group, k=k, high_half_first=True)
+        np.testing.assert_array_equal(packed.unpacked(), codes)
+
+
+def test_memory_is_that_of_the_bits() -> None:
+    k, n = 1024, 256
+    codes = np.zeros((n, k), np.uint8)
+    for bits in (2, 3, 4, 8):
+        packed = _kernels.PackedNBits(codes, np.ones((n, k // 128), np.float32), bits=bits, group=128)
+        assert packed.nbytes <= n * k * bits / 8 + n * k / 128 * 4 + 8192
+
+
+def test_hostile_arguments() -> None:
+    codes, scale = np.zeros((4, 32), np.uint8), np.ones((4, 2), np.float32)
+    pack = _kernels.PackedNBits
+    for bad in [
+        lambda: pack(codes.astype(np.int8), scale, bits=4, group=16),
+        lambda: pack(codes[0], scale, bits=4, group=16),
+        lambda: pack(codes, scale, bits=5, group=16),
+        lambda: pack(codes, scale, group=16),
+        lambda: pack(codes, scale, bits=4, group=0),
+        lambda: pack(codes, scale, bits=4, group=-16),
+        lambda: pack(codes, scale, bits=4, group=32),
+        lambda: pack(codes, scale[:3], bits=4, group=16),
+        lambda: pack(codes, scale, scale[:, :1], bits=4, group=16),
+        lambda: pack(codes, scale, bias=np.ones(3, np.float32), bits=4, group=16),
+        lambda: pack(codes, scale, table=NF4[:5], group=16),
+        lambda: pack(codes, scale, bits=3, table=NF4, group=16),
+        lambda: pack(codes, scale, bits=4, group=16, k=65),
+        lambda: pack(codes, scale, bits=4, group=16, k=-1),
+        lambda: pack(codes, scale, bits=4, group=16, offset=16),
+        lambda: pack(codes, scale, bits=4, group=16, high_half_first=True),
+        lambda: pack(codes + np.uint8(16), scale, bits=4, group=16).nbytes,
+    ]:
+        with pytest.raises(ValueError, match=r"."):
+            bad()
+
+
+def test_what_does_not_fit_is_declined() -> None:
+    layer = Layer("4", 32, 5)
+    for arrays in ([random(2, 31)], [random(2, 32).astype(np.float64)], [random(2, 32), random(2, 4)]):
+        assert _kernels.call_node("linear_nbits", arrays, [0], packed=[layer.packed]) is None
+    assert _kernels.call_node("linear_nbits", [random(2, 32)], [-1], packed=[layer.packed]) is None

@@ -11,10 +11,10 @@ from qruntime import _kernels
 EPS = float(np.finfo(np.float32).eps)
 RELU, SILU = 1, 4
 
-NF4 = np.float32(
-    [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    + [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
-)
+NF4 = np.float32([
+    -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
+    0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
+])  # fmt: skip
 FP4 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -45,8 +45,8 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
 class Layer:
     """Random weights: as they are packed, and decoded in float64."""
 
-    def __init__(self, name: str, k: int, n: int, group: int | None = None, *, zeros: bool = False, bias: bool = True, seed: int = 0) -> None:
-        rng = np.random.default_rng([seed, k, n])
+    def __init__(self, name: str, k: int, n: int, group: int | None = None, *, zeros: bool = False, bias: bool = True) -> None:
+        rng = np.random.default_rng([k, n])
         self.bits, self.table = FORMATS[name]
         self.group = group or max(k, 1)
         groups = -(-k // self.group)
@@ -112,14 +112,16 @@ def test_formats_groups_and_rows(name: str, zeros: bool) -> None:
 
 @pytest.mark.parametrize("name", ["3", "4", "8", "nf4"])
 def test_every_width(name: str) -> None:
-    for n in (*range(0, 34), 47, 64, 65, 100):
+    for n in (*range(34), 47, 64, 65, 100):
         layer = Layer(name, 50, n, 16, zeros=n % 2 == 0, bias=n % 3 > 0)
         for m in (1, 2, 3, 4, 7):
             assert_close(layer, random(m, 50))
 
 
 @pytest.mark.parametrize("name", ["4", "fp8", "2"])
-@pytest.mark.parametrize(("k", "group"), [(511, None), (513, None), (1537, None), (1537, 512), (1500, 700), (2048, 128), (1024, None), (5, 3)])
+@pytest.mark.parametrize(
+    ("k", "group"), [(511, None), (513, None), (1537, None), (1537, 512), (1500, 700), (2048, 128), (1024, None), (5, 3)]
+)
 def test_depths_around_the_blocks(name: str, k: int, group: int | None) -> None:
     layer = Layer(name, k, 50, group, zeros=True)
     x = random(131, k)

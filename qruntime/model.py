@@ -286,7 +286,8 @@ class Model:
 
         Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
         """
-        from qruntime.quantization import dynamic, specification
+        from qruntime.quantization import dynamic
+        from qruntime.quantization.torch_names import specification
 
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel, only, exclude)
         # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
@@ -344,8 +345,9 @@ class Model:
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
         from qruntime.onnx_io import exporter
+        from qruntime.passes.stored import portable
 
-        return _rebuild, (exporter.serialize(self._declared, self.info), self.path, self.threads, self.report)
+        return _rebuild, (exporter.serialize(portable(self._declared), self.info), self.path, self.threads, self.report)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -358,8 +360,9 @@ class Model:
         at all. Raises SaveError.
         """
         from qruntime.onnx_io import exporter
+        from qruntime.passes.stored import portable
 
-        exporter.save_graph(self._declared, self.info, path, external_data=external_data)
+        exporter.save_graph(portable(self._declared), self.info, path, external_data=external_data)
 
 
 @contextlib.contextmanager

@@ -496,10 +496,10 @@ def test_weights_of_any_magnitude(magnitude: float):
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_signal_to_noise_does_not_depend_on_the_unit(magnitude):
-    from qruntime.quantization.formats import Int8, quantize
+    from qruntime.quantization.rounding import Matrix, quantize
 
     weight = np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32)
-    for form in (Int8(), Int8(axis=1), Int8(range="mse")):
-        expected = quantize(weight, form).snr_db
+    for form in ({}, {"per_channel": True}, {"range": "mse"}):
+        expected = quantize(Matrix(weight, 1), **form).snr_db
         assert 30 < expected < 60
-        assert quantize(weight * np.float32(magnitude), form).snr_db == pytest.approx(expected, abs=0.1)
+        assert quantize(Matrix(weight * np.float32(magnitude), 1), **form).snr_db == pytest.approx(expected, abs=0.1)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from qruntime.quantization.specification import EMBEDDINGS_HINT
+from qruntime.quantization.torch_names.specification import EMBEDDINGS_HINT
 
 Subparsers = Any  # argparse._SubParsersAction: the class has no public name
 

@@ -37,7 +37,7 @@ from qruntime.quantization.printing import (
 )
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
-from qruntime.quantization.specification import DTYPES, default_kinds
+from qruntime.quantization.torch_names.specification import DTYPES, default_kinds
 
 WORST = 5
 NOTHING_QUANTIZED = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,8 @@ def walk(plan: Plan) -> Iterator[PlannedNode]:
 
 def _weights(model: qruntime.Model) -> list[Value]:
     """Constants with more than one element: those with fewer are settings, not parameters."""
-    return [value for value in model.graph.constants() if value.data is not None and value.data.size > 1]
+    constants = (*model.graph.constants(), *model.graph.stored_constants())
+    return [value for value in constants if value.shape is not None and math.prod(value.shape) > 1]
 
 
 def _operators(model: qruntime.Model) -> Counter[str]:
@@ -76,9 +78,12 @@ def _foreign(model: qruntime.Model) -> dict[str, int]:
 
 def _parameters(model: qruntime.Model) -> int:
     """Numbers that training chose: neither integers that steer operators nor scales and zero points."""
-    return sum(
-        v.data.size for v in _weights(model) if v.data is not None and v.data.dtype.itemsize < 8 and not _is_scale(v)
-    )
+    weights = [value for value in _weights(model) if not _is_scale(value)]
+    return sum(math.prod(v.shape or ()) for v in weights if v.stored is not None or v.arrays()[0].dtype.itemsize < 8)
+
+
+def _element_type(value: Value) -> str:
+    return value.stored.format.name if value.stored is not None else value.arrays()[0].dtype.name
 
 
 def _is_scale(value: Value) -> bool:
@@ -118,9 +123,8 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
         ]
     if arguments.weights:
         fields["weights"] = [
-            {"name": v.name, "dtype": v.data.dtype.name, "shape": v.data.shape, "bytes": v.data.nbytes}
+            {"name": v.name, "dtype": _element_type(v), "shape": v.shape, "bytes": sum(array.nbytes for array in v.arrays())}
             for v in _weights(model)
-            if v.data is not None
         ]
     return fields
 
@@ -176,9 +180,8 @@ def _node_table(planned: list[PlannedNode]) -> list[str]:
 def _weight_table(model: qruntime.Model) -> list[str]:
     rows = [("weight", "dtype", "shape", "bytes")]
     for value in _weights(model):
-        assert value.data is not None
-        shape = "×".join(map(str, value.data.shape))
-        rows.append((value.name, value.data.dtype.name, shape, f"{value.data.nbytes:,}"))
+        shape = "×".join(map(str, value.shape or ()))
+        rows.append((value.name, _element_type(value), shape, f"{sum(array.nbytes for array in value.arrays()):,}"))
     return table(rows, left=range(3))
 
 

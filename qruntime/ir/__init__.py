@@ -1,6 +1,35 @@
 """The intermediate representation: element types, values, nodes and graphs."""
 
 from qruntime.ir.clone import clone
-from qruntime.ir.graph import Attribute, AttributeType, Dim, Graph, ModelInfo, Node, TypeInfo, UnusedValue, Value
+from qruntime.ir.graph import (
+    Attribute,
+    AttributeType,
+    Dim,
+    Graph,
+    ModelInfo,
+    Node,
+    TypeInfo,
+    UnusedValue,
+    Value,
+    constant,
+    stored_constant,
+)
+from qruntime.ir.marks import LayerMark
+from qruntime.ir.stored import StoredTensor
 
-__all__ = ["Attribute", "AttributeType", "Dim", "Graph", "ModelInfo", "Node", "TypeInfo", "UnusedValue", "Value", "clone"]
+__all__ = [
+    "Attribute",
+    "AttributeType",
+    "Dim",
+    "Graph",
+    "LayerMark",
+    "ModelInfo",
+    "Node",
+    "StoredTensor",
+    "TypeInfo",
+    "UnusedValue",
+    "Value",
+    "clone",
+    "constant",
+    "stored_constant",
+]

@@ -14,7 +14,7 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
     def value(old: Value) -> Value:
         new = copies.get(old)
         if new is None:
-            new = copies[old] = Value(old.name, old.type, old.data)
+            new = copies[old] = Value(old.name, old.type, old.data, old.stored)
         return new
 
     inputs = [value(v) for v in graph.inputs]
@@ -34,7 +34,7 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
             metadata=dict(node.metadata),
             doc=node.doc,
         )
-        new.origin = node.origin
+        new.origin, new.mark, new.overload = node.origin, node.mark, node.overload
         nodes.append(new)
     result = Graph(inputs, [value(v) for v in graph.outputs], nodes, name=graph.name, doc=graph.doc)
     result.output_names = list(graph.output_names)

@@ -2,7 +2,7 @@
 
 A `Value` is one edge of the graph. It has at most one producer and knows all its uses, also those in
 the subgraphs of `If`, `Loop` and `Scan`, which refer to outer values directly (no name look-up, no
-shadowing). Constants are values with `data` and no producer.
+shadowing). Constants are values with `data`, or `stored` in fewer bits, and no producer.
 
 Invariants, held by `Graph.check()`:
 
@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime.errors import InvalidModel
-from qruntime.ir.dtypes import type_name
+from qruntime.ir.dtypes import onnx_code, type_name
+from qruntime.ir.marks import LayerMark
+from qruntime.ir.stored import StoredTensor
 
 Dim = int | str | None
 """A known size, a symbolic name, or nothing known."""
@@ -77,21 +79,37 @@ class TypeInfo(NamedTuple):
 
 
 class Value:
-    """One edge: an input, a constant or what a node makes."""
+    """One edge: an input, a constant or what a node makes.
 
-    __slots__ = ("data", "name", "output_of", "producer", "type", "uses")
+    A constant has `data`, or is `stored` narrow: who does not know of that finds neither data nor a producer, and declines.
+    """
 
-    def __init__(self, name: str, type: TypeInfo | None = None, data: np.ndarray | None = None):
+    __slots__ = ("data", "name", "output_of", "producer", "stored", "type", "uses")
+
+    def __init__(self, name: str, type: TypeInfo | None = None, data: np.ndarray | None = None, stored: StoredTensor | None = None):
         self.name = name
         self.type = type
         self.data = data
+        self.stored = stored
         self.producer: Node | None = None
         self.uses: dict[tuple[Node, int], None] = {}  # a dict for its order and quick removal
         self.output_of: dict[Graph, None] = {}
 
     @property
     def is_constant(self) -> bool:
-        return self.data is not None
+        return self.data is not None or self.stored is not None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of a constant; None of what is computed."""
+        held = self.stored if self.data is None else self.data
+        return None if held is None else held.shape
+
+    def arrays(self) -> list[np.ndarray]:
+        """What a constant holds; nothing of what is computed."""
+        if self.data is not None:
+            return [self.data]
+        return [] if self.stored is None else self.stored.arrays()
 
     @property
     def is_read(self) -> bool:
@@ -113,11 +131,12 @@ class Node:
 
     `subgraphs` are the graphs among the attributes it is made with; attributes set later are no graphs. `origin` is the
     label of what the node stands for, when it is in no file: passes make it with `origin=` the nodes that it replaces.
+    `mark` says how a layer with stored weights is quantized.
     """
 
     __slots__ = (
-        "_inputs", "attributes", "doc", "domain", "graph", "metadata", "name", "op_type", "origin", "outputs", "overload", "subgraphs",
-        "version",
+        "_inputs", "attributes", "doc", "domain", "graph", "mark", "metadata", "name", "op_type", "origin", "outputs", "overload",
+        "subgraphs", "version",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +162,7 @@ class Node:
         self.metadata = metadata or {}
         self.doc = doc
         self.overload = ""
+        self.mark: LayerMark | None = None
         self.graph: Graph | None = None
         self.subgraphs = _graphs_in(attributes) if attributes else ()
         self._inputs = list(inputs)
@@ -202,6 +222,17 @@ class Node:
 
     def __repr__(self) -> str:
         return f"Node({self.label})"
+
+
+def constant(name: str, data: np.ndarray | np.generic) -> Value:
+    """A value that holds `data`."""
+    data = np.asarray(data)
+    return Value(name, TypeInfo("tensor", onnx_code(data.dtype), data.shape), data)
+
+
+def stored_constant(name: str, stored: StoredTensor) -> Value:
+    """A value that stands for what `stored` decodes to."""
+    return Value(name, TypeInfo("tensor", onnx_code(stored.dtype), stored.shape), stored=stored)
 
 
 def _graphs_in(attributes: dict[str, Attribute]) -> tuple[Graph, ...]:
@@ -339,8 +370,12 @@ class Graph:
                 for value in node._inputs:
                     if value is not None and value.data is not None:
                         seen[value] = None
-            seen.update((v, None) for v in graph.outputs if v.is_constant)
+            seen.update((v, None) for v in graph.outputs if v.data is not None)
         return list(seen)
+
+    def stored_constants(self) -> list[Value]:
+        """Constants that are stored narrow and read in this graph or below, each once."""
+        return list(dict.fromkeys(v for node in self.walk_nodes() for v in node._inputs if v is not None and v.stored is not None))
 
     def sort(self) -> None:
         """Order nodes after the producers of what they and their subgraphs read (stable).

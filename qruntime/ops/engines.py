@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qruntime.ir import StoredTensor
 from qruntime.ops.products import matmul
 from qruntime.ops.quantize_linear import dynamic_quantize_linear
 
@@ -80,9 +81,10 @@ class Weights(NamedTuple):
     scale: np.ndarray
 
 
-def prepare(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> Weights:
-    """`q` int8 [K, N] with scale and zero point [1] or [N]."""
-    return Weights(q.astype(np.float64) - zero_point.astype(np.float64), scale)
+def prepare(weight: StoredTensor) -> Weights:
+    """Integers [K, N] with one scale and zero point, or one for each column."""
+    assert isinstance(weight.codes, np.ndarray) and weight.scale is not None and weight.zero_point is not None
+    return Weights(weight.codes.astype(np.float64) - weight.zero_point.astype(np.float64), weight.scale.reshape(-1))
 
 
 def product(x: np.ndarray, weights: Weights, bias: np.ndarray | None, engine: str) -> np.ndarray:

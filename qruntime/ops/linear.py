@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.ir import Node, Value
+from qruntime.ir import Node, StoredTensor, Value
 from qruntime.ops import engines
 from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.epilogue import activate, activation_code, activation_of
@@ -20,7 +20,7 @@ RANGES = ("per_token", "per_tensor")
 """In the order of qrt_range_mode."""
 
 
-def _check_last_dimension(x: np.ndarray, weight: np.ndarray) -> None:
+def _check_last_dimension(x: np.ndarray, weight: np.ndarray | StoredTensor) -> None:
     if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
         raise ValueError(
             f"the weight [{weight.shape[0]}, {weight.shape[1]}] needs an input whose last dimension is {weight.shape[0]}, "
@@ -81,9 +81,7 @@ def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @operator("DynamicQuantizedLinear", domain="qruntime")
 def dynamic_quantized_linear(
     x: np.ndarray,
-    weight: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    weight: StoredTensor,
     bias: np.ndarray | None,
     residual: np.ndarray | None = None,
     *,
@@ -92,7 +90,7 @@ def dynamic_quantized_linear(
     range: str = "per_token",
     engine: str = "qruntime",
 ) -> np.ndarray:
-    """x [..., K] float32 or narrower, weight int8 [K, N] with scale and zero point [1] or [N] → [..., N] of that type.
+    """x [..., K] float32 or narrower, weight int8 [K, N] with one scale and zero point, or one per column → [..., N] of that type.
 
     Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
     Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
@@ -100,12 +98,13 @@ def dynamic_quantized_linear(
     _check_last_dimension(x, weight)
     rows = widen(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
     if engine != "qruntime":
-        y = engines.product(rows, engines.prepare(weight, scale, zero_point), bias, engine)
+        y = engines.product(rows, engines.prepare(weight), bias, engine)
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, parameters, x.dtype)
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
-    total = centred @ (weight.astype(np.int64) - zero_point.astype(np.int64))
-    y = total.astype(np.float32) * (row_scale * scale)
+    assert isinstance(weight.codes, np.ndarray) and weight.scale is not None and weight.zero_point is not None
+    total = centred @ (weight.codes.astype(np.int64) - weight.zero_point.astype(np.int64))
+    y = total.astype(np.float32) * (row_scale * weight.scale)
     return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
 
 
@@ -113,8 +112,8 @@ def dynamic_quantized_linear(
 def _linear_q8(node: Node) -> NativeCall | None:
     if node.attr("engine", "qruntime") != "qruntime":
         return None
-    packed = _kernels.PackedQ8(*(_data(node.input(i)) for i in (1, 2, 3, 4)))
-    inputs = [0] if node.input(5) is None else [0, 5]
+    packed = _packed_q8(node.input(1), node.input(2))
+    inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     ints = [code, RANGES.index(node.attr("range", "per_token"))]
     return NativeCall("linear_q8", ints=ints, floats=floats, packed=[packed], inputs=inputs)
@@ -122,19 +121,24 @@ def _linear_q8(node: Node) -> NativeCall | None:
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
 def merged_dynamic_quantized_linear(
-    x: np.ndarray, *parameters: np.ndarray | None, activations: tuple[str, ...], range: str = "per_token"
+    x: np.ndarray, *parameters: Any, activations: tuple[str, ...], range: str = "per_token"
 ) -> tuple[np.ndarray, ...]:
-    """Several DynamicQuantizedLinear of one x: weight, scale, zero point and bias of each; one output for each."""
-    layers = zip(activations, *(parameters[i::4] for i in (0, 1, 2, 3)))
+    """Several DynamicQuantizedLinear of one x: weight and bias of each; one output for each."""
+    layers = zip(activations, parameters[::2], parameters[1::2])
     return tuple(dynamic_quantized_linear(x, *layer, activation=activation, range=range) for activation, *layer in layers)
 
 
 @merged_dynamic_quantized_linear.native
 def _merged_linear_q8(node: Node) -> NativeCall | None:
-    parameters = [_data(value) for value in node.inputs[1:]]
-    packed = [_kernels.PackedQ8(*parameters[i : i + 4]) for i in range(0, len(parameters), 4)]
+    packed = [_packed_q8(*node.inputs[i : i + 2]) for i in range(1, len(node.inputs), 2)]
     ints = [*map(activation_code, node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
     return NativeCall("linear_q8", ints=ints, packed=packed, inputs=[0])
+
+
+def _packed_q8(weight: Value | None, bias: Value | None) -> _kernels.PackedQ8:
+    stored = None if weight is None else weight.stored
+    assert stored is not None and isinstance(stored.codes, np.ndarray) and stored.scale is not None
+    return _kernels.PackedQ8(stored.codes, stored.scale, stored.zero_point, _data(bias))
 
 
 def _data(value: Value | None) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.ir import Node
+from qruntime.ir import Node, StoredTensor
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.elementwise import rounded_once
@@ -23,9 +23,7 @@ from qruntime.ops.windows import Window, padded, window, windows_view
 @rounded_once
 def dynamic_quantized_conv(
     x: np.ndarray,
-    w: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
+    w: StoredTensor,
     bias: np.ndarray | None = None,
     *,
     auto_pad: str = "NOTSET",
@@ -38,19 +36,19 @@ def dynamic_quantized_conv(
     parameters: Sequence[float] = (),
     range: str = "per_token",
 ) -> np.ndarray:
-    """X (N, C, *spatial) float32, W (M, C / group, *kernel) int8 with scale and zero point [1] or [M] → (N, M, *output).
+    """X (N, C, *spatial) float32, W (M, C / group, *kernel) int8 with one scale, or one per map → (N, M, *output).
 
     What a window covers in the channels of one group, padding as zeros, is a row and is quantized from its own
     range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
     not on the other images, not on what lies elsewhere in the same image.
     """
-    check_convolution(x, w, group, kernel_shape)
+    assert isinstance(w.codes, np.ndarray) and w.scale is not None and w.zero_point is not None
+    check_convolution(x, w.codes, group, kernel_shape)
     win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     shape = limit_shape((x.shape[0], w.shape[0], *win.output))
     if math.prod(shape) == 0:
         return np.zeros(shape, np.float32)
-    along_maps = (-1, *(1,) * (w.ndim - 2))
-    weight = w.astype(np.float64) - zero_point.astype(np.float64).reshape(*along_maps, 1)
+    weight = w.codes.astype(np.float64) - w.zero_point.astype(np.float64)
     if range == "per_tensor":
         codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1))
         # Sums of products of 9-bit integers are exact in float64.
@@ -58,7 +56,7 @@ def dynamic_quantized_conv(
         row_scale = row_scale.reshape((1,) * x.ndim)
     else:
         total, row_scale = _windows(x, weight, group, win)
-    y = add_bias(total.astype(np.float32) * (row_scale * scale.reshape(along_maps)), bias)
+    y = add_bias(total.astype(np.float32) * (row_scale * w.scale[..., 0]), bias)
     return activate(y, activation, parameters)
 
 
@@ -82,9 +80,12 @@ def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tupl
 
 @dynamic_quantized_conv.native
 def _conv_q8(node: Node) -> NativeCall | None:
-    w, scale, zero_point, bias = (None if v is None else v.data for v in (node.input(i) for i in (1, 2, 3, 4)))
-    if w is None or scale is None or zero_point is None or w.size == 0 or not 3 <= w.ndim <= 5:
+    weight, bias_value = node.input(1), node.input(2)
+    stored, bias = None if weight is None else weight.stored, None if bias_value is None else bias_value.data
+    if stored is None or not isinstance(w := stored.codes, np.ndarray) or w.size == 0 or not 3 <= w.ndim <= 5:
         return None
+    scale, zero_point = stored.scale, stored.zero_point
+    assert scale is not None and zero_point is not None
     if node.attr("range", "per_token") != RANGES[0] or (bias is not None and bias.shape != w.shape[:1]):
         return None
     geometry = convolution_geometry(node, w.shape)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.ir import Node
+from qruntime.ir import Node, StoredTensor
 from qruntime.ops import engines, recurrent
 from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.linear import RANGES, quantize_rows
@@ -101,7 +101,7 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
     return bind
 
 
-def _checked_hidden(node: Node, op: str, w: np.ndarray, r: np.ndarray, b: np.ndarray | None) -> int | None:
+def _checked_hidden(node: Node, op: str, w: np.ndarray | StoredTensor, r: np.ndarray | StoredTensor, b: np.ndarray | None) -> int | None:
     """Hidden size when all shapes agree; the definition reports what does not."""
     direction = node.attr("direction", "forward")
     if direction not in _DIRECTIONS or w.ndim != 3 or r.ndim != 3 or node.attr("layout", 0) not in (0, 1):
@@ -165,20 +165,16 @@ class _EngineProducts(recurrent.Products):
         return (h - candidate) * update + candidate  # the order of torch
 
 
-def _weights(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> list[engines.Weights]:
-    return [engines.prepare(q[d].T, scale[d], zero_point[d]) for d in range(len(q))]
+def _weights(stored: StoredTensor) -> list[engines.Weights]:
+    return [engines.prepare(stored[d].transposed()) for d in range(stored.shape[0])]
 
 
 def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -> None:
     @operator(f"DynamicQuantized{op}", domain="qruntime")
     def quantized(
         x: np.ndarray,
-        w: np.ndarray,
-        w_scale: np.ndarray,
-        w_zero_point: np.ndarray,
-        r: np.ndarray,
-        r_scale: np.ndarray,
-        r_zero_point: np.ndarray,
+        w: StoredTensor,
+        r: StoredTensor,
         b: np.ndarray | None = None,
         *rest: np.ndarray | None,
         activations: tuple[str, ...] | None = None,
@@ -194,8 +190,8 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         range: str = "per_token",
         engine: str = "qruntime",
     ) -> Any:
-        """The layer over int8 W and R [D, G·H, …] with scales [D, 1] or [D, G·H]; X and h are rounded to uint8."""
-        if w.ndim != 3 or r.ndim != 3 or len(w) != len(r) or (b is not None and b.ndim != 2):
+        """The layer over int8 W and R [D, G·H, …] with a scale for each direction or row; X and h are rounded to uint8."""
+        if w.ndim != 3 or r.ndim != 3 or w.shape[0] != r.shape[0] or (b is not None and b.ndim != 2):
             raise ValueError(f"{op}: W and R must have rank 3 and B rank 2, got {w.shape}, {r.shape} and {None if b is None else b.shape}")
         keywords: dict[str, Any] = {
             "activations": activations, "activation_alpha": activation_alpha, "activation_beta": activation_beta,
@@ -205,35 +201,40 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
             keywords["input_forget"] = input_forget
         if op == "GRU":
             keywords["linear_before_reset"] = linear_before_reset
-        codes = _weights(w, w_scale, w_zero_point), _weights(r, r_scale, r_zero_point)
+        codes, shapes = (_weights(w), _weights(r)), (w.codes, r.codes)
         if engine != "qruntime":
-            return definition(x, w, r, None, *rest, **keywords, products=_EngineProducts(*codes, b, engine))
-        return definition(x, w, r, b, *rest, **keywords, products=_IntegerProducts(*codes, range))
+            return definition(x, *shapes, None, *rest, **keywords, products=_EngineProducts(*codes, b, engine))
+        return definition(x, *shapes, b, *rest, **keywords, products=_IntegerProducts(*codes, range))
 
     @quantized.native
     def _(node: Node) -> NativeCall | None:
         if node.attr("engine", "qruntime") != "qruntime":
             return None
-        w, w_scale, w_zero, r, r_scale, r_zero, b = (None if v is None else v.data for v in (node.input(i) for i in range(1, 8)))
-        if w is None or r is None or (b is None and node.input(7) is not None) or (b is not None and not is_packable(b.dtype)):
+        w, r = (None if v is None else v.stored for v in node.inputs[1:3])
+        bias = node.input(3)
+        b = None if bias is None else bias.data
+        if w is None or r is None or (b is None and bias is not None) or (b is not None and not is_packable(b.dtype)):
             return None
         b = None if b is None else widen(b)
         hidden = _checked_hidden(node, op, w, r, b)
         if hidden is None:
             return None
-
-        def pack(q: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Pack:
-            def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
-                part = rows if scale.shape[1] != 1 else slice(None)
-                return _kernels.PackedQ8(q[d, rows].T, scale[d, part], zero[d, part], bias)
-
-            return one
-
         mode = RANGES.index(node.attr("range", "per_token"))
-        assert w_scale is not None and w_zero is not None and r_scale is not None and r_zero is not None
-        return _call(node, op, hidden, b, pack(w, w_scale, w_zero), pack(r, r_scale, r_zero), mode, kernel_inputs)
+        return _call(node, op, hidden, b, _pack_codes(w), _pack_codes(r), mode, kernel_inputs)
 
 
-_register_quantized("LSTM", recurrent.lstm, [0, 8, 9, 10, 11])
-_register_quantized("GRU", recurrent.gru, [0, 8, 9])
-_register_quantized("RNN", recurrent.rnn, [0, 8, 9])
+def _pack_codes(stored: StoredTensor) -> Pack:
+    codes, scale, zero = stored.codes, stored.scale, stored.zero_point
+    assert isinstance(codes, np.ndarray) and scale is not None and zero is not None
+
+    def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
+        direction = d if scale.shape[0] != 1 else 0
+        part = rows if scale.shape[1] != 1 else slice(None)
+        return _kernels.PackedQ8(codes[d, rows].T, scale[direction, part], zero[direction, part], bias)
+
+    return one
+
+
+_register_quantized("LSTM", recurrent.lstm, [0, 4, 5, 6, 7])
+_register_quantized("GRU", recurrent.gru, [0, 4, 5])
+_register_quantized("RNN", recurrent.rnn, [0, 4, 5])

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value
-from qruntime.passes.linear import constant, only_reader, splice
-from qruntime.passes.rewriting import Builder, Skip, trace
+from qruntime.ir import Graph, Node, Value, constant
+from qruntime.passes.rewriting import Builder, Skip, only_reader, splice, trace
 from qruntime.passes.symbolic_shapes import dims
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")

@@ -11,7 +11,6 @@ from qruntime.ir import AttributeType, Graph, Node, TypeInfo, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ops import registry
 from qruntime.passes.rewriting import trace
-from qruntime.passes.weights import is_stored_half
 
 FOLDING_CAP = 1 << 20
 """Bytes a folded constant may have beyond what its inputs have: a few bytes of model must not become gigabytes."""
@@ -25,7 +24,7 @@ def fold_constants(graph: Graph) -> None:
     """Compute nodes whose inputs are all constants, except what would only make the model larger.
 
     A Fourier matrix, a mask or a filter bank is a few nodes in the file and stays so: what holds more elements than all
-    constants it comes from. Lowering computes those, too. Dequantization stays: it is how weights are stored.
+    constants it comes from. Lowering computes those, too.
     """
     sources: dict[Value, frozenset[Value]] = {}
     folded: dict[Node, None] = {}
@@ -43,7 +42,7 @@ def fold_constants(graph: Graph) -> None:
 
 
 def fold_all_constants(graph: Graph) -> None:
-    """Compute every node whose inputs are all constants; dequantization stays."""
+    """Compute every node whose inputs are all constants."""
     folded = {node: None for nested in graph.walk_graphs() for node in nested.nodes if _fold(node)}
     _remove_folded(graph, folded)
 
@@ -83,7 +82,7 @@ def _fold(node: Node) -> bool:
             if value.data is None:
                 return False
             read.append(value)
-    if not read or node.subgraphs or _is_dequantization(node):
+    if not read or node.subgraphs:
         return False
     spec = registry.find(node.domain, node.op_type, node.version)
     if spec is None or not spec.deterministic or "num_outputs" in spec.keywords:
@@ -111,13 +110,6 @@ def _fold(node: Node) -> bool:
         output.data = array
         output.type = TypeInfo("tensor", onnx_code(array.dtype), array.shape)
     return True
-
-
-def _is_dequantization(node: Node) -> bool:
-    if node.is_op("DequantizeLinear") or is_stored_half(node):
-        return True
-    source = node.input(0)
-    return node.is_op("Cast") and source is not None and source.data is not None and source.data.dtype == np.int8 and source.data.ndim >= 2
 
 
 _GROWING = {"Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Pad": 1, "Resize": 3, "OneHot": 1, "Range": 1, "EyeLike": 0}
@@ -229,7 +221,7 @@ def _identity_of(node: Node) -> Any:
         elif attribute.type > AttributeType.STRINGS:
             value = id(value)
         attributes.append((name, attribute.type, repr(value) if isinstance(value, float) else value))
-    metadata = tuple(sorted(node.metadata.items()))
+    metadata = (*sorted(node.metadata.items()), node.mark)
     return (node.op_type, node.domain, node.version, tuple(id(v) for v in node.inputs), tuple(attributes), len(node.outputs), metadata)
 
 

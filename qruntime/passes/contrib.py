@@ -10,15 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, Node, Value, constant, stored_constant
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.matmul_nbits import dequantized
-from qruntime.passes.foreign_quantization import dequantized_constant, dynamic_linear, dynamic_source
-from qruntime.passes.linear import constant, splice
+from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
 from qruntime.passes.pieces import Pieces
-from qruntime.passes.rewriting import Skip, trace
+from qruntime.passes.rewriting import Skip, splice, trace
 from qruntime.passes.symbolic_shapes import rank
-from qruntime.passes.weights import DYNAMIC, QuantizedWeight, quantized_weight
 
 Expansion = Callable[[Pieces, Node], Value | Skip | tuple[Value | None, ...]]
 """Returns the new first output, or one per output of the node, None where the pieces have nothing to give."""
@@ -103,37 +101,17 @@ def _fused_matmul(op: Pieces, node: Node) -> Skip | Value:
     left = _transposed(op, node.input(0), node.attr("transA", 0))
     if isinstance(left, Skip):
         return left
-    stored = _stored(node)
-    if stored is not None and stored.q.ndim == 2:
-        return op.MatMul(left, _stored_again(op, node, stored, node.attr("transB", 0), alpha))
-    weight = _transposed(op, _real(node.input(1)), node.attr("transB", 0))
+    held = node.input(1)
+    if held is not None and held.stored is not None and held.stored.ndim == 2:
+        codes = held.stored.transposed() if node.attr("transB", 0) else held.stored
+        return op.MatMul(left, stored_constant(held.name, codes.scaled(alpha)))
+    weight = _transposed(op, held, node.attr("transB", 0))
     if isinstance(weight, Skip):
         return weight
     if weight.data is not None and weight.data.dtype == np.float32:
         weight, alpha = constant(weight.name, weight.data * np.float32(alpha)) if alpha != 1 else weight, 1.0
     product = op.MatMul(left, weight)
     return product if alpha == 1 else op.Mul(product, op.number(alpha))
-
-
-def _real(value: Value | None) -> Value | None:
-    """The constant behind a dequantization, and any other value itself."""
-    return value if value is None else dequantized_constant(value) or value
-
-
-def _stored(node: Node) -> QuantizedWeight | None:
-    """The weight of a layer whose activations are quantized too."""
-    return quantized_weight(node.input(1)) if DYNAMIC in node.metadata else None
-
-
-def _stored_again(op: Pieces, node: Node, weight: QuantizedWeight, transpose: int, factor: float) -> Value:
-    """The dequantization of a matrix that is transposed and multiplied."""
-    q, axis = (weight.q.T, 0 if weight.axis else 1) if transpose else (weight.q, weight.axis)
-    name = node.op_type if (value := node.input(1)) is None else value.name
-    scale, zero_point = weight.scale * np.float32(factor), weight.zero_point
-    if weight.axis is None:
-        scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    parts = (constant(name, q), constant(f"{name}/scale", scale), constant(f"{name}/zero_point", zero_point))
-    return op.DequantizeLinear(*parts) if weight.axis is None else op.DequantizeLinear(*parts, axis=axis)
 
 
 def _transposed(op: Pieces, value: Value | None, transpose: int) -> Skip | Value:
@@ -211,22 +189,23 @@ def _matmul_nbits(op: Pieces, node: Node) -> Skip | Value:
 
 def _attention(op: Pieces, node: Node) -> Skip | Value | tuple[Value | None, ...]:
     """One linear layer, whose result q, k and v share, and the fused kernel; with a past or else, MultiHeadAttention."""
-    stored, weights = _stored(node), _real(node.input(1))
-    matrix = stored.q if stored is not None else None if weights is None else weights.data
-    if not _needed(node, 2) or matrix is None or matrix.ndim != 2:
+    weights = node.input(1)
+    shape = None if weights is None else weights.shape
+    if not _needed(node, 2) or shape is None or len(shape) != 2:
         return Skip("the weights are no constant matrix")
+    columns = shape[1]
     if node.attr("do_rotary", 0) or node.attr("past_present_share_buffer", 0) or node.input(6) is not None:
         return Skip("it is rotary, or shares the buffer of its past")
     bias = node.input(2)
-    if bias is not None and bias.data is not None and bias.data.shape != matrix.shape[1:]:
-        return Skip(f"the bias has shape {list(bias.data.shape)}, need [{matrix.shape[1]}]")
-    projected = _plus(op, op.MatMul(node.input(0), node.input(1) if stored is not None else weights), bias)
-    reason = _unlike_the_kernel(node, matrix.shape[1])
+    if bias is not None and bias.data is not None and bias.data.shape != (columns,):
+        return Skip(f"the bias has shape {list(bias.data.shape)}, need [{columns}]")
+    projected = _plus(op, op.MatMul(node.input(0), weights), bias)
+    reason = _unlike_the_kernel(node, columns)
     if reason is None and node.input(4) is None and not any(output.is_read for output in node.outputs[1:]):
-        made = _attend(op, node, projected, matrix.shape[1] // 3, node.input(3), node.input(5))
+        made = _attend(op, node, projected, columns // 3, node.input(3), node.input(5))
         if not isinstance(made, Skip):
             return made
-    return _attend_apart(op, node, projected, matrix.shape[1])
+    return _attend_apart(op, node, projected, columns)
 
 
 def _attend_apart(op: Pieces, node: Node, projected: Value | None, columns: int) -> Skip | tuple[Value | None, ...]:

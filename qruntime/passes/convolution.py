@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, Node, Value, constant, stored_constant
 from qruntime.ops.fused_convolution import taps_by_remainder
-from qruntime.passes.linear import constant, splice
-from qruntime.passes.rewriting import Builder, Skip, trace
-from qruntime.passes.weights import DYNAMIC, quantized_weight
+from qruntime.passes.linear import int8_codes
+from qruntime.passes.rewriting import Builder, Skip, splice, trace
 
 _MAX_REMAINDERS = 4096
 """The weights of a ConvTranspose are sorted by remainders modulo the strides, of which there must not be too many."""
@@ -28,7 +27,7 @@ def lower_convolution(graph: Graph) -> None:
         for node in nested.nodes:
             if not node.is_op("Conv", "ConvTranspose"):
                 continue
-            made = _lower_quantized(node) if DYNAMIC in node.metadata else _lower_float(node, sorted_taps)
+            made = _lower_quantized(node) if _is_dynamic(node) else _lower_float(node, sorted_taps)
             if isinstance(made, Skip):
                 trace(f"lower_convolution declines at {node.label}: {made}")
                 continue
@@ -78,24 +77,22 @@ def _per_axis(node: Node, name: str, rank: int) -> tuple[int, ...] | None:
     return tuple(values) if all(isinstance(value, int) and value > 0 for value in values) else None
 
 
+def _is_dynamic(node: Node) -> bool:
+    weight = node.input(1)
+    return weight is not None and weight.stored is not None
+
+
 def _lower_quantized(node: Node) -> Skip | tuple[Builder, Value]:
     weight, bias = node.input(1), node.input(2)
-    stored = quantized_weight(weight)
-    if weight is None or stored is None:
+    codes = None if weight is None else int8_codes(weight)
+    if weight is None or codes is None or codes.scale is None or node.mark is None:
         return Skip("the weight is no int8 constant")
-    if stored.axis not in (None, 0):
+    if codes.scale.size not in (1, codes.scale.shape[0]):
         return Skip("the scales do not run along the output channels")
     if bias is not None and bias.data is None:
         return Skip("the bias is computed at run time")
     attributes = {name: node.attributes[name] for name in _GEOMETRY if name in node.attributes}
     builder = Builder(node)
     return builder, builder.DynamicQuantizedConv(
-        node.input(0),
-        constant(weight.name, stored.q),
-        constant(f"{weight.name}/scale", stored.scale),
-        constant(f"{weight.name}/zero_point", stored.zero_point),
-        bias,
-        activation="none",
-        range=node.metadata[DYNAMIC],
-        **attributes,
+        node.input(0), stored_constant(weight.name, codes), bias, activation="none", range=node.mark.activations, **attributes
     )

@@ -22,14 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, Node, Value, constant
 from qruntime.ir.dtypes import type_name
 from qruntime.ops.elementwise import widen
 from qruntime.passes.einsum_equation import ANY, Labels, parsed
-from qruntime.passes.foreign_quantization import dequantized_constant
-from qruntime.passes.linear import constant, splice
 from qruntime.passes.pieces import Pieces
-from qruntime.passes.rewriting import Skip, trace
+from qruntime.passes.rewriting import Skip, splice, trace
 from qruntime.passes.symbolic_shapes import Dim, dims, rank
 
 _MULTIPLIED = frozenset({1, 6, 7, 10, 11, 12, 13, 16})
@@ -164,8 +162,6 @@ class _Contraction:
             raise _Undone(f"there is no MatMul of {', '.join(sorted(map(type_name, types - _MULTIPLIED)))}")
         if len(inputs) > 2 and types & _SIXTEEN_BITS:
             raise _Undone("every product of three or more operands in 16 bits would be rounded")
-        if not self.only_linear:
-            inputs = [dequantized_constant(value) or value for value in inputs]
         terms = [self._term(value, term) for value, term in zip(inputs, labels, strict=True)]
         if any(ANY in term.labels for term in terms) and any(label.isdigit() for term in terms for label in term.labels):
             raise _Undone("the number of dimensions behind '...' is known of one operand only")

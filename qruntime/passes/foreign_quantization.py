@@ -2,9 +2,6 @@
 
 - `DynamicQuantizeLinear → MatMulInteger → Cast → Mul(scales)`, and the fused forms `DynamicQuantizeMatMul` and
   `MatMulIntegerToFloat`, become `DynamicQuantizedLinear` with one range per tensor; `DynamicQuantizeLSTM` likewise.
-- A weight behind a `DequantizeLinear` that no dynamic kernel reads as codes becomes a float constant, so that
-  weight-only models and those with static QDQ pairs run on the float kernels. The pairs on activations stay.
-  Of a quantized table, rows are looked up as codes and dequantized then.
 
 `DynamicQuantizeLinear` divides by its scale where the kernels multiply by the reciprocal: a code may differ by one,
 and results by as much as that makes.
@@ -12,18 +9,14 @@ and results by as much as that makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value
-from qruntime.ops import registry
+from qruntime.ir import Graph, Node, StoredTensor, Value, constant, stored_constant
+from qruntime.ir.formats import INT8
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.quantized_matmul import as_int8
 from qruntime.ops.contrib.recurrent import lstm_weight
-from qruntime.passes.linear import constant, only_reader, splice
-from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, trace
-from qruntime.passes.weights import DYNAMIC, quantized_weight
+from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, only_reader, splice, trace
 
 _FLOAT = 1
 
@@ -128,16 +121,8 @@ def dynamic_linear(
     except ValueError as error:
         return Skip(error)
     op = Builder(last)
-    op.DynamicQuantizedLinear(
-        x,
-        weight if q is weight.data else constant(weight.name, q),
-        constant(f"{weight.name}/scale", scales),
-        constant(f"{weight.name}/zero_point", zeros),
-        bias,
-        None,
-        activation="none",
-        range="per_tensor",
-    )
+    codes = StoredTensor(INT8, q, scales.reshape(1, -1), zeros.reshape(1, -1))
+    op.DynamicQuantizedLinear(x, stored_constant(weight.name, codes), bias, None, activation="none", range="per_tensor")
     (new,) = op.nodes
     new.name = product.name or new.name
     return last, new
@@ -153,13 +138,11 @@ def _lstm(node: Node) -> Skip | tuple[Node, Node]:
         return Skip("the bias is computed at run time")
     directions = 2 if node.attr("direction", "forward") == "bidirectional" else 1
     try:
-        made = (*lstm_weight("W", w, w_scale, w_zero, directions), *lstm_weight("R", r, r_scale, r_zero, directions))
+        made = [lstm_weight("W", w, w_scale, w_zero, directions), lstm_weight("R", r, r_scale, r_zero, directions)]
     except ValueError as error:
         return Skip(error)
-    names = [
-        f"{node.name or node.outputs[0].name}/{name}{part}" for name in "WR" for part in ("", "/scale", "/zero_point")
-    ]
-    weights = [constant(name, data) for name, data in zip(names, made, strict=True)]
+    stem = node.name or node.outputs[0].name
+    weights = [stored_constant(f"{stem}/{name}", part) for name, part in zip("WR", made, strict=True)]
     inputs = [node.input(0), *weights, *(node.input(i) for i in range(3, 8))]
     attributes = {**node.attributes, "range": as_attribute("per_tensor")}
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
@@ -169,77 +152,3 @@ def _lstm(node: Node) -> Skip | tuple[Node, Node]:
 
 def _data(value: Value | None) -> np.ndarray | None:
     return None if value is None else value.data
-
-
-_DEQUANTIZING = frozenset({"Cast", "DequantizeLinear", "Mul"})
-"""Last operators of the stored forms that `weights.py` recognises."""
-
-
-def fold_dequantized_weights(graph: Graph) -> None:
-    """Constants behind a dequantization become float constants, for readers that are not dynamic layers."""
-    _look_up_codes(graph)
-    folded: dict[Value, Value | None] = {}
-    for nested in graph.walk_graphs():
-        for node in nested.nodes:
-            for index, value in enumerate(node.inputs):
-                if value is None or value.producer is None or value.producer.op_type not in _DEQUANTIZING or _reads_codes(node):
-                    continue
-                if value not in folded:
-                    folded[value] = dequantized_constant(value)
-                new = folded[value]
-                if new is not None:
-                    node.set_input(index, new)
-
-
-def _look_up_codes(graph: Graph) -> None:
-    """Gather(DequantizeLinear(table), i)  →  DequantizeLinear(Gather(table, i)), with one scale for all."""
-    for nested in graph.walk_graphs():
-        replaced: dict[Node, list[Node]] = {}
-        for node in nested.nodes:
-            table = node.input(0)
-            dequantize = None if table is None or not node.is_op("Gather") else table.producer
-            if dequantize is None or not dequantize.is_op("DequantizeLinear") or dequantize.attr("block_size", 0):
-                continue
-            codes, scale, zero = (dequantize.input(i) for i in range(3))
-            if codes is None or codes.data is None or scale is None or scale.data is None or scale.data.size != 1:
-                continue
-            if zero is not None and (zero.data is None or zero.data.size != 1):
-                continue
-            op = Builder(node)
-            rows = op.Gather(codes, node.input(1), domain="", **node.attributes)
-            op = Builder(dequantize)
-            real = op.DequantizeLinear(rows, scale, zero, domain="", **dequantize.attributes)
-            nested.replace_uses(node.outputs[0], real)
-            replaced[node] = [rows.producer, real.producer]  # type: ignore[list-item]
-        splice(nested, replaced)
-
-
-def _reads_codes(node: Node) -> bool:
-    """Whether a later pass takes the codes themselves from before the dequantization."""
-    if DYNAMIC in node.metadata:
-        return True
-    return node.is_op("Cast", "Concat") and any(_reads_codes(user) for user in _readers(node.outputs))
-
-
-def _readers(values: Iterable[Value]) -> list[Node]:
-    return [user for value in values for user, _ in value.uses]
-
-
-def dequantized_constant(value: Value) -> Value | None:
-    """The float constant behind a dequantization, None for any other value."""
-    weight = quantized_weight(value)
-    if weight is not None:
-        return constant(value.name, weight.dequantize())
-    node = value.producer
-    if node is None or not node.is_op("DequantizeLinear") or any(v is not None and v.data is None for v in node.inputs):
-        return None
-    spec = registry.find(node.domain, node.op_type, node.version)
-    if spec is None:
-        return None
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    try:
-        data = spec(*(None if v is None else v.data for v in node.inputs), **attributes)
-    except (ValueError, TypeError) as error:  # the run will report it, with the node's name
-        trace(f"fold_dequantized_weights declines at {node.label}: {error}")
-        return None
-    return constant(value.name, data)

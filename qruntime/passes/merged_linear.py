@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
-from qruntime.passes.linear import splice
-from qruntime.passes.rewriting import QRUNTIME, as_attribute, trace
+from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice, trace
 
 _MOST = 16
 """MAX_LAYERS in kernels/nodes/linear_q8.c."""
@@ -46,7 +45,7 @@ def _runs(graph: Graph) -> Iterator[list[Node]]:
 
 
 def _is_plain(node: Node) -> bool:
-    return node.input(5) is None and not {"engine", "parameters"} & node.attributes.keys()
+    return node.input(3) is None and not {"engine", "parameters"} & node.attributes.keys()
 
 
 def _fits(first: Node, node: Node) -> bool:
@@ -54,7 +53,7 @@ def _fits(first: Node, node: Node) -> bool:
 
 
 def _merge(siblings: list[Node]) -> Node:
-    parameters = [value for node in siblings for value in node.inputs[1:5]]
+    parameters = [value for node in siblings for value in node.inputs[1:3]]
     activations = tuple(node.attr("activation") for node in siblings)
     return Node(
         "MergedDynamicQuantizedLinear",

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.ir import Node, Value
+from qruntime.ir import Node, Value, constant
 from qruntime.ops.contrib.domain import NEWEST
-from qruntime.passes.linear import constant
 from qruntime.passes.rewriting import Builder
 
 

@@ -29,8 +29,7 @@ from qruntime.passes.cleanup import (
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.einsum import contract_einsum, linear_einsum
-from qruntime.passes.embedding import fuse_embeddings
-from qruntime.passes.foreign_quantization import fold_dequantized_weights, lower_foreign_quantization
+from qruntime.passes.foreign_quantization import lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.hard_swish import fuse_hard_swish
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
@@ -40,13 +39,14 @@ from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 from qruntime.passes.stacked_concat import stack_concats
+from qruntime.passes.stored import decode_stored, decode_what_is_left, read_stored
 from qruntime.passes.string_labels import look_up_string_labels
-from qruntime.passes.weights import widen_half_weights
 
 Pass = Callable[[Graph], None]
 
 CANONICAL: list[Pass] = [
     remove_identities,   # first: a constant behind an Identity is a constant
+    read_stored,         # before anything could compute what codes stand for
     fold_constants,      # transposed and reshaped weights become weights
     linear_einsum,       # before weights that are equal are found
     merge_duplicates,    # exporters repeat shape arithmetic for every layer
@@ -56,9 +56,7 @@ CANONICAL: list[Pass] = [
 
 LOWERED: list[Pass] = [
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
-    # Weights and tables that are stored in fewer bits.
-    widen_half_weights,
-    fuse_embeddings,
+    decode_stored,       # weights that are stored in fewer bits, but for kernels that read them so
     # What other tools fused or quantized, in the terms of the passes below.
     lower_foreign_quantization,
     expand_contrib,
@@ -73,10 +71,10 @@ LOWERED: list[Pass] = [
     stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
-    fold_dequantized_weights,
     lower_linear,
     lower_recurrent,
     lower_convolution,
+    decode_what_is_left,
     fuse_epilogues,
     merge_linear,
     attend_in_int16,

@@ -83,6 +83,7 @@ class Builder:
                 domain=domain, version=1 if domain == QRUNTIME else self._opset,
                 name=root.name or root.outputs[0].name, metadata=dict(root.metadata), origin=[root],
             )  # fmt: skip
+            node.mark = root.mark
             self.nodes.append(node)
             return output
 
@@ -109,6 +110,33 @@ def as_attribute(value: Any) -> Attribute:
         kind = AttributeType.FLOATS if value and isinstance(value[0], float) else AttributeType.INTS
         return Attribute(kind, tuple(value))
     raise TypeError(f"no attribute type for {value!r}")
+
+
+def only_reader(graph: Graph, node: Node) -> Node | None:
+    """The node of `graph` that alone reads the first output of `node`, which no graph gives out."""
+    output = node.outputs[0]
+    if output.output_of or len(output.uses) != 1:
+        return None
+    (user, _) = next(iter(output.uses))
+    return user if user.graph is graph else None
+
+
+def splice(graph: Graph, replaced: dict[Node, list[Node]]) -> None:
+    """Put the new nodes where the old ones stood."""
+    if not replaced:
+        return
+    nodes = []
+    for node in graph.nodes:
+        nodes.extend(replaced.get(node, [node]))
+    for new in replaced.values():
+        for node in new:
+            node.graph = graph
+    old = list(replaced)
+    graph.nodes = nodes
+    for node in old:
+        for index in range(len(node.inputs)):
+            node.set_input(index, None)
+        node.graph = None
 
 
 class Rewrite:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
-from qruntime.passes.linear import splice
-from qruntime.passes.rewriting import QRUNTIME, as_attribute
+from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice
 
 DOMAIN = "ai.onnx.ml"
 STRINGS = "classlabels_strings"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.qconfig import (
+from qruntime.quantization.torch_names.qconfig import (
     EngineObserver,
     HistogramObserver,
     MinMaxObserver,

@@ -1,46 +1,32 @@
 """Dynamic quantization: int8 weights now, activations at every run. The first and simplest recipe.
 
-A quantized layer stays a standard operator over a weight that is stored otherwise (storage.py), and the
-node carries the metadata `qruntime.dynamic = per_token | per_tensor`. Other runtimes run that as
-weight-only quantization; qruntime quantizes the activations too. `qruntime.engine` says that a layer
-computes as another runtime does, `qruntime.dtype` that its weight is no int8.
+A quantized layer stays a standard operator over a weight that is stored otherwise, and its mark says how activations are
+treated. Other runtimes run what is saved of it as weight-only quantization; qruntime quantizes the activations too.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
-
-import numpy as np
 
 from qruntime.errors import QuantizationError
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, LayerMark, Node, Value
+from qruntime.ir.formats import FLOAT16
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import engines
+from qruntime.ops.elementwise import is_narrow_float
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
-from qruntime.passes.weights import DYNAMIC, ENGINE, STORED, half_weight, quantized_weight
-from qruntime.quantization.embeddings import Tables, describe_embedding
-from qruntime.quantization.layers import missing_form, weights_of
+from qruntime.passes.stored.writing import opset_beside
+from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.qconfig import Observer
-from qruntime.quantization.report import (
-    Excluded,
-    NoWeight,
-    QuantizedLayer,
-    Reason,
-    Report,
-    SkippedLayer,
-    Stored,
-    Unselected,
-)
-from qruntime.quantization.selection import layer_kind, layer_name
+from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
+from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, row_of
+from qruntime.quantization.rounding import Rounded
+from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
 from qruntime.quantization.small_layers import slower_as_int8
-from qruntime.quantization.specification import Specification, default_observer
+from qruntime.quantization.solving import Solve
 from qruntime.quantization.spectra import spectral_role
-from qruntime.quantization.storage import REASON, SNR, Weights, layer_report, stored_snr
 from qruntime.quantization.stored import (
-    SOURCE,
-    Restored,
     StoredForm,
     has_form,
     has_static_activations,
@@ -48,6 +34,9 @@ from qruntime.quantization.stored import (
     is_usable,
     stored_form,
 )
+from qruntime.quantization.torch_names.arithmetic import solve_of
+from qruntime.quantization.torch_names.qconfig import Observer
+from qruntime.quantization.torch_names.specification import Specification, default_observer
 
 ACTIVATIONS = ("per_token", "per_tensor")
 ENGINES = ("qruntime", *engines.ENGINES)
@@ -94,7 +83,7 @@ def quantize_graph(
         raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
     if call.protected:
         warnings.warn(_stay_quantized(call.protected), stacklevel=3)
-    remove_dead_nodes(graph)  # dequantizations of what was made anew; a layer may also fail at its second weight
+    remove_dead_nodes(graph)
     layers = (*call.kept.values(), *call.made)
     return Report(layers, tuple(call.skipped), tuple(idle), tuple(call.slower), tuple(call.kept))
 
@@ -122,7 +111,8 @@ class _Call:
         self.graph, self.specification, self.engine, self.faster_only = graph, specification, engine, faster_only
         self.activation = _checked_activation(activation, engine)
         self.asks_activation = activation is not None
-        self.weights, self.tables, self.restored = Weights(engine), Tables(), Restored()
+        self.solved: dict[tuple[Value, Solve, int], tuple[Value, list[Rounded]]] = {}
+        """What was made of a weight, for all layers that read it and ask for the same."""
         before = describe_existing(graph)
         self.kept = {layer.name: layer for layer in before.layers}
         self.slower = list(before.slower)
@@ -141,23 +131,24 @@ class _Call:
         if small and self.faster_only:
             observer = Unselected(f"{small}, and faster_only=True")
         name = layer_name(node)
-        is_ours = name in self.kept and not node.metadata.keys().isdisjoint((DYNAMIC, STORED))
+        is_ours = name in self.kept and node.mark is not None
         if isinstance(observer, Reason):
             if not is_ours:
                 return observer
             self.protected += [name] if isinstance(observer, Excluded) else []
             return None if isinstance(observer, Unselected) else observer
-        if kind == "Embedding":
-            return self._embedding(node, observer, is_ours)
-        form = stored_form(node)
-        if form is None:
-            made: QuantizedLayer | str | None = self._linear(node, observer)
-        elif has_form(node, form, observer, self.engine) and (is_ours or is_usable(node, form)):
-            made = self._as_stored(node, form, observer, is_ours)
+        layer = layer_of(node)
+        form = None if layer is None else stored_form(layer)
+        if layer is None or form is None:
+            made: QuantizedLayer | str | None = self._store(node, layer, observer)
+        elif has_form(node, form, observer, self.engine) and (is_ours or is_usable(layer)):
+            made = self._as_stored(layer, form, observer, is_ours)
         elif self._is_bare(observer):
             made = None if is_ours else Stored(f"the weight is stored as {form}; {_NAME_IT}")
+        elif kind == "Embedding":
+            made = Stored(f"the table is stored as {form.dtype} already; other forms are made from the float model")
         else:
-            made = self._anew(node, form, observer)
+            made = self._anew(layer, form, observer)
         if isinstance(made, QuantizedLayer):
             self.kept.pop(name, None)
             self.slower = [other for other in self.slower if other != name] + ([name] if small else [])
@@ -168,65 +159,97 @@ class _Call:
         is_usual = observer == default_observer("qint8") and self.engine == "qruntime" and not self.asks_activation
         return is_usual and self.specification.is_default and self.specification.only is None
 
-    def _embedding(self, node: Node, observer: Observer, is_ours: bool) -> QuantizedLayer | Reason | None:
-        if not is_ours:
-            made = missing_form(node) or self.tables.quantize_node(node, observer)
-            return made if isinstance(made, QuantizedLayer) else Reason(made)
-        if node.metadata[STORED] == observer.dtype:
-            return None
-        return Stored(f"the table is stored as {node.metadata[STORED]} already; other forms are made from the float model")
-
-    def _as_stored(self, node: Node, form: StoredForm, observer: Observer, is_ours: bool) -> QuantizedLayer | Reason | None:
+    def _as_stored(self, layer: Layer, form: StoredForm, observer: Observer, is_ours: bool) -> QuantizedLayer | Reason | None:
         """The codes stay; at most the activations are treated otherwise from now on."""
-        if is_ours:
-            if form.dtype == "float16" or not self.asks_activation or node.metadata.get(DYNAMIC) == self.activation:
+        node = layer.node
+        if node.mark is not None and is_ours:
+            if not node.mark.is_dynamic or not self.asks_activation or node.mark.activations == self.activation:
                 return None
-            node.metadata[DYNAMIC] = self.activation
+            node.mark = node.mark._replace(activations=self.activation)
             return self.kept[layer_name(node)]
         if form.dtype == "float16":
-            node.metadata[STORED] = "float16"
+            node.mark = LayerMark(source=form.dtype)
         else:
             if has_static_activations(node) and self._is_bare(observer):
                 return Stored(f"the activations are quantized in fixed ranges already; {_NAME_IT}")
-            node.metadata[DYNAMIC] = self.activation
-        node.metadata[SOURCE] = form.dtype
-        made = _describe(node, set())
-        return Reason("the stored weight cannot be read") if made is None else made
+            node.mark = LayerMark(self.activation, source=form.dtype)
+        return _row(layer, set())
 
-    def _anew(self, node: Node, form: StoredForm, observer: Observer) -> QuantizedLayer | str:
+    def _anew(self, layer: Layer, form: StoredForm, observer: Observer) -> QuantizedLayer | str:
         """Quantize the values that the stored codes stand for."""
-        weights = self.restored.read_by(node)
-        if isinstance(weights, str):
-            return weights
-        stored, metadata = [(i, node.input(i)) for i, _ in weights], dict(node.metadata)
-        for position, value in weights:
-            node.set_input(position, value)
-        for key in (DYNAMIC, ENGINE, STORED, SNR, REASON):
-            node.metadata.pop(key, None)
-        node.metadata[SOURCE] = form.dtype
-        made = self._linear(node, observer)
-        if isinstance(made, str):
-            for position, old in stored:
-                node.set_input(position, old)
-            node.metadata.clear()
-            node.metadata.update(metadata)
+        before = layer.node.mark
+        layer.node.mark = None
+        made = self._store(layer.node, layer, observer)
+        if isinstance(made, str) or layer.node.mark is None:
+            layer.node.mark = before
             return made
+        layer.node.mark = layer.node.mark._replace(source=form.dtype)
         return made._replace(source=form.dtype)
 
-    def _linear(self, node: Node, observer: Observer) -> QuantizedLayer | str:
-        made = self.weights.quantize_node(self.graph, node, observer)
-        if isinstance(made, str):
-            return made
-        if observer.dtype == "float16":
-            node.metadata[STORED] = "float16"
-        else:
-            node.metadata[DYNAMIC] = self.activation
-            if self.engine != "qruntime":
-                node.metadata[ENGINE] = self.engine
-        node.metadata[SNR] = f"{made.snr_db:.2f}"
-        if made.reason:
-            node.metadata[REASON] = made.reason
-        return made
+    def _store(self, node: Node, layer: Layer | None, observer: Observer) -> QuantizedLayer | str:
+        """Replace the weights of one layer; a string says why that cannot be."""
+        reason = missing_form(node)
+        if reason or layer is None:
+            return reason or "it is no layer"
+        values = layer.weights
+        for value in values:
+            reason = reason or obstacle(layer, value)
+        reason = reason or unfit_attributes(node)
+        if reason:
+            return reason
+        solve = solve_of(observer, self.engine)
+        reason = self._misfit(layer, solve)
+        if reason:
+            return reason
+        along = 0 if solve.format is FLOAT16 else layer.along
+        shared = [value is not None and (value, solve, along) in self.solved for value in values]
+        made: list[tuple[Value, list[Rounded]]] = []
+        for value in values:
+            assert value is not None
+            try:
+                made.append(self._solved(layer, value, solve, along))
+            except ValueError as error:
+                return str(error)
+        for position, (stored, _) in zip(layer.form.weights, made, strict=True):
+            node.set_input(position, stored)
+        rounded = [one for _, parts in made for one in parts]
+        is_dynamic = solve.format.is_integer and layer.kind != "Embedding"
+        node.mark = LayerMark(
+            self.activation if is_dynamic else "none",
+            self.engine if is_dynamic else "qruntime",
+            min(one.snr_db for one in rounded),
+            next((one.reason for one in rounded if one.reason), ""),
+        )
+        return _row(layer, {value for (value, _), known in zip(made, shared, strict=True) if known})
+
+    def _misfit(self, layer: Layer, solve: Solve) -> str | None:
+        """Why there is no form of that format for a layer; None when there is one."""
+        node, shape = layer.node, weight_shape(layer.node)
+        opset = opset_beside(self.graph, node)
+        if layer.kind == "Embedding":
+            return f"opset {opset} lacks the arithmetic, need 6" if opset < 6 else None
+        if solve.format is FLOAT16:
+            narrow = [v.data.dtype for v in layer.weights if v is not None and v.data is not None and is_narrow_float(v.data.dtype)]
+            if narrow:
+                return f"the weight is {narrow[0]} already"
+            return f"opset {opset} cannot cast from float16, need 6" if opset < 6 else None
+        if layer.kind not in CONVOLUTIONS:
+            return None
+        if layer.kind == "ConvTranspose":
+            return "there is no int8 form of ConvTranspose; dtype='float16' has one"
+        if self.engine != "qruntime":
+            return f"engine {self.engine!r} is not defined for Conv"
+        if 1 < node.attr("group", 1) == (shape or (0,))[0]:
+            return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
+        return None
+
+    def _solved(self, layer: Layer, value: Value, solve: Solve, along: int) -> tuple[Value, list[Rounded]]:
+        key = (value, solve, along)
+        if key not in self.solved:
+            rounded = [solve.solve(matrix) for matrix in layer.matrices(value)]
+            self.solved[key] = layer.store(value, [one.stored for one in rounded]), rounded
+            drop_pages(value.arrays())
+        return self.solved[key]
 
 
 def _checked_activation(activation: str | None, engine: str) -> str:
@@ -246,52 +269,21 @@ def describe_existing(graph: Graph) -> Report:
     layers, slower = [], []
     seen: set[Value] = set()
     for node in graph.walk_nodes():
-        kind = layer_kind(node)
-        if kind is None or node.metadata.keys().isdisjoint((DYNAMIC, STORED)):
+        layer = layer_of(node) if node.mark is not None and layer_kind(node) else None
+        row = None if layer is None or stored_form(layer) is None else _row(layer, seen)
+        if layer is None or row is None:
             continue
-        layer = describe_embedding(node, seen) if kind == "Embedding" else _describe(node, seen)
-        if layer is None:
-            continue
-        layers.append(layer)
-        if DYNAMIC in node.metadata and slower_as_int8(node):
-            slower.append(layer.name)
+        layers.append(row)
+        seen.update(value for value in layer.weights if value is not None)
+        if node.mark is not None and node.mark.is_dynamic and slower_as_int8(node):
+            slower.append(row.name)
     return Report(tuple(layers), (), slower=tuple(slower))
 
 
-def _describe(node: Node, seen: set[Value]) -> QuantizedLayer | None:
+def _row(layer: Layer, seen: set[Value]) -> QuantizedLayer:
     """Report row of a layer whose weights are stored narrow; `seen` holds the weights already counted."""
-    values = weights_of(node)
-    found = [_stored_weight(value) for value in values]
-    stored = [weights for weights in found if weights is not None]
-    if len(stored) < len(found):
-        return None
-    # Directions are stored one by one; the layer's shape is that of any of them.
-    shapes = [weights.codes[0].shape for weights in stored]
-    fresh = [weights for value, weights in zip(values, stored, strict=True) if value not in seen]
-    before, after = sum(weights.real_bytes for weights in fresh), sum(weights.stored_bytes for weights in fresh)
-    scheme = max((weights.scheme for weights in stored), key=("float16", "per_tensor_affine", "per_channel_affine").index)
-    seen.update(value for value in values if value is not None)
-    made = layer_report(node, shapes, scheme, before, after, stored_snr(node), not fresh, node.metadata.get(REASON, ""))
-    return made._replace(source=node.metadata.get(SOURCE, made.source))
-
-
-class _StoredWeight(NamedTuple):
-    codes: list[np.ndarray]
-    stored_bytes: int  # with the scales
-    real_bytes: int  # of the numbers that the codes stand for
-    scheme: str
-
-
-def _stored_weight(value: Value | None) -> _StoredWeight | None:
-    half = half_weight(value)
-    if half is not None:
-        return _StoredWeight([half], half.nbytes, 4 * half.size, "float16")
-    pieces = [value]
-    if value is not None and value.producer is not None and value.producer.is_op("Concat"):
-        pieces = list(value.producer.inputs)
-    found = [w for v in pieces if (w := quantized_weight(v)) is not None]
-    if not found:
-        return None
-    scheme = "per_tensor_affine" if all(w.axis is None for w in found) else "per_channel_affine"
-    stored = sum(w.q.nbytes + w.scale.nbytes + w.zero_point.nbytes for w in found)
-    return _StoredWeight([w.q for w in found], stored, sum(w.q.size * w.dtype.itemsize for w in found), scheme)
+    values = [value for value in layer.weights if value is not None]
+    matrices = {value: layer.stored(value) or [value.stored] for value in values if value.stored is not None}
+    every = [one for parts in matrices.values() for one in parts]
+    fresh = [one for value, parts in matrices.items() if value not in seen for one in parts]
+    return row_of(layer, layer_name(layer.node), every, fresh)

@@ -1,4 +1,6 @@
-"""Operators that are layers: where they hold their weights, and which way these lie.
+"""Operators that are layers: where they hold their weights, and which way these lie. The one border of orientation.
+
+Outside of this file a weight is a matrix [N, K], N outputs and K inputs, whatever the operator stores.
 
 Operators that ONNX Runtime's optimizers fuse are the layers that they were made of. What reads weights in a form that
 cannot be quantized stands here too, so that reports name it.
@@ -6,11 +8,20 @@ cannot be quantized stands here too, so that reports name it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from qruntime.ir import Node, Value
+import numpy as np
+
+from qruntime.ir import Node, StoredTensor, Value, stored_constant
+from qruntime.ir.formats import FLOAT16
+from qruntime.ir.stored import stack
 from qruntime.ops.contrib.domain import MICROSOFT
+from qruntime.ops.elementwise import is_packable, widen
 from qruntime.passes.einsum import why_not_linear
+from qruntime.quantization.reasons import NoWeight, Unselected
+from qruntime.quantization.rounding import Matrix
 
 
 class Form(NamedTuple):
@@ -82,14 +93,106 @@ def weights_of(node: Node) -> list[Value | None]:
     return [] if form is None else [node.input(i) for i in form.weights]
 
 
+RECURRENT = ("LSTM", "GRU", "RNN")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
 def is_transposed(node: Node) -> bool:
     """Whether the weight of a Linear is [N, K]."""
     return node.op_type in ("Gemm", "FusedGemm", "FusedMatMul", "TransposeMatMul") and bool(node.attr("transB", 0))
 
 
-def output_axis(node: Node) -> int:
-    """The axis of a weight along which output channels lie."""
-    return 0 if node.op_type in ("Conv", "FusedConv") or is_transposed(node) else 1
+class Layer:
+    """A node of a form that can be quantized, with its weights as matrices.
+
+    A recurrent layer has one matrix for each direction, every other one for each weight. `along` of a matrix is the axis of
+    its output channels; of an Embedding those are the rows.
+    """
+
+    def __init__(self, node: Node):
+        form = FORMS[node.domain, node.op_type]
+        assert form.is_quantizable
+        self.node, self.form, self.kind = node, form, form.kind
+
+    @property
+    def weights(self) -> list[Value | None]:
+        return [self.node.input(position) for position in self.form.weights]
+
+    @property
+    def along(self) -> int:
+        """The axis of output channels of a matrix as it is stored."""
+        return int(self.kind == "Linear" and not is_transposed(self.node))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the weights, as the operator stores them; empty unless all are constants."""
+        shapes = [value.shape for value in self.weights if value is not None and value.shape is not None]
+        return shapes if len(shapes) == len(self.form.weights) else []
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """What reports call its shape: (in, out) features, (input, hidden) size, (in, out, *kernel) of a Conv, (rows, columns)."""
+        first, *others = self.shapes
+        if self.node.op_type in RECURRENT:
+            return first[-1], others[0][-1]
+        if self.kind in CONVOLUTIONS:
+            group, (outer, inner, *kernel) = self.node.attr("group", 1), first
+            return (inner * group, outer, *kernel) if self.kind == "Conv" else (outer, inner * group, *kernel)
+        return first[::-1] if self.kind == "Linear" and not self.along else first
+
+    def matrices(self, value: Value) -> list[Matrix]:
+        """The numbers of one of the weights; of a stored one, what it stands for."""
+        data = value.data if value.stored is None else value.stored.decoded()
+        assert data is not None
+        data = widen(data)
+        if self.node.op_type in RECURRENT:
+            return [Matrix(direction, 0) for direction in data]
+        if self.kind in CONVOLUTIONS:
+            channels = data if self.kind == "Conv" else np.moveaxis(data, 1, 0)
+            return [Matrix(channels.reshape(channels.shape[0], -1), 0)]
+        return [Matrix(data, self.along)]
+
+    def store(self, value: Value, matrices: Sequence[StoredTensor]) -> Value:
+        """A constant in place of `value` that holds the matrices [N, K]; its numbers keep the element type."""
+        if self.node.op_type in RECURRENT:
+            joined = stack(matrices)
+            assert joined is not None
+        elif self.kind == "Conv":
+            assert value.shape is not None
+            joined = matrices[0].reshaped(*value.shape)
+        elif self.kind == "ConvTranspose":
+            joined = self._transposed_convolution(value, matrices[0])
+        else:
+            joined = matrices[0].transposed() if self.along else matrices[0]
+        dtype = np.dtype(np.float32) if joined.format is FLOAT16 else value.stored.dtype if value.stored else value.data.dtype  # type: ignore[union-attr]
+        return stored_constant(value.name, replace(joined, dtype=dtype))
+
+    def _transposed_convolution(self, value: Value, matrix: StoredTensor) -> StoredTensor:
+        assert matrix.format is FLOAT16 and isinstance(matrix.codes, np.ndarray) and value.shape is not None
+        channels, per_group, *kernel = value.shape
+        codes = np.moveaxis(matrix.codes.reshape(per_group, channels, *kernel), 0, 1)
+        return replace(matrix, codes=np.ascontiguousarray(codes))
+
+    def stored(self, value: Value) -> list[StoredTensor]:
+        """The matrices [N, K] of a weight that is stored narrow; empty for one that is not, or that lies otherwise than its kind does."""
+        stored = value.stored
+        if stored is None or not self.form.ranks[0] <= stored.ndim <= self.form.ranks[1]:
+            return []
+        if self.node.op_type in RECURRENT:
+            return [stored[d] for d in range(stored.shape[0])] if isinstance(stored.codes, np.ndarray) else []
+        if self.kind in CONVOLUTIONS:
+            if self.kind == "ConvTranspose":
+                return [stored] if stored.format is FLOAT16 else []
+            if stored.scale is not None and stored.scale.size not in (1, stored.scale.shape[0]):
+                return []
+            return [stored.reshaped(stored.shape[0], stored.size // max(1, stored.shape[0]))]
+        return [stored.transposed() if self.along else stored]
+
+
+def layer_of(node: Node) -> Layer | None:
+    """The layer that a node is, of those that have a quantized form."""
+    form = FORMS.get((node.domain, node.op_type))
+    return Layer(node) if form is not None and form.is_quantizable else None
 
 
 def missing_form(node: Node) -> str | None:
@@ -109,3 +212,41 @@ def unfit_attributes(node: Node) -> str | None:
     if node.domain == MICROSOFT and (node.attr("do_rotary", 0) or node.attr("past_present_share_buffer", 0)):
         return "there is no quantized form of Attention with a rotary embedding or a shared cache"
     return None
+
+
+def obstacle(layer: Layer, value: Value | None) -> str | None:
+    """Why a weight of a layer cannot be quantized, as it stands there; None when it can."""
+    if value is None:
+        return "the weight is missing"
+    if not value.is_constant:
+        first = layer.node.input(0)
+        if any(v is not None and not v.is_constant and _is_computed_once(v) for v in (value, first)):
+            return Unselected("the weight is computed from fewer numbers than it holds: none that was learned")
+        if layer.kind in CONVOLUTIONS:
+            return "the weight is computed at run time"
+        if first is not None and first.is_constant:
+            return "the constant is the left-hand side"
+        return NoWeight("both inputs are computed")
+    if value.data is not None and not is_packable(value.data.dtype):
+        return f"the weight is {value.data.dtype}, need float32 or narrower"
+    least, most = layer.form.ranks
+    shape = value.shape or ()
+    if not least <= len(shape) <= most:
+        return f"the weight has rank {len(shape)}, need {least}{f' to {most}' if most > least else ''}"
+    if 0 in shape:
+        return f"the {'table' if layer.kind == 'Embedding' else 'weight'} is empty"
+    return None
+
+
+def _is_computed_once(value: Value) -> bool:
+    """Whether constants alone decide what `value` is."""
+    pending, seen = [value], {value}
+    while pending:
+        one = pending.pop()
+        if not one.is_constant:
+            if one.producer is None or one.producer.subgraphs or not one.producer.inputs:
+                return False
+            fresh = {v for v in one.producer.inputs if v is not None} - seen
+            seen |= fresh
+            pending += fresh
+    return True

@@ -8,14 +8,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from qruntime.ir import Graph, Node
-from qruntime.passes.weights import DYNAMIC, STORED, quantized_weight
-from qruntime.quantization.layers import is_transposed
+from qruntime.ir.formats import FLOAT16
+from qruntime.quantization.layers import CONVOLUTIONS, RECURRENT, is_transposed
 from qruntime.quantization.ranges import FLOOR_DB
-from qruntime.quantization.report import QuantizedLayer, Report, Stored
+from qruntime.quantization.reasons import Stored
+from qruntime.quantization.report import QuantizedLayer, Report, dtype_of, scheme_of
 from qruntime.quantization.selection import (
-    CONVOLUTIONS,
-    RECURRENT,
-    is_quantized_embedding,
     layer_kind,
     module_class,
     module_names,
@@ -96,9 +94,8 @@ def describe_layer(node: Node, num_layers: int = 1) -> str | None:
     shape = None if kind is None else weight_shape(node)
     if kind is None or shape is None:
         return None
-    stored = node.metadata.get(STORED)
     if kind == "Embedding":
-        return _describe_embedding(stored if is_quantized_embedding(node) else None, shape)
+        return _describe_embedding(node, shape)
     prefix, scheme = _element_type(node)
     if kind == "Linear":
         k, n = shape[::-1] if is_transposed(node) else shape
@@ -128,26 +125,22 @@ def _describe_convolution(node: Node, kind: str) -> str | None:
 
 def _element_type(node: Node) -> tuple[str, str]:
     """Prefix of the class and end of the arguments that say how a weight is stored; both empty for float32."""
-    if node.metadata.get(STORED) == "float16":
-        return "DynamicQuantized", ", dtype=torch.float16"
-    if DYNAMIC not in node.metadata:
+    weight = node.input(1)
+    if node.mark is None or weight is None or weight.stored is None:
         return "", ""
-    scheme = "per_channel_affine" if _is_per_channel(node) else "per_tensor_affine"
-    return "DynamicQuantized", f", dtype=torch.qint8, qscheme=torch.{scheme}"
+    if weight.stored.format is FLOAT16:
+        return "DynamicQuantized", ", dtype=torch.float16"
+    return "DynamicQuantized", f", dtype=torch.qint8, qscheme=torch.{scheme_of([weight.stored])}"
 
 
-def _describe_embedding(stored: str | None, shape: tuple[int, ...]) -> str:
+def _describe_embedding(node: Node, shape: tuple[int, ...]) -> str:
+    table = node.input(0)
     rows, columns = shape
-    if stored is None:
+    if node.mark is None or table is None or table.stored is None:
         return f"Embedding({rows}, {columns})"
-    columns *= 2 if stored == "quint4x2" else 1
-    scheme = "torch.per_channel_affine_float_qparams"
+    stored = dtype_of([table.stored])
+    scheme = f"torch.{scheme_of([table.stored])}"
     return f"QuantizedEmbedding(num_embeddings={rows}, embedding_dim={columns}, dtype=torch.{stored}, qscheme={scheme})"
-
-
-def _is_per_channel(node: Node) -> bool:
-    weight = quantized_weight(node.input(1))
-    return weight is not None and weight.axis is not None
 
 
 def summary(graph: Graph, report: Report, planned: Sequence[Any]) -> str:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Reason(str):
-    """Why a layer stays as it is. A plain one is a fault: the layer was asked for and cannot be quantized."""
-
-
-class Unselected(Reason):
-    """The request leaves the layer out, though nothing is wrong with it."""
-
-
-class Excluded(Unselected):
-    """The request says that the layer is to stay as it is."""
-
-
-class NoWeight(Reason):
-    """A product of two activations: there is nothing to store."""
-
-
-class Stored(Reason):
-    """Another tool, or an earlier call, stored the weight in a form of its own."""
+from qruntime.ir import StoredTensor
+from qruntime.ir.formats import FLOAT16, UINT4, UINT8
+from qruntime.quantization.layers import Layer
 
 
 class QuantizedLayer(NamedTuple):
@@ -47,6 +32,40 @@ class QuantizedLayer(NamedTuple):
     source: str = "float"
     """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
     for one. What those had lost stays lost, and `snr_db` does not count it."""
+
+
+FLOAT_QPARAMS = "per_channel_affine_float_qparams"
+
+
+def scheme_of(stored: Sequence[StoredTensor]) -> str:
+    """torch's name for the way the matrices of a layer are stored; of several ways the finest."""
+    if any(tensor.offset is not None for tensor in stored):
+        return FLOAT_QPARAMS
+    if any(tensor.format is FLOAT16 for tensor in stored):
+        return "float16"
+    return "per_tensor_affine" if all(tensor.has_one_scale for tensor in stored) else "per_channel_affine"
+
+
+def dtype_of(stored: Sequence[StoredTensor]) -> str:
+    """The element types of codes; of tables with float offsets under torch's names."""
+    torch_names = {UINT8: "quint8", UINT4: "quint4x2"}
+    names = (tensor.format.name if tensor.offset is None else torch_names[tensor.format] for tensor in stored)
+    return " and ".join(dict.fromkeys(names))
+
+
+def real_bytes(stored: StoredTensor) -> int:
+    """Of the numbers that the codes stand for."""
+    return stored.size * stored.dtype.itemsize
+
+
+def row_of(layer: Layer, name: str, matrices: Sequence[StoredTensor], fresh: Sequence[StoredTensor]) -> QuantizedLayer:
+    """The row of a layer that is stored as `matrices`; those of them that are `fresh` belong to no layer before it."""
+    node, mark = layer.node, layer.node.mark
+    assert mark is not None
+    return QuantizedLayer(
+        name, node.op_type, layer.kind, layer.size, scheme_of(matrices), sum(map(real_bytes, fresh)),
+        sum(tensor.nbytes for tensor in fresh), mark.snr_db, not fresh, mark.reason, mark.source,
+    )  # fmt: skip
 
 
 class SkippedLayer(NamedTuple):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
-
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
 from qruntime.ops.elementwise import is_packable
-from qruntime.passes.weights import DYNAMIC, STORED
-from qruntime.quantization.layers import FORMS, form_of, weights_of
+from qruntime.quantization.layers import CONVOLUTIONS, FORMS, form_of, layer_of, weights_of
 
 KINDS: dict[str, tuple[str, ...]] = {
     kind: tuple(op for (domain, op), form in FORMS.items() if form.kind == kind and form.is_quantizable and not domain)
@@ -26,8 +23,6 @@ _CLASSES = {
 }  # fmt: skip
 """Classes of torch that are of a kind of another name."""
 
-RECURRENT = ("LSTM", "GRU", "RNN")
-CONVOLUTIONS = ("Conv", "ConvTranspose")
 EMBEDDINGS = ("quint8", "quint4x2")
 
 # Node metadata of torch's dynamo exporter, each a Python list of strings: the modules around a node from the outermost,
@@ -45,17 +40,12 @@ def kind_of(op_type: str) -> str | None:
 def weight_shape(node: Node) -> tuple[int, ...] | None:
     """Shape of a layer's weight (of W where there are several), quantized or not; None when it is no constant of its rank,
     or the operator has no quantized form."""
-    form, weight = form_of(node), next(iter(weights_of(node)), None)
-    if form is None or not form.is_quantizable or weight is None:
+    layer = layer_of(node)
+    weight = None if layer is None else layer.weights[0]
+    if layer is None or weight is None or weight.shape is None:
         return None
-    if weight.data is not None:
-        shape = weight.data.shape
-    elif not node.metadata.keys().isdisjoint((DYNAMIC, STORED)) and weight.type is not None and weight.type.shape is not None:
-        shape = tuple(d if isinstance(d, int) else 0 for d in weight.type.shape)
-    else:
-        return None
-    least, most = form.ranks
-    return shape if least <= len(shape) <= most else None
+    least, most = layer.form.ranks
+    return weight.shape if least <= len(weight.shape) <= most else None
 
 
 def is_kind(name: str) -> bool:
@@ -68,7 +58,7 @@ def kinds_of(node: Node) -> set[str]:
     form = form_of(node)
     kind = None if form is None else form.kind
     weight = node.input(1) if kind in CONVOLUTIONS else None
-    shape = None if weight is None else weight.data.shape if weight.data is not None else weight.type and weight.type.shape
+    shape = None if weight is None else weight.shape or (weight.type and weight.type.shape)
     of_rank = set() if shape is None else {f"{kind}{len(shape) - 2}d"}
     return {node.op_type, *([kind] if kind else []), *of_rank}
 
@@ -80,15 +70,10 @@ def layer_kind(node: Node) -> str | None:
     if kind != "Embedding" or not node.is_op("Gather"):
         return kind
     table = node.input(0)
-    if table is None or table.data is None or table.data.ndim != 2 or node.attr("axis", 0) not in (0, -2) or table.data.shape[1] < 2:
+    shape = None if table is None else table.shape
+    if table is None or shape is None or len(shape) != 2 or node.attr("axis", 0) not in (0, -2) or shape[1] < 2:
         return None
-    return kind if is_packable(table.data.dtype) or is_quantized_embedding(node) else None
-
-
-def is_quantized_embedding(node: Node) -> bool:
-    table = node.input(0)
-    is_bytes = table is not None and table.data is not None and table.data.dtype == np.uint8
-    return is_bytes and node.metadata.get(STORED) in EMBEDDINGS
+    return kind if table.stored is not None or (table.data is not None and is_packable(table.data.dtype)) else None
 
 
 def _noted(node: Node, key: str) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from qruntime.ir import Node
-from qruntime.quantization.layers import form_of, output_axis
-from qruntime.quantization.selection import RECURRENT, weight_shape
+from qruntime.quantization.layers import RECURRENT, layer_of
+from qruntime.quantization.selection import weight_shape
 
 LINEAR_WEIGHTS, LINEAR_OUTPUTS = 4096, 32
 HIDDEN = {"LSTM": 40, "GRU": 64, "RNN": 64}
@@ -27,14 +27,14 @@ def slower_as_int8(node: Node) -> str | None:
         hidden = shape[1] // {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
         least = HIDDEN[node.op_type]
         return f"int8 is slower below {least} hidden units" if hidden < least else None
-    form = form_of(node)
-    kind = None if form is None else form.kind
+    layer = layer_of(node)
+    kind = None if layer is None else layer.kind
     if kind == "Conv":
         is_small = math.prod(shape) < CONV_WEIGHTS * max(1, node.attr("group", 1))
         return f"int8 is slower below {CONV_WEIGHTS} weights a group" if is_small else None
-    if kind != "Linear":
+    if layer is None or kind != "Linear":
         return None
-    outputs = shape[output_axis(node)]
+    outputs = shape[layer.along]
     if math.prod(shape) < LINEAR_WEIGHTS or outputs < LINEAR_OUTPUTS:
         return f"int8 is slower below {LINEAR_WEIGHTS} weights or {LINEAR_OUTPUTS} outputs"
     return None

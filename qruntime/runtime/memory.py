@@ -53,8 +53,8 @@ def memory_use(plan: Plan, graph: Graph) -> MemoryUse:
     nodes = [call for one in plans for call in one.nodes]
     packed = {id(p): p for call in nodes if call.native for p in call.native.packed if p is not None}
     constants = _distinct(array for one in plans for _, array in one.executable.native_constants)
-    constants |= _distinct(v.data for call in nodes if call.native is None for v in call.arguments if v is not None)
-    originals = _distinct(v.data for v in graph.constants())
+    constants |= _distinct(a for call in nodes if call.native is None for v in call.arguments if v is not None for a in v.arrays())
+    originals = _distinct(a for v in (*graph.constants(), *graph.stored_constants()) for a in v.arrays())
     for key in constants:
         originals.pop(key, None)
     runs = [run for one in plans if (run := one.executable.last_run())]

@@ -157,9 +157,9 @@ def _executable(
             slots[value] = len(slots)
     constants: list[tuple[int, Any]] = []
     for read in (*(v for call in planned for v in call.arguments), *outputs):
-        if read is not None and read.data is not None and read not in slots:
+        if read is not None and read.is_constant and read not in slots:
             slots[read] = len(slots)
-            constants.append((slots[read], read.data))
+            constants.append((slots[read], read.stored if read.data is None else read.data))
     arguments = [[-1 if v is None else slots[v] for v in call.arguments] for call in planned]
 
     memoised, boundary = shape_only_nodes([call.node for call in planned], signature, outputs)
@@ -221,7 +221,8 @@ def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
     """Constants that only the definition of a native node reads: the kernel has them packed."""
     if call.native is None or call.native.inputs is None:
         return []
-    return [v.data for i, v in enumerate(call.arguments) if v is not None and v.data is not None and i not in call.native.inputs]
+    packed = [v for i, v in enumerate(call.arguments) if v is not None and v.is_constant and i not in call.native.inputs]
+    return [array for value in packed for array in value.arrays()]
 
 
 def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:

@@ -9,14 +9,14 @@ from typing import Any
 
 from qruntime.errors import QuantizationError
 from qruntime.model import Model, load
-from qruntime.quantization.qconfig import (
+from qruntime.quantization.selection import is_kind, kind_of
+from qruntime.quantization.torch_names.qconfig import (
     QConfig,
     engine_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     per_channel_dynamic_qconfig,
 )
-from qruntime.quantization.selection import is_kind, kind_of
-from qruntime.quantization.specification import default_kinds
+from qruntime.quantization.torch_names.specification import default_kinds
 from qruntime.session.options import warn_once
 
 

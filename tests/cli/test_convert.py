@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,8 +50,8 @@ def test_json(command: Command, linear: Path, tmp_path: Path) -> None:
     snr = {layer["name"]: layer["snr_db"] for layer in report["layers"]}
     assert report["worst"] == sorted(snr, key=snr.__getitem__)
     assert report["seconds"]["total"] >= report["seconds"]["quantize"] > 0
-    modes = {p.key: p.value for n in onnx.load(output).graph.node for p in n.metadata_props}
-    assert modes["qruntime.dynamic"] == "per_tensor"
+    marks = [json.loads(p.value) for n in onnx.load(output).graph.node for p in n.metadata_props if p.key == "qruntime.layer"]
+    assert [mark["activations"] for mark in marks] == ["per_tensor"] * 2
 
 
 def test_only_and_exclude(command: Command, linear: Path, tmp_path: Path) -> None:

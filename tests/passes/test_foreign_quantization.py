@@ -12,6 +12,7 @@ import qruntime
 from qruntime.ir import clone
 from qruntime.passes import pipeline
 from qruntime.runtime.plan import Planner
+from tests.passes.lowering import as_loaded
 
 RNG = np.random.default_rng(2)
 X = RNG.standard_normal((2, 3, 8)).astype(np.float32)
@@ -41,7 +42,7 @@ def load(nodes, constants, inputs=None, outputs=("y",)):
 def compare(loaded, inputs=None, atol=2e-6):
     """Operators of the lowered graph, whose results must lie within `atol` of the graph as loaded."""
     inputs = inputs or {"x": X}
-    plain = Planner(clone(loaded.graph), num_threads=1).plan()
+    plain = Planner(as_loaded(loaded.graph), num_threads=1).plan()
     graph = pipeline.lowered(clone(loaded.graph))
     graph.check()
     plan = Planner(graph, num_threads=1).plan()

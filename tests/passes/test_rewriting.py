@@ -7,9 +7,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
-from qruntime.passes.embedding import FuseHalfByteEmbedding
 from qruntime.passes.gelu import FuseErfGelu, FuseSilu, FuseTanhGelu
 from qruntime.passes.layer_norm import FuseLayerNorm, FuseRMSNorm
+from qruntime.passes.stored.embedding_rows import _ReadHalfByteRows
 from tests.passes.lowering import lowered_ops, model
 
 X = {"x": np.linspace(-4, 4, 24, dtype=np.float32).reshape(2, 12)}
@@ -130,7 +130,7 @@ def operators(pattern):
 
 
 @pytest.mark.parametrize(
-    "rewrite", [FuseErfGelu, FuseTanhGelu, FuseSilu, FuseLayerNorm, FuseRMSNorm, FuseHalfByteEmbedding], ids=lambda r: r.__name__
+    "rewrite", [FuseErfGelu, FuseTanhGelu, FuseSilu, FuseLayerNorm, FuseRMSNorm, _ReadHalfByteRows], ids=lambda r: r.__name__
 )
 def test_every_alternative_has_the_operator_that_is_needed(rewrite):
     for pattern in rewrite().patterns():

@@ -92,13 +92,10 @@ def test_rows_are_windows(shape, weight, attributes, per_channel: bool, rung: st
     assert layer.scheme == ("per_channel_affine" if per_channel else "per_tensor_affine")
     assert layer.shape == (shape[1], weight[0], *weight[2:])
     assert "1 native" in quantized.summary()
-    codes, scale = (quantized.graph.nodes[0].input(i).data for i in (0, 1))
+    stored = quantized.graph.nodes[0].input(1).stored
     y = quantized(x)
-    assert_same_bits(y, by_hand(x, codes, scale.reshape(-1), random(weight[0], seed=7), attributes))
-    zeros = np.zeros(scale.size, np.int8)
-    assert_same_bits(
-        y, dynamic_quantized_conv(x, codes, scale.reshape(-1), zeros, random(weight[0], seed=7), **attributes)
-    )
+    assert_same_bits(y, by_hand(x, stored.codes, stored.scale.reshape(-1), random(weight[0], seed=7), attributes))
+    assert_same_bits(y, dynamic_quantized_conv(x, stored, random(weight[0], seed=7), **attributes))
 
 
 @pytest.mark.parametrize(("shape", "weight", "attributes"), CASES, ids=str)

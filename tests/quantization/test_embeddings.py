@@ -17,7 +17,7 @@ from qruntime.quantization import (
     default_float_qparams_observer_4bit,
     float_qparams_weight_only_qconfig,
 )
-from qruntime.quantization.embeddings import quantize_rows
+from qruntime.quantization.torch_names.arithmetic import quantize_rows
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 BITS = {"quint8": 8, "quint4x2": 4}

@@ -21,16 +21,15 @@ from qruntime.quantization import (
     per_channel_dynamic_qconfig,
     quantize_dynamic,
 )
-from qruntime.quantization.formats import Int8, quantize, quantize_shared
 from qruntime.quantization.ranges import FLOOR_DB, SLACK_DB
+from qruntime.quantization.rounding import Matrix, quantize, quantize_shared
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random, recurrent_bytes
 
 
 def channel_db(weight: np.ndarray, axis: int, made) -> np.ndarray:
     """Signal-to-noise ratio of each slice along `axis`, from the restored weight in float64."""
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    scale = made.scale.reshape(shape) if made.axis is not None else made.scale
-    error = made.q.astype(np.float64) * scale.astype(np.float64) - weight
+    stored = made.stored.transposed() if axis else made.stored
+    error = stored.codes.astype(np.float64) * stored.scale.astype(np.float64) - weight
     others = tuple(i for i in range(weight.ndim) if i != axis)
     return 10 * np.log10((weight.astype(np.float64) ** 2).sum(others) / np.maximum((error**2).sum(others), 1e-300))
 
@@ -77,27 +76,27 @@ def test_every_channel_holds_the_floor(axis: int, spread: float):
     rng = np.random.default_rng(int(spread))
     w = (rng.standard_normal((96, 64)) * spread ** rng.uniform(-1, 1, (96, 1))).astype(np.float32)
     w = np.ascontiguousarray(w if axis == 0 else w.T)
-    made = quantize_shared(w, axis)
-    own = channel_db(w, axis, quantize(w, Int8(axis)))
+    made = quantize_shared(Matrix(w, axis))
+    own = channel_db(w, axis, quantize(Matrix(w, axis), per_channel=True))
     # The choice knows rounding errors by their expectation; a mean of 64 squares is within 2 dB of it.
     assert (channel_db(w, axis, made) >= np.minimum(FLOOR_DB, own - SLACK_DB) - 2).all()
-    assert (made.axis is None) == (spread == 1.0)
-    assert made.axis is not None or made.snr_db >= quantize(w, Int8()).snr_db - 0.1
+    assert made.stored.has_one_scale == (spread == 1.0)
+    assert not made.stored.has_one_scale or made.snr_db >= quantize(Matrix(w, axis)).snr_db - 0.1
 
 
 def test_one_scale_is_the_range_of_least_error_where_all_can_bear_it():
     w = random(256, 64)
-    made = quantize_shared(w, 1)
-    assert made.axis is None
+    made = quantize_shared(Matrix(w, 1))
+    assert made.stored.has_one_scale
     assert made.reason == ""
-    best = quantize(w, Int8(range="mse"))
-    assert quantize(w, Int8()).snr_db < made.snr_db <= best.snr_db + 1e-6  # float sums, by columns and by rows
+    best = quantize(Matrix(w, 1), range="mse")
+    assert quantize(Matrix(w, 1)).snr_db < made.snr_db <= best.snr_db + 1e-6  # float sums, by columns and by rows
 
 
 def test_strictly_one_scale_loses_least_where_it_loses_most():
     w = blank_head()
-    strict, clipped, whole = quantize_shared(w, 1, strict=True), quantize(w, Int8(range="mse")), quantize(w, Int8())
-    assert strict.axis is None
+    strict, clipped, whole = quantize_shared(Matrix(w, 1), strict=True), quantize(Matrix(w, 1), range="mse"), quantize(Matrix(w, 1))
+    assert strict.stored.has_one_scale
     assert strict.reason == ""
     worst = [channel_db(w, 1, made).min() for made in (strict, clipped, whole)]
     assert worst[0] >= max(worst) - 0.5
@@ -116,8 +115,8 @@ def test_the_three_requests():
 
 
 def codes(model: qruntime.Model):
-    node = model.graph.nodes[-1]
-    return [value.data for value in node.input(1).producer.inputs[:2]]
+    stored = model.graph.nodes[-1].input(1).stored
+    return [stored.codes, stored.scale.reshape(-1)]
 
 
 @pytest.mark.parametrize("engine", ["qruntime", "fbgemm", "qnnpack", "onnxruntime"])
@@ -164,8 +163,8 @@ def test_gates_of_one_direction(op: str, which: str, tmp_path):
     (layer,) = quantized.report.layers
     assert layer.scheme == "per_channel_affine"
     assert layer.reason
-    kinds = [node.input(1).data.ndim for node in quantized.graph.nodes if node.op_type == "DequantizeLinear"]
-    assert sorted(kinds) == [0, 0, 0, 1]
+    gates = [stored[d] for stored in (quantized.graph.nodes[-1].input(i).stored for i in (1, 2)) for d in (0, 1)]
+    assert [direction.has_one_scale for direction in gates].count(True) == 3
     x = random(6, 3, 12, seed=5)
     outputs = quantized(x)
     for y, expected in zip(outputs, model(x), strict=True):
@@ -190,21 +189,23 @@ def test_gates_of_one_direction(op: str, which: str, tmp_path):
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("strict", [False, True])
 def test_odd_weights(weight: np.ndarray, axis: int, strict: bool):
-    made = quantize_shared(weight, axis, strict=strict)
-    assert made.q.shape == weight.shape
-    assert np.isfinite(made.scale).all()
-    scale = made.scale if made.axis is None else np.expand_dims(made.scale, 1 - axis)
-    restored = made.q.astype(np.float64) * scale
-    assert (np.abs(restored - weight) <= 0.51 * scale).all()
-    assert made.axis is None or not strict
+    made = quantize_shared(Matrix(weight, axis), strict=strict)
+    stored = made.stored.transposed() if axis else made.stored
+    assert stored.shape == weight.shape
+    assert np.isfinite(stored.scale).all()
+    restored = stored.codes.astype(np.float64) * stored.scale
+    assert (np.abs(restored - weight) <= 0.51 * stored.scale).all()
+    assert made.stored.has_one_scale or not strict
 
 
-def test_slices_along_any_axis():
-    weight = random(3, 4, 5) * np.float32([1, 1e3, 1e-3, 1])[:, None]
-    made = quantize_shared(weight, 1)
-    assert made.axis == 1
-    assert made.q.flags.c_contiguous
-    assert np.abs(made.q * made.scale[:, None] - weight).max(axis=(0, 2)) == pytest.approx(made.scale / 2, rel=0.2)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_channels_along_either_axis(axis: int):
+    rows = random(4, 15) * np.float32([1, 1e3, 1e-3, 1])[:, None]
+    weight = np.ascontiguousarray(rows.T if axis else rows)
+    stored = quantize_shared(Matrix(weight, axis)).stored
+    assert stored.scale.shape == (4, 1)
+    assert (stored.codes.T if axis else stored.codes).flags.c_contiguous  # as the model stores it
+    assert np.abs(stored.decoded() - rows).max(axis=1) == pytest.approx(stored.scale[:, 0] / 2, rel=0.2)
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="NaN or infinity"):
-            quantize_shared(np.where(weight == weight[1, 2, 3], np.float32(bad), weight), 1)
+            quantize_shared(Matrix(np.where(weight == weight[1, 2], np.float32(bad), weight), axis))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import qruntime
-from qruntime.passes.weights import quantized_weight
 from qruntime.quantization import float_qparams_weight_only_qconfig, float_qparams_weight_only_qconfig_4bit
 
 VECTORS = np.load(Path(__file__).with_name("torch_vectors.npz"))
@@ -74,9 +73,9 @@ def test_codes_and_scales_are_exact(name: str):
     quantized = model(name).quantize_dynamic(engine="fbgemm")
     nodes = [node for node in quantized.graph.nodes if node.is_op("MatMul", "Gemm")]
     for i, node in enumerate(nodes):
-        weight = quantized_weight(node.input(1))
+        weight = node.input(1).stored
         assert weight is not None
-        q = weight.q if node.attr("transB", 0) else weight.q.T
+        q = weight.codes if node.attr("transB", 0) else weight.codes.T
         np.testing.assert_array_equal(q, VECTORS[f"{name}/weight{i}"])
         assert weight.scale == VECTORS[f"{name}/scale{i}"]
         assert not weight.zero_point.any()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import StoredTensor
+from qruntime.ir.formats import INT8
 from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.quantized_matmul import int8_codes, parameters
@@ -12,8 +14,8 @@ from qruntime.ops.registry import find, operator
 
 def lstm_weight(
     name: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, directions: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes int8 [D, 4·H, columns], scale and zero point [D, 1] or [D, 4·H] of a weight stored as [D, columns, 4·H].
+) -> StoredTensor:
+    """Codes int8 [D, 4·H, columns] with a scale for each direction or row, of a weight stored as [D, columns, 4·H].
 
     Raises ValueError when a length or element type does not fit.
     """
@@ -28,7 +30,7 @@ def lstm_weight(
         raise ValueError(f"scale {scale.shape} and zero point {zero_point.shape} of {name} differ")
     flat_scale, flat_zero = parameters(q, scale, zero_point, (directions, directions * q.shape[2]))
     codes = int8_codes(q).swapaxes(1, 2)
-    return codes, flat_scale.reshape(directions, -1), flat_zero.reshape(directions, -1)
+    return StoredTensor(INT8, codes, flat_scale.reshape(directions, -1, 1), flat_zero.reshape(directions, -1, 1))
 
 
 @operator("DynamicQuantizeLSTM", domain=MICROSOFT)
@@ -59,7 +61,7 @@ def dynamic_quantize_lstm(
     quantized = find("qruntime", "DynamicQuantizedLSTM", 1)
     assert quantized is not None
     return quantized(
-        x, *lstm_weight("W", w, w_scale, w_zero_point, directions), *lstm_weight("R", r, r_scale, r_zero_point, directions),
+        x, lstm_weight("W", w, w_scale, w_zero_point, directions), lstm_weight("R", r, r_scale, r_zero_point, directions),
         b, sequence_lens, initial_h, initial_c, p, activation_alpha=activation_alpha, activation_beta=activation_beta,
         activations=activations, clip=clip, direction=direction, hidden_size=hidden_size, input_forget=input_forget,
         range="per_tensor",

@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
-from qruntime.quantization import qconfig as presets
 from qruntime.quantization.patterns import KIND, OWN, matches, matches_any, rank
-from qruntime.quantization.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
-from qruntime.quantization.report import Excluded, Reason, Unselected
+from qruntime.quantization.reasons import Excluded, Reason, Unselected
 from qruntime.quantization.selection import (
     CONVOLUTIONS,
     EMBEDDINGS,
@@ -20,6 +18,8 @@ from qruntime.quantization.selection import (
     kinds_of,
     pattern_name,
 )
+from qruntime.quantization.torch_names import qconfig as presets
+from qruntime.quantization.torch_names.qconfig import Observer, PlaceholderObserver, dtype_name, weight_observer
 
 Spec = Iterable[object] | Mapping[object, object]
 

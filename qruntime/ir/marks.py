@@ -1,0 +1,92 @@
+"""What a quantized layer does with its activations, and what is known of how it was made.
+
+That is all that standard operators cannot say of a layer: files keep it as one entry of the node's metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+KEY, VERSION = "qruntime.layer", 1
+
+WEIGHT_ONLY = "none"
+PER_TOKEN, PER_TENSOR = "per_token", "per_tensor"
+
+
+class LayerMark(NamedTuple):
+    """Of a layer whose weights are stored narrow by a method of ours."""
+
+    activations: str = WEIGHT_ONLY
+    """In which ranges activations are quantized at every run: per_token, per_tensor, none."""
+    engine: str = "qruntime"
+    """Whose arithmetic it computes in."""
+    snr_db: float = math.nan
+    """Power of its weights over that of their rounding errors, in decibels, inf when nothing was lost; NaN when unknown."""
+    reason: str = ""
+    """What decided that the weights are stored otherwise than was preferred."""
+    source: str = "float"
+    """What the codes were made from: float weights, or codes of that element type."""
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.activations != WEIGHT_ONLY
+
+
+def to_metadata(mark: LayerMark) -> dict[str, str]:
+    """The entry of a node's metadata that says the same."""
+    import json
+
+    said = {name: value for name, value in mark._asdict().items() if value != LayerMark._field_defaults[name]}
+    if "snr_db" in said:
+        said["snr_db"] = None if math.isnan(mark.snr_db) else "inf" if math.isinf(mark.snr_db) else round(mark.snr_db, 2)
+    return {KEY: json.dumps({"version": VERSION, **{name: value for name, value in said.items() if value is not None}})}
+
+
+def from_metadata(metadata: Mapping[str, str]) -> LayerMark | None:
+    """The mark in a node's metadata, that of earlier versions too; None where there is none that can be read."""
+    if KEY in metadata:
+        return _parsed(metadata[KEY])
+    return None if _EARLIER.isdisjoint(metadata) else _earlier(metadata)
+
+
+def without_mark(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key != KEY and key not in _EARLIER_KEYS}
+
+
+def _parsed(text: str) -> LayerMark | None:
+    import json
+
+    try:
+        said = json.loads(text)
+        if not isinstance(said, dict) or said.get("version") != VERSION:
+            return None
+        texts = {name: said[name] for name in ("activations", "engine", "reason", "source") if isinstance(said.get(name), str)}
+        return LayerMark(**texts, snr_db=_number(said.get("snr_db", "nan")))
+    except (ValueError, RecursionError):
+        return None
+
+
+# Until November 2026 each was a metadata entry of its own.
+_DYNAMIC, _ENGINE, _DTYPE = "qruntime.dynamic", "qruntime.engine", "qruntime.dtype"
+_SNR, _REASON, _SOURCE, _TABLE = "qruntime.weight_snr_db", "qruntime.reason", "qruntime.quantized_from", "qruntime.table"
+_EARLIER = frozenset({_DYNAMIC, _DTYPE})
+_EARLIER_KEYS = frozenset({_DYNAMIC, _ENGINE, _DTYPE, _SNR, _REASON, _SOURCE, _TABLE})
+
+
+def _earlier(metadata: Mapping[str, str]) -> LayerMark:
+    return LayerMark(
+        metadata.get(_DYNAMIC, WEIGHT_ONLY),
+        metadata.get(_ENGINE, "qruntime"),
+        _number(metadata.get(_SNR, "nan")),
+        metadata.get(_REASON, ""),
+        metadata.get(_SOURCE, "float"),
+    )
+
+
+def _number(text: object) -> float:
+    try:
+        return float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

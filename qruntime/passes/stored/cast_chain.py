@@ -1,0 +1,65 @@
+"""`Mul(Sub(Cast(codes), zero_point), scale)`: the same for opsets whose DequantizeLinear is missing, or knows no axis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
+from qruntime.ir.formats import INT8
+
+_FLOAT = 1
+
+
+def read(node: Node) -> StoredTensor | None:
+    if not node.is_op("Mul"):
+        return None
+    inner, scale = node.input(0), _data(node.input(1))
+    if inner is None or inner.producer is None or scale is None or scale.dtype != np.float32 or not np.isfinite(scale).all():
+        return None
+    zero: np.ndarray | None = None
+    cast = inner.producer
+    if cast.is_op("Sub"):
+        zero, inner = _data(cast.input(1)), cast.input(0)
+        if zero is None or zero.dtype != np.float32 or inner is None or inner.producer is None:
+            return None
+        cast = inner.producer
+    codes = _data(cast.input(0))
+    if not cast.is_op("Cast") or cast.attr("to") != _FLOAT or codes is None or codes.dtype != np.int8 or codes.ndim < 2:
+        return None
+    shape = (1,) * (codes.ndim - scale.ndim) + scale.shape
+    if codes.size == 0 or len(shape) > codes.ndim or any(n not in (1, m) for n, m in zip(shape, codes.shape)):
+        return None
+    if sum(n != 1 for n in shape) > 1 or (zero is not None and not _is_int8(zero, scale)):
+        return None
+    zero = np.zeros(shape, np.int8) if zero is None else zero.astype(np.int8).reshape(shape)
+    return StoredTensor(INT8, codes, scale.reshape(shape), zero)
+
+
+def _data(value: Value | None) -> np.ndarray | None:
+    return None if value is None else value.data
+
+
+def _is_int8(zero: np.ndarray, scale: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):
+        return zero.shape == scale.shape and bool(np.all((zero == np.rint(zero)) & (np.abs(zero) <= 128) & (zero < 128)))
+
+
+def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
+    if stored.format is not INT8 or stored.offset is not None or stored.block or stored.scale is None:
+        return None
+    assert isinstance(stored.codes, np.ndarray)
+    typ = TypeInfo("tensor", _FLOAT, stored.shape)
+    one = stored.scale.size == 1
+    cast = Value(f"{name}_cast", typ)
+    nodes.append(
+        Node("Cast", [constant(f"{name}_quantized", stored.codes)], [cast], {"to": Attribute(AttributeType.INT, _FLOAT)}, version=version)
+    )
+    centred = cast
+    if stored.zero_point is not None and stored.zero_point.any():
+        centred = Value(f"{name}_centred", typ)
+        zero = stored.zero_point.astype(np.float32)
+        nodes.append(Node("Sub", [cast, constant(f"{name}_zero_point", zero)], [centred], version=version))
+    output = Value(f"{name}_dequantized", typ)
+    scale = stored.scale.reshape((1,) * stored.ndim) if one else stored.scale
+    nodes.append(Node("Mul", [centred, constant(f"{name}_scale", scale)], [output], version=version))
+    return output

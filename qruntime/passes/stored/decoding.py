@@ -1,0 +1,80 @@
+"""Stored constants that no kernel reads as codes become float constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qruntime.ir import Graph, Node, Value, constant
+from qruntime.ir.dtypes import onnx_code
+from qruntime.passes.rewriting import QRUNTIME, Builder, splice
+from qruntime.passes.stored.embedding_rows import is_row_table, row_codes
+
+_LAYERS = frozenset({"MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv"})
+_FUSED_LAYERS = frozenset({"FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "FusedConv", "Attention"})
+"""Of com.microsoft: a later pass makes layers of them."""
+
+_LEAST_OPSET = 10  # of DequantizeLinear
+
+
+def decode_stored(graph: Graph) -> None:
+    """For readers other than layers whose activations are quantized; of tables, rows are looked up as codes."""
+    _look_up_codes(graph)
+    _decode(graph, _may_read_codes)
+
+
+def decode_what_is_left(graph: Graph) -> None:
+    """For layers that no kernel of codes took after all: their definitions read numbers."""
+    _decode(graph, lambda node, index: node.domain == QRUNTIME)
+
+
+def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
+    decoded: dict[Value, Value] = {}
+    for node in graph.walk_nodes():
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.stored is not None and not reads_codes(node, index):
+                if value not in decoded:
+                    decoded[value] = constant(value.name, value.stored.decoded())
+                node.set_input(index, decoded[value])
+
+
+def _may_read_codes(node: Node, index: int) -> bool:
+    """Whether a pass may hand the weight at that input to a kernel as it is stored."""
+    if node.mark is None or not node.mark.is_dynamic or index == 0:
+        return False
+    return node.op_type in (_FUSED_LAYERS if node.domain else _LAYERS)
+
+
+def _look_up_codes(graph: Graph) -> None:
+    """Gather(stored table, ids)  →  QuantizedEmbedding, or with one scale for all, DequantizeLinear(Gather(codes, ids))."""
+    for nested in graph.walk_graphs():
+        replaced: dict[Node, list[Node]] = {}
+        for node in nested.nodes:
+            table = node.input(0)
+            if table is None or table.stored is None or not node.is_op("Gather"):
+                continue
+            op = Builder(node, opset=max(node.version, _LEAST_OPSET))
+            rows = _rows(op, node, table)
+            if rows is not None:
+                nested.replace_uses(node.outputs[0], rows)
+                replaced[node] = op.nodes
+        splice(nested, replaced)
+
+
+def _rows(op: Builder, node: Node, table: Value) -> Value | None:
+    stored = table.stored
+    assert stored is not None
+    if is_row_table(table):
+        if node.attr("axis", 0) not in (0, -2):
+            return None
+        codes, name = row_codes(stored), table.name
+        parts = [constant(name, codes), constant(f"{name}/scale", stored.scale), constant(f"{name}/offset", stored.offset)]  # type: ignore[arg-type]
+        y = op.QuantizedEmbedding(*parts, node.input(1), bits=stored.format.bits)
+        return y if stored.dtype.name == "float32" else op.Cast(y, domain="", to=onnx_code(stored.dtype))
+    if stored.scale is None or stored.zero_point is None or not stored.has_one_scale or stored.scale.dtype != stored.dtype:
+        return None
+    if not stored.format.is_integer or stored.format.bits != 8:
+        return None
+    rows = op.Gather(constant(table.name, stored.codes), node.input(1), domain="", **node.attributes)  # type: ignore[arg-type]
+    scale, zero_point = stored.scale.reshape(()), stored.zero_point.reshape(())
+    of_rows = constant(f"{table.name}/scale", scale), constant(f"{table.name}/zero_point", zero_point)
+    return op.DequantizeLinear(rows, *of_rows, domain="")

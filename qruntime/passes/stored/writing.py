@@ -1,0 +1,83 @@
+"""The last pass before a file is written: stored values become codes and what dequantizes them, in standard operators."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from qruntime.errors import SaveError
+from qruntime.ir import Attribute, AttributeType, Graph, Node, StoredTensor, TypeInfo, Value, clone
+from qruntime.ir.dtypes import onnx_code
+from qruntime.ir.formats import FLOAT16
+from qruntime.ir.marks import to_metadata
+from qruntime.ir.stored import stack
+from qruntime.passes.stored import cast_chain, dequantize_linear, half
+from qruntime.passes.stored.embedding_rows import write_embedding_rows
+
+_WRITERS = (half.write, dequantize_linear.write, cast_chain.write)
+"""In the order of preference."""
+
+DEFAULT_OPSET = 17
+"""Of graphs without any standard node."""
+
+
+def portable(graph: Graph) -> Graph:
+    """A graph as files hold it: `graph` itself, or a copy where constants are stored narrow."""
+    if not any(node.mark is not None or any(v is not None and v.stored is not None for v in node.inputs) for node in graph.walk_nodes()):
+        return graph
+    copy = clone(graph)
+    write_stored(copy)
+    return copy
+
+
+def write_stored(graph: Graph) -> None:
+    """Stored constants  →  codes, scales and the operators that every runtime has for them."""
+    write_embedding_rows(graph)
+    for value in graph.stored_constants():
+        reader = next(iter(value.uses))[0]
+        nodes: list[Node] = []
+        real = _written(value, opset_beside(graph, reader), nodes)
+        graph.insert_before(graph.nodes[0], *nodes)
+        graph.replace_uses(value, real)
+    for node in graph.walk_nodes():
+        if node.mark is not None:
+            node.metadata = {**node.metadata, **to_metadata(node.mark)}
+
+
+def opset_beside(graph: Graph, node: Node) -> int:
+    """The opset for standard nodes beside `node`, which may be of another domain."""
+    if not node.domain:
+        return node.version
+    return next((other.version for other in graph.walk_nodes() if not other.domain and other.version), DEFAULT_OPSET)
+
+
+def _written(value: Value, version: int, nodes: list[Node]) -> Value:
+    stored = value.stored
+    assert stored is not None
+    if stored.scale is None or stored.ndim != 3 or stored.shape[0] == 1 or stored.scale.shape[0] == 1:
+        return _one(value.name, stored, version, nodes)
+    # A scale of its own for each direction of a recurrent layer, as each direction is a layer of its own.
+    parts = [stack([stored[d]]) for d in range(stored.shape[0])]
+    outputs: list[Value | None] = [
+        _one(f"{value.name}_direction{d}", part, version, nodes) for d, part in enumerate(parts) if part is not None
+    ]
+    joined = Value(f"{value.name}_dequantized", value.type)
+    nodes.append(Node("Concat", outputs, [joined], {"axis": Attribute(AttributeType.INT, 0)}, version=version))
+    return joined
+
+
+def _one(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value:
+    wide = stored if stored.scale is None or stored.scale.dtype == stored.dtype else replace(stored, dtype=np.dtype(np.float32))
+    for write in _WRITERS:
+        real = write(name, wide, version, nodes)
+        if real is not None:
+            break
+    else:
+        raise SaveError(f"{name!r} is stored as {stored.format}, for which opset {version} has no operators")
+    if stored.format is FLOAT16 or wide.dtype == stored.dtype:
+        return real
+    code = onnx_code(stored.dtype)
+    output = Value(f"{real.name}_{stored.dtype}", TypeInfo("tensor", code, stored.shape))
+    nodes.append(Node("Cast", [real], [output], {"to": Attribute(AttributeType.INT, code)}, version=version))
+    return output

@@ -316,8 +316,12 @@ def _reflected(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return low + np.where(offset > span, 2 * span - offset, offset)
 
 
+_GRID_MODES = {"bilinear": "linear", "bicubic": "cubic"}
+"""Names of version 16."""
+
+
 def _grid_sample(x: np.ndarray, grid: np.ndarray, mode: str, padding_mode: str, align_corners: int) -> np.ndarray:
-    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    mode = _GRID_MODES.get(mode, mode)
     if mode not in ("linear", "nearest", "cubic"):
         raise ValueError(f"mode must be linear, nearest or cubic, got {mode!r}")
     if padding_mode not in ("zeros", "border", "reflection"):
@@ -392,7 +396,7 @@ def grid_sample(
 
 def _grid_sample_call(node: Node) -> NativeCall:
     mode, padding = node.attr("mode", "linear"), node.attr("padding_mode", "zeros")
-    ints = [("linear", "nearest").index({"bilinear": "linear"}.get(mode, mode)), ("zeros", "border", "reflection").index(padding)]
+    ints = [("linear", "nearest", "cubic").index(_GRID_MODES.get(mode, mode)), ("zeros", "border", "reflection").index(padding)]
     return NativeCall("grid_sample", ints=[*ints, node.attr("align_corners", 0)])
 
 

@@ -23,6 +23,7 @@ from qruntime.ops.arity import check_arity
 from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input, fixed_shape
 from qruntime.runtime.plan import Plan, Planner, check_supported
+from qruntime.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from qruntime.quantization.report import Report
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from qruntime.runtime.profile import Profile
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
+
+_MOST_PLANNERS = 4
+"""Sets of fed weights whose plans are kept: each of them packs what the model has beside."""
 
 
 class TensorInfo(NamedTuple):
@@ -99,8 +103,7 @@ class Model:
         self._declared = pipeline.canonical(graph)  # what is saved: inputs may have defaults
         self.graph = _with_defaults(self._declared)
         check_supported(self.graph)
-        self._planners: dict[tuple[str, ...], Planner] = {}
-        self._plans: dict[tuple[tuple[str, ...], tuple[str, ...]], Plan] = {}
+        self._planners: Recent[tuple[str, ...], Planner] = Recent(_MOST_PLANNERS)
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None
         self._file: tuple[int, ...] | None = None  # the file that holds this very graph
         self.inputs = tuple(_describe(v.name, v.type) for v in self.graph.inputs)
@@ -133,7 +136,8 @@ class Model:
         Inputs may be anything numpy can view: arrays, lists, scalars, objects with DLPack. `outputs`
         limits the work to the outputs named. `out` gives arrays to write outputs into; they are what is
         returned under their names. What is `overridable` may be fed too; each set of such names gets a plan of its own,
-        made and packed by its first run. A weight that was quantized can be fed no more.
+        made and packed by its first run and kept while it is among the last four in use. A weight that was quantized can
+        be fed no more.
 
         Raises InputError when a name, an element type or a shape does not fit, RunError when a node fails.
         """
@@ -167,7 +171,7 @@ class Model:
             raise InputError(f"repeat must be at least 1, got {repeat}")
         fed = self._fed(feed)
         plan = self._plan(tuple(self.graph.output_names), fed)
-        values = self._values(feed, fed)
+        values = self._values(feed, plan)
         times = plan.executable.time_steps(list(values), repeat)
         return make_profile(plan.as_run(), times)
 
@@ -177,7 +181,7 @@ class Model:
         names = tuple(self.graph.output_names if outputs is None else outputs)
         fed = self._fed(feed)
         plan = self._plan(names, fed)
-        results = dict(zip(names, plan.executable.run_values(self._values(feed, fed))))
+        results = dict(zip(names, plan.executable.run_values(self._values(feed, plan))))
         if out is not None:
             for name, buffer in out.items():
                 results[name] = _copy_into(name, results, buffer)
@@ -203,35 +207,34 @@ class Model:
             raise InputError(f"unknown input {unknown[0]!r}; the model's inputs are: {_listing(self.inputs)}{more}")
         return tuple(name for name in overridable if name in feed)
 
-    def _values(self, feed: Mapping[str, Any], fed: tuple[str, ...]) -> list[Any]:
-        """What is fed, in the order of the inputs of the plan for `fed`; InputError for what is missing."""
-        inputs = self._planners[fed].graph.inputs
-        missing = [v.name for v in inputs if v.name not in feed and not _is_optional(v)]
+    def _values(self, feed: Mapping[str, Any], plan: Plan) -> list[Any]:
+        """What is fed, in the order of the inputs of `plan`; InputError for what is missing."""
+        missing = [v.name for v in plan.inputs if v.name not in feed and not _is_optional(v)]
         if missing:
             raise InputError(f"missing input {missing[0]!r}; the model's inputs are: {_listing(self.inputs)}")
-        return [feed.get(v.name) for v in inputs]
+        return [feed.get(v.name) for v in plan.inputs]
 
     def _plan(self, names: tuple[str, ...], fed: tuple[str, ...] = ()) -> Plan:
         """The plan that computes the outputs `names`; inputs in `fed` do not have their default."""
-        plan = self._plans.get((names, fed))
+        planner = self._planners.get(fed)
+        plan = None if planner is None else planner.recent.get(names)
         if plan is not None:
             return plan
-        with self._planning, _no_collection():
-            if (names, fed) not in self._plans:
-                self._plans[names, fed] = self._make_plan(names, fed)
-            return self._plans[names, fed]
-
-    def _make_plan(self, names: tuple[str, ...], fed: tuple[str, ...]) -> Plan:
         for name in names:
             if name not in self.graph.output_names:
                 raise InputError(f"unknown output {name!r}; the model's outputs are: {_listing(self.outputs)}")
-        if fed not in self._planners:
-            graph = clone(self.graph) if not fed else _with_defaults(self._declared, fed=fed)
-            self._planners[fed] = Planner(pipeline.lowered(graph), num_threads=self.threads)
-        lowered = self._planners[fed].graph
-        by_name = dict(zip(lowered.output_names, lowered.outputs))
-        plan = self._planners[fed].plan([by_name[name] for name in names])
-        inputs = tuple(lowered.inputs)
+        with self._planning, _no_collection():
+            planner = self._planners.get(fed) or self._planners.add(fed, self._make_planner(fed))
+            return planner.recent.get(names) or planner.recent.add(names, self._make_plan(planner, names))
+
+    def _make_planner(self, fed: tuple[str, ...]) -> Planner:
+        graph = clone(self.graph) if not fed else _with_defaults(self._declared, fed=fed)
+        return Planner(pipeline.lowered(graph), num_threads=self.threads)
+
+    def _make_plan(self, planner: Planner, names: tuple[str, ...]) -> Plan:
+        by_name = dict(zip(planner.graph.output_names, planner.graph.outputs))
+        plan = planner.plan([by_name[name] for name in names])
+        inputs = plan.inputs
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
             [v.type.dtype if v.type and v.type.kind == "tensor" else 0 for v in inputs],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import pickle
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
 from qruntime import InputError, InvalidModel
+from qruntime.passes import pipeline
 from tests.small_models import FLOAT, assert_same_bits, random
 
 W, V, X = random(32, 24), random(24, 32), random(5, 32)
@@ -188,6 +192,43 @@ def test_initializers_among_the_inputs_of_a_loop_body_are_constants(tmp_path: Pa
     assert model([0.0, 0.0]).tolist() == [3, 6]
     model.save(tmp_path / "m.onnx")
     assert qruntime.load(tmp_path / "m.onnx")([0.0, 0.0]).tolist() == [3, 6]
+
+
+def test_few_sets_of_fed_weights_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last four in use; each holds packed weights of its own."""
+    lowerings: list[object] = []
+    lowered = pipeline.lowered
+    monkeypatch.setattr(pipeline, "lowered", lambda graph: lowerings.append(graph) or lowered(graph))
+    model, values = qruntime.load(listed_bytes()), {"w": W, "b": BIAS, "v": np.ascontiguousarray(V.T), "scale": np.float32(2)}
+    expected = model(X)
+    held = []
+    for count in range(1, 5):
+        for fed in itertools.combinations(values, count):
+            assert_same_bits(model.run({"x": X, **{name: values[name] for name in fed}})["y"], expected)
+            held.append(weakref.ref(model._planners.get(fed)))
+    assert len(lowerings) == 16
+    gc.collect()
+    assert sum(one() is not None for one in held) == 4
+    for fed in (("w", "b", "v", "scale"), ("b", "v", "scale"), ("w", "v", "scale"), ("w", "b", "scale")):
+        model._plan(("y",), fed)
+    assert len(lowerings) == 16
+    model._plan(("y",), ("w",))  # in the place of the one that was not used for longest
+    model._plan(("y",), ("b", "v", "scale"))
+    assert len(lowerings) == 17
+    assert_same_bits(model(X), expected)
+    assert len(lowerings) == 18
+
+
+def test_few_choices_of_outputs_stay_planned() -> None:
+    model = qruntime.load(listed_bytes())
+    for count in range(1, 100):
+        model._plan(("y",) * count)
+    planner = model._planners.get(())
+    assert planner is not None
+    assert len(planner.recent) == 32
+    with pytest.raises(InputError, match="unknown output 'z'"):
+        model.run({"x": X}, ["y", "z"])
+    assert model.run({"x": X}, ["y", "y"]).keys() == {"y"}
 
 
 def test_threads_feed_different_weights_at_once() -> None:

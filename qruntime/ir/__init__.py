@@ -2,6 +2,7 @@
 
 from qruntime.ir.clone import clone
 from qruntime.ir.graph import (
+    QRUNTIME,
     Attribute,
     AttributeType,
     Dim,
@@ -18,6 +19,7 @@ from qruntime.ir.marks import LayerMark
 from qruntime.ir.stored import StoredTensor
 
 __all__ = [
+    "QRUNTIME",
     "Attribute",
     "AttributeType",
     "Dim",

@@ -33,8 +33,9 @@ def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
             name=node.name,
             metadata=dict(node.metadata),
             doc=node.doc,
+            overload=node.overload,
         )
-        new.origin, new.mark, new.overload = node.origin, node.mark, node.overload
+        new.origin, new.mark = node.origin, node.mark
         nodes.append(new)
     result = Graph(inputs, [value(v) for v in graph.outputs], nodes, name=graph.name, doc=graph.doc)
     result.output_names = list(graph.output_names)

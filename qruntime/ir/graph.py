@@ -24,6 +24,9 @@ from qruntime.ir.dtypes import onnx_code, type_name
 from qruntime.ir.marks import LayerMark
 from qruntime.ir.stored import StoredTensor
 
+QRUNTIME = "qruntime"
+"""Domain of operators that exist in lowered graphs only: passes make them, files cannot name them."""
+
 Dim = int | str | None
 """A known size, a symbolic name, or nothing known."""
 
@@ -151,6 +154,7 @@ class Node:
         name: str = "",
         metadata: dict[str, str] | None = None,
         doc: str = "",
+        overload: str = "",
         origin: Sequence[Node] = (),
     ):
         self.op_type = op_type
@@ -161,7 +165,7 @@ class Node:
         self.attributes = attributes or {}
         self.metadata = metadata or {}
         self.doc = doc
-        self.overload = ""
+        self.overload = overload
         self.mark: LayerMark | None = None
         self.graph: Graph | None = None
         self.subgraphs = _graphs_in(attributes) if attributes else ()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime.errors import InvalidModel, UnsupportedModel
-from qruntime.ir import Attribute, AttributeType, Graph, Node, TypeInfo, UnusedValue, Value
+from qruntime.ir import QRUNTIME, Attribute, AttributeType, Graph, Node, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io import functions, tensors
 from qruntime.onnx_io.declarations import attribute_type, opset_imports, type_info
@@ -162,6 +162,11 @@ class GraphBuilder:
                 if key in local_functions:
                     self.call(key, proto, body, scope, out)
                     continue
+            if domain == QRUNTIME:
+                raise UnsupportedModel(
+                    f"{label(proto)}: operators of domain {QRUNTIME!r} are made inside this runtime and trust what made them; "
+                    "a file cannot name one, except a function that it defines itself. Use standard operators or another domain"
+                )
             version = opsets.get(domain)
             if version is None:
                 raise InvalidModel(
@@ -192,9 +197,10 @@ class GraphBuilder:
                 else:
                     value = UnusedValue(self.fresh(f"{prefix}{proto.name or op_type}/unused"))
                 outputs.append(value)
-            node = Node(op_type, inputs, outputs, attributes, domain=domain, version=version, doc=proto.doc_string)
+            node = Node(
+                op_type, inputs, outputs, attributes, domain=domain, version=version, doc=proto.doc_string, overload=proto.overload
+            )
             node.name = prefix + proto.name if proto.name else ""
-            node.overload = proto.overload
             if proto.metadata_props:
                 node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
             out.append(node)

@@ -25,10 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
-
-QRUNTIME = "qruntime"
-"""Domain of operators that exist in lowered graphs only."""
+from qruntime.ir import QRUNTIME, Attribute, AttributeType, Graph, Node, Value
 
 _COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or"})
 _MAX_SWEEPS = 20

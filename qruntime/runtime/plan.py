@@ -21,7 +21,11 @@ from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
 from qruntime.ops.registry import NativeCall, OpSpec
 from qruntime.runtime import reference
+from qruntime.runtime.recent import Recent
 from qruntime.runtime.shape_dependence import shape_only_nodes
+
+_MOST_PLANS = 32
+"""Choices of outputs that stay planned. Planning one again is quick: the weights are packed."""
 
 
 class PlannedNode(NamedTuple):
@@ -43,6 +47,8 @@ class PlannedNode(NamedTuple):
 class Plan(NamedTuple):
     executable: _kernels.Executable
     nodes: list[PlannedNode]
+    inputs: tuple[Value, ...]
+    """Those of the graph, in the order in which a run takes them."""
 
     def as_run(self) -> list[PlannedNode]:
         """The nodes as they ran last: one whose kernel declined ran as its definition says. What never ran is as planned."""
@@ -78,11 +84,13 @@ class Planner:
     """Makes the plans of one lowered graph for this machine.
 
     A node is bound once: all plans that need it share its packed weights. So do nodes that read one weight.
+    `recent` are plans by the names of the outputs that they compute.
     """
 
     def __init__(self, graph: Graph, *, num_threads: int):
         self.graph = graph
         self.num_threads = num_threads
+        self.recent: Recent[tuple[str, ...], Plan] = Recent(_MOST_PLANS)
         self._bound: dict[Node, PlannedNode] = {}
         self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, np.ndarray]] = {}
 
@@ -94,7 +102,7 @@ class Planner:
         planned = [self._bind(node) for node in _needed_nodes(graph, outputs)]
         executable = _executable(planned, [*graph.inputs, *captures], outputs, graph.inputs if not captures else [], self.num_threads)
         drop_pages(array for call in planned for array in _packed_constants(call))
-        return Plan(executable, planned)
+        return Plan(executable, planned, tuple(graph.inputs))
 
     def _bind(self, node: Node) -> PlannedNode:
         call = self._bound.get(node)

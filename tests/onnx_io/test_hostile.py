@@ -24,6 +24,7 @@ from qruntime.onnx_io.importer import load_graph
 from qruntime.onnx_io.messages import ModelProto, NodeProto
 from qruntime.onnx_io.tensors import decode
 from qruntime.onnx_io.wire import encode, parse, part_bytes, varint
+from qruntime.ops.families import MODULES
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 IMPORTS = [helper.make_opsetid("", 18)]
@@ -215,6 +216,37 @@ def test_unsupported_models(what: str) -> None:
     proto, message = UNSUPPORTED[what]
     with pytest.raises(UnsupportedModel, match=message):
         load_graph(proto)
+
+
+LOWERED = sorted(op_type for domain, op_type in MODULES if domain == "qruntime")
+OURS = [*IMPORTS, helper.make_opsetid("qruntime", 1)]
+
+
+@pytest.mark.parametrize("where", ["graph", "branch", "function"])
+@pytest.mark.parametrize("op_type", LOWERED)
+def test_lowered_operators_are_not_for_files(op_type: str, where: str) -> None:
+    """Their kernels trust the passes that make them; constants as inputs would even be folded at load."""
+    ours = helper.make_node(op_type, ["w", "w", "w"], ["z"], domain="qruntime", name="hostile", domain_specific=1)
+    z, w = info("z", 3), numpy_helper.from_array(np.ones(3, np.float32), "w")
+    if where == "graph":
+        proto = model([ours], outputs=[z], initializers=[w], imports=OURS)
+    elif where == "branch":
+        branch = helper.make_graph([ours], "branch", [], [z])
+        choice = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+        proto = model([choice], inputs=[info("c", kind=TensorProto.BOOL)], initializers=[w], imports=OURS)
+    else:
+        function = helper.make_function("mine", "f", ["w"], ["z"], [ours], OURS)
+        call = helper.make_node("f", ["x"], ["y"], domain="mine")
+        proto = model([call], imports=[*OURS, helper.make_opsetid("mine", 1)], functions=[function])
+    with pytest.raises(UnsupportedModel, match=rf"node qruntime\.{op_type} 'hostile': .* a file cannot name one"):
+        load_graph(proto)
+
+
+def test_a_function_of_our_domain_is_what_its_body_says() -> None:
+    function = helper.make_function("qruntime", "Linear", ["a"], ["b"], [helper.make_node("Neg", ["a"], ["b"])], IMPORTS)
+    call = helper.make_node("Linear", ["x"], ["y"], domain="qruntime")
+    graph, _ = load_graph(model([call], imports=OURS, functions=[function]))
+    assert [(node.domain, node.op_type) for node in graph.nodes] == [("", "Neg")]
 
 
 def test_sparse_tensors_share_their_limit() -> None:

@@ -18,7 +18,7 @@ def attend(inputs, outputs=("y",), **attributes):
         names.pop()
     loaded = model([("Attention", names, list(outputs), attributes)], inputs, [o for o in outputs if o], opset=23)
     found = loaded.run(inputs)
-    (plan,) = loaded._plans.values()
+    plan = loaded._plan(tuple(loaded.graph.output_names))
     return found, plan.nodes[0].source != "native" or any(plan.executable.declined)
 
 

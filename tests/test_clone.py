@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from qruntime.ir import Attribute, Graph, Node, Value, clone
+from qruntime.ir import Attribute, Graph, LayerMark, Node, Value, clone
 from qruntime.ir.graph import AttributeType
 from qruntime.onnx_io.exporter import serialize
 from qruntime.onnx_io.importer import load_graph
@@ -22,7 +22,7 @@ def node_with_everything() -> Node:
         "Op", [Value("x")], [Value("y")], {"body": Attribute(AttributeType.GRAPH, body)}, domain="mine", version=3, name="n",
         metadata={"key": "value"}, doc="words", overload="second",
     )  # fmt: skip
-    node.origin = "Other 'there'"
+    node.origin, node.mark = "Other 'there'", LayerMark()
     return node
 
 

@@ -22,8 +22,9 @@ DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, 
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x, dtype=np.float64).astype(x.dtype))
+    """Positive however small x is: a gate of 0 would make NaN of an infinite cell."""
+    most = int(np.log(np.finfo(x.dtype).max))
+    return 1 / (1 + np.exp(np.minimum(-x, most), dtype=np.float64).astype(x.dtype))
 
 
 def _tanh(x: np.ndarray) -> np.ndarray:
@@ -336,6 +337,26 @@ def gru(
     return _gather(layer, ys, states)
 
 
+def lstm_cell(
+    gates: np.ndarray, cell: np.ndarray, functions: Sequence[Activation], peepholes: np.ndarray | None, input_forget: int
+) -> State:
+    """`gates` (N, 4H) i, o, f, c and the cell state (N, H) → hidden and cell state after the step; peepholes (3H) of i, o, f.
+
+    A layer without peepholes does not have zeros for them: those would make NaN of an infinite cell.
+    """
+    f, g, h = functions
+    n = cell.shape[1]
+
+    def gate(position: int, cell: np.ndarray) -> np.ndarray:
+        own = slice(position * n, (position + 1) * n)
+        return f(gates[:, own] if peepholes is None else gates[:, own] + peepholes[own] * cell)
+
+    i = gate(0, cell)
+    forget = 1 - i if input_forget else gate(2, cell)
+    cell = forget * cell + i * g(gates[:, 3 * n :])
+    return gate(1, cell) * h(cell), cell
+
+
 @operator("LSTM", since=1)
 def lstm(
     x: np.ndarray,
@@ -375,27 +396,19 @@ def lstm(
         require_shape("initial_c", c0, layer.h0.shape)
         c0 = c0.astype(layer.h0.dtype)
     require_shape("P", p, (count, 3 * n))
-    peepholes = np.zeros((count, 3 * n), layer.h0.dtype) if p is None else p.astype(layer.h0.dtype)
+    p = None if p is None else p.astype(layer.h0.dtype)
     ys, states = [], []
-    for d, (f, g, h) in enumerate(functions):
-        peephole = peepholes[d]
+    for d, own in enumerate(functions):
 
         def step(
             gates: np.ndarray,
             state: State,
-            f: Activation = f,
-            g: Activation = g,
-            h: Activation = h,
             d: int = d,
-            peephole: np.ndarray = peephole,
+            own: list[Activation] = own,
+            peepholes: np.ndarray | None = None if p is None else p[d],
         ) -> State:
             hidden, cell = state
-            gates = gates + layer.products.hidden(d, hidden)
-            i = f(gates[:, :n] + peephole[:n] * cell)
-            forget = 1 - i if input_forget else f(gates[:, 2 * n : 3 * n] + peephole[2 * n :] * cell)
-            cell = forget * cell + i * g(gates[:, 3 * n :])
-            o = f(gates[:, n : 2 * n] + peephole[n : 2 * n] * cell)
-            return o * h(cell), cell
+            return lstm_cell(gates + layer.products.hidden(d, hidden), cell, own, peepholes, input_forget)
 
         y, state = scan_direction(layer, d, layer.wb[d] + layer.rb[d], (layer.h0[d], c0[d]), step)
         ys.append(y)

@@ -390,6 +390,11 @@ def test_qlinear_operators(dtype):
     pooled = real(x, 0.1).reshape(1, 2, 2, 2, 2, 2).mean((2, 4))
     pool = {"kernel_shape": [2, 2], "strides": [2, 2], "channels_last": 1}
     check(run("QLinearAveragePool", [x, s(0.1), zero, s(0.13), zero], **pool), pooled, 0.13)
+    # Of the last window 2 of 3 positions lie in the input and its padding, which the standard's AveragePool divides by.
+    line, wide = codes(1, 1, 5), {"kernel_shape": [3], "strides": [2], "pads": [1, 0], "ceil_mode": 1, "count_include_pad": 1}
+    v = real(line, 0.1)[0, 0]
+    means = np.reshape([v[:2].sum() / 3, v[1:4].mean(), v[3:].mean()], (1, 1, 3))
+    check(run("QLinearAveragePool", [line, s(0.1), zero, s(0.13), zero], **wide), means, 0.13)
     mean = real(x, 0.1).mean((1, 2), keepdims=True)
     check(run("QLinearGlobalAveragePool", [x, s(0.1), zero, s(0.13), zero], channels_last=1), mean, 0.13)
     with pytest.raises(QRuntimeError, match="one value each"):

@@ -202,6 +202,33 @@ def test_lstm_refuses(change: dict[str, Any], needed: str) -> None:
 
 
 @pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("forget", [0.0, 5.0, -5.0, -200.0])
+def test_an_infinite_cell_without_peepholes_stays_infinite(forget: float, quantize: bool) -> None:
+    """In the definition, in the kernel and in ONNX Runtime (there while σ(forget) does not round to 0), int8 or not."""
+    hidden, rng = 3, np.random.default_rng(0)
+    w, r = (rng.uniform(-0.1, 0.1, (1, 4 * hidden, n)).astype(np.float32) for n in (2, hidden))
+    b = np.zeros((1, 8 * hidden), np.float32)
+    b[0, 2 * hidden : 3 * hidden] = forget
+    x, c = rng.standard_normal((2, 1, 2)).astype(np.float32), np.float32([[[np.inf, -np.inf, 1]]])
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r", "b", "", "", "c"], ["y", "", "c_last"], hidden_size=hidden)], "g",
+        [info("x", 1, [2, 1, 2]), info("c", 1, [1, 1, hidden])], [info("y", 1, None), info("c_last", 1, None)],
+        [numpy_helper.from_array(a, n) for a, n in ((w, "w"), (r, "r"), (b, "b"))],
+    )  # fmt: skip
+    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8).SerializeToString())
+    if quantize:
+        model = model.quantize_dynamic()
+    actual = model.run({"x": x, "c": c})
+    assert "not native" not in model.summary()
+    y, _, last = lstm(x, w, r, b, None, None, c)
+    np.testing.assert_array_equal(last[0, 0, :2], [np.inf, -np.inf])
+    np.testing.assert_array_equal(np.sign(y[:, 0, 0, :2]), [[1, -1]] * 2)
+    np.testing.assert_allclose(actual["c_last"], last, atol=0.02 if quantize else 1e-6)
+    np.testing.assert_allclose(actual["y"], y, atol=0.02 if quantize else 1e-6)
+
+
+@pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize(
     ("op", "gates", "attributes"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.products import matmul
-from qruntime.ops.recurrent import Activation, State, activation_functions, prepare, scan_direction
+from qruntime.ops.recurrent import Activation, State, activation_functions, lstm_cell, prepare, scan_direction
 from qruntime.ops.registry import operator
 
 
@@ -93,35 +93,29 @@ def attention_lstm(
     )
     require_shape("initial_c", initial_c, layer.h0.shape)
     require_shape("P", p, (count, 3 * hidden))
-    dtype, n = layer.h0.dtype, hidden
+    dtype = layer.h0.dtype
+    p = None if p is None else p.astype(dtype)
     cells = np.zeros_like(layer.h0) if initial_c is None else initial_c.astype(dtype)
-    peepholes = np.zeros((count, 3 * n), dtype) if p is None else p.astype(dtype)
     ys, states = [], []
-    for d, (f, g, h) in enumerate(functions):
+    for d, own in enumerate(functions):
         remembered = _Memory(
             memory.astype(dtype), lengths, query_weight[d].astype(dtype), memory_weight[d].astype(dtype), v[d].astype(dtype),
             None if layer_weight is None else layer_weight[d].astype(dtype),
         )  # fmt: skip
-        recurrent, attended, peephole = r[d].astype(dtype), w[d, :, inputs:].astype(dtype), peepholes[d]
+        recurrent, attended = r[d].astype(dtype), w[d, :, inputs:].astype(dtype)
 
         def step(
             gates: np.ndarray,
             state: State,
-            f: Activation = f,
-            g: Activation = g,
-            h: Activation = h,
+            own: list[Activation] = own,
             remembered: _Memory = remembered,
             recurrent: np.ndarray = recurrent,
             attended: np.ndarray = attended,
-            peephole: np.ndarray = peephole,
+            peepholes: np.ndarray | None = None if p is None else p[d],
         ) -> State:
             before, cell, attention, rows = state
             gates = gates + matmul(before, recurrent.T) + matmul(attention, attended.T)
-            i = f(gates[:, :n] + peephole[:n] * cell)
-            forget = 1 - i if input_forget else f(gates[:, 2 * n : 3 * n] + peephole[2 * n :] * cell)
-            cell = forget * cell + i * g(gates[:, 3 * n :])
-            o = f(gates[:, n : 2 * n] + peephole[n : 2 * n] * cell)
-            after = o * h(cell)
+            after, cell = lstm_cell(gates, cell, own, peepholes, input_forget)
             return after, cell, remembered.attend(after, rows), rows
 
         start = (layer.h0[d], cells[d], np.zeros((x.shape[1], width), dtype), np.arange(x.shape[1]))

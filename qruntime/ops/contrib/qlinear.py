@@ -156,7 +156,11 @@ def qlinear_average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """AveragePool of a quantized tensor (N, C, *spatial), or (N, *spatial, C) with `channels_last`."""
+    """The standard AveragePool of a quantized tensor (N, C, *spatial), or (N, *spatial, C) with `channels_last`.
+
+    With `ceil_mode` and `count_include_pad` a window that reaches beyond the padding is divided by what it covers of input and
+    padding, as the standard says; ONNX Runtime's QLinearAveragePool divides by the size of the whole kernel.
+    """
     real = _channels_first(_real(x, x_scale, x_zero_point), channels_last)
     y = standard(
         "AveragePool", real, kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode,

@@ -72,13 +72,13 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
     activation = ACTIVATIONS.index(options.activation)
     if options.float:
         packed = _kernels.PackedF32(rng.standard_normal((k, n), dtype=np.float32), bias)
-        return least_seconds(one_node("linear_f32", a, (activation,), packed, options.threads), options.seconds)
+        return least_seconds(one_node("linear", a, (activation, 0), packed, options.threads), options.seconds)
     if options.weights == "uniform":
         w = rng.integers(-127, 128, (k, n), dtype=np.int8)
     else:
         w = np.clip(np.rint(rng.standard_normal((k, n)) * 36), -127, 127).astype(np.int8)
     packed = _kernels.PackedQ8(w, np.full(1, 1e-4, np.float32), None, bias)
-    return least_seconds(one_node("linear_q8", a, (activation, 0), packed, options.threads), options.seconds)
+    return least_seconds(one_node("linear", a, (activation, 0), packed, options.threads), options.seconds)
 
 
 def share(

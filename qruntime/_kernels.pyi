@@ -39,7 +39,11 @@ class Packed:
     def shape(self) -> tuple[int, ...]: ...
     def source(self) -> tuple[np.ndarray, tuple[Any, ...]]: ...
 
-class PackedQ8(Packed):
+class PackedWeights(Packed):
+    @property
+    def kind(self) -> str: ...
+
+class PackedQ8(PackedWeights):
     def __init__(
         self,
         weight: np.ndarray,
@@ -49,10 +53,10 @@ class PackedQ8(Packed):
         origin: np.ndarray | None = None,
     ) -> None: ...
 
-class PackedF32(Packed):
+class PackedF32(PackedWeights):
     def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None) -> None: ...
 
-class PackedNBits(Packed):
+class PackedNBits(PackedWeights):
     def __init__(
         self,
         codes: np.ndarray,

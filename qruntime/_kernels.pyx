@@ -97,28 +97,32 @@ cdef extern from "nodes.h" nogil:
 cdef extern from "threads.h" nogil:
     int qrt_default_threads()
 
+cdef extern from "weights.h" nogil:
+    ctypedef struct qrt_weights_ops:
+        const char *name
+    ctypedef struct qrt_weights:
+        const qrt_weights_ops *ops
+        int64_t k
+        int64_t n
+        qrt_buffer *buffer
+    void qrt_weights_free(qrt_weights *)
+
 cdef extern from "gemm_q8.h" nogil:
     ctypedef struct qrt_gemm_q8:
         const char *name
     ctypedef struct qrt_q8_weights:
-        int64_t k
-        int64_t n
-        qrt_buffer *buffer
+        qrt_weights base
     size_t qrt_q8_packed_bytes(const qrt_gemm_q8 *, int64_t, int64_t, bint, bint)
     qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
                                 const float *, const int32_t *, int64_t, const float *, qrt_arena *, int)
-    void qrt_q8_free(qrt_q8_weights *)
 
 cdef extern from "gemm_f32.h" nogil:
     ctypedef struct qrt_gemm_f32:
         const char *name
     ctypedef struct qrt_f32_weights:
-        int64_t k
-        int64_t n
-        qrt_buffer *buffer
+        qrt_weights base
     size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
     qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
-    void qrt_f32_free(qrt_f32_weights *)
 
 cdef extern from "gemm_nbits.h" nogil:
     ctypedef struct qrt_gemm_nbits:

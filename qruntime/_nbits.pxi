@@ -4,11 +4,7 @@ from hashlib import blake2b
 
 cdef extern from "nbits_weights.h" nogil:
     ctypedef struct qrt_nbits_weights:
-        int64_t k
-        int64_t n
-        int64_t num_groups
-        qrt_buffer *buffer
-        float *zeros
+        qrt_weights base
     ctypedef struct qrt_nbits_spec:
         int64_t k
         int64_t n
@@ -27,12 +23,11 @@ cdef extern from "nbits_weights.h" nogil:
         uint8_t offset
     size_t qrt_nbits_packed_bytes(const qrt_nbits_spec *)
     qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *, const qrt_gemm_nbits *, const qrt_gemm_f32 *, qrt_arena *)
-    void qrt_nbits_free(qrt_nbits_weights *)
     bint qrt_nbits_fill(qrt_nbits_weights *, int64_t, int64_t, const qrt_nbits_source *, int)
     void qrt_nbits_unpack(const qrt_nbits_weights *, int64_t, int64_t, uint8_t *, int64_t)
 
 
-cdef class PackedNBits(Packed):
+cdef class PackedNBits(PackedWeights):
     """Weights [K, N] of 2, 3, 4 or 8 bits: decoded[n, k] = scale[n, g] · (value(code[n, k]) − zero[n, g]), g = k // group.
 
     Parameters: `codes` uint8 [N, K], a code each, or with `k` the rows of packed codes [N, bytes], one behind the other from the
@@ -108,7 +103,7 @@ cdef class PackedNBits(Packed):
         cdef qrt_nbits_spec spec = self._spec()
         return qrt_nbits_packed_bytes(&spec)
 
-    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+    cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef qrt_nbits_spec spec = self._spec()
         cdef cnp.ndarray q = self.weight
         cdef qrt_nbits_source source
@@ -122,19 +117,12 @@ cdef class PackedNBits(Packed):
                 return NULL
             fits = qrt_nbits_fill(made, 0, spec.n, &source, num_threads)
         if not fits:
-            qrt_nbits_free(made)
+            qrt_weights_free(&made.base)
             raise ValueError(f"codes of {self.bits} bits must lie in 0..{(1 << self.bits) - 1}, got {q.max()}")
-        return made
-
-    cdef void _free(self, void *handle):
-        qrt_nbits_free(<qrt_nbits_weights *>handle)
+        return &made.base
 
     cdef void _forget(self):
         self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = None
-
-    def __dealloc__(self):
-        if self.handle != NULL:
-            qrt_nbits_free(<qrt_nbits_weights *>self.handle)
 
     def unpacked(self):
         """The codes again, uint8 [N, K], `offset` added."""
@@ -143,13 +131,8 @@ cdef class PackedNBits(Packed):
         cdef cnp.ndarray codes = np.empty((self.n, self.k), np.uint8)
         cdef uint8_t *to = <uint8_t *>cnp.PyArray_DATA(codes)
         with nogil:
-            qrt_nbits_unpack(w, 0, w.n, to, w.k)
+            qrt_nbits_unpack(w, 0, w.base.n, to, w.base.k)
         return codes
-
-    @property
-    def nbytes(self):
-        self.pack(NULL, 1)
-        return (<qrt_nbits_weights *>self.handle).buffer.capacity
 
     @property
     def shape(self):

@@ -1,12 +1,31 @@
 # Weights in the layout of one rung, ready for a kernel.
 
 cdef class Packed:
-    """Weights of one layer, packed for the rung in force when the first `Executable` that reads them is made. Immutable.
-
-    Packing waits until then because an executable knows how many threads may share the work.
-    """
+    """What a node function reads and no tensor holds: `handle` is what it gets. Immutable."""
 
     cdef void *handle
+
+    def source(self):
+        """(array, what tells this from others while that array lives): plans hold one object for each."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self):
+        raise NotImplementedError
+
+    @property
+    def shape(self):
+        raise NotImplementedError
+
+
+cdef class PackedWeights(Packed):
+    """Weights [K, N] of one layer with an optional bias [N], packed for the rung in force when the first `Executable` that
+    reads them is made.
+
+    Packing waits until then because an executable knows how many threads may share the work. Each kind says how it packs;
+    `handle` is a qrt_weights then.
+    """
+
     cdef cnp.ndarray weight, bias  # what is to be packed; None once it is
     cdef cnp.ndarray origin        # the constant that was rearranged into `weight`; None when that is a view of it
 
@@ -21,7 +40,7 @@ cdef class Packed:
 
     cdef int pack(self, qrt_arena *arena, int num_threads) except -1:
         """Pack into memory of `arena`, or of its own, unless that was done before."""
-        cdef void *made
+        cdef qrt_weights *made
         if self.handle != NULL:
             return 0
         made = self._pack(arena, num_threads)
@@ -31,27 +50,44 @@ cdef class Packed:
             self.handle = made
             self._forget()
         else:  # another thread was faster while this one packed without the GIL
-            self._free(made)
+            qrt_weights_free(made)
         return 0
 
     cdef size_t _bytes_to_pack(self):
         return 0
 
-    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+    cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         raise NotImplementedError
-
-    cdef void _free(self, void *handle):
-        pass
 
     cdef void _forget(self):
         self.weight = self.origin = self.bias = None
 
+    def __dealloc__(self):
+        qrt_weights_free(<qrt_weights *>self.handle)
+
+    @property
+    def nbytes(self):
+        self.pack(NULL, 1)
+        return (<qrt_weights *>self.handle).buffer.capacity
+
+    @property
+    def kind(self):
+        """What these weights are, as the names of kernels say it."""
+        self.pack(NULL, 1)
+        return (<qrt_weights *>self.handle).ops.name.decode()
+
+    @property
+    def shape(self):
+        if self.handle == NULL:
+            return self.weight.shape[0], self.weight.shape[1]
+        return (<qrt_weights *>self.handle).k, (<qrt_weights *>self.handle).n
+
 
 cdef int _pack_together(list weights, int num_threads) except -1:
     """Pack what is not packed yet, side by side in memory."""
-    cdef Packed packed
+    cdef PackedWeights packed
     cdef size_t total = 0
-    cdef list missing = [packed for packed in weights if packed is not None and packed.handle == NULL]
+    cdef list missing = [packed for packed in weights if isinstance(packed, PackedWeights) and (<PackedWeights>packed).handle == NULL]
     if not missing:
         return 0
     for packed in missing:
@@ -71,7 +107,7 @@ cdef void *_address(Packed packed) noexcept:
     return NULL if packed is None else packed.handle
 
 
-cdef class PackedQ8(Packed):
+cdef class PackedQ8(PackedWeights):
     """int8 weights [K, N] with scales, zero points and an optional float bias.
 
     Parameters: `weight` int8 [K, N] of any strides; `scale` float32 [] or [N]; `zero_point` int8/int32
@@ -102,7 +138,7 @@ cdef class PackedQ8(Packed):
     cdef size_t _bytes_to_pack(self):
         return qrt_q8_packed_bytes(&qrt_kernels.gemm_q8, self.weight.shape[0], self.weight.shape[1], self.zero_point is not None, self.bias is not None)
 
-    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+    cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, s = self.scale, z = self.zero_point, b = self.bias
         cdef const int32_t *zp = NULL if z is None else <const int32_t *>cnp.PyArray_DATA(z)
         cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
@@ -110,10 +146,7 @@ cdef class PackedQ8(Packed):
         cdef const float *sp = <const float *>cnp.PyArray_DATA(s)
         cdef int64_t row = w.strides[0], column = w.strides[1], k = w.shape[0], n = w.shape[1], count = s.size
         with nogil:
-            return qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp, arena, num_threads)
-
-    cdef void _free(self, void *handle):
-        qrt_q8_free(<qrt_q8_weights *>handle)
+            return <qrt_weights *>qrt_q8_pack(&qrt_kernels.gemm_q8, wp, row, column, k, n, sp, zp, count, bp, arena, num_threads)
 
     cdef tuple _vectors(self):
         return self.scale, self.zero_point, self.bias
@@ -121,23 +154,8 @@ cdef class PackedQ8(Packed):
     cdef void _forget(self):
         self.weight = self.origin = self.scale = self.zero_point = self.bias = None
 
-    def __dealloc__(self):
-        if self.handle != NULL:
-            qrt_q8_free(<qrt_q8_weights *>self.handle)
 
-    @property
-    def nbytes(self):
-        self.pack(NULL, 1)
-        return (<qrt_q8_weights *>self.handle).buffer.capacity
-
-    @property
-    def shape(self):
-        if self.handle == NULL:
-            return self.weight.shape[0], self.weight.shape[1]
-        return (<qrt_q8_weights *>self.handle).k, (<qrt_q8_weights *>self.handle).n
-
-
-cdef class PackedF32(Packed):
+cdef class PackedF32(PackedWeights):
     """float32 weights [K, N] of any strides, or narrower floats that are widened, with an optional bias [N]."""
 
     def __cinit__(self, weight, bias=None):
@@ -149,7 +167,7 @@ cdef class PackedF32(Packed):
     cdef size_t _bytes_to_pack(self):
         return qrt_f32_packed_bytes(&qrt_kernels.gemm_f32, self.weight.shape[0], self.weight.shape[1], self.bias is not None)
 
-    cdef void *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+    cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, b = self.bias
         if w.dtype != np.float32:
             w = w.astype(np.float32)
@@ -159,25 +177,7 @@ cdef class PackedF32(Packed):
         cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
         cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4, k = w.shape[0], n = w.shape[1]
         with nogil:
-            return qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, arena, num_threads)
-
-    cdef void _free(self, void *handle):
-        qrt_f32_free(<qrt_f32_weights *>handle)
-
-    def __dealloc__(self):
-        if self.handle != NULL:
-            qrt_f32_free(<qrt_f32_weights *>self.handle)
-
-    @property
-    def nbytes(self):
-        self.pack(NULL, 1)
-        return (<qrt_f32_weights *>self.handle).buffer.capacity
-
-    @property
-    def shape(self):
-        if self.handle == NULL:
-            return self.weight.shape[0], self.weight.shape[1]
-        return (<qrt_f32_weights *>self.handle).k, (<qrt_f32_weights *>self.handle).n
+            return <qrt_weights *>qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, arena, num_threads)
 
 
 cdef class PackedArray(Packed):

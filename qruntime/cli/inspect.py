@@ -115,7 +115,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
                 "name": call.node.name,
                 "operator": _operator(call.node.domain, call.node.op_type),
                 "source": call.source,
-                "kernel": call.native.kernel if call.native else None,
+                "kernel": call.kernel,
                 "inputs": [None if v is None else v.name for v in call.node.inputs],
                 "outputs": [v.name for v in call.node.outputs],
             }
@@ -172,7 +172,7 @@ def _node_table(planned: list[PlannedNode]) -> list[str]:
     rows = [("node", "operator", "runs as", "kernel")]
     for call in planned:
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else "")
-        kernel = call.native.kernel if call.native else "-"
+        kernel = call.kernel or "-"
         rows.append((name, _operator(call.node.domain, call.node.op_type), call.source, kernel))
     return table(rows, left=range(4))
 

@@ -151,8 +151,8 @@ typedef struct {
 static void fill_panels(void *context, int64_t task) {
     const packing *p = context;
     int64_t first = task * p->columns;
-    p->w->kernel->pack(p->w->k, min64(p->columns, p->w->n - first), p->source + first * p->col_stride_elems,
-                       p->row_stride_elems, p->col_stride_elems, p->w->panels + first * p->w->k);
+    p->w->kernel->pack(p->w->base.k, min64(p->columns, p->w->base.n - first), p->source + first * p->col_stride_elems,
+                       p->row_stride_elems, p->col_stride_elems, p->w->panels + first * p->w->base.k);
 }
 
 static size_t padded_columns(const struct qrt_gemm_f32 *kernel, int64_t n) {
@@ -186,10 +186,8 @@ qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
     }
     owned->kernel = *kernel;
     qrt_f32_weights *packed = &owned->weights;
+    packed->base = (qrt_weights){&qrt_f32_ops, k, n, buffer};
     packed->kernel = &owned->kernel;
-    packed->k = k;
-    packed->n = n;
-    packed->buffer = buffer;
     packed->panels = buffer->data;
     packed->bias = bias ? packed->panels + (size_t)k * padded : NULL;
     if (k * n < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
@@ -202,27 +200,19 @@ qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
     return packed;
 }
 
-void qrt_f32_free(qrt_f32_weights *w) {
-    if (!w) return;
-    qrt_buffer_drop(w->buffer);
-    free((owned_weights *)w);
+static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_epilogue *epilogue) {
+    return (qrt_f32_epilogue){
+        .alpha = 1.0f, .column_bias = w->bias, .activation = epilogue->activation, .map = epilogue->map,
+        .residual = epilogue->residual, .residual_stride_elems = epilogue->residual_stride_elems,
+    };
 }
 
-static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_q8_epilogue *epilogue) {
-    qrt_f32_epilogue e = {.alpha = 1.0f, .column_bias = w->bias};
-    if (epilogue) {
-        e.activation = epilogue->activation;
-        e.map = epilogue->map;
-        e.residual = epilogue->residual;
-        e.residual_stride_elems = epilogue->residual_stride_elems;
-    }
-    return e;
-}
-
-void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                           const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+static void linear_serial(const qrt_weights *weights, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+    (void)mode, (void)scratch;
+    const qrt_f32_weights *w = (const qrt_f32_weights *)weights;
     qrt_f32_epilogue e = layer_epilogue(w, epilogue);
-    qrt_f32_gemm(w->kernel, m, w->n, w->k, a, lda_elems, w->panels, &e, y, ldy_elems);
+    qrt_f32_gemm(w->kernel, m, weights->n, weights->k, a, lda_elems, w->panels, &e, y, ldy_elems);
 }
 
 typedef struct {
@@ -238,8 +228,8 @@ static void linear_task(void *context, int64_t task) {
     const qrt_f32_weights *w = job->w;
     int64_t i = task / job->column_blocks * job->rows, j = task % job->column_blocks * job->columns;
     qrt_f32_epilogue e = epilogue_at(job->epilogue, i, j);
-    qrt_f32_gemm(w->kernel, min64(job->rows, job->m - i), min64(job->columns, w->n - j), w->k, job->a + i * job->lda,
-                 job->lda, w->panels + j * w->k, &e, job->y + i * job->ldy + j, job->ldy);
+    qrt_f32_gemm(w->kernel, min64(job->rows, job->m - i), min64(job->columns, w->base.n - j), w->base.k, job->a + i * job->lda,
+                 job->lda, w->panels + j * w->base.k, &e, job->y + i * job->ldy + j, job->ldy);
 }
 
 typedef struct {
@@ -255,28 +245,28 @@ static void copy_rows(void *context, int64_t task) {
         memcpy(c->to + i * c->to_stride, c->from + i * c->from_stride, (size_t)c->k * sizeof(float));
 }
 
-qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                          const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
-    if (m <= 0 || w->n == 0) return QRT_OK;
-    qrt_f32_epilogue e = layer_epilogue(w, epilogue);
-    int64_t nr = w->kernel->nr, panels = ceil_div(w->n, nr);
-    linear_job job = {w, &e, a, y, lda_elems, ldy_elems, m, m, panels * nr, 1};
-    double work = (double)m * (double)w->n * (double)w->k;
+static qrt_status multiply(const qrt_layer *layer, qrt_run *run, const float *a, int64_t lda_elems, int64_t m) {
+    const qrt_f32_weights *w = (const qrt_f32_weights *)layer->w;
+    if (m <= 0 || w->base.n == 0) return QRT_OK;
+    qrt_f32_epilogue e = layer_epilogue(w, &layer->epilogue);
+    int64_t nr = w->kernel->nr, panels = ceil_div(w->base.n, nr);
+    linear_job job = {w, &e, a, layer->y, lda_elems, layer->ldy_elems, m, m, panels * nr, 1};
+    double work = (double)m * (double)w->base.n * (double)w->base.k;
     if (run->num_threads > 1 && work >= MIN_PARALLEL_WORK) {
         int64_t wanted = 4 * (int64_t)run->num_threads;
         job.rows = min64(m, 128);
         int64_t row_blocks = ceil_div(m, job.rows);
         job.columns = ceil_div(panels, min64(panels, ceil_div(wanted, row_blocks))) * nr;
-        job.column_blocks = ceil_div(w->n, job.columns);
+        job.column_blocks = ceil_div(w->base.n, job.columns);
     }
     qrt_buffer *copy = NULL;
-    if (m > STREAMED_ROWS && w->n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda_elems)) {
-        int64_t stride = qrt_f32_row_stride(w->k);
+    if (m > STREAMED_ROWS && w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda_elems)) {
+        int64_t stride = qrt_f32_row_stride(w->base.k);
         size_t floats, bytes;
         if (__builtin_mul_overflow((size_t)m, (size_t)stride, &floats) ||
             __builtin_mul_overflow(floats, sizeof(float), &bytes) || !(copy = qrt_scratch(run, bytes)))
             return QRT_NO_MEMORY;
-        row_copy c = {a, copy->data, m, w->k, lda_elems, stride, job.rows};
+        row_copy c = {a, copy->data, m, w->base.k, lda_elems, stride, job.rows};
         qrt_parallel_for(run->num_threads, ceil_div(m, job.rows), copy_rows, &c);
         job.a = copy->data;
         job.lda = stride;
@@ -285,3 +275,13 @@ qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a
     if (copy) qrt_scratch_free(run, copy);
     return QRT_OK;
 }
+
+static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode) {
+    (void)mode;
+    qrt_status status = QRT_OK;
+    for (int i = 0; i < num_layers && status == QRT_OK; i++) status = multiply(&layers[i], run, a, lda_elems, m);
+    return status;
+}
+
+const qrt_weights_ops qrt_f32_ops = {.name = "f32", .linear = linear, .linear_serial = linear_serial};

@@ -9,12 +9,7 @@
 #ifndef QRT_GEMM_F32_H
 #define QRT_GEMM_F32_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include "gemm_q8.h"
-#include "tensor.h"
+#include "weights.h"
 
 /// What follows the sums: y = activation(alpha · sum + row_bias[m] + column_bias[n]) + residual[m, n].
 /// A NULL pointer, alpha 1 and QRT_ACT_NONE leave their step out. `map`, where there is one, takes the place of an activation.
@@ -76,12 +71,13 @@ typedef struct qrt_gemm_f32 {
 /// Right-hand side [k, n], packed for one rung, with an optional bias. Immutable once made. It keeps the
 /// kernels it was packed for, whatever rung is put in force later.
 typedef struct qrt_f32_weights {
+    qrt_weights base;
     const struct qrt_gemm_f32 *kernel;
-    int64_t k, n;
     float *panels;
     float *bias;          ///< padded to a multiple of nr, or NULL
-    qrt_buffer *buffer;
 } qrt_f32_weights;
+
+extern const qrt_weights_ops qrt_f32_ops;
 
 /// Size of the buffer that qrt_f32_pack takes; 0 when there can be none.
 size_t qrt_f32_packed_bytes(const struct qrt_gemm_f32 *kernel, int64_t k, int64_t n, bool has_bias);
@@ -90,13 +86,6 @@ size_t qrt_f32_packed_bytes(const struct qrt_gemm_f32 *kernel, int64_t k, int64_
 qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w, int64_t row_stride_elems,
                               int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, qrt_arena *arena,
                               int num_threads);
-void qrt_f32_free(qrt_f32_weights *w);
-
-/// y = activation(a · w + bias) + residual, as qrt_q8_linear. `epilogue` may be NULL.
-qrt_status qrt_f32_linear(const qrt_f32_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                          const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
-void qrt_f32_linear_serial(const qrt_f32_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                           const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
 
 /// Whether the rows of `a`, this many floats apart, are better copied first, when many columns follow.
 bool qrt_f32_rows_conflict(int64_t stride);

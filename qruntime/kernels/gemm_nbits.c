@@ -42,7 +42,7 @@ void qrt_nbits_group_sums(const qrt_nbits_weights *w, const float *a, float *sum
 
 // ------------------------------------------------------------------------------------------- blocks
 
-/// One call of qrt_nbits_linear.
+/// One product.
 typedef struct {
     const qrt_nbits_weights *w;
     qrt_f32_epilogue epilogue;
@@ -62,15 +62,16 @@ typedef struct {
 
 /// k of a block: whole groups, or pieces of the only one.
 static int64_t block_depth(const qrt_nbits_weights *w) {
-    if (w->num_groups > 1) return min64(w->k, max64(KC / w->group, 1) * w->group);
-    return w->k > KC ? round_up(ceil_div(w->k, ceil_div(w->k, KC)), QRT_NBITS_MAX_STEP) : w->k;
+    if (w->num_groups > 1) return min64(w->base.k, max64(KC / w->group, 1) * w->group);
+    return w->base.k > KC ? round_up(ceil_div(w->base.k, ceil_div(w->base.k, KC)), QRT_NBITS_MAX_STEP) : w->base.k;
 }
 
 /// Rows of a strip that decode may write.
 static int64_t strip_depth(const job *j) { return round_up(min64(KC, j->depth), QRT_NBITS_MAX_STEP); }
 
-static job job_of(const qrt_nbits_weights *w, const float *a, int64_t lda, int64_t m, const qrt_q8_epilogue *epilogue, float *y,
+static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64_t m, const qrt_epilogue *epilogue, float *y,
                   int64_t ldy) {
+    const qrt_nbits_weights *w = (const qrt_nbits_weights *)weights;
     job j = {
         .w = w, .a = a, .y = y, .lda = lda, .ldy = ldy, .m = m, .epilogue = {.alpha = 1.0f, .column_bias = w->bias},
         .width = max64(w->float_kernel->nr, QRT_NBITS_NR), .depth = block_depth(w),
@@ -84,7 +85,7 @@ static job job_of(const qrt_nbits_weights *w, const float *a, int64_t lda, int64
     }
     j.has_epilogue = w->bias || j.epilogue.activation != QRT_ACT_NONE || j.epilogue.residual || j.epilogue.map.fn;
     if (m > QRT_NBITS_STREAMED_ROWS) {
-        if (w->n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
+        if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
         int64_t floats = strip_depth(&j) * j.width + 2 * j.rows * j.width + j.rows * j.copy_stride;
         j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
     }
@@ -160,15 +161,15 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
     if (rows <= QRT_NBITS_STREAMED_ROWS) {
         int64_t column = first * QRT_NBITS_NR;
         w->kernel->stream(w, rows, a, j->lda, sums, w->num_groups, first, last, y + column, j->ldy);
-        finish(j, row, rows, column, min64(last * QRT_NBITS_NR, w->n) - column);
+        finish(j, row, rows, column, min64(last * QRT_NBITS_NR, w->base.n) - column);
         return;
     }
     workspace s = {.strip = scratch};
     s.tile = s.strip + strip_depth(j) * j->width;
     s.chain = s.tile + j->rows * j->width;
     s.copy = s.chain + j->rows * j->width;
-    for (int64_t k0 = 0, k1; k0 < w->k || k0 == 0; k0 = max64(k1, 1)) {
-        k1 = min64(k0 + j->depth, w->k);
+    for (int64_t k0 = 0, k1; k0 < w->base.k || k0 == 0; k0 = max64(k1, 1)) {
+        k1 = min64(k0 + j->depth, w->base.k);
         const float *block = a + k0;
         int64_t stride = j->lda;
         if (j->copy_stride) {
@@ -177,14 +178,14 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
             stride = j->copy_stride;
         }
         for (int64_t panel = first; panel < last; panel += j->width / QRT_NBITS_NR) {
-            int64_t column = panel * QRT_NBITS_NR, columns = min64(j->width, w->n - column);
+            int64_t column = panel * QRT_NBITS_NR, columns = min64(j->width, w->base.n - column);
             if (k0 > 0)
                 copy_block(y + column, j->ldy, s.tile, j->width, rows, columns);
-            else if (w->k == 0)
+            else if (w->base.k == 0)
                 memset(s.tile, 0, (size_t)(rows * j->width) * sizeof *s.tile);
             multiply_block(j, &s, block, stride, sums, rows, panel, k0, k1);
             copy_block(s.tile, j->width, y + column, j->ldy, rows, columns);
-            if (k1 == w->k) finish(j, row, rows, column, columns);
+            if (k1 == w->base.k) finish(j, row, rows, column, columns);
         }
     }
 }
@@ -230,15 +231,16 @@ static void run_job(job *j, int workers, void *scratch, size_t sums) {
     qrt_parallel_for(workers, workers, take_tasks, j);
 }
 
-size_t qrt_nbits_scratch_bytes(const qrt_nbits_weights *w, int64_t m) {
+static size_t scratch_bytes(const qrt_weights *w, int64_t m) {
     // As if rows conflicted: callers may choose the stride later.
     job j = job_of(w, NULL, 0, m, NULL, NULL, 0);
     size_t sums, bytes;
     return count_floats(&j, 1, &sums, &bytes) ? bytes : SIZE_MAX;
 }
 
-void qrt_nbits_linear_serial(const qrt_nbits_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                             const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+    (void)mode;
     if (m <= 0 || w->n == 0) return;
     job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
     size_t sums, bytes;
@@ -246,10 +248,10 @@ void qrt_nbits_linear_serial(const qrt_nbits_weights *w, const float *a, int64_t
     run_job(&j, 1, scratch, sums);
 }
 
-qrt_status qrt_nbits_linear(const qrt_nbits_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                            const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems) {
+static qrt_status linear_layer(const qrt_layer *layer, qrt_run *run, const float *a, int64_t lda_elems, int64_t m) {
+    const qrt_weights *w = layer->w;
     if (m <= 0 || w->n == 0) return QRT_OK;
-    job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
+    job j = job_of(w, a, lda_elems, m, &layer->epilogue, layer->y, layer->ldy_elems);
     double work = (1.0 + (double)m / 4) * (double)w->k * (double)w->n;
     int64_t threads = run->num_threads;
     if (work < (double)threads * WORK_PER_THREAD) threads = max64((int64_t)(work / WORK_PER_THREAD), 1);
@@ -257,8 +259,8 @@ qrt_status qrt_nbits_linear(const qrt_nbits_weights *w, qrt_run *run, const floa
     if (alone) threads = 1;
     if (threads > 1) {
         int64_t wanted = ceil_div(4 * threads, ceil_div(m, j.rows));
-        j.panels = round_up(ceil_div(w->num_panels, wanted), PANELS_AT_ONCE);
-        j.panel_blocks = ceil_div(w->num_panels, j.panels);
+        j.panels = round_up(ceil_div(j.w->num_panels, wanted), PANELS_AT_ONCE);
+        j.panel_blocks = ceil_div(j.w->num_panels, j.panels);
     }
     size_t sums, bytes;
     qrt_buffer *scratch = NULL;
@@ -268,3 +270,15 @@ qrt_status qrt_nbits_linear(const qrt_nbits_weights *w, qrt_run *run, const floa
     if (alone) qrt_unshared_work_ended();
     return QRT_OK;
 }
+
+static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode) {
+    (void)mode;
+    qrt_status status = QRT_OK;
+    for (int i = 0; i < num_layers && status == QRT_OK; i++) status = linear_layer(&layers[i], run, a, lda_elems, m);
+    return status;
+}
+
+const qrt_weights_ops qrt_nbits_ops = {
+    .name = "nbits", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
+};

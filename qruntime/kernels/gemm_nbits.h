@@ -36,13 +36,6 @@ typedef struct qrt_gemm_nbits {
 /// sums[g] = Σ a[k] over the k of each group: sixteen sums, of every sixteenth, folded in halves.
 void qrt_nbits_group_sums(const qrt_nbits_weights *w, const float *a, float *sums);
 
-/// y for m rows of k activations on at most run->num_threads threads, scratch from `run`. `epilogue` may be NULL.
-qrt_status qrt_nbits_linear(const qrt_nbits_weights *w, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                            const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems);
-
-/// The same on the calling thread with scratch of qrt_nbits_scratch_bytes(w, m) bytes, aligned to QRT_ALIGNMENT.
-size_t qrt_nbits_scratch_bytes(const qrt_nbits_weights *w, int64_t m);
-void qrt_nbits_linear_serial(const qrt_nbits_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                             const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
+extern const qrt_weights_ops qrt_nbits_ops;
 
 #endif

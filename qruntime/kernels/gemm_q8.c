@@ -1,7 +1,5 @@
 #include "gemm_q8.h"
 
-#include <float.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +32,10 @@ static int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ------------------------------------------------------------------------------------------ weights
+
+static const qrt_weights_ops q8_ops;
+
+static const qrt_q8_weights *weights_of(const qrt_layer *layer) { return (const qrt_q8_weights *)layer->w; }
 
 /// Packed weights as parts of one buffer, in order, each aligned.
 typedef struct {
@@ -83,10 +85,10 @@ typedef struct {
 
 /// A packed row of codes 1. NULL when memory is short.
 static qrt_buffer *make_ones(const qrt_q8_weights *w) {
-    float *a = malloc(sizeof *a * (size_t)(w->k + 1));  // k may be 0
+    float *a = malloc(sizeof *a * (size_t)(w->base.k + 1));  // k may be 0
     qrt_buffer *ones = a ? qrt_buffer_new((size_t)w->row_bytes) : NULL;
-    for (int64_t i = 0; ones && i < w->k; i++) a[i] = 1.0f;
-    if (ones) w->kernel->quantize(a, w->k, w->k_padded, 1.0f, 0, ones->data, NULL);
+    for (int64_t i = 0; ones && i < w->base.k; i++) a[i] = 1.0f;
+    if (ones) w->kernel->codes.quantize(a, w->base.k, w->k_padded, 1.0f, 0, ones->data, NULL);
     free(a);
     return ones;
 }
@@ -96,11 +98,11 @@ static void fill_panel(void *context, int64_t panel) {
     const qrt_q8_weights *w = p->w;
     if (__atomic_load_n(&p->refused, __ATOMIC_RELAXED)) return;
     int nr = w->kernel->nr;
-    int64_t first = panel * nr, columns = min_i64(nr, w->n - first);
+    int64_t first = panel * nr, columns = min_i64(nr, w->base.n - first);
     const int8_t *from = p->source + first * p->col_stride_elems;
     const int32_t *zero_points = w->zero_points ? w->zero_points + first : NULL;
     char *to = (char *)w->panels + panel * w->panel_bytes;
-    if (!w->kernel->pack_panel(from, p->row_stride_elems, p->col_stride_elems, w->k, columns, zero_points, to)) {
+    if (!w->kernel->pack_panel(from, p->row_stride_elems, p->col_stride_elems, w->base.k, columns, zero_points, to)) {
         __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
         return;
     }
@@ -110,10 +112,10 @@ static void fill_panel(void *context, int64_t panel) {
         w->kernel->dot(w, &ones, panel, 0, w->k_padded, sums);
     } else {
         memset(sums, 0, sizeof *sums * (size_t)nr);
-        sum_columns(from, p->row_stride_elems, p->col_stride_elems, w->k, columns, sums);
+        sum_columns(from, p->row_stride_elems, p->col_stride_elems, w->base.k, columns, sums);
     }
     if (zero_points && w->kernel->subtracts_zero_points)
-        for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->k * zero_points[j];
+        for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->base.k * zero_points[j];
 }
 
 static layout lay_out(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bool has_zero_points, bool has_bias) {
@@ -163,14 +165,14 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     char *base = buffer->data;
     *made = (qrt_q8_weights){
         .kernel = memcpy(base + l.at_kernel, kernel, sizeof *kernel),
-        .k = k, .n = n, .k_padded = l.k_padded, .num_panels = l.columns / kernel->nr, .panel_bytes = l.panel_bytes,
+        .base = {&q8_ops, k, n, buffer},
+        .k_padded = l.k_padded, .num_panels = l.columns / kernel->nr, .panel_bytes = l.panel_bytes,
         .row_bytes = row_bytes(kernel, l.k_padded), .block_rows = block_rows(kernel, row_bytes(kernel, l.k_padded)),
         .panels = base + l.at_panels,
         .col_sums = (int32_t *)(base + l.at_sums),
         .scales = (float *)(base + l.at_scales),
         .zero_points = zero_points ? (int32_t *)(base + l.at_zeros) : NULL,
         .bias = bias ? (float *)(base + l.at_bias) : NULL,
-        .buffer = buffer,
     };
     for (int64_t j = 0; j < l.columns; j++) {
         int64_t from = num_params == 1 ? 0 : j;
@@ -183,68 +185,12 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     qrt_parallel_for(num_threads, l.columns / kernel->nr, fill_panel, &p);
     if (p.ones) qrt_buffer_drop(p.ones);
     if (p.refused) {
-        qrt_q8_free(made);
+        qrt_weights_free(&made->base);
         return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points,
                            num_params, bias, NULL, num_threads);
     }
     if (kernel->subtracts_zero_points) made->zero_points = NULL;
     return made;
-}
-
-void qrt_q8_free(qrt_q8_weights *w) {
-    if (!w) return;
-    qrt_buffer_drop(w->buffer);
-    free(w);
-}
-
-// -------------------------------------------------------------------------------------- activations
-
-/// Added to |x| < 2^22 and taken off again it leaves rint_even(x): nearbyintf is a call into libm on plain x86-64.
-static const float ROUND_TO_INT = 12582912.0f;
-
-static qrt_q8_row choose_parameters(float lo, float hi) {
-    qrt_q8_row row = {.sum = 0};
-    row.scale = (float)(((double)hi - (double)lo) / 255.0);
-    if (row.scale == 0.0f) row.scale = 1.0f;
-    if (row.scale < FLT_MIN) row.scale = FLT_MIN;
-    float zero_point = -lo / row.scale + ROUND_TO_INT - ROUND_TO_INT;
-    zero_point = zero_point > 0.0f ? zero_point : 0.0f;  // also NaN
-    row.zero_point = (int32_t)(zero_point < 255.0f ? zero_point : 255.0f);
-    return row;
-}
-
-static void tensor_range(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m, float *lo, float *hi) {
-    *lo = *hi = 0.0f;
-    for (int64_t i = 0; i < m && *lo == *lo; i++) w->kernel->range(a + i * lda_elems, w->k, lo, hi);
-}
-
-/// Rows whose ranges are taken before they are quantized: the parameters of one are computed beside the range of the
-/// next, and all stay in a part of the L1 cache meanwhile.
-enum { ROWS_AT_ONCE = 4, BYTES_AT_ONCE = 16 * 1024 };
-
-/// Quantize `m` rows; `shared` holds the parameters of a whole tensor, or NULL. With `sums`, those of the rows too.
-static void quantize_rows(const qrt_q8_weights *w, bool sums, const float *a, int64_t lda_elems, int64_t m,
-                          const qrt_q8_row *shared, qrt_q8_row *rows, char *packed, int64_t stride_bytes) {
-    const qrt_gemm_q8 *kernel = w->kernel;
-    int64_t fitting = BYTES_AT_ONCE / (int64_t)sizeof *a / (w->k + 1);  // k may be 0
-    int64_t step = fitting < 1 ? 1 : min_i64(fitting, ROWS_AT_ONCE);
-    for (int64_t first = 0; first < m; first += step) {
-        int64_t last = min_i64(first + step, m);
-        for (int64_t i = first; i < last; i++) {
-            if (shared) {
-                rows[i] = *shared;
-            } else {
-                float lo = 0.0f, hi = 0.0f;
-                kernel->range(a + i * lda_elems, w->k, &lo, &hi);
-                rows[i] = choose_parameters(lo, hi);
-            }
-        }
-        for (int64_t i = first; i < last; i++) {
-            kernel->quantize(a + i * lda_elems, w->k, w->k_padded, 1.0f / rows[i].scale, rows[i].zero_point,
-                             packed + i * stride_bytes, sums ? &rows[i].sum : NULL);
-            if (sums) rows[i].sum -= w->k * rows[i].zero_point;
-        }
-    }
 }
 
 // ------------------------------------------------------------------------------------------- blocks
@@ -281,9 +227,9 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
     else w->kernel->multiply(w, block, first, last);
 }
 
-/// One call of qrt_q8_linear whose layers are packed alike.
+/// One call of `linear` whose layers are packed alike.
 typedef struct {
-    const qrt_q8_layer *layers;
+    const qrt_layer *layers;
     int num_layers;
     const qrt_q8_weights *w;    ///< of the first layer: how to quantize for all of them
     bool sums;                  ///< some weights have zero points
@@ -297,15 +243,15 @@ typedef struct {
     int64_t next_block;         ///< atomic
 } job;
 
-static job job_of(const qrt_q8_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
-    const qrt_q8_weights *w = layers[0].w;
+static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
+    const qrt_q8_weights *w = weights_of(&layers[0]);
     job j = {
         .layers = layers, .num_layers = num_layers, .w = w, .a = a, .lda_elems = lda_elems, .m = m,
         .stride_bytes = w->row_bytes, .rows_per_block = min_i64(m, w->block_rows),
     };
     for (int i = 0; i < num_layers; i++) {
-        j.sums |= layers[i].w->zero_points != NULL;
-        j.num_panels += layers[i].w->num_panels;
+        j.sums |= weights_of(&layers[i])->zero_points != NULL;
+        j.num_panels += weights_of(&layers[i])->num_panels;
     }
     return j;
 }
@@ -313,9 +259,7 @@ static job job_of(const qrt_q8_layer *layers, int num_layers, const float *a, in
 /// Parameters for the whole of `a`, kept in `shared`, where the mode asks for them.
 static void share_range(job *j, qrt_range_mode mode, qrt_q8_row *shared) {
     if (mode != QRT_PER_TENSOR) return;
-    float lo, hi;
-    tensor_range(j->w, j->a, j->lda_elems, j->m, &lo, &hi);
-    *shared = choose_parameters(lo, hi);
+    *shared = qrt_q8_tensor_parameters(&j->w->kernel->codes, j->a, j->lda_elems, j->m, j->w->base.k);
     j->shared = shared;
 }
 
@@ -327,9 +271,9 @@ static void multiply_block(const qrt_q8_weights *w, const qrt_q8_block *block, i
         return;
     }
     qrt_q8_block sums = *block;
-    sums.epilogue = (qrt_q8_epilogue){.activation = QRT_ACT_NONE};
+    sums.epilogue = (qrt_epilogue){.activation = QRT_ACT_NONE};
     multiply(w, &sums, first, last);
-    int64_t column = first * w->kernel->nr, columns = min_i64(last * w->kernel->nr, w->n) - column;
+    int64_t column = first * w->kernel->nr, columns = min_i64(last * w->kernel->nr, w->base.n) - column;
     for (int r = 0; r < block->num_rows; r++) {
         float *y = block->y + r * block->ldy_elems + column;
         const float *residual = block->epilogue.residual;
@@ -343,25 +287,32 @@ static void multiply_block(const qrt_q8_weights *w, const qrt_q8_block *block, i
 static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
                             const char *packed, int64_t first, int64_t last) {
     for (int i = 0; i < j->num_layers && last > 0; i++) {
-        const qrt_q8_layer *layer = &j->layers[i];
-        int64_t panels = layer->w->num_panels;
+        const qrt_layer *layer = &j->layers[i];
+        const qrt_q8_weights *w = weights_of(layer);
+        int64_t panels = w->num_panels;
         if (first < panels) {
             qrt_q8_block block = {
                 .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
                 .epilogue = layer->epilogue, .y = layer->y + first_row * layer->ldy_elems, .ldy_elems = layer->ldy_elems,
             };
             if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
-            multiply_block(layer->w, &block, first, min_i64(last, panels));
+            multiply_block(w, &block, first, min_i64(last, panels));
         }
         first = first > panels ? first - panels : 0;
         last -= panels;
     }
 }
 
+/// Rows [first, first + count) into codes.
+static void quantize(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
+    const qrt_q8_weights *w = j->w;
+    qrt_q8_quantize_rows(&w->kernel->codes, j->a + first * j->lda_elems, j->lda_elems, count, w->base.k, w->k_padded,
+                         j->shared, j->sums, rows, packed, j->stride_bytes);
+}
+
 /// Rows [first, first + count) from float to float.
 static void run_rows(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
-    quantize_rows(j->w, j->sums, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, rows, packed,
-                  j->stride_bytes);
+    quantize(j, first, count, rows, packed);
     multiply_layers(j, first, count, rows, packed, 0, j->num_panels);
 }
 
@@ -369,7 +320,10 @@ static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
     return (size_t)round_up((int64_t)sizeof(qrt_q8_row) * m, QRT_ALIGNMENT) + (size_t)(m * w->row_bytes);
 }
 
-size_t qrt_q8_scratch_bytes(const qrt_q8_weights *w, int64_t m) { return rows_scratch(w, min_i64(m, w->block_rows)); }
+static size_t scratch_bytes(const qrt_weights *weights, int64_t m) {
+    const qrt_q8_weights *w = (const qrt_q8_weights *)weights;
+    return rows_scratch(w, min_i64(m, w->block_rows));
+}
 
 /// All rows on this thread.
 static void run_blocks(const job *j, char *scratch) {
@@ -378,10 +332,9 @@ static void run_blocks(const job *j, char *scratch) {
         run_rows(j, i, min_i64(j->rows_per_block, j->m - i), (qrt_q8_row *)scratch, packed);
 }
 
-void qrt_q8_linear_serial(const qrt_q8_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                          qrt_range_mode mode, const qrt_q8_epilogue *epilogue, float *y, int64_t ldy_elems,
-                          void *scratch) {
-    const qrt_q8_layer layer = {w, *epilogue, y, ldy_elems};
+static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+    const qrt_layer layer = {w, *epilogue, y, ldy_elems};
     job j = job_of(&layer, 1, a, lda_elems, m);
     qrt_q8_row shared;
     share_range(&j, mode, &shared);
@@ -404,8 +357,7 @@ static void take_blocks(void *context, int64_t task) {
 static void quantize_share(void *context, int64_t task) {
     job *j = context;
     int64_t first = task * j->rows_per_share, count = min_i64(j->rows_per_share, j->m - first);
-    quantize_rows(j->w, j->sums, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, j->rows + first,
-                  j->packed + first * j->stride_bytes, j->stride_bytes);
+    quantize(j, first, count, j->rows + first, j->packed + first * j->stride_bytes);
 }
 
 /// All rows of a short batch against some panels.
@@ -420,29 +372,29 @@ static void take_panels(void *context, int64_t task) {
 
 /// Whether one packing of the activations serves both.
 static bool are_packed_alike(const qrt_q8_weights *a, const qrt_q8_weights *b) {
-    return a->k_padded == b->k_padded && a->kernel->quantize == b->kernel->quantize;
+    return a->k_padded == b->k_padded && a->kernel->codes.quantize == b->kernel->codes.quantize;
 }
 
-qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,
-                         int64_t m, qrt_range_mode mode) {
+static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode) {
     int alike = 1;
-    while (alike < num_layers && are_packed_alike(layers[0].w, layers[alike].w)) alike++;
+    while (alike < num_layers && are_packed_alike(weights_of(&layers[0]), weights_of(&layers[alike]))) alike++;
     if (alike < num_layers) {
-        qrt_status status = qrt_q8_linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
+        qrt_status status = linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
         if (status != QRT_OK) return status;
     }
     job j = job_of(layers, alike, a, lda_elems, m);
     const qrt_q8_weights *w = j.w;
     if (m <= 0 || j.num_panels == 0) return QRT_OK;
     double work = 0;
-    for (int i = 0; i < alike; i++) work += (1.0 + (double)m / 4) * (double)w->k * (double)layers[i].w->n;
+    for (int i = 0; i < alike; i++) work += (1.0 + (double)m / 4) * (double)w->base.k * (double)layers[i].w->n;
     int64_t threads = run->num_threads;
     if (work < (double)threads * WORK_PER_THREAD) threads = (int64_t)(work / WORK_PER_THREAD);
     bool alone = threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm();
     if (alone) threads = 1;
     qrt_q8_row shared;
     if (threads <= 1) {
-        qrt_buffer *scratch = qrt_scratch(run, qrt_q8_scratch_bytes(w, m));
+        qrt_buffer *scratch = qrt_scratch(run, scratch_bytes(&w->base, m));
         if (!scratch) return QRT_NO_MEMORY;
         share_range(&j, mode, &shared);
         run_blocks(&j, scratch->data);
@@ -469,7 +421,7 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
     if (by_rows) {
         qrt_parallel_for((int)threads, threads, take_blocks, &j);
     } else {
-        int64_t shares = min_i64(threads, m * w->k / VALUES_PER_THREAD);
+        int64_t shares = min_i64(threads, m * w->base.k / VALUES_PER_THREAD);
         j.rows_per_share = shares > 1 ? ceil_div(m, shares) : m;
         qrt_parallel_for((int)threads, ceil_div(m, j.rows_per_share), quantize_share, &j);
         qrt_parallel_for((int)threads, ceil_div(j.num_panels, j.panels_per_task), take_panels, &j);
@@ -477,3 +429,7 @@ qrt_status qrt_q8_linear(const qrt_q8_layer *layers, int num_layers, qrt_run *ru
     qrt_scratch_free(run, scratch);
     return QRT_OK;
 }
+
+static const qrt_weights_ops q8_ops = {
+    .name = "q8", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
+};

@@ -1,4 +1,4 @@
-#include "nbits_weights.h"
+#include "gemm_nbits.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -85,7 +85,7 @@ static bool is_e4m3(const float *table) {
 /// From [n, groups] to panels.
 static void spread(const qrt_nbits_weights *w, const float *rows, float less, float *panels) {
     memset(panels, 0, sizeof *panels * (size_t)(w->num_panels * w->num_groups * QRT_NBITS_NR));
-    for (int64_t n = 0; n < w->n; n++)
+    for (int64_t n = 0; n < w->base.n; n++)
         for (int64_t g = 0; g < w->num_groups; g++)
             panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g] - less;
 }
@@ -102,7 +102,7 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     }
     char *base = buffer->data;
     *w = (qrt_nbits_weights){
-        .k = spec->k, .n = spec->n, .buffer = buffer, .kernel = kernel, .float_kernel = float_kernel, .bits = spec->bits,
+        .base = {&qrt_nbits_ops, spec->k, spec->n, buffer}, .kernel = kernel, .float_kernel = float_kernel, .bits = spec->bits,
         .group = spec->group, .num_groups = l.num_groups, .group_bytes = l.group_bytes,
         .num_panels = l.num_panels, .panel_bytes = l.panel_bytes,
         .codes = (uint8_t *)(base + l.at_codes),
@@ -123,14 +123,8 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
         memset(w->sums, 0, sizeof *w->sums * (size_t)(l.num_panels * l.num_groups * QRT_NBITS_NR));
         memcpy(w->integers, spec->integers, sizeof *w->integers << spec->bits);
     }
-    for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->n ? spec->bias[j] : 0.0f;
+    for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->base.n ? spec->bias[j] : 0.0f;
     return w;
-}
-
-void qrt_nbits_free(qrt_nbits_weights *w) {
-    if (!w) return;
-    qrt_buffer_drop(w->buffer);
-    free(w);
 }
 
 // ---------------------------------------------------------------------------------------------- codes
@@ -230,7 +224,7 @@ static void fill_panel(void *context, int64_t task) {
 bool qrt_nbits_fill(qrt_nbits_weights *w, int64_t first_row, int64_t num_rows, const qrt_nbits_source *source, int num_threads) {
     if (num_rows <= 0) return true;
     int64_t first_panel = first_row / QRT_NBITS_NR, panels = ceil_div(first_row + num_rows, QRT_NBITS_NR) - first_panel;
-    if (w->k * num_rows < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
+    if (w->base.k * num_rows < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
     filling f = {w, source, first_row, num_rows, first_panel, false};
     qrt_parallel_for(num_threads, panels, fill_panel, &f);
     return !f.refused;

@@ -17,11 +17,7 @@
 #ifndef QRT_NBITS_WEIGHTS_H
 #define QRT_NBITS_WEIGHTS_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include "tensor.h"
+#include "weights.h"
 
 enum {
     QRT_NBITS_NR = 16,          ///< columns of a panel
@@ -42,9 +38,7 @@ struct qrt_gemm_f32;
 
 /// Weights of one layer. Immutable once filled.
 typedef struct qrt_nbits_weights {
-    const struct qrt_weights_ops *ops;
-    int64_t k, n;
-    qrt_buffer *buffer;         ///< owns all arrays below
+    qrt_weights base;
 
     const struct qrt_gemm_nbits *kernel;   ///< of the rung in force: the layout is the same on every one
     const struct qrt_gemm_f32 *float_kernel;
@@ -90,7 +84,7 @@ static inline int qrt_nbits_step_bytes(int bits) { return bits == 3 ? 96 : 64; }
 
 /// Weights of group g.
 static inline int64_t qrt_nbits_depth(const qrt_nbits_weights *w, int64_t g) {
-    int64_t left = w->k - g * w->group;
+    int64_t left = w->base.k - g * w->group;
     return left < w->group ? left : w->group;
 }
 static inline const uint8_t *qrt_nbits_codes(const qrt_nbits_weights *w, int64_t panel, int64_t g) {
@@ -121,7 +115,6 @@ size_t qrt_nbits_packed_bytes(const qrt_nbits_spec *spec);
 /// makes no sense.
 qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_gemm_nbits *kernel,
                                  const struct qrt_gemm_f32 *float_kernel, qrt_arena *arena);
-void qrt_nbits_free(qrt_nbits_weights *w);
 
 /// Pack the codes of rows (columns of the product) first_row … first_row + num_rows - 1. Every row is to be filled once.
 /// False when a code is greater than the bits hold.

@@ -63,7 +63,8 @@ def _linear_f32(node: Node) -> NativeCall | None:
     packed = _kernels.PackedF32(_data(node.input(1)), _data(node.input(2)))
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
-    return NativeCall("linear_f32", ints=[code], floats=floats, packed=[packed], inputs=inputs)
+    ints = [code, RANGES.index("per_token")]  # which no float weights look at
+    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,7 +117,7 @@ def _linear_q8(node: Node) -> NativeCall | None:
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     ints = [code, RANGES.index(node.attr("range", "per_token"))]
-    return NativeCall("linear_q8", ints=ints, floats=floats, packed=[packed], inputs=inputs)
+    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
@@ -132,7 +133,7 @@ def merged_dynamic_quantized_linear(
 def _merged_linear_q8(node: Node) -> NativeCall | None:
     packed = [_packed_q8(*node.inputs[i : i + 2]) for i in range(1, len(node.inputs), 2)]
     ints = [*map(activation_code, node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
-    return NativeCall("linear_q8", ints=ints, packed=packed, inputs=[0])
+    return NativeCall("linear", ints=ints, packed=packed, inputs=[0])
 
 
 def _packed_q8(weight: Value | None, bias: Value | None) -> _kernels.PackedQ8:

@@ -22,14 +22,13 @@ _ACTIVATION_KERNELS = {
     "leakyrelu": "leaky_relu", "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh", "hardsigmoid": "hard_sigmoid",
 }  # fmt: skip
 """Activation of a recurrent layer → elementwise kernel, where they do not have one name; p is alpha and q beta."""
-_FLOAT_WEIGHTS = -1
 
 Pack = Callable[[int, slice, np.ndarray | None], Any]
 """(direction, rows of the weight, bias) → packed weights."""
 
 
 def _call(
-    node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, mode: int, inputs: list[int]
+    node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, range_: str, inputs: list[int]
 ) -> NativeCall | None:
     """The kernel call of one layer. See kernels/nodes/rnn.c."""
     direction = node.attr("direction", "forward")
@@ -43,6 +42,7 @@ def _call(
         packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
     wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.is_read)
     clip = node.attr("clip") or math.inf
+    mode = RANGES.index(range_)
     ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant, *opcodes]
     return NativeCall(op.lower(), ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
 
@@ -96,7 +96,7 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
         def pack(weight: np.ndarray) -> Pack:
             return lambda d, rows, bias: _kernels.PackedF32(weight[d, rows].T, bias)
 
-        return _call(node, op, hidden, b, pack(w), pack(r), _FLOAT_WEIGHTS, inputs)
+        return _call(node, op, hidden, b, pack(w), pack(r), "per_token", inputs)
 
     return bind
 
@@ -219,8 +219,7 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         hidden = _checked_hidden(node, op, w, r, b)
         if hidden is None:
             return None
-        mode = RANGES.index(node.attr("range", "per_token"))
-        return _call(node, op, hidden, b, _pack_codes(w), _pack_codes(r), mode, kernel_inputs)
+        return _call(node, op, hidden, b, _pack_codes(w), _pack_codes(r), node.attr("range", "per_token"), kernel_inputs)
 
 
 def _pack_codes(stored: StoredTensor) -> Pack:

@@ -8,7 +8,7 @@ from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
 from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice, trace
 
 _MOST = 16
-"""MAX_LAYERS in kernels/nodes/linear_q8.c."""
+"""MAX_LAYERS in kernels/nodes/linear.c."""
 
 
 def merge_linear(graph: Graph) -> None:

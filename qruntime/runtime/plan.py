@@ -40,8 +40,10 @@ class PlannedNode(NamedTuple):
 
     @property
     def kernel(self) -> str | None:
-        """Name of the C function that is tried first."""
-        return None if self.native is None else self.native.kernel
+        """Name of the C function that is tried first, and the kinds of weights that it reads where it takes any."""
+        if self.native is None or self.native.kernel != "linear":
+            return None if self.native is None else self.native.kernel
+        return "_".join(["linear", *dict.fromkeys(weights.kind for weights in self.native.packed)])
 
 
 class Plan(NamedTuple):

@@ -11,7 +11,7 @@ from qruntime.ops.registry import NativeCall
 from qruntime.runtime.plan import PlannedNode
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn"})
-_WEIGHT_KERNELS = _RECURRENT | {"linear_q8", "linear_f32"}
+_WEIGHT_KERNELS = _RECURRENT | {"linear"}
 
 
 class NodeTime(NamedTuple):

@@ -117,13 +117,13 @@ static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float
         qrt_q8_pack(kernel, w, c->columns_first ? 1 : c->n, c->columns_first ? c->k : 1, c->k, c->n, scales,
                     c->zero_points ? zero_points : NULL, c->per_channel ? c->n : 1, c->with_bias ? bias : NULL, NULL, 1);
     if (!packed) abort();
-    qrt_buffer *scratch = qrt_buffer_new(qrt_q8_scratch_bytes(packed, c->m));
+    qrt_buffer *scratch = qrt_buffer_new(qrt_scratch_bytes(&packed->base, c->m));
     if (!scratch) abort();
-    qrt_q8_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
+    qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
     float *y = untouched(c->m * ldy);
-    qrt_q8_linear_serial(packed, a, c->k, c->m, c->mode, &epilogue, y, ldy, scratch->data);
+    qrt_linear_serial(&packed->base, a, c->k, c->m, c->mode, &epilogue, y, ldy, scratch->data);
     qrt_buffer_drop(scratch);
-    qrt_q8_free(packed);
+    qrt_weights_free(&packed->base);
     return y;
 }
 
@@ -206,8 +206,8 @@ static void check_gemm_q8(void) {
         for (int special = -1; special < COUNT(specials); special++) {
             if (special >= 0 && k) a[random_bits() % k] = specials[special];
             float lo = 0, hi = 0, want_lo = 0, want_hi = 0;
-            rung.gemm_q8.range(a, k, &lo, &hi);
-            definition.gemm_q8.range(a, k, &want_lo, &want_hi);
+            rung.gemm_q8.codes.range(a, k, &lo, &hi);
+            definition.gemm_q8.codes.range(a, k, &want_lo, &want_hi);
             check_same(lo, want_lo, "range, lo", k, special);
             check_same(hi, want_hi, "range, hi", k, special);
         }

@@ -53,12 +53,12 @@ def test_linear(rung: str, name: str) -> None:
         packed = _kernels.PackedF32(data(k, n), data(n))
         codes = np.random.default_rng(k).integers(-127, 128, (k, n)).astype(np.int8)
         quantized = _kernels.PackedQ8(codes, np.float32([0.01]), None, data(n))
-        for kernel, weights, modes in (("linear_f32", packed, ()), ("linear_q8", quantized, (0,))):
-            plain = node(kernel, [x], [0, *modes], packed=[weights])
+        for weights in (packed, quantized):
+            plain = node("linear", [x], [0, 0], packed=[weights])
             for threads in (1, 3):
                 options = {"floats": floats, "packed": [weights], "num_threads": threads}
-                np.testing.assert_array_equal(node(kernel, [x], [code, *modes], **options), after(name, plain))
-                found = node(kernel, [x, residual], [code, *modes], **options)
+                np.testing.assert_array_equal(node("linear", [x], [code, 0], **options), after(name, plain))
+                found = node("linear", [x, residual], [code, 0], **options)
                 np.testing.assert_array_equal(found, after(name, plain, residual))
 
 
@@ -68,12 +68,12 @@ def test_layers_side_by_side_have_their_own(rung: str, name: str) -> None:
     codes = np.random.default_rng(0).integers(-127, 128, (16, 70)).astype(np.int8)
     weights = [_kernels.PackedQ8(codes[:, :n], np.float32([0.01]), None, None) for n in (70, 33)]
     found = _kernels.call_node(
-        "linear_q8", [x], [activation_code(name), activation_code("leaky_relu"), 0], floats=[*floats, 0.125, 0.0], packed=weights,
+        "linear", [x], [activation_code(name), activation_code("leaky_relu"), 0], floats=[*floats, 0.125, 0.0], packed=weights,
         num_outputs=2,
     )  # fmt: skip
     assert found is not None
     for y, w, own in zip(found, weights, (name, "leaky_relu"), strict=True):
-        np.testing.assert_array_equal(y, after(own, node("linear_q8", [x], [0, 0], packed=[w])))
+        np.testing.assert_array_equal(y, after(own, node("linear", [x], [0, 0], packed=[w])))
 
 
 @pytest.mark.parametrize("name", ["leaky_relu", "clip", "mish"])
@@ -94,9 +94,9 @@ def test_codes_are_those_of_the_kernels() -> None:
     assert [activation_code(name) for name in IN_REGISTERS] == list(range(len(IN_REGISTERS)))
     packed = [_kernels.PackedF32(data(3, 4))]
     for code in (-1, len(IN_REGISTERS) + len(_kernels.UNARY)):
-        assert _kernels.call_node("linear_f32", [data(2, 3)], [code], packed=packed) is None
-    y = node("linear_f32", [data(2, 3)], [len(IN_REGISTERS) + _kernels.UNARY["relu"]], packed=packed)
-    np.testing.assert_array_equal(y, node("linear_f32", [data(2, 3)], [IN_REGISTERS.index("relu")], packed=packed))
+        assert _kernels.call_node("linear", [data(2, 3)], [code, 0], packed=packed) is None
+    y = node("linear", [data(2, 3)], [len(IN_REGISTERS) + _kernels.UNARY["relu"], 0], packed=packed)
+    np.testing.assert_array_equal(y, node("linear", [data(2, 3)], [IN_REGISTERS.index("relu"), 0], packed=packed))
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)

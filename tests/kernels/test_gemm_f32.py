@@ -34,7 +34,7 @@ def linear(
 ) -> np.ndarray | None:
     arrays = [x] if residual is None else [x, residual]
     packed = _kernels.PackedF32(w, b) if packed is None else packed
-    result = _kernels.call_node("linear_f32", arrays, [activation], packed=[packed], num_threads=threads)
+    result = _kernels.call_node("linear", arrays, [activation, 0], packed=[packed], num_threads=threads)
     return None if result is None else result[0]
 
 

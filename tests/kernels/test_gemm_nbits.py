@@ -81,7 +81,7 @@ class Layer:
 
     def __call__(self, x: np.ndarray, residual: np.ndarray | None = None, *, activation: int = 0, threads: int = 1) -> np.ndarray:
         arrays = [x] if residual is None else [x, residual]
-        result = _kernels.call_node("linear_nbits", arrays, [activation], packed=[self.packed], num_threads=threads)
+        result = _kernels.call_node("linear", arrays, [activation, 0], packed=[self.packed], num_threads=threads)
         assert result is not None
         return result[0]
 
@@ -161,7 +161,7 @@ def test_integers_are_exact(name: str) -> None:
         layer.scale[:] = 2
         packed = _kernels.PackedNBits(layer.codes, layer.scale, bits=layer.bits, table=layer.table, group=32)
         x = np.random.default_rng(0).integers(-8, 9, (6, 96)).astype(np.float32)
-        got = _kernels.call_node("linear_nbits", [x], [0], packed=[packed])
+        got = _kernels.call_node("linear", [x], [0, 0], packed=[packed])
         assert got is not None
         np.testing.assert_array_equal(got[0], x.astype(np.float64) @ layer.value.T * 2)
 
@@ -176,7 +176,7 @@ def test_every_code_decodes_to_its_value(name: str) -> None:
     with np.errstate(invalid="ignore"):
         want = np.eye(17, dtype=np.float32).sum(axis=1, keepdims=True) * values
     for m in (1, 17):
-        got = _kernels.call_node("linear_nbits", [np.eye(17, dtype=np.float32)[:m]], [0], packed=[packed])
+        got = _kernels.call_node("linear", [np.eye(17, dtype=np.float32)[:m]], [0, 0], packed=[packed])
         assert got is not None
         np.testing.assert_array_equal(got[0], want[:m])
 
@@ -259,5 +259,5 @@ def test_hostile_arguments() -> None:
 def test_what_does_not_fit_is_declined() -> None:
     layer = Layer("4", 32, 5)
     for arrays in ([random(2, 31)], [random(2, 32).astype(np.float64)], [random(2, 32), random(2, 4)]):
-        assert _kernels.call_node("linear_nbits", arrays, [0], packed=[layer.packed]) is None
-    assert _kernels.call_node("linear_nbits", [random(2, 32)], [-1], packed=[layer.packed]) is None
+        assert _kernels.call_node("linear", arrays, [0, 0], packed=[layer.packed]) is None
+    assert _kernels.call_node("linear", [random(2, 32)], [-1, 0], packed=[layer.packed]) is None

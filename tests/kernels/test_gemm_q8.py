@@ -61,13 +61,13 @@ def linear(
 
 def run(a, packed, activation=NONE, mode=PER_TOKEN, residual=None, threads=1):
     inputs = [a] if residual is None else [a, residual]
-    results = _kernels.call_node("linear_q8", inputs, ints=(activation, mode), packed=(packed,), num_threads=threads)
+    results = _kernels.call_node("linear", inputs, ints=(activation, mode), packed=(packed,), num_threads=threads)
     return None if results is None else results[0]
 
 
 def run_layers(a, layers, activations, mode=PER_TOKEN, threads=1):
     return _kernels.call_node(
-        "linear_q8", [a], ints=(*activations, mode), packed=layers, num_outputs=len(layers), num_threads=threads
+        "linear", [a], ints=(*activations, mode), packed=layers, num_outputs=len(layers), num_threads=threads
     )
 
 
@@ -389,9 +389,9 @@ def test_declines_what_does_not_fit():
     assert run(good, packed, residual=np.ones((2, 4), F32)) is None
     assert run(good, packed, residual=np.ones(3, F32)) is None
     assert run(good, packed, residual=np.ones((2, 3), np.float64)) is None
-    assert _kernels.call_node("linear_q8", [good], ints=(0,), packed=(packed,)) is None
-    assert _kernels.call_node("linear_q8", [good], ints=(0, 0)) is None
-    assert _kernels.call_node("linear_q8", [None], ints=(0, 0), packed=(packed,)) is None
+    assert _kernels.call_node("linear", [good], ints=(0,), packed=(packed,)) is None
+    assert _kernels.call_node("linear", [good], ints=(0, 0)) is None
+    assert _kernels.call_node("linear", [None], ints=(0, 0), packed=(packed,)) is None
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -142,7 +142,8 @@ class Layer:
         inputs = [x, None if lengths is None else np.asarray(lengths, np.int32), h]
         if self.op == "lstm":
             inputs += [c, self.P]
-        ints = [self.hidden, self.direction, self.layout, self.mode, self.mode, wanted, self.variant]
+        mode = max(self.mode, PER_TOKEN)
+        ints = [self.hidden, self.direction, self.layout, mode, mode, wanted, self.variant]
         ints += [_kernels.UNARY[name] for name in self.activations]
         floats = [self.clip, *(value for name in self.activations for value in ACTIVATIONS[name][:2])]
         return _kernels.call_node(self.op, inputs, ints=ints, floats=floats, packed=packed or self.packed(),

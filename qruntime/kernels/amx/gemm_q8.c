@@ -209,7 +209,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
             }
             t.column = panel * NR;
             for (int v = 0; v < VECTORS; v++) {
-                int64_t left = w->n - t.column - v * VL;
+                int64_t left = w->base.n - t.column - v * VL;
                 t.columns[v] = left >= VL ? (vm)0xffff : left > 0 ? vm_first(left) : (vm)0;
                 t.col_sums[v] = split_sums(vi_load(w->col_sums + t.column + v * VL));
             }

@@ -266,7 +266,7 @@ void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
-        .range = range, .quantize = quantize_signed, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize_signed}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .multiply = multiply, .finish = finish,
     };
 }

@@ -128,7 +128,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 const qrt_gemm_q8 qrt_neon_gemm_q8_widening = {
     .name = "neon", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
     .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .codes = {range, quantize}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .multiply = multiply, .dot = dot, .finish = finish,
 };
 

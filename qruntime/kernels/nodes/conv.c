@@ -232,7 +232,8 @@ static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights
         for (int64_t c = 0; c < g->channels; c++, from += j->plane)
             for (int64_t t = 0; t < g->taps; t++) *to++ = from[j->tap_offsets[t]];
     }
-    qrt_status status = qrt_f32_linear(packed, run, rows, g->depth, g->positions, NULL, products, g->maps);
+    const qrt_layer layer = {.w = &packed->base, .y = products, .ldy_elems = g->maps};
+    qrt_status status = qrt_linear(&layer, 1, run, rows, g->depth, g->positions, QRT_PER_TOKEN);
     if (status != QRT_OK) return status;
     for (int64_t m = 0; m < g->maps; m++)
         for (int64_t p = 0; p < g->positions; p++) j->y[m * g->positions + p] = products[p * g->maps + m];
@@ -333,7 +334,7 @@ static qrt_status conv(const qrt_node *node, qrt_run *run, const qrt_tensor *con
     qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL};
     if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
     const qrt_f32_weights *packed = node->num_packed ? node->packed[0] : NULL;
-    if (packed && (g.groups != 1 || packed->k != g.depth || packed->n != g.maps || packed->bias)) return QRT_DECLINE;
+    if (packed && (g.groups != 1 || packed->base.k != g.depth || packed->base.n != g.maps || packed->bias)) return QRT_DECLINE;
     if (qrt_kernels.gemm_f32.nr > MAX_NR) return QRT_DECLINE;
 
     int64_t dims[QRT_MAX_RANK] = {g.images, g.maps};

@@ -16,11 +16,11 @@ enum { BLOCK_FLOATS = 64 * 1024, MIN_BLOCK = 32, MAX_BLOCK = 128, MIN_PARALLEL_W
 
 typedef struct {
     const qrt_convolution *g;
-    void *const *packed;        ///< qrt_q8_weights [depth, group_maps] for each group
+    void *const *packed;        ///< qrt_weights [depth, group_maps] for each group
     const float *image;
     float *copy;                ///< [padded[0], padded[1], padded[2], channels]
     float *y;                   ///< [maps, positions]
-    qrt_q8_epilogue epilogue;
+    qrt_epilogue epilogue;
     bool gathers;               ///< else the copy holds the rows
     int64_t block, blocks, slots, slot_bytes;
     char *scratch;              ///< for each slot: gathered rows, products, scratch of the GEMM
@@ -83,7 +83,7 @@ static void multiply_slot(void *context, int64_t slot) {
         if (j->gathers)
             for (int64_t i = 0; i < count; i++) gather(j, first + i, channel, rows + i * g->depth);
         const float *a = j->gathers ? rows : j->copy + first * g->channels + channel;
-        qrt_q8_linear_serial(j->packed[group], a, j->gathers ? g->depth : g->channels, count, QRT_PER_TOKEN, &j->epilogue,
+        qrt_linear_serial(j->packed[group], a, j->gathers ? g->depth : g->channels, count, QRT_PER_TOKEN, &j->epilogue,
                              products, g->group_maps, scratch);
         float *y = j->y + group * g->group_maps * g->positions + first;
         transpose(products, count, g->group_maps, g->group_maps, y, g->positions);
@@ -99,7 +99,7 @@ static bool measure_slot(const job *j, int64_t *bytes) {
     if (j->gathers) *bytes += round_up(j->block * g->depth * (int64_t)sizeof(float));
     size_t gemm = 0;
     for (int64_t i = 0; i < g->groups; i++) {  // a group may be packed by a fallback kernel
-        size_t wanted = qrt_q8_scratch_bytes(j->packed[i], j->block);
+        size_t wanted = qrt_scratch_bytes(j->packed[i], j->block);
         gemm = wanted > gemm ? wanted : gemm;
     }
     return gemm < INT64_MAX / 4 && !__builtin_add_overflow(*bytes, round_up((int64_t)gemm), bytes);
@@ -108,25 +108,25 @@ static bool measure_slot(const job *j, int64_t *bytes) {
 /// ints: spatial rank r (1 … 3), group, activation (qrt_activation), auto_pad (0 explicit or VALID, 1 SAME_UPPER,
 ///       2 SAME_LOWER), strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0), window[r].
 /// floats: of the activation. Inputs: float32 x [N, C, …].
-/// packed: for each group qrt_q8_weights [taps · C / group, M / group] with bias.
+/// packed: for each group qrt_weights [taps · C / group, M / group] with bias.
 static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = in[0];
     if (!x || x->dtype != QRT_F32 || node->num_ints < 4 || node->num_packed < 1 || node->ints[1] != node->num_packed)
         return QRT_DECLINE;
     int64_t rank = node->ints[0], groups = node->ints[1], w_dims[5], maps;
     if (rank < 1 || rank > 3 || node->num_ints < 4 + 5 * rank || x->rank != rank + 2) return QRT_DECLINE;
-    qrt_q8_epilogue epilogue = {.activation = QRT_ACT_NONE};
+    qrt_epilogue epilogue = {.activation = QRT_ACT_NONE};
     if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
-    const qrt_q8_weights *first = node->packed[0];
-    if (x->dims[1] % groups || __builtin_mul_overflow(first->n, groups, &maps)) return QRT_DECLINE;
+    const qrt_weights *first = node->packed[0];
+    if (!first || x->dims[1] % groups || __builtin_mul_overflow(first->n, groups, &maps)) return QRT_DECLINE;
     w_dims[0] = maps;
     w_dims[1] = x->dims[1] / groups;
     for (int64_t d = 0; d < rank; d++) w_dims[2 + d] = node->ints[4 + 4 * rank + d];
     qrt_convolution g;
     if (!qrt_measure_convolution(node->ints, node->num_ints, x, (int32_t)rank + 2, w_dims, &g)) return QRT_DECLINE;
     for (int64_t i = 0; i < groups; i++) {
-        const qrt_q8_weights *w = node->packed[i];
-        if (w->k != g.depth || w->n != g.group_maps) return QRT_DECLINE;
+        const qrt_weights *w = node->packed[i];
+        if (!w || w->k != g.depth || w->n != g.group_maps) return QRT_DECLINE;
     }
 
     int64_t dims[QRT_MAX_RANK] = {g.images, g.maps};

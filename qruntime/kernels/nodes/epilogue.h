@@ -1,6 +1,6 @@
 /// The activation of a layer, as qruntime/ops/epilogue.py passes it to a node function.
-#ifndef QRT_EPILOGUE_H
-#define QRT_EPILOGUE_H
+#ifndef QRT_NODES_EPILOGUE_H
+#define QRT_NODES_EPILOGUE_H
 
 #include "../nodes.h"
 

@@ -5,14 +5,14 @@
 ///   0 hidden     size H of the hidden state
 ///   1 direction  0 forward, 1 reverse, 2 bidirectional
 ///   2 layout     0: X [T, B, I], Y [T, D, B, H], states [D, B, H];  1: X [B, T, I], Y [B, T, D, H], states [B, D, H]
-///   3 x mode     −1: the weights W are PackedF32; else PackedQ8 and this qrt_range_mode quantizes X
+///   3 x mode     qrt_range_mode of X, for weights W that quantize it
 ///   4 h mode     the same for R and the hidden state
 ///   5 wanted     bit i: output i (Y, Y_h, Y_c) is read; the others stay empty
 ///   6 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset
 ///   7 …          unless activations are the standard ones: for each direction the opcodes (qrt_unary_op) of LSTM f g h,
 ///                GRU f g, RNN f
 /// floats: clip, inf when there is none; then p and q of each opcode
-/// packed, for each direction (columns gate after gate in ONNX order; packed from the transposed ONNX weights):
+/// packed, of any kind, for each direction (columns gate after gate in ONNX order; packed from the transposed ONNX weights):
 ///   LSTM                       W [I, 4H] i o f c, R [H, 4H]
 ///   GRU, linear_before_reset   W [I, 3H] z r h, R [H, 3H]
 ///   GRU, otherwise             W [I, 3H] z r h, Rzr [H, 2H], Rh [H, H]
@@ -50,16 +50,12 @@ enum { MIN_PARALLEL_GATES = 1 << 12 };
 typedef enum { LSTM, GRU_RESET_AFTER, GRU_RESET_BEFORE, RNN } cell_kind;
 
 typedef struct {
-    const void *weights;
-    int64_t mode;  ///< −1: float weights
-} linear;
-
-typedef struct {
     cell_kind kind;
     int64_t time, batch, input, hidden, gates;  ///< `gates`: columns of all gates together
     int num_directions, first_direction;
     bool batch_first;
-    linear w[2], r[2], r_candidate[2];
+    const qrt_weights *w[2], *r[2], *r_candidate[2];
+    qrt_range_mode x_mode, h_mode;
     const float *x, *peepholes;
     const int32_t *lengths;
     float clip;
@@ -82,44 +78,17 @@ typedef struct {
     qrt_status status;                 ///< of steps that are shared
 } layer;
 
-static bool fits(linear l, int64_t k, int64_t n) {
-    if (l.mode < 0) {
-        const qrt_f32_weights *w = l.weights;
-        return w->k == k && w->n == n;
-    }
-    const qrt_q8_weights *w = l.weights;
-    return w->k == k && w->n == n;
-}
-
-static size_t linear_scratch_bytes(linear l, int64_t m) {
-    return l.mode < 0 || !l.weights ? 0 : qrt_q8_scratch_bytes(l.weights, m);
-}
-
-static qrt_status linear_parallel(linear l, qrt_run *run, const float *a, int64_t lda, int64_t m,
-                                  const float *residual, int64_t ldr, float *y, int64_t ldy) {
-    const qrt_q8_epilogue epilogue = {.residual = residual, .residual_stride_elems = ldr};
-    if (l.mode < 0) return qrt_f32_linear(l.weights, run, a, lda, m, &epilogue, y, ldy);
-    const qrt_q8_layer layer = {l.weights, epilogue, y, ldy};
-    return qrt_q8_linear(&layer, 1, run, a, lda, m, (qrt_range_mode)l.mode);
-}
-
-static void linear_serial(linear l, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,
-                          float *y, int64_t ldy, void *scratch) {
-    const qrt_q8_epilogue epilogue = {.residual = residual, .residual_stride_elems = ldr};
-    if (l.mode < 0)
-        qrt_f32_linear_serial(l.weights, a, lda, m, &epilogue, y, ldy);
-    else
-        qrt_q8_linear_serial(l.weights, a, lda, m, (qrt_range_mode)l.mode, &epilogue, y, ldy, scratch);
-}
+static bool fits(const qrt_weights *w, int64_t k, int64_t n) { return w && w->k == k && w->n == n; }
 
 /// A product of one step.
-static void multiply(layer *l, linear w, const float *a, int64_t lda, int64_t m, const float *residual, int64_t ldr,
-                     float *y, void *scratch) {
+static void multiply(layer *l, const qrt_weights *w, const float *a, int64_t lda, int64_t m, const float *residual,
+                     int64_t ldr, float *y, void *scratch) {
+    const qrt_layer product = {w, {.residual = residual, .residual_stride_elems = ldr}, y, l->gates};
     if (!l->splitting) {
-        linear_serial(w, a, lda, m, residual, ldr, y, l->gates, scratch);
+        qrt_linear_serial(w, a, lda, m, l->h_mode, &product.epilogue, y, l->gates, scratch);
         return;
     }
-    qrt_status status = linear_parallel(w, l->splitting, a, lda, m, residual, ldr, y, l->gates);
+    qrt_status status = qrt_linear(&product, 1, l->splitting, a, lda, m, l->h_mode);
     if (status != QRT_OK) l->status = status;
 }
 
@@ -134,27 +103,33 @@ static float *y_row(const layer *l, int direction, int64_t t, int64_t row) {
     return l->y + at * l->hidden;
 }
 
+/// Rows of the input product, ldx and ldy floats apart.
+static qrt_status project_rows(const layer *l, qrt_run *run, int direction, const float *x, int64_t ldx, int64_t m, float *y,
+                               int64_t ldy) {
+    const qrt_layer product = {.w = l->w[direction], .y = y, .ldy_elems = ldy};
+    return qrt_linear(&product, 1, run, x, ldx, m, l->x_mode);
+}
+
 /// Input product of the block for one direction.
 static qrt_status project(const layer *l, qrt_run *run, int direction) {
     int64_t steps = l->block_steps, first = l->block_begin;
     if (is_reverse(l, direction)) first = l->time - first - steps;
-    linear w = l->w[direction];
     float *out = l->projected[direction];
     if (!l->batch_first || steps == l->time) {
         const float *x = l->batch_first ? l->x : l->x + first * l->batch * l->input;
-        return linear_parallel(w, run, x, l->input, steps * l->batch, NULL, 0, out, l->gates);
+        return project_rows(l, run, direction, x, l->input, steps * l->batch, out, l->gates);
     }
     const float *x = l->x + first * l->input;
     int64_t sequence = l->time * l->input;
     qrt_status status = QRT_OK;
     if (steps >= l->batch)
         for (int64_t b = 0; b < l->batch && status == QRT_OK; b++)
-            status = linear_parallel(w, run, x + b * sequence, l->input, steps, NULL, 0,
-                                     out + b * l->projected_row_stride, l->gates);
+            status = project_rows(l, run, direction, x + b * sequence, l->input, steps, out + b * l->projected_row_stride,
+                                  l->gates);
     else
         for (int64_t s = 0; s < steps && status == QRT_OK; s++)
-            status = linear_parallel(w, run, x + s * l->input, sequence, l->batch, NULL, 0, out + s * l->gates,
-                                     l->projected_row_stride);
+            status = project_rows(l, run, direction, x + s * l->input, sequence, l->batch, out + s * l->gates,
+                                  l->projected_row_stride);
     return status;
 }
 
@@ -299,7 +274,7 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     const int64_t *ints = node->ints;
     if (ints[DIRECTION] < 0 || ints[DIRECTION] > BIDIRECTIONAL || ints[LAYOUT] < 0 || ints[LAYOUT] > 1) return false;
     for (int i = X_MODE; i <= H_MODE; i++)
-        if (ints[i] < -1 || ints[i] > QRT_PER_TENSOR) return false;
+        if (ints[i] < QRT_PER_TOKEN || ints[i] > QRT_PER_TENSOR) return false;
     const qrt_tensor *x = in[0];
     if (!x || x->dtype != QRT_F32 || x->rank != 3) return false;
     l->batch_first = ints[LAYOUT];
@@ -310,6 +285,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     l->num_directions = ints[DIRECTION] == BIDIRECTIONAL ? 2 : 1;
     l->first_direction = ints[DIRECTION] == REVERSE;
     l->variant = ints[VARIANT];
+    l->x_mode = (qrt_range_mode)ints[X_MODE];
+    l->h_mode = (qrt_range_mode)ints[H_MODE];
     if (!read_activations(l, node)) return false;
     l->clip = (float)node->floats[0];
     if (!(l->clip >= 0.0f)) return false;
@@ -325,12 +302,12 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     if (node->num_packed != l->num_directions * per_direction) return false;
     for (int d = 0; d < l->num_directions; d++) {
         void *const *packed = node->packed + d * per_direction;
-        l->w[d] = (linear){packed[0], ints[X_MODE]};
-        l->r[d] = (linear){packed[1], ints[H_MODE]};
+        l->w[d] = packed[0];
+        l->r[d] = packed[1];
         if (!fits(l->w[d], l->input, l->gates)) return false;
         if (!fits(l->r[d], l->hidden, splits_r ? 2 * l->hidden : l->gates)) return false;
         if (!splits_r) continue;
-        l->r_candidate[d] = (linear){packed[2], ints[H_MODE]};
+        l->r_candidate[d] = packed[2];
         if (!fits(l->r_candidate[d], l->hidden, l->hidden)) return false;
     }
 
@@ -355,26 +332,25 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
 
 /// Steps per block and groups of rows.
 static void divide(layer *l, int num_threads) {
-    bool x_per_tensor = l->w[0].mode == QRT_PER_TENSOR, h_per_tensor = l->r[0].mode == QRT_PER_TENSOR;
     int64_t rows = BLOCK_FLOATS / l->gates;
     if (rows < BLOCK_MIN_ROWS) rows = BLOCK_MIN_ROWS;
     int64_t steps = l->batch ? rows / l->batch : 1;
     if (steps < 1) steps = 1;
-    if (steps > l->time || x_per_tensor) steps = l->time;
+    if (steps > l->time || l->x_mode == QRT_PER_TENSOR) steps = l->time;
     l->block_steps = steps;
 
     int64_t groups = num_threads / l->num_directions;
     if (groups > l->batch / MIN_GROUP_ROWS) groups = l->batch / MIN_GROUP_ROWS;
     double work = (double)steps * (double)l->batch * (double)l->hidden * (double)l->gates;
-    if (groups < 1 || h_per_tensor || work < MIN_PARALLEL_WORK) groups = 1;
+    if (groups < 1 || l->h_mode == QRT_PER_TENSOR || work < MIN_PARALLEL_WORK) groups = 1;
     l->group_rows = (l->batch + groups - 1) / groups;
     l->num_groups = l->group_rows ? (l->batch + l->group_rows - 1) / l->group_rows : 1;
 
     l->task_scratch_bytes = 0;
     for (int d = 0; d < l->num_directions; d++) {
-        const linear products[] = {l->r[d], l->r_candidate[d]};
-        for (int i = 0; i < 2; i++) {
-            size_t bytes = linear_scratch_bytes(products[i], l->group_rows);
+        const qrt_weights *products[] = {l->r[d], l->r_candidate[d]};
+        for (int i = 0; i < 2 && products[i]; i++) {
+            size_t bytes = qrt_scratch_bytes(products[i], l->group_rows);
             if (bytes > l->task_scratch_bytes) l->task_scratch_bytes = bytes;
         }
     }

@@ -11,7 +11,7 @@ enum { GRAIN = 16384, MAX_INPUTS = 16 };
 static const char *const widening[] = {
     "unary", "binary", "reduce", "argmax", "argmin", "cumsum",
     "softmax", "log_softmax", "layer_norm", "rms_norm", "batch_norm", "group_norm",
-    "matmul", "gemm", "linear_f32", "linear_q8", "conv", "conv_q8", "attention", "lstm", "gru", "rnn",
+    "matmul", "gemm", "linear", "conv", "conv_q8", "attention", "lstm", "gru", "rnn",
     "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample",
 };
 

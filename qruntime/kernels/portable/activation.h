@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "../gemm_q8.h"
+#include "../epilogue.h"
 
 static inline float qrt_activate(float x, qrt_activation activation) {
     switch (activation) {

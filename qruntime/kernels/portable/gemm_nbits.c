@@ -37,7 +37,7 @@ static void stream(const qrt_nbits_weights *w, int64_t m, const float *a, int64_
         for (int64_t i = 0; i < m; i++) {
             float totals[NR];
             totals_of(w, panel, a + i * lda, sums ? sums + i * sums_stride : NULL, totals);
-            for (int64_t j = 0; j < NR && panel * NR + j < w->n; j++) c[i * ldc + (panel - first) * NR + j] = totals[j];
+            for (int64_t j = 0; j < NR && panel * NR + j < w->base.n; j++) c[i * ldc + (panel - first) * NR + j] = totals[j];
         }
 }
 

@@ -48,8 +48,8 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
 }
 
 static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
-    int64_t first = panel * NR, n = w->n - first < NR ? w->n - first : NR;
-    const qrt_q8_epilogue *epilogue = &block->epilogue;
+    int64_t first = panel * NR, n = w->base.n - first < NR ? w->base.n - first : NR;
+    const qrt_epilogue *epilogue = &block->epilogue;
     float *y = block->y + r * block->ldy_elems + first;
     for (int64_t j = 0; j < n; j++) {
         float x = t[j] * (block->rows[r].scale * w->scales[first + j]);
@@ -95,7 +95,7 @@ void qrt_portable_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "portable", .mr = 1, .nr = NR, .kr = 1, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-        .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .multiply = multiply, .dot = dot, .finish = finish,
     };
 }

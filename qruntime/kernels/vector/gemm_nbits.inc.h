@@ -203,7 +203,7 @@ ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const i
             }
         }
     }
-    int64_t columns = w->n - panel * NR;
+    int64_t columns = w->base.n - panel * NR;
     if (columns > panels * NR) columns = panels * NR;
     for (int r = 0; r < rows; r++) memcpy(c + r * ldc, totals[r], (size_t)columns * sizeof *c);
 }

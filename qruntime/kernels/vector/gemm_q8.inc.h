@@ -38,7 +38,7 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
 /// are constants at every call. What all rows share is loaded before y, which may alias anything, is written.
 ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole, const qrt_q8_weights *w,
                                const qrt_q8_block *block, int64_t panel, int first, int rows, const int32_t *acc) {
-    const int64_t column = panel * NR, left = w->n - column, residual_stride = block->epilogue.residual_stride_elems;
+    const int64_t column = panel * NR, left = w->base.n - column, residual_stride = block->epilogue.residual_stride_elems;
     const bool has_bias = w->bias, has_zero_points = w->zero_points;
     vf scales[NR / VL], bias[NR / VL];
     vi col_sums[NR / VL], zero_points[NR / VL];
@@ -79,7 +79,7 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole
 
 #define FINISH(ACTIVATION)                                                                                             \
     case ACTIVATION:                                                                                                   \
-        if ((panel + 1) * NR <= w->n)                                                                                  \
+        if ((panel + 1) * NR <= w->base.n)                                                                                  \
             finish_with(ACTIVATION, true, w, block, panel, first, rows, acc);                                          \
         else                                                                                                           \
             finish_with(ACTIVATION, false, w, block, panel, first, rows, acc);                                         \
@@ -98,8 +98,8 @@ static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t p
     float *y = block->y + r * block->ldy_elems;
     const float *residual = block->epilogue.residual;
     if (residual) residual += r * block->epilogue.residual_stride_elems;
-    for (int64_t column = panel * NR; column < w->n && column < (panel + 1) * NR; column += VL, t += VL) {
-        int64_t count = w->n - column < VL ? w->n - column : VL;
+    for (int64_t column = panel * NR; column < w->base.n && column < (panel + 1) * NR; column += VL, t += VL) {
+        int64_t count = w->base.n - column < VL ? w->base.n - column : VL;
         vf x = vf_mul(vf_load(t), vf_mul(vf_set(block->rows[r].scale), vf_load(w->scales + column)));
         if (w->bias) x = vf_add(x, vf_load(w->bias + column));
         x = vf_activate(x, block->epilogue.activation);

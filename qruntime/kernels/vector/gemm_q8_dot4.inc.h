@@ -239,7 +239,7 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
                 if (before) finish_pending(w, block, before);
                 tiles[rows](a, stride, b, w->k_padded, sums->acc);
             }
-            before = beside && (panel + 1) * NR <= w->n ? sums : NULL;
+            before = beside && (panel + 1) * NR <= w->base.n ? sums : NULL;
             if (!before) finish_pending(w, block, sums);
         }
     }
@@ -249,6 +249,6 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
 static const qrt_gemm_q8 dot4_gemm_q8 = {
     .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .range = range, .quantize = quantize, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .codes = {range, quantize}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .multiply = multiply_rows, .dot = dot, .finish = finish,
 };

@@ -1,4 +1,5 @@
-/// Linear layers with int8 weights.
+/// Linear layers with constant, packed weights of any kind.
+#include "../weights.h"
 #include "epilogue.h"
 
 enum { MAX_LAYERS = 16 };
@@ -11,10 +12,10 @@ static bool has_dims(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
 }
 
 /// One or several layers that read the same activations.
-/// packed: qrt_q8_weights of each. ints: activation of each, then the range mode.
+/// packed: qrt_weights of each. ints: activation of each, then the qrt_range_mode of those that quantize activations.
 /// floats: p and q of each activation.
 /// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N]. Outputs: one for each.
-static qrt_status linear_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
     if (count < 1 || count > MAX_LAYERS || node->num_ints != count + 1 || node->num_outputs != count) return QRT_DECLINE;
     if (node->num_inputs < 1 || node->num_inputs > count + 1 || !in[0]) return QRT_DECLINE;
@@ -24,24 +25,28 @@ static qrt_status linear_q8(const qrt_node *node, qrt_run *run, const qrt_tensor
     int last = a->rank - 1;
     for (int i = 0; i < last; i++) dims[i] = a->dims[i];
     if (!qrt_num_elements((int32_t)last, dims, &m)) return QRT_DECLINE;
-    qrt_q8_layer layers[MAX_LAYERS];
+    qrt_layer layers[MAX_LAYERS];
     for (int i = 0; i < count; i++) {
-        const qrt_q8_weights *w = node->packed[i];
+        const qrt_weights *w = node->packed[i];
         const qrt_tensor *residual = i + 1 < node->num_inputs ? in[i + 1] : NULL;
-        qrt_q8_epilogue epilogue = {.residual = residual ? residual->data : NULL};
+        qrt_epilogue epilogue = {.residual = residual ? residual->data : NULL};
         if (!w || a->dims[last] != w->k) return QRT_DECLINE;
         if (!qrt_read_activation(node, node->ints[i], i, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
         epilogue.residual_stride_elems = w->n;
         dims[last] = w->n;
         if (residual && !has_dims(residual, a->rank, dims)) return QRT_DECLINE;
+        layers[i] = (qrt_layer){w, epilogue, NULL, w->n};
+    }
+    for (int i = 0; i < count; i++) {
+        dims[last] = layers[i].w->n;
         qrt_status status = qrt_alloc(run, &out[i], QRT_F32, a->rank, dims);
         if (status != QRT_OK) return status;
-        layers[i] = (qrt_q8_layer){w, epilogue, out[i].data, w->n};
+        layers[i].y = out[i].data;
     }
-    return qrt_q8_linear(layers, count, run, a->data, a->dims[last], m, (qrt_range_mode)mode);
+    return qrt_linear(layers, count, run, a->data, a->dims[last], m, (qrt_range_mode)mode);
 }
 
-const qrt_node_entry qrt_linear_q8_nodes[] = {
-    {"linear_q8", linear_q8},
+const qrt_node_entry qrt_linear_nodes[] = {
+    {"linear", linear},
     {NULL, NULL},
 };

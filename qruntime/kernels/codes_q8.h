@@ -1,0 +1,50 @@
+/// Rows of activations in codes of eight bits, which every product of integer codes reads.
+///
+/// Quantizing a row of `a` (the same single IEEE operations on every rung, so integers are identical):
+///
+///     lo = min(0, min a),  hi = max(0, max a)
+///     scale = float((double(hi) − double(lo)) / 255); 1 when that is 0; at least FLT_MIN
+///     zero_point = clamp(rint_even(−lo / scale), 0, 255)              (float division)
+///     q = clamp(rint_even(a · (1 / scale)) + zero_point, 0, 255)
+///
+/// A NaN in the row makes its scale NaN, hence the whole row of a product and no other; an Inf likewise stays in its row.
+#ifndef QRT_CODES_Q8_H
+#define QRT_CODES_Q8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/// Whose range the codes of a row cover: its own, or that of all rows together.
+typedef enum { QRT_PER_TOKEN, QRT_PER_TENSOR } qrt_range_mode;
+
+/// What the sum over k leaves behind of a quantized row.
+typedef struct {
+    float scale;
+    int32_t zero_point;
+    int64_t sum;          ///< Σ_k (q − zero_point); only when it was asked for
+} qrt_q8_row;
+
+/// What a rung provides for one layout of packed rows.
+typedef struct qrt_codes_q8 {
+    /// Widen [*lo, *hi], which contains 0, by k values; both become NaN when one of them is.
+    void (*range)(const float *a, int64_t k, float *lo, float *hi);
+
+    /// Quantize k values and pad with zeros to k_padded. Stores Σ q when `sum` is not NULL.
+    void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                     void *packed, int64_t *sum);
+} qrt_codes_q8;
+
+/// Scale and zero point for values in [lo, hi], which contains 0.
+qrt_q8_row qrt_q8_parameters(float lo, float hi);
+
+/// Those for all of `a`, m rows of k values.
+qrt_q8_row qrt_q8_tensor_parameters(const qrt_codes_q8 *codes, const float *a, int64_t lda_elems, int64_t m, int64_t k);
+
+/// Quantize `m` rows of k values into packed rows, stride_bytes apart. `shared` holds the parameters of a whole tensor;
+/// NULL: each row has those of its own range. With `sums`, those of the rows too.
+void qrt_q8_quantize_rows(const qrt_codes_q8 *codes, const float *a, int64_t lda_elems, int64_t m, int64_t k,
+                          int64_t k_padded, const qrt_q8_row *shared, bool sums, qrt_q8_row *rows, void *packed,
+                          int64_t stride_bytes);
+
+#endif

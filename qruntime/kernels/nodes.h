@@ -56,6 +56,7 @@ extern const qrt_node_entry qrt_top_k_nodes[];
 extern const qrt_node_entry qrt_detection_nodes[];
 extern const qrt_node_entry qrt_resize_nodes[];
 extern const qrt_node_entry qrt_grid_sample_nodes[];
+extern const qrt_node_entry qrt_roi_align_nodes[];
 
 /// NULL when there is no node function of that name.
 qrt_node_fn qrt_find_node(const char *name);

@@ -280,10 +280,11 @@ def _roi_align(
         ]
         bins = (channels, output_height, grid_h, output_width, grid_w)
         if mode == "avg":
-            result[n] = sum(products).reshape(bins).mean(axis=(2, 4))
+            samples = sum(products).reshape(bins)
+            result[n] = sum(samples[:, :, i, :, j] for i in range(grid_h) for j in range(grid_w)) / (grid_h * grid_w)
         else:
-            # The standard takes the largest weighted neighbour, not the largest interpolated value.
-            result[n] = np.maximum.reduce(products).reshape(bins).max(axis=(2, 4))
+            # The standard takes the largest weighted neighbour, not the largest interpolated value. Of two zeros the positive one.
+            result[n] = np.maximum.reduce(products).reshape(bins).max(axis=(2, 4)) + 0
     return result.astype(x.dtype, copy=False)
 
 
@@ -328,6 +329,22 @@ def roi_align(
     return _roi_align(
         x, rois, batch_indices, mode, output_height, output_width, sampling_ratio, spatial_scale, half_pixel
     )
+
+
+def _roi_align_call(node: Node) -> NativeCall:
+    half_pixel = node.attr("coordinate_transformation_mode", "half_pixel") if node.version >= 16 else "output_half_pixel"
+    ints = [
+        ("avg", "max").index(node.attr("mode", "avg")),
+        node.attr("output_height", 1),
+        node.attr("output_width", 1),
+        node.attr("sampling_ratio", 0),
+        ("output_half_pixel", "half_pixel").index(half_pixel),
+    ]
+    return NativeCall("roi_align", ints=ints, floats=[node.attr("spatial_scale", 1.0)])
+
+
+roi_align_10.native(_roi_align_call)
+roi_align.native(_roi_align_call)
 
 
 @operator("MaxRoiPool", since=1)

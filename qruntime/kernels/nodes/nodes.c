@@ -29,6 +29,7 @@ static const qrt_node_entry *const families[] = {
     qrt_detection_nodes,
     qrt_resize_nodes,
     qrt_grid_sample_nodes,
+    qrt_roi_align_nodes,
 };
 
 qrt_node_fn qrt_find_node(const char *name) {

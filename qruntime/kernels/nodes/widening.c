@@ -12,7 +12,7 @@ static const char *const widening[] = {
     "unary", "binary", "reduce", "argmax", "argmin", "cumsum",
     "softmax", "log_softmax", "layer_norm", "rms_norm", "batch_norm", "group_norm",
     "matmul", "gemm", "linear", "conv", "conv_q8", "attention", "lstm", "gru", "rnn",
-    "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample",
+    "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample", "roi_align",
 };
 
 bool qrt_widens(const char *name) {

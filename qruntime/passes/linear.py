@@ -8,7 +8,7 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, StoredTensor, Value, constant, stored_constant
 from qruntime.ir.formats import INT8
-from qruntime.ops.elementwise import is_narrow_float, is_packable
+from qruntime.ops.elementwise import is_narrow_float, is_packable, narrow
 from qruntime.ops.engines import ENGINES
 from qruntime.passes.activations import activation_in
 from qruntime.passes.element_types import narrow_results
@@ -17,6 +17,8 @@ from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, onl
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
 _BIAS, _RESIDUAL = 2, 3
+_BROADCASTS = 8
+"""The opset from which on arithmetic operators broadcast, Sum too."""
 
 
 def lower_linear(graph: Graph) -> None:
@@ -51,18 +53,17 @@ def _lower(
     if len(shape) != 2:
         return Skip(f"the weight has rank {len(shape)}, need 2")
     transposed, alpha = False, 1.0
-    bias: np.ndarray | None = None
+    bias: np.ndarray | Skip | None = None
     if node.op_type == "Gemm":
         if node.attr("transA", 0):
             return Skip("the left-hand side is transposed")
         transposed, alpha = bool(node.attr("transB", 0)), float(node.attr("alpha", 1.0))
-        found = _gemm_bias(node, shape[0 if transposed else 1])
-        if isinstance(found, Skip):
-            return found
-        bias = found
-    builder = Builder(node)
-    bias_value = None if bias is None else constant(f"{weight.name}/bias", bias)
+        bias = _gemm_bias(node, shape[0 if transposed else 1])
     data = weight.data
+    if isinstance(bias, Skip) and data is not None:
+        return bias  # the kernel of Gemm does it all
+    builder = Builder(node, max(node.version, _BROADCASTS))
+    bias_value = constant(f"{weight.name}/bias", bias) if isinstance(bias, np.ndarray) else None
     if data is None:
         assert node.mark is not None, "decode_stored left the codes to a layer that is no dynamic one"
         key = (weight, alpha, transposed)
@@ -72,9 +73,10 @@ def _lower(
                 return Skip("the codes are none of the kernel")
             codes = codes.transposed() if transposed else codes
             columns[key] = stored_constant(weight.name, codes.scaled(alpha) if alpha != 1.0 else codes)
-        return builder, builder.DynamicQuantizedLinear(
+        product = builder.DynamicQuantizedLinear(
             x, columns[key], bias_value, None, activation="none", range=node.mark.activations, **engine_attribute(node)
         )
+        return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
     if not is_packable(data.dtype):
         return Skip(f"the weight is {data.dtype}, need float32 or narrower")
     if alpha != 1.0:
@@ -86,6 +88,17 @@ def _lower(
     matrix = data.T if transposed else data
     kernel = weight if matrix is weight.data else constant(weight.name, matrix)
     return builder, builder.Linear(x, kernel, bias_value, None, activation="none")
+
+
+def _add_bias(builder: Builder, product: Value, node: Node, weight: Value) -> Value:
+    """product + beta · C for whatever C broadcasts: as Sum, since an Add would be taken for one of a residual."""
+    c, beta = node.input(2), node.attr("beta", 1.0)
+    if beta == 0:
+        return product
+    if beta != 1:
+        assert weight.stored is not None
+        c = builder.standard("Mul", c, constant(f"{node.name}/beta", narrow(np.float32(beta), weight.stored.dtype)))
+    return builder.standard("Sum", product, c)
 
 
 def int8_codes(weight: Value) -> StoredTensor | None:

@@ -233,6 +233,9 @@ class _Call:
             if narrow:
                 return f"the weight is {narrow[0]} already"
             return f"opset {opset} cannot cast from float16, need 6" if opset < 6 else None
+        bias = None if layer.form.packed_bias is None else node.input(layer.form.packed_bias)
+        if bias is not None and not bias.is_constant:
+            return "the bias is computed at run time"
         if layer.kind not in CONVOLUTIONS:
             return None
         if layer.kind == "ConvTranspose":

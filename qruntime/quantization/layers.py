@@ -34,17 +34,19 @@ class Form(NamedTuple):
     ranks: tuple[int, int] = (2, 2)
     """The least and greatest that a weight may have."""
     is_quantizable: bool = True
+    packed_bias: int | None = None
+    """Position of a bias that int8 kernels pack with the weights, so that it must be a constant."""
 
 
-_LINEAR, _CONV = Form("Linear"), Form("Conv", ranks=(3, 5))
+_LINEAR, _CONV = Form("Linear"), Form("Conv", ranks=(3, 5), packed_bias=2)
 _OTHER_LINEAR, _OTHER_CONV = _LINEAR._replace(is_quantizable=False), _CONV._replace(is_quantizable=False)
 
 FORMS: dict[tuple[str, str], Form] = {
     ("", "MatMul"): _LINEAR,
     ("", "Gemm"): _LINEAR,
-    ("", "LSTM"): Form("LSTM", (1, 2), (3, 3)),
-    ("", "GRU"): Form("GRU", (1, 2), (3, 3)),
-    ("", "RNN"): Form("RNN", (1, 2), (3, 3)),
+    ("", "LSTM"): Form("LSTM", (1, 2), (3, 3), packed_bias=3),
+    ("", "GRU"): Form("GRU", (1, 2), (3, 3), packed_bias=3),
+    ("", "RNN"): Form("RNN", (1, 2), (3, 3), packed_bias=3),
     ("", "Gather"): Form("Embedding", (0,)),
     ("", "Conv"): _CONV,
     ("", "ConvTranspose"): Form("ConvTranspose", ranks=(3, 5)),

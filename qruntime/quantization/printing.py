@@ -36,7 +36,9 @@ def tree(graph: Graph, report: Report) -> str:
             stacks.append([node])
     root: Module = {}
     for stack in stacks:
-        _insert(root, module_names(stack[0]), describe_layer(stack[0], num_layers=len(stack)) or "")
+        names = module_names(stack[0])
+        for below, text in (_projections(stack[0]) or [([], describe_layer(stack[0], num_layers=len(stack)) or "")]):
+            _insert(root, [*names, *below], text)
     return "\n".join(["Model(", *_lines(root, 2), ")"]) if root else "Model()"
 
 
@@ -103,6 +105,21 @@ def describe_layer(node: Node, num_layers: int = 1) -> str | None:
     layers = f", num_layers={num_layers}" if num_layers > 1 else ""
     direction = {"bidirectional": ", bidirectional=True", "reverse": ", reverse=True"}.get(node.attr("direction"), "")
     return f"{prefix}{kind}({shape[2]}, {shape[1] // _GATES[kind]}{layers}{direction})"
+
+
+def _projections(node: Node) -> list[tuple[list[str], str]]:
+    """Names and lines of the layers that an Attention of another optimiser is made of: their weights lie side by side in one."""
+    shape = weight_shape(node) if node.op_type == "Attention" else None
+    if shape is None:
+        return []
+    sizes = node.attr("qkv_hidden_sizes") or (shape[1] // 3,) * 3
+    if len(sizes) != 3 or sum(sizes) != shape[1]:
+        return []
+    prefix, scheme = _element_type(node)
+    return [
+        ([name], f"{prefix}Linear(in_features={shape[0]}, out_features={n}{scheme})")
+        for name, n in zip(("query", "key", "value"), sizes, strict=True)
+    ]
 
 
 def _describe_convolution(node: Node, kind: str) -> str | None:

@@ -23,7 +23,7 @@ def load(nodes: Sequence[onnx.NodeProto], constants: dict[str, np.ndarray], outp
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     initializers = [numpy_helper.from_array(data, name) for name, data in constants.items()]
     graph = helper.make_graph(nodes, "g", [x], results, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)])
     model.ir_version = 8
     return qruntime.load(model.SerializeToString())
 
@@ -287,6 +287,21 @@ def test_printable() -> None:
     assert printable("größe ×2") == "größe ×2"
     assert printable("a\x1b\u202e\ud800") == "a\\x1b\\u202e\\ud800"
     assert len(printable("x" * 1000)) == 100
+
+
+@pytest.mark.parametrize(("attributes", "sizes"), [({}, (8, 8, 8)), ({"qkv_hidden_sizes": [6, 6, 12]}, (6, 6, 12))])
+def test_a_fused_attention_prints_the_projections_that_it_holds(attributes: dict[str, list[int]], sizes: tuple[int, ...]) -> None:
+    node = helper.make_node(
+        "Attention", ["x", "w", "b"], ["y"], name="/layer.0/self/Attention", domain="com.microsoft", num_heads=2, **attributes
+    )
+    model, scheme = load([node], {"w": weight(16, 24), "b": weight(24)}, ["y"]), ", dtype=torch.qint8, qscheme=torch.per_tensor_affine"
+    for printed, start, end in ((model, "", ""), (model.quantize_dynamic(), "DynamicQuantized", scheme)):
+        lines = [
+            f"({name}): {start}Linear(in_features=16, out_features={n}{end})"
+            for name, n in zip(("query", "key", "value"), sizes, strict=True)
+        ]
+        assert [line.strip() for line in str(printed).splitlines() if "Linear" in line] == lines
+    assert [layer.shape for layer in model.quantize_dynamic().report.layers] == [(16, 24)]
 
 
 def test_convolutions_and_activations_print_as_modules() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import html
 import mmap
 import os
 import threading
@@ -332,16 +331,16 @@ class Model:
     def summary(self, feed: Mapping[str, Any] | None = None) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
         how the nodes run on this machine, and the memory that they take (see `memory`)."""
-        from qruntime.quantization import printing
+        from qruntime.display.summary import summary
 
         memory = self.memory(feed)  # runs the model where it can: how its nodes run is known then
         nodes = self._plan(tuple(self.graph.output_names)).as_run()
-        return f"{printing.summary(self.graph, self.report, nodes)}\n\n{memory}"
+        return f"{summary(self.report, nodes)}\n\n{memory}"
 
     def __str__(self) -> str:
-        from qruntime.quantization import printing
+        from qruntime.display.tree import tree
 
-        return printing.tree(self.graph, self.report)
+        return tree(self.graph)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
@@ -354,7 +353,9 @@ class Model:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
-        return f"<pre>{html.escape(str(self))}</pre>"
+        from qruntime.display.tree import html_tree
+
+        return html_tree(self.graph)
 
     def save(self, path: str | os.PathLike[str], *, external_data: bool | None = None) -> None:
         """Write the model as one ONNX file, its weights beside it in `<path>.data` when they exceed 2 GB.

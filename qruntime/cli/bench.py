@@ -17,8 +17,8 @@ from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, non_negative, positive_int
 from qruntime.cli.inputs import make_feeds
 from qruntime.cli.outputs import check_writable
+from qruntime.display.text import printable, table
 from qruntime.errors import SaveError
-from qruntime.quantization.printing import printable, table
 from qruntime.runtime.profile import Profile
 
 MIN_RUNS = 5

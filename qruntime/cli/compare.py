@@ -8,7 +8,7 @@ import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, add_threads
 from qruntime.cli.fidelity import add_comparison, judge, verdict_fields, verdict_lines
-from qruntime.quantization.printing import printable
+from qruntime.display.text import printable
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -14,6 +14,8 @@ from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, add_threads, in_flags
 from qruntime.cli.fidelity import add_comparison, cost_of, limits_of
 from qruntime.cli.outputs import check_not_the_input, check_writable
+from qruntime.display.summary import layer_table, reason_lines, skipped_lines, slower_lines, source_lines
+from qruntime.display.text import printable
 from qruntime.errors import QuantizationError
 from qruntime.onnx_io.model_files import size_on_disk
 from qruntime.quantization import (
@@ -27,14 +29,6 @@ from qruntime.quantization import (
 )
 from qruntime.quantization.dynamic import ACTIVATIONS, ENGINES
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.printing import (
-    layer_table,
-    printable,
-    reason_lines,
-    skipped_lines,
-    slower_lines,
-    source_lines,
-)
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.quantization.selection import EMBEDDINGS, KINDS, layer_kind, pattern_name
 from qruntime.quantization.torch_names.specification import DTYPES, default_kinds

@@ -15,8 +15,8 @@ from qruntime.cli.arguments import non_negative
 from qruntime.cli.difference import Difference, difference
 from qruntime.cli.inputs import make_feeds
 from qruntime.cli.made_up import Feed, is_mask
+from qruntime.display.text import printable, table
 from qruntime.errors import InputError, QRuntimeError
-from qruntime.quantization.printing import printable, table
 
 SNR = 20.0
 """Least signal-to-noise ratio of a floating-point output, in decibels: errors of a tenth of the signal's magnitude."""

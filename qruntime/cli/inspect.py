@@ -12,10 +12,11 @@ from typing import Any
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json
+from qruntime.display.summary import node_lines, quantized_lines
+from qruntime.display.text import printable, table
 from qruntime.errors import counted
 from qruntime.ir import Value
 from qruntime.onnx_io.model_files import size_on_disk
-from qruntime.quantization.printing import node_lines, printable, quantized_lines, table
 from qruntime.runtime.plan import Plan, PlannedNode
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from qruntime.display.text import printable
 from qruntime.errors import InputError
 from qruntime.ir import TypeInfo, Value
 from qruntime.ir.dtypes import numpy_dtype
-from qruntime.quantization.printing import printable
 
 Feed = dict[str, Any]
 """Values by the names of inputs."""

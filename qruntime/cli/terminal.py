@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from qruntime.quantization.printing import printable
+from qruntime.display.text import printable
 
 SCHEMA = 1
 """Of the objects that --json prints: raised when a field changes its meaning or goes away."""

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qruntime
+from qruntime.display.text import printable, table
 from qruntime.quantization import default_dynamic_qconfig
-from qruntime.quantization.printing import printable, table
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
 
 

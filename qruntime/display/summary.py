@@ -1,0 +1,118 @@
+"""The lines of `summary()`: what is quantized, what is not and why, and how the nodes run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from qruntime.display.text import printable, table
+from qruntime.quantization.ranges import FLOOR_DB
+from qruntime.quantization.reasons import Stored
+from qruntime.quantization.report import QuantizedLayer, Report
+from qruntime.runtime.plan import PlannedNode
+
+
+def summary(report: Report, planned: Sequence[PlannedNode]) -> str:
+    """Tables: quantized layers, skipped candidates, and how nodes run here."""
+    said = (quantized_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
+    return "\n".join([*(line for lines in said for line in lines(report)), "", *node_lines(planned)])
+
+
+def quantized_lines(report: Report) -> list[str]:
+    """The table of quantized layers and their total."""
+    if not report.layers:
+        return ["No layer is quantized."]
+    count = f"{len(report.layers)} layer{'s' if len(report.layers) > 1 else ''}"
+    ratio = report.bytes_before / max(1, report.bytes_after)
+    total = f"{count}: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)"
+    return [*layer_table(report.layers), "", total]
+
+
+def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
+    rows = [("layer", "kind", "shape", "scheme", "bytes", "bytes now", "SNR dB")]
+    for layer in layers:
+        shape = "×".join(map(str, layer.shape))
+        before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
+        snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
+        rows.append((layer.name, layer.kind, shape, layer.scheme, before, after, snr))
+    return table(rows, left=range(4))
+
+
+def reason_lines(report: Report) -> list[str]:
+    """Layers that are stored otherwise than was preferred, one line for each way."""
+    ways = {
+        "per_channel_affine": f"one scale per channel, as one for the tensor holds less than {FLOOR_DB:.0f} dB of a channel",
+        "float16": "weights that float16 does not reach",
+    }
+    lines = []
+    for scheme, way in ways.items():
+        named = [layer for layer in report.layers if layer.reason and layer.scheme == scheme]
+        if named:
+            layers, first = (f"{len(named)} layers have", "first ") if len(named) > 1 else ("1 layer has", "")
+            lines += ["", f"{layers} {way} ({first}{printable(named[0].name)}: {printable(named[0].reason)})"]
+    return lines
+
+
+def skipped_lines(report: Report) -> list[str]:
+    """Candidates left alone, one line for each reason."""
+    lines = []
+    for is_stored, left in ((False, "left as float"), (True, "left as stored before")):
+        groups = {why: found for why, found in report.skipped_by_reason().items() if isinstance(why, Stored) is is_stored}
+        count = sum(map(len, groups.values()))
+        if not count:
+            continue
+        lines += ["", f"{count} candidate{'s are' if count > 1 else ' is'} {left}:"]
+        for reason, layers in groups.items():
+            counted = Counter(layer.op_type for layer in layers)
+            ops = ", ".join(f"{op} ×{n}" for op, n in counted.most_common())
+            first = printable(layers[0].name)
+            lines.append(f"  {printable(reason, limit=200)}: {ops} ({'first ' if len(layers) > 1 else ''}{first})")
+    return lines
+
+
+def source_lines(report: Report) -> list[str]:
+    """Layers whose codes were made from other codes."""
+    lines = []
+    for source in dict.fromkeys(layer.source for layer in report.layers if layer.source != "float"):
+        names = [layer.name for layer in report.layers if layer.source == source]
+        layers = f"{len(names)} layers are" if len(names) > 1 else "1 layer is"
+        which = f"first {printable(names[0])}" if len(names) > 1 else printable(names[0])
+        lines += ["", f"{layers} quantized from {printable(source)} ({which}): what the weights had lost stays lost"]
+    return lines
+
+
+def kept_lines(report: Report) -> list[str]:
+    """Layers of earlier calls that the last call left as they were."""
+    if not report.kept:
+        return []
+    count, first = len(report.kept), printable(report.kept[0])
+    return ["", f"{count} layer{'s were' if count > 1 else ' was'} quantized before and left so ({'first ' if count > 1 else ''}{first})"]
+
+
+def slower_lines(report: Report) -> list[str]:
+    """Quantized layers that int8 should not make faster."""
+    if not report.slower:
+        return []
+    count, first = len(report.slower), printable(report.slower[0])
+    layers = f"{count} quantized layers are" if count > 1 else "1 quantized layer is"
+    which = f"first {first}" if count > 1 else first
+    return ["", f"{layers} too small for int8 to be faster than float ({which}); faster_only=True leaves such layers float"]
+
+
+def idle_lines(report: Report) -> list[str]:
+    """Names and kinds that were asked for and are not in the model."""
+    if not report.idle:
+        return []
+    return [f"nothing in the model is selected by: {', '.join(printable(repr(pattern)) for pattern in report.idle)}"]
+
+
+def node_lines(planned: Sequence[PlannedNode]) -> list[str]:
+    """How many nodes run natively, by their numpy definition or by onnx.reference, and which are not native."""
+    sources = Counter(call.source for call in planned)
+    counted = ", ".join(f"{sources[s]} {s}" for s in ("native", "numpy", "reference") if sources[s])
+    lines = [f"nodes: {counted or 'none'}"]
+    slow = Counter(call.node.op_type for call in planned if call.source != "native")
+    if slow:
+        lines.append("  not native: " + ", ".join(f"{printable(op)} ×{n}" for op, n in slow.most_common()))
+    return lines

@@ -61,6 +61,16 @@ def test_nearest_of_any_type(dtype):
     check("Resize", [image((2, 7, 5, 3), dtype), None, None, np.array([2, 14, 15, 3])])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.float64, np.uint8])
+@pytest.mark.parametrize("scales", [(1, 2), (2, 1), (2, 2), (3, 2), (0.5, 2)], ids=str)
+def test_lines_of_every_width(scales, dtype):
+    """Doubled by vectors, the last of which may overlap; short lines picked anew and long ones copied."""
+    for width in (*range(1, 14), 127, 128, 131):
+        x = np.arange(2 * 6 * width).reshape(2, 6, width).astype(dtype)
+        for coordinates in ("asymmetric", "half_pixel"):
+            check("Resize", [x, None, np.array((1, *scales), F32)], mode="nearest", coordinate_transformation_mode=coordinates)
+
+
 def test_large_on_threads_and_a_batch():
     x = image((4, 8, 60, 60))
     for mode in ("nearest", "linear"):

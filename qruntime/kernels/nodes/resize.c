@@ -12,7 +12,7 @@
 enum { NEAREST, LINEAR, CUBIC };
 enum { HALF_PIXEL, PYTORCH_HALF_PIXEL, ASYMMETRIC, TF_HALF_PIXEL_FOR_NN, ALIGN_CORNERS, HALF_PIXEL_SYMMETRIC };
 enum { ROUND_PREFER_FLOOR, ROUND_PREFER_CEIL, FLOOR, CEIL, FLOOR_OR_SHRINKING_CEIL };
-enum { PARALLEL_BYTES = 256 * 1024 };
+enum { PARALLEL_BYTES = 256 * 1024, SHORT_LINE = 1024 };
 
 /// What becomes of one axis. Without `index` it stays as it is.
 typedef struct {
@@ -85,6 +85,24 @@ typedef struct {
     char *scratch;                     ///< a row of the input for each task
 } pass;
 
+typedef uint32_t u32x4 __attribute__((vector_size(16)));
+
+/// Each of four elements twice.
+static inline void double_four(const uint32_t *x, uint32_t *y) {
+    u32x4 v;
+    memcpy(&v, x, sizeof v);
+    const u32x4 low = __builtin_shufflevector(v, v, 0, 0, 1, 1), high = __builtin_shufflevector(v, v, 2, 2, 3, 3);
+    memcpy(y, &low, sizeof low);
+    memcpy(y + 4, &high, sizeof high);
+}
+
+/// Each of n elements twice. Where four do not divide n the last four overlap others, which beats single elements.
+static void double_line(const uint32_t *x, int64_t n, uint32_t *y) {
+    for (int64_t i = 0; i + 4 <= n; i += 4) double_four(x + i, y + 2 * i);
+    if (n % 4 && n > 4) double_four(x + n - 4, y + 2 * n - 8);
+    for (int64_t i = 0; n < 4 && i < n; i++) y[2 * i] = y[2 * i + 1] = x[i];
+}
+
 /// Repeats each element `times` over.
 #define REPEAT(T)                                                                                            \
     do {                                                                                                     \
@@ -98,6 +116,10 @@ typedef struct {
 /// `times`: how often each of the elements comes, 0 when they do not come equally often and in order.
 static void pick_line(const axis_table *columns, int64_t times, int64_t item, const void *from, void *to) {
     const int64_t n = columns->size;
+    if (times == 2 && item == 4) {
+        double_line(from, n, to);
+        return;
+    }
     switch (item) {
     case 1: REPEAT(uint8_t); break;
     case 2: REPEAT(uint16_t); break;
@@ -114,20 +136,32 @@ static int64_t repetitions(const axis_table *t) {
     return times;
 }
 
+/// How many of `count` lines from the o-th on are made of the same row.
+static int64_t copies_of(const axis_table *rows, int64_t o, int64_t count) {
+    int64_t copies = 1;
+    if (rows) while (copies < count && rows->index[o + copies] == rows->index[o]) copies++;
+    return copies;
+}
+
 static void pick_task(void *context, int64_t task) {
     const pass *p = context;
+    const axis_table *rows = p->rows;
     const int64_t row_bytes = p->row_elems * p->item, line_bytes = p->line_elems * p->item;
-    int64_t line = task * p->lines_per_task, end = line + p->lines_per_task, times = p->columns ? repetitions(p->columns) : 0;
+    const int64_t times = p->columns ? repetitions(p->columns) : 0;
+    int64_t line = task * p->lines_per_task, end = line + p->lines_per_task;
     if (end > p->num_lines) end = p->num_lines;
-    const char *previous = NULL;
-    for (char *to = p->y + line * line_bytes; line < end; line++, to += line_bytes) {
-        int64_t row = line;
-        if (p->rows) row = line / p->rows->output * p->rows->size + p->rows->index[line % p->rows->output];
-        const char *from = p->x + row * row_bytes;
-        if (from == previous) memcpy(to, to - line_bytes, (size_t)line_bytes);
-        else if (p->columns) pick_line(p->columns, times, p->item, from, to);
-        else memcpy(to, from, (size_t)row_bytes);
-        previous = from;
+    int64_t outer = rows ? line / rows->output : 0, o = rows ? line % rows->output : line;
+    char *to = p->y + line * line_bytes;
+    for (int64_t copies; line < end; line += copies, o += copies, to += copies * line_bytes) {
+        if (rows && o == rows->output) o = 0, outer++;
+        const char *from = p->x + (rows ? outer * rows->size + rows->index[o] : line) * row_bytes;
+        copies = copies_of(rows, o, rows && rows->output - o < end - line ? rows->output - o : end - line);
+        for (int64_t i = 0; i < copies; i++) {
+            char *y = to + i * line_bytes;
+            // To pick a short line again costs less than the call of a copy.
+            if (p->columns && (i == 0 || (times == 2 && line_bytes < SHORT_LINE))) pick_line(p->columns, times, p->item, from, y);
+            else memcpy(y, p->columns ? to : from, (size_t)line_bytes);
+        }
     }
 }
 

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qruntime.ops.ml import DOMAIN, class_labels, feature_rows, post_transformed
+from qruntime import _kernels
+from qruntime.ir import Node
+from qruntime.ops.ml import DOMAIN, POST_TRANSFORMS, class_labels, feature_rows, post_transformed
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import Definition, operator
+from qruntime.ops.registry import Definition, NativeCall, operator
+
+KERNELS = ("LINEAR", "RBF", "POLY", "SIGMOID")
+NO_LABELS, BEST, ABOVE, SIGN = range(4)
+"""How labels are found of the scores of a linear model, or that their signs are the output; as in linear_model.c."""
+REGRESSOR, ONE_CLASS, CLASSIFIER = range(3)
+"""What a support vector machine gives; as in support_vectors.c."""
 
 
 class _Coefficients:
@@ -112,7 +120,7 @@ class _Kernel:
     """The kernel function of every row of X (N, F) with every support vector, (N, supports)."""
 
     def __init__(self, name: str, parameters: Sequence[float], vectors: Sequence[float], supports: int):
-        if name not in ("LINEAR", "RBF", "POLY", "SIGMOID"):
+        if name not in KERNELS:
             raise ValueError(f"unknown kernel_type {name!r}")
         self.name = name
         self.gamma, self.coef0, self.degree = (*parameters, 0.0, 0.0, 0.0)[:3]
@@ -160,6 +168,10 @@ def svm_regressor(
         return post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
     return run
+
+
+def _pairs(classes: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(classes) for j in range(i + 1, classes)]
 
 
 def _pair_weights(coefficients: Sequence[float], counts: Sequence[int], pairs: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -227,7 +239,7 @@ def svm_classifier(
     classes, supports = len(labels), sum(vectors_per_class)
     if not supports:
         return _linear_votes(labels, _Coefficients(coefficients, classes, "coefficients"), rho, post_transform)
-    pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
+    pairs = _pairs(classes)
     if len(vectors_per_class) != classes or min(vectors_per_class) < 0 or len(rho) != len(pairs) or not pairs:
         raise ValueError(
             f"{classes} classes need as many vectors_per_class and rho for each of {len(pairs)} pairs, "
@@ -269,3 +281,103 @@ def _linear_votes(labels: np.ndarray, weights: _Coefficients, rho: Sequence[floa
         return labels[scores.argmax(axis=1)], post_transformed(scores, post_transform).astype(np.float32, copy=False)
 
     return run
+
+
+def _linear_call(
+    node: Node, coefficients: np.ndarray, offsets: np.ndarray, decision: int, labels: np.ndarray | None = None, threshold: float = 0.0
+) -> NativeCall | None:
+    """coefficients [C, F], offsets [C]; None for what only the definition does."""
+    transform = node.attr("post_transform", "NONE") if decision != SIGN else "NONE"
+    if transform not in POST_TRANSFORMS[:-1] or not coefficients.size or (labels is not None and labels.dtype != np.int64):
+        return None
+    weights = _kernels.PackedF32(coefficients.astype(np.float32).T, offsets.astype(np.float32))
+    return NativeCall(
+        "linear_model",
+        ints=[POST_TRANSFORMS.index(transform), decision],
+        floats=[threshold],
+        packed=[weights, None if labels is None else _kernels.PackedArray(labels)],
+        inputs=[0],
+    )
+
+
+def _by_rows(values: Sequence[float], rows: int) -> np.ndarray | None:
+    """Coefficients [rows, F]; None where they are not so many."""
+    array = np.asarray(values, np.float64)
+    return array.reshape(rows, -1) if rows > 0 and array.size and array.size % rows == 0 else None
+
+
+@linear_regressor.native
+def _linear_regressor(node: Node) -> NativeCall | None:
+    targets = node.attr("targets", 1)
+    weights = _by_rows(node.attr("coefficients"), targets)
+    offsets = np.asarray(node.attr("intercepts") or (0.0,) * targets)
+    return None if weights is None or offsets.size != targets else _linear_call(node, weights, offsets, NO_LABELS)
+
+
+@linear_classifier.native
+def _linear_classifier(node: Node) -> NativeCall | None:
+    labels = class_labels(node.attr("classlabels_ints"), node.attr("classlabels_strings"))
+    offsets = np.asarray(node.attr("intercepts") or ())
+    # Without intercepts the coefficients of two classes may be one row or two: that depends on X.
+    if not offsets.size and len(labels) == 2:
+        return None
+    rows = offsets.size or len(labels)
+    weights = _by_rows(node.attr("coefficients"), rows)
+    if weights is None:
+        return None
+    offsets = offsets if offsets.size else np.zeros(rows)
+    if rows == 1 and len(labels) == 2:
+        return _linear_call(node, np.concatenate((-weights, weights)), np.concatenate((-offsets, offsets)), BEST, labels)
+    if rows == 1 and labels.dtype == np.int64 and len(labels) == 1:
+        threshold = 0.0 if node.attr("post_transform", "NONE") == "NONE" else 0.5
+        return _linear_call(node, weights, offsets, ABOVE, np.concatenate(([0], labels)), threshold)
+    return _linear_call(node, weights, offsets, BEST, labels) if rows == len(labels) else None
+
+
+def _vector_call(
+    node: Node, weights: np.ndarray, rho: np.ndarray, output: int, labels: np.ndarray | None = None, shares: np.ndarray | None = None
+) -> NativeCall | None:
+    """weights [pairs, S], rho [pairs], shares [2, pairs] are what prob_a and prob_b hold."""
+    name, transform = node.attr("kernel_type", "LINEAR"), node.attr("post_transform", "NONE") if output != ONE_CLASS else "NONE"
+    supports = weights.shape[1]
+    vectors = _by_rows(node.attr("support_vectors", ()), supports)
+    if name not in KERNELS or transform not in POST_TRANSFORMS[:-1] or vectors is None:
+        return None
+    vectors = vectors.astype(np.float32)
+    arrays = ((vectors * vectors).sum(axis=1), labels, shares)
+    squares, names, pairs = (None if array is None else _kernels.PackedArray(array) for array in arrays)
+    sums = _kernels.PackedF32(weights.astype(np.float32).T, rho.astype(np.float32))
+    return NativeCall(
+        "support_vectors",
+        ints=[KERNELS.index(name), output, POST_TRANSFORMS.index(transform), 0 if labels is None else len(labels)],
+        floats=[*node.attr("kernel_params", ()), 0.0, 0.0, 0.0][:3],
+        packed=[_kernels.PackedF32(vectors.T), squares, sums, names, pairs],
+        inputs=[0],
+    )
+
+
+@svm_regressor.native
+def _svm_regressor(node: Node) -> NativeCall | None:
+    supports, is_one_class = node.attr("n_supports", 0), bool(node.attr("one_class", 0))
+    weights = _by_rows(node.attr("coefficients"), 1)
+    if weights is None:
+        return None
+    rho = np.asarray(node.attr("rho")[:1])
+    if supports <= 0:
+        return _linear_call(node, weights, rho, SIGN if is_one_class else NO_LABELS)
+    return _vector_call(node, weights, rho, ONE_CLASS if is_one_class else REGRESSOR) if weights.size == supports else None
+
+
+@svm_classifier.native
+def _svm_classifier(node: Node) -> NativeCall | None:
+    labels = class_labels(node.attr("classlabels_ints"), node.attr("classlabels_strings"))
+    counts, rho = node.attr("vectors_per_class", ()), np.asarray(node.attr("rho"))
+    if labels.dtype != np.int64:
+        return None
+    if not sum(counts):
+        weights = _by_rows(node.attr("coefficients"), len(labels))
+        return None if weights is None else _linear_call(node, weights, np.repeat(rho[:1], len(labels)), BEST, labels)
+    svm_classifier.prepared(node)  # which refuses what does not fit
+    shares = np.asarray((node.attr("prob_a", ()), node.attr("prob_b", ())), np.float64)
+    weights = _pair_weights(node.attr("coefficients"), counts, _pairs(len(labels)))
+    return _vector_call(node, weights, rho, CLASSIFIER, labels, shares if shares.size else None)

@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from qruntime import _kernels
+from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, require_rank
-from qruntime.ops.registry import Definition, operator
+from qruntime.ops.registry import Definition, NativeCall, operator
 
 DOMAIN = "ai.onnx.ml"
+POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
+"""In the order of the attribute of TreeEnsemble, which is that of the kernels; they have no PROBIT."""
+NORMS = ("MAX", "L1", "L2")
 
 
 def _probit(p: float) -> float:
@@ -73,6 +78,12 @@ def normalizer(x: np.ndarray, *, norm: str = "MAX") -> np.ndarray:
     return values / np.where(size == 0, np.float32(1), size)
 
 
+@normalizer.native
+def _normalizer(node: Node) -> NativeCall | None:
+    norm = node.attr("norm", "MAX")
+    return NativeCall("normalizer", ints=[NORMS.index(norm)]) if norm in NORMS else None
+
+
 def _require_per_feature(name: str, values: np.ndarray, x: np.ndarray) -> None:
     if values.size not in (1, x.shape[-1]):
         raise ValueError(f"{name} must have 1 or {x.shape[-1]} values, got {values.size}")
@@ -92,10 +103,21 @@ def scaler(*, offset: Sequence[float] | None = None, scale: Sequence[float] | No
     return run
 
 
+@scaler.native
+def _scaler(node: Node) -> NativeCall:
+    offset, scale = node.attr("offset") or (0.0,), node.attr("scale") or (1.0,)
+    return NativeCall("scaler", packed=[_kernels.PackedArray(np.asarray(values, np.float32)) for values in (offset, scale)])
+
+
 @operator("Binarizer", domain=DOMAIN)
 def binarizer(x: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
     """1 where X is above the threshold, else 0, in the dtype of X."""
     return (x > np.float32(threshold)).astype(x.dtype)
+
+
+@binarizer.native
+def _binarizer(node: Node) -> NativeCall:
+    return NativeCall("binarizer", floats=[float(np.float32(node.attr("threshold", 0.0)))])
 
 
 @operator("ArrayFeatureExtractor", domain=DOMAIN, shape_inputs=())
@@ -108,6 +130,11 @@ def array_feature_extractor(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return (x.reshape(1, -1) if x.ndim == 1 else x)[..., chosen]
 
 
+@array_feature_extractor.native
+def _array_feature_extractor(node: Node) -> NativeCall:
+    return NativeCall("array_feature_extractor")
+
+
 @operator("OneHotEncoder", domain=DOMAIN, prepared=True)
 def one_hot_encoder(
     *,
@@ -117,16 +144,27 @@ def one_hot_encoder(
 ) -> Definition:
     """X of any shape → float32 (*shape, categories); an unknown category is all zeros, or an error."""
     categories = class_labels(cats_int64s, cats_strings)
+    distinct = list(dict.fromkeys(categories.tolist()))
+    places = _Lookup(distinct, range(len(distinct)), len(distinct), np.dtype(np.int64))
+    rows = np.zeros((len(distinct) + 1, len(categories)), np.float32)
+    rows[[distinct.index(category) for category in categories.tolist()], np.arange(len(categories))] = 1
 
     def run(x: np.ndarray) -> np.ndarray:
-        values = x if categories.dtype == object else x.astype(np.int64)
+        place = places(x if categories.dtype == object else x.astype(np.int64))
         limit_shape((*x.shape, len(categories)))
-        hits = values[..., None] == categories
-        if not zeros and not hits.any(axis=-1).all():
+        if not zeros and (place == len(distinct)).any():
             raise ValueError(f"the input has a value that is not among the {len(categories)} categories")
-        return hits.astype(np.float32)
+        return rows[place]
 
     return run
+
+
+@one_hot_encoder.native
+def _one_hot_encoder(node: Node) -> NativeCall | None:
+    categories = node.attr("cats_int64s")
+    if not categories or node.attr("cats_strings"):
+        return None
+    return NativeCall("one_hot_encoder", ints=[node.attr("zeros", 1)], packed=[_kernels.PackedArray(np.asarray(categories, np.int64))])
 
 
 @operator("Imputer", domain=DOMAIN, prepared=True)
@@ -153,6 +191,18 @@ def imputer(
     return run
 
 
+@imputer.native
+def _imputer(node: Node) -> NativeCall:
+    floats, integers = node.attr("imputed_value_floats"), node.attr("imputed_value_int64s")
+    arrays = (np.asarray(floats or (), np.float64), np.asarray(integers or (), np.int64))
+    return NativeCall(
+        "imputer",
+        ints=[node.attr("replaced_value_int64", 0)],
+        floats=[node.attr("replaced_value_float", 0.0)],
+        packed=[_kernels.PackedArray(array) if array.size else None for array in arrays],
+    )
+
+
 @operator("FeatureVectorizer", domain=DOMAIN)
 def feature_vectorizer(*inputs: np.ndarray, inputdimensions: Sequence[int] | None = None) -> np.ndarray:
     """Inputs (N, Fi) side by side, each cut or filled with zeros to its declared width, float32."""
@@ -174,19 +224,48 @@ def feature_vectorizer(*inputs: np.ndarray, inputdimensions: Sequence[int] | Non
     return y
 
 
-def _map_values(x: np.ndarray, table: Mapping[Any, Any], default: Any, dtype: np.dtype) -> np.ndarray:
-    nan = table.get("nan") if x.dtype.kind == "f" else None
-    flat = [
-        nan if nan is not None and value != value else table.get(value, default) for value in x.reshape(-1).tolist()
-    ]
-    y = np.empty(len(flat), dtype)
-    y[:] = flat
-    return y.reshape(x.shape)
+@feature_vectorizer.native
+def _feature_vectorizer(node: Node) -> NativeCall:
+    return NativeCall("feature_vectorizer", ints=node.attr("inputdimensions") or ())
 
 
-def _table(keys: Iterable[Any], values: Iterable[Any]) -> dict[Any, Any]:
-    # NaN differs from itself, so a dictionary would never find it.
-    return {"nan" if key != key else key: value for key, value in zip(keys, values, strict=True)}
+class _Lookup:
+    """From elements to the values of their keys, or to the default.
+
+    Numbers are found by bisection among keys of their kind, as the kernel does; all else in a dictionary.
+    """
+
+    def __init__(self, keys: Iterable[Any], values: Iterable[Any], default: Any, dtype: np.dtype):
+        pairs = list(zip(keys, values, strict=True))
+        # NaN differs from itself, so a dictionary would never find it.
+        self.table = {key: value for key, value in pairs if key == key}
+        self.default, self.dtype = default, dtype
+        self.nan = next((value for key, value in reversed(pairs) if key != key), default)
+        found = np.asarray(list(self.table))
+        self.kind = found.dtype.kind
+        if self.kind in ("i", "f"):
+            order = np.argsort(found)
+            self.keys = found[order]
+            self.values = np.empty(len(order) + 2, dtype)
+            self.values[:-2] = np.asarray(list(self.table.values()), dtype)[order]
+            self.values[-2:] = default, self.nan
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        if self.kind in ("i", "f") and x.dtype.kind == self.kind and len(self.keys):
+            at = np.minimum(np.searchsorted(self.keys, x), len(self.keys) - 1)
+            place = np.where(self.keys[at] == x, at, len(self.keys))
+            return self.values[np.where(np.isnan(x), len(self.keys) + 1, place) if self.kind == "f" else place]
+        get, default, nan = self.table.get, self.default, self.nan
+        y = np.empty(x.size, self.dtype)
+        y[:] = [get(value, default) if value == value else nan for value in x.reshape(-1).tolist()]
+        return y.reshape(x.shape)
+
+    def native_call(self) -> NativeCall | None:
+        """The kernel, from numbers to numbers."""
+        if self.kind not in ("i", "f") or not len(self.keys) or self.dtype.kind not in "iuf":
+            return None
+        keys = self.keys.astype(np.int64 if self.kind == "i" else np.float64)
+        return NativeCall("label_encoder", packed=[_kernels.PackedArray(keys), _kernels.PackedArray(self.values)])
 
 
 @operator("LabelEncoder", domain=DOMAIN, since=2, prepared=True)
@@ -204,7 +283,7 @@ def label_encoder(
     values_int64s: Sequence[int] | None = None,
     values_strings: Sequence[str] | None = None,
     values_tensor: np.ndarray | None = None,
-) -> Definition:
+) -> _Lookup:
     """Each element of X replaced by the value of its key, or by the default."""
     default: Any
     if values_tensor is not None:
@@ -232,8 +311,13 @@ def label_encoder(
         keys = keys_tensor.reshape(-1).tolist()
     if keys is None or len(keys) != len(values):
         raise ValueError(f"keys and values must be as many, got {0 if keys is None else len(keys)}, {len(values)}")
-    table = _table(keys, values)
-    return lambda x: _map_values(x, table, default, dtype)
+    return _Lookup(keys, values, default, dtype)
+
+
+@label_encoder.native
+def _label_encoder(node: Node) -> NativeCall | None:
+    call: NativeCall | None = label_encoder.prepared(node).native_call()
+    return call
 
 
 @operator("LabelEncoder", domain=DOMAIN, since=1, prepared=True)
@@ -250,14 +334,9 @@ def label_encoder_1(
 
 def _both_ways(integers: Sequence[int], strings: Sequence[str], default_int64: int, default_string: str) -> Definition:
     """Strings to the integers at their places, integers to the strings."""
-    to_integers, to_strings = _table(strings, integers), _table(integers, strings)
-
-    def run(x: np.ndarray) -> np.ndarray:
-        if x.dtype.kind in "OUS":
-            return _map_values(x, to_integers, default_int64, np.dtype(np.int64))
-        return _map_values(x, to_strings, default_string, np.dtype(object))
-
-    return run
+    to_integers = _Lookup(strings, integers, default_int64, np.dtype(np.int64))
+    to_strings = _Lookup(integers, strings, default_string, np.dtype(object))
+    return lambda x: (to_integers if x.dtype.kind in "OUS" else to_strings)(x)
 
 
 @operator("CategoryMapper", domain=DOMAIN, prepared=True)

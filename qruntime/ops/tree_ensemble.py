@@ -10,10 +10,9 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.forest import AGGREGATES, LEAF, MEMBER, MODES, Float, Forest, ForestArrays
-from qruntime.ops.ml import DOMAIN, class_labels, feature_rows, post_transformed
+from qruntime.ops.ml import DOMAIN, POST_TRANSFORMS, class_labels, feature_rows, post_transformed
 from qruntime.ops.registry import NativeCall, operator
 
-POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 REGRESSOR, CLASSIFIER, SAME_TYPE = range(3)
 FLOAT64 = 11
 

@@ -87,7 +87,7 @@ cdef int _pack_together(list weights, int num_threads) except -1:
     """Pack what is not packed yet, side by side in memory."""
     cdef PackedWeights packed
     cdef size_t total = 0
-    cdef list missing = [packed for packed in weights if isinstance(packed, PackedWeights) and (<PackedWeights>packed).handle == NULL]
+    cdef list missing = [one for one in weights if isinstance(one, PackedWeights) and (<PackedWeights>one).handle == NULL]
     if not missing:
         return 0
     for packed in missing:

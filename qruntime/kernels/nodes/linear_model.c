@@ -1,5 +1,6 @@
 /// Linear classifiers and regressors: the product with packed coefficients, and what becomes of the scores.
 #include "../threads.h"
+#include "../weights.h"
 #include "scores.h"
 
 /// How labels are found: not at all, by the greatest score, by whether the only score is above a threshold; or the
@@ -43,11 +44,11 @@ static qrt_status allocate(qrt_run *run, linear_call *call, qrt_tensor *out) {
 }
 
 /// Input: rows of features [N, F] or [F]; float32, int32 or int64. Outputs: float32 scores [N, C], of a classifier
-/// behind the labels int64 [N]. ints: transform, decision. floats: threshold. packed: coefficients qrt_f32_weights
+/// behind the labels int64 [N]. ints: transform, decision. floats: threshold. packed: coefficients qrt_weights
 /// [F, C], labels int64 or NULL.
 static qrt_status linear_model(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_ints != 2 || node->num_floats != 1 || node->num_packed != 2) return QRT_DECLINE;
-    const qrt_f32_weights *w = node->packed[0];
+    const qrt_weights *w = node->packed[0];
     const qrt_tensor *labels = node->packed[1];
     linear_call call = {
         .transform = node->ints[0], .decision = node->ints[1], .threshold = (float)node->floats[0],
@@ -63,7 +64,8 @@ static qrt_status linear_model(const qrt_node *node, qrt_run *run, const qrt_ten
     call.num_rows = x.num_rows;
     status = x.num_features == w->k ? allocate(run, &call, out) : QRT_DECLINE;
     if (status == QRT_OK && x.num_rows > 0) {
-        status = qrt_f32_linear(w, run, x.data, w->k, x.num_rows, NULL, call.scores, w->n);
+        const qrt_layer layer = {.w = w, .epilogue = {.activation = QRT_ACT_NONE}, .y = call.scores, .ldy_elems = w->n};
+        status = qrt_linear(&layer, 1, run, x.data, w->k, x.num_rows, QRT_PER_TOKEN);
         call.rows_per_task = qrt_rows_per_task(run, x.num_rows, 8 * w->n);
         int64_t num_tasks = (x.num_rows + call.rows_per_task - 1) / call.rows_per_task;
         if (status == QRT_OK) qrt_parallel_for(run->num_threads, num_tasks, finish_rows, &call);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../threads.h"
+#include "../weights.h"
 #include "scores.h"
 
 enum { BLOCK_ELEMS = 32768 };  ///< values of the kernel function at a time: they stay in the second-level cache
@@ -18,9 +19,9 @@ enum { VECTORS, SQUARES, WEIGHTS, LABELS, PROBABILITIES, NUM_PACKED };
 typedef struct {
     int64_t kernel, output, transform;
     float gamma, coef0, degree;
-    const qrt_f32_weights *vectors;  ///< [F, S]
+    const qrt_weights *vectors;  ///< [F, S]
     const float *squares;            ///< of the support vectors [S]
-    const qrt_f32_weights *weights;  ///< [S, pairs], the offset of each pair as bias
+    const qrt_weights *weights;  ///< [S, pairs], the offset of each pair as bias
     int64_t num_classes, num_pairs, num_scores;
     const int64_t *names;
     const double *a, *b;             ///< a pair's share is 1 / (1 + e^(a·score + b)); NULL without probabilities
@@ -174,15 +175,16 @@ static void finish_row(const svm_call *call, const float *pairs, int64_t row, co
 static void run_rows(void *context, int64_t task) {
     const svm_call *call = context;
     const svm_scratch s = scratch_of(call, task);
-    const qrt_f32_weights *vectors = call->vectors, *weights = call->weights;
+    const qrt_epilogue plain = {.activation = QRT_ACT_NONE};
+    const qrt_weights *vectors = call->vectors, *weights = call->weights;
     int64_t row = task * call->rows_per_task, end = row + call->rows_per_task;
     if (end > call->x.num_rows) end = call->x.num_rows;
     while (row < end) {
         int64_t count = end - row < call->block_rows ? end - row : call->block_rows;
         const float *x = call->x.data + row * vectors->k;
-        qrt_f32_linear_serial(vectors, x, vectors->k, count, NULL, s.values, vectors->n);
+        qrt_linear_serial(vectors, x, vectors->k, count, QRT_PER_TOKEN, &plain, s.values, vectors->n, NULL);
         apply_kernel(call, x, count, s.values);
-        qrt_f32_linear_serial(weights, s.values, weights->k, count, NULL, s.pairs, weights->n);
+        qrt_linear_serial(weights, s.values, weights->k, count, QRT_PER_TOKEN, &plain, s.pairs, weights->n, NULL);
         for (int64_t i = 0; i < count; i++) finish_row(call, s.pairs + i * call->num_pairs, row + i, &s);
         qrt_transform_scores(call->transform, call->scores + row * call->num_scores, count, call->num_scores);
         row += count;
@@ -201,6 +203,8 @@ static bool read_parameters(const qrt_node *node, svm_call *call) {
     };
     if (call->kernel < 0 || call->kernel >= NUM_KERNELS || call->output < 0 || call->output >= NUM_OUTPUT_KINDS) return false;
     const int64_t pairs = call->num_pairs = call->weights->n;
+    // Float weights multiply without working memory.
+    if (call->vectors->ops != &qrt_f32_ops || call->weights->ops != &qrt_f32_ops) return false;
     if (call->weights->k != call->vectors->n || (call->kernel == RBF && (!squares || squares->size != call->vectors->n))) return false;
     if (call->output == CLASSIFIER ? (c < 2 || pairs != c * (c - 1) / 2 || !labels || labels->size != c) : pairs != 1 || ab) return false;
     if (ab) {

@@ -1,5 +1,10 @@
 # The executor: a flat list of bound nodes over numbered slots.
 
+def widens(str kernel not None) -> bool:
+    """Whether the kernel of that name stands for its operator in narrower floats too."""
+    return qrt_widens(kernel.encode())
+
+
 cdef struct Step:
     qrt_node node
     qrt_node_fn fn
@@ -60,7 +65,7 @@ cdef class Executable:
     absent), input slots of the definition, first output slot, number of outputs, dying inputs bit set,
     slots to release, definition or None, label). `memoised` are the step numbers whose results depend on
     the input shapes only, `boundary` the slots they fill for the others. The kernels of `unwidened` steps
-    do not stand for narrower floats.
+    do not stand for narrower floats; of those that do, `widened` gives constants in float32: {(step, input of the kernel): array}.
     """
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
@@ -69,6 +74,8 @@ cdef class Executable:
     cdef double *floats
     cdef void **packed
     cdef int *input_refs
+    cdef qrt_tensor *wide        # constants in float32, and for each entry of input_refs NULL or one of them
+    cdef const qrt_tensor **wide_refs
     cdef int *releases
     cdef int *order_all
     cdef int *order_rest
@@ -90,7 +97,7 @@ cdef class Executable:
     cdef list input_shapes
     cdef object convert
 
-    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set()):
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}):
         cdef int i, j, at_input = 0, at_release = 0
         cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
         cdef Step *step
@@ -114,13 +121,15 @@ cdef class Executable:
         self.floats = <double *>calloc(max(1, sum([len(s[2]) for s in steps])), sizeof(double))
         self.packed = <void **>calloc(max(1, sum([len(s[3]) for s in steps])), sizeof(void *))
         self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))
+        self.wide = <qrt_tensor *>calloc(max(1, len(widened)), sizeof(qrt_tensor))
+        self.wide_refs = <const qrt_tensor **>calloc(max(1, self.num_input_refs), sizeof(qrt_tensor *))
         self.releases = <int *>calloc(max(1, sum(len(s[9]) for s in steps)), sizeof(int))
         self.order_all = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
         self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
         self.is_boundary = <char *>calloc(max(1, num_slots), 1)
-        if (self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
+        if (self.wide == NULL or self.wide_refs == NULL or self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
                 or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.is_boundary == NULL):
             raise MemoryError
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
@@ -166,6 +175,7 @@ cdef class Executable:
             step.node.num_inputs = len(inputs)
             step.node.num_outputs = num_outputs
             step.node.dying = dying
+            step.node.widened = self.wide_refs + at_input
             step.first_input = at_input
             step.first_output = first_output
             step.first_release = at_release
@@ -181,7 +191,15 @@ cdef class Executable:
                 self.order_rest[self.num_rest] = i
                 self.num_rest += 1
 
+        first_input = [self.steps[i].first_input for i in range(self.num_steps)]
+        for i, ((index, position), array) in enumerate(widened.items()):
+            _describe(&self.wide[i], array, _native_code(array))
+            self.wide_refs[<int>first_input[index] + <int>position] = &self.wide[i]
+        self.keepalive.append(widened)
+
     def __dealloc__(self):
+        free(self.wide)
+        free(self.wide_refs)
         free(self.steps)
         free(self.ints)
         free(self.floats)

@@ -77,6 +77,7 @@ class PackedNBits(PackedWeights):
 class PackedArray(Packed):
     def __init__(self, array: ArrayLike) -> None: ...
 
+def widens(kernel: str) -> bool: ...
 @final
 class Executable:
     native_constants: list[tuple[int, np.ndarray]]
@@ -96,6 +97,7 @@ class Executable:
         boundary: list[int],
         num_threads: int,
         unwidened: set[int] = ...,
+        widened: dict[tuple[int, int], np.ndarray] = ...,
     ) -> None: ...
     def name_inputs(
         self,

@@ -89,6 +89,7 @@ cdef extern from "nodes.h" nogil:
         int32_t num_inputs
         int32_t num_outputs
         uint64_t dying
+        const qrt_tensor *const *widened
     ctypedef qrt_status (*qrt_node_fn)(const qrt_node *, qrt_run *, const qrt_tensor *const *, qrt_tensor *) noexcept nogil
     qrt_node_fn qrt_find_node(const char *)
     bint qrt_widens(const char *)

@@ -17,6 +17,7 @@ typedef struct qrt_node {
     int32_t num_ints, num_floats, num_packed;
     int32_t num_inputs, num_outputs;
     uint64_t dying;          ///< bit i: input i is read here for the last time
+    const qrt_tensor *const *widened;  ///< for each input float32 that it is widened to, if it is a constant; else NULL
 } qrt_node;
 
 /// `in[i]` is NULL for an absent optional input. `out[i]` is empty when called; an output that nobody

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value, constant, stored_constant
+from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.fused_convolution import taps_by_remainder
 from qruntime.passes.linear import int8_codes
 from qruntime.passes.rewriting import Builder, Skip, splice, trace
@@ -44,8 +45,10 @@ def _lower_float(node: Node, sorted_taps: _SortedTaps) -> Skip | tuple[Builder, 
     """`sorted_taps` holds the weights of ConvTranspose nodes as their kernel reads them, for other nodes that share them."""
     weight = node.input(1)
     w = None if weight is None else weight.data
-    if weight is None or w is None or w.dtype != np.float32:
-        return Skip("the weight is no float32 constant")
+    if weight is None or w is None or not is_packable(w.dtype):
+        return Skip("the weight is no constant of float32 or narrower")
+    if node.op_type == "Conv" and w.dtype != np.float32:
+        return Skip("an activation after it is rounded apart")
     if not 3 <= w.ndim <= 5 or w.size == 0:
         return Skip(f"the weight has the shape {list(w.shape)}")
     if not node.attributes.keys() <= {*_GEOMETRY, *_TRANSPOSED}:
@@ -59,7 +62,7 @@ def _lower_float(node: Node, sorted_taps: _SortedTaps) -> Skip | tuple[Builder, 
         return Skip("the attributes do not fit the weight")
     if math.prod(strides) > _MAX_REMAINDERS:
         return Skip(f"strides {strides} leave more than {_MAX_REMAINDERS} remainders")
-    if not np.isfinite(w).all():
+    if not np.isfinite(widen(w)).all():
         return Skip("a weight is not finite")  # the kernel would multiply it with padding, the definition does not
     key = (weight, group, strides, dilations)
     if key not in sorted_taps:

@@ -138,6 +138,9 @@ def fuse_epilogues(graph: Graph) -> None:
             if is_narrow(node.outputs[0]):
                 continue
             if node.is_op(*_CONVOLUTIONS, domain=QRUNTIME):
+                weight = node.input(1)
+                if weight is not None and weight.data is not None and is_narrow_float(weight.data.dtype):
+                    continue
                 user = only_reader(nested, node)
                 if user is not None and _absorb_activation(node, user):
                     _drop(nested, user, node.outputs[0])

@@ -54,6 +54,7 @@ def memory_use(plan: Plan, graph: Graph) -> MemoryUse:
     packed = {id(p): p for call in nodes if call.native for p in call.native.packed if p is not None}
     constants = _distinct(array for one in plans for _, array in one.executable.native_constants)
     constants |= _distinct(a for call in nodes if call.native is None for v in call.arguments if v is not None for a in v.arrays())
+    constants |= _distinct(array for call in nodes for _, array in call.widened)
     originals = _distinct(a for v in (*graph.constants(), *graph.stored_constants()) for a in v.arrays())
     for key in constants:
         originals.pop(key, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +19,14 @@ from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, Unsup
 from qruntime.ir import AttributeType, Graph, Node, Value
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
+from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
 from qruntime.ops.registry import NativeCall, OpSpec
 from qruntime.runtime import reference
 from qruntime.runtime.recent import Recent
 from qruntime.runtime.shape_dependence import shape_only_nodes
+
+_READ_FLOAT16 = ("unary", "binary")
+"""Kernels that take float16 as it is, a cache full at a time."""
 
 _MOST_PLANS = 32
 """Choices of outputs that stay planned. Planning one again is quick: the weights are packed."""
@@ -37,6 +41,7 @@ class PlannedNode(NamedTuple):
     arguments: tuple[Value | None, ...]
     source: str  # "native", "numpy" or "reference"
     subplans: tuple[Plan, ...] = ()
+    widened: tuple[tuple[int, np.ndarray], ...] = ()  # inputs of the kernel that are constants, in float32
 
     @property
     def kernel(self) -> str | None:
@@ -94,6 +99,7 @@ class Planner:
         self.num_threads = num_threads
         self.recent: Recent[tuple[str, ...], Plan] = Recent(_MOST_PLANS)
         self._bound: dict[Node, PlannedNode] = {}
+        self._widened: dict[Value, np.ndarray] = {}
         self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, np.ndarray]] = {}
 
     def plan(self, outputs: Sequence[Value] | None = None) -> Plan:
@@ -122,7 +128,20 @@ class Planner:
         native = _bind_kernel(node, spec)
         if native is not None:
             native.packed = [None if packed is None else self._packed_once(packed) for packed in native.packed]
-        return PlannedNode(node, native, definition, node.inputs, "native" if native else "numpy")
+        widened = () if native is None else tuple(self._widened_constants(node, native))
+        return PlannedNode(node, native, definition, node.inputs, "native" if native else "numpy", widened=widened)
+
+    def _widened_constants(self, node: Node, native: NativeCall) -> Iterator[tuple[int, np.ndarray]]:
+        """What a kernel of float32 would otherwise widen at every run."""
+        if not native.widens or not _kernels.widens(native.kernel) or native.kernel in _READ_FLOAT16:
+            return
+        for position, i in enumerate(range(len(node.inputs)) if native.inputs is None else native.inputs):
+            value = node.input(i)
+            if value is None or value.data is None or not is_narrow_float(value.data.dtype) or not is_packable(value.data.dtype):
+                continue
+            if value not in self._widened:
+                self._widened[value] = np.ascontiguousarray(widen(value.data))
+            yield position, self._widened[value]
 
     def _packed_once(self, packed: _kernels.Packed) -> _kernels.Packed:
         """`packed`, or what an earlier node packs of the same weight. The weight is held, lest another takes its address."""
@@ -215,6 +234,7 @@ def _executable(
         [slots[v] for v in boundary],
         num_threads,
         {i for i, call in enumerate(planned) if call.native is not None and not call.native.widens},
+        {(i, position): array for i, call in enumerate(planned) for position, array in call.widened},
     )
 
 
@@ -228,10 +248,13 @@ def _aligned_inputs(call: PlannedNode) -> list[Value]:
 
 
 def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
-    """Constants that only the definition of a native node reads: the kernel has them packed."""
-    if call.native is None or call.native.inputs is None:
+    """Constants that only the definition of a native node reads: the kernel has them packed or widened."""
+    if call.native is None:
         return []
-    packed = [v for i, v in enumerate(call.arguments) if v is not None and v.is_constant and i not in call.native.inputs]
+    read = list(range(len(call.arguments)) if call.native.inputs is None else call.native.inputs)
+    for position, _ in call.widened:
+        read[position] = -1
+    packed = [v for i, v in enumerate(call.arguments) if v is not None and v.is_constant and i not in read]
     return [array for value in packed for array in value.arrays()]
 
 

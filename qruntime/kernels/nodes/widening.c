@@ -11,7 +11,7 @@ enum { GRAIN = 16384, MAX_INPUTS = 16 };
 static const char *const widening[] = {
     "unary", "binary", "reduce", "argmax", "argmin", "cumsum",
     "softmax", "log_softmax", "layer_norm", "rms_norm", "batch_norm", "group_norm",
-    "matmul", "gemm", "linear", "conv", "conv_q8", "attention", "lstm", "gru", "rnn",
+    "matmul", "gemm", "linear", "conv", "conv_q8", "attention", "lstm", "gru", "rnn", "conv_transpose",
     "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample", "roi_align",
 };
 
@@ -94,6 +94,10 @@ qrt_status qrt_call_widened(qrt_node_fn fn, const qrt_node *node, qrt_run *run, 
     for (int i = 0; i < node->num_inputs; i++) {
         inputs[i] = in[i];
         if (status != QRT_OK || !in[i] || in[i]->dtype != dtype) continue;
+        if (node->widened && node->widened[i]) {
+            inputs[i] = node->widened[i];
+            continue;
+        }
         status = qrt_alloc(run, &wide[i], QRT_F32, in[i]->rank, in[i]->dims);
         if (status != QRT_OK) continue;
         convert(run, in[i], &wide[i], true);

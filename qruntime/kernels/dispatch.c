@@ -71,6 +71,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_nbits(t);
     qrt_portable_pointwise(t);
+    qrt_portable_qlinear(t);
     qrt_portable_rows(t);
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
@@ -83,6 +84,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_q8(t);
     qrt_avx2_gemm_nbits(t);
     qrt_avx2_pointwise(t);
+    qrt_avx2_qlinear(t);
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
@@ -96,6 +98,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f64(t);
     qrt_avx512_gemm_nbits(t);
     qrt_avx512_pointwise(t);
+    qrt_avx512_qlinear(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
@@ -112,6 +115,7 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_q8(t);
     qrt_neon_gemm_nbits(t);
     qrt_neon_pointwise(t);
+    qrt_neon_qlinear(t);
     qrt_neon_rows(t);
     qrt_neon_rnn(t);
     qrt_neon_attention(t);

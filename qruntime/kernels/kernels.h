@@ -24,6 +24,7 @@
 #include "gemm_nbits.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
+#include "qlinear.h"
 #include "rnn.h"
 #include "rows.h"
 
@@ -37,6 +38,7 @@ typedef struct qrt_kernel_table {
     qrt_attention_q16 attention_q16;  ///< attention of quantized models
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
+    qrt_qlinear qlinear;      ///< 8-bit codes of static quantization
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis
 } qrt_kernel_table;
 

@@ -33,6 +33,9 @@ void qrt_avx512_gemm_nbits(qrt_kernel_table *t);
 void qrt_avx512_attention(qrt_kernel_table *t);
 void qrt_avx_vnni_attention(qrt_kernel_table *t);
 void qrt_avx512vnni_attention(qrt_kernel_table *t);
+void qrt_portable_qlinear(qrt_kernel_table *t);
+void qrt_avx2_qlinear(qrt_kernel_table *t);
+void qrt_avx512_qlinear(qrt_kernel_table *t);
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t);
 void qrt_neon_gemm_f64(qrt_kernel_table *t);
@@ -42,6 +45,7 @@ void qrt_neon_pointwise(qrt_kernel_table *t);
 void qrt_neon_rows(qrt_kernel_table *t);
 void qrt_neon_rnn(qrt_kernel_table *t);
 void qrt_neon_gemm_nbits(qrt_kernel_table *t);
+void qrt_neon_qlinear(qrt_kernel_table *t);
 void qrt_neon_attention(qrt_kernel_table *t);
 
 #endif

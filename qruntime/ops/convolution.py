@@ -140,14 +140,22 @@ def _without_zero_point(name: str, x: np.ndarray, zero_point: np.ndarray | None,
     return x.astype(np.int32) - zero_point.astype(np.int32).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def _convolve_integers(
+def integer_convolution(
     x: np.ndarray,
     w: np.ndarray,
     x_zero_point: np.ndarray | None,
     w_zero_point: np.ndarray | None,
-    group: int,
-    win: Window,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
 ) -> np.ndarray:
+    """Conv of 8-bit tensors minus their zero points, exact, as int64."""
+    check_convolution(x, w, group, kernel_shape)
+    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     if x_zero_point is not None and x_zero_point.size != 1:
         raise ValueError(f"x_zero_point must be one value, got shape {x_zero_point.shape}")
     x = _without_zero_point("x_zero_point", x, x_zero_point, 1)
@@ -172,9 +180,11 @@ def conv_integer(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Conv of 8-bit tensors minus their zero points (of W one, or one per filter) → int32."""
-    check_convolution(x, w, group, kernel_shape)
-    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
-    return _convolve_integers(x, w, x_zero_point, w_zero_point, group, win).astype(np.int32)
+    acc = integer_convolution(
+        x, w, x_zero_point, w_zero_point, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape,
+        pads=pads, strides=strides,
+    )  # fmt: skip
+    return acc.astype(np.int32)
 
 
 @operator("QLinearConv", since=10)
@@ -197,17 +207,19 @@ def qlinear_conv(
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Conv of 8-bit tensors, requantized to the type of `y_zero_point`; scales of W one, or one per filter."""
-    check_convolution(x, w, group, kernel_shape)
     for name, value in (("x_scale", x_scale), ("y_scale", y_scale), ("y_zero_point", y_zero_point)):
         if value.size != 1:
             raise ValueError(f"{name} must be one value, got shape {value.shape}")
-    if w_scale.size not in (1, w.shape[0]):
+    if w.ndim and w_scale.size not in (1, w.shape[0]):
         raise ValueError(f"w_scale must have 1 or {w.shape[0]} values, got shape {w_scale.shape}")
-    win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
-    acc = _convolve_integers(x, w, x_zero_point, w_zero_point, group, win)
+    acc = integer_convolution(
+        x, w, x_zero_point, w_zero_point, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape,
+        pads=pads, strides=strides,
+    )  # fmt: skip
     acc = add_bias(acc, b)
-    multiplier = (x_scale.reshape(()) * w_scale.reshape(-1) / y_scale.reshape(())).reshape(-1, *(1,) * len(win.kernel))
-    return requantized(acc, multiplier, y_zero_point.reshape(()))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        multiplier = x_scale.reshape(()) * w_scale.reshape(-1) / y_scale.reshape(())
+    return requantized(acc, multiplier.reshape(-1, *(1,) * (w.ndim - 2)), y_zero_point.reshape(()))
 
 
 def fold(columns: np.ndarray, win: Window, spatial: Sequence[int]) -> np.ndarray:

@@ -55,6 +55,7 @@ FAMILIES = {
     },
     "quantize_linear": {"": "DequantizeLinear DynamicQuantizeLinear QLinearMatMul QuantizeLinear"},
     "quantized_convolution": {"qruntime": "DynamicQuantizedConv"},
+    "qlinear_layers": {"qruntime": "CodeTable QLinearConv QLinearMatMul"},
     "random": {
         "": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
     },

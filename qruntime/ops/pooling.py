@@ -63,7 +63,7 @@ def max_pool(
     )
 
 
-def _sliding(node: Node, kernel: str) -> NativeCall | None:
+def sliding(node: Node, kernel: str) -> NativeCall | None:
     """The call of a sliding pooling over one or two axes; None for more, or for attributes of odd lengths."""
     sizes = node.attr("kernel_shape", ())
     rank = len(sizes)
@@ -80,7 +80,7 @@ def _sliding(node: Node, kernel: str) -> NativeCall | None:
 
 @max_pool.native
 def _(node: Node) -> NativeCall | None:
-    return _sliding(node, "max_pool") if len(node.outputs) == 1 else None
+    return sliding(node, "max_pool") if len(node.outputs) == 1 else None
 
 
 @operator("AveragePool", since=1)
@@ -106,7 +106,7 @@ def average_pool(
 
 @average_pool.native
 def _(node: Node) -> NativeCall | None:
-    return _sliding(node, "average_pool")
+    return sliding(node, "average_pool")
 
 
 @operator("LpPool", since=1)

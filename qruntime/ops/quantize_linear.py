@@ -52,9 +52,14 @@ def saturated(values: np.ndarray, zero_point: np.ndarray | int, dtype: np.dtype)
 
 
 def requantized(acc: np.ndarray, multiplier: np.ndarray, zero_point: np.ndarray) -> np.ndarray:
-    """Integer sums times a float multiplier, saturated to the type of `zero_point`."""
+    """Integer sums times a float multiplier, saturated to the type of `zero_point`.
+
+    In float32: the sum is rounded to it, and so is the product. The standard leaves open in which precision; in another
+    one a product next to the middle between two codes may become the other code.
+    """
     if zero_point.dtype.name in _INTEGER_RANGES:
-        return saturated(acc.astype(np.float64) * multiplier, zero_point, zero_point.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return saturated(acc.astype(np.float32) * multiplier.astype(np.float32), zero_point, zero_point.dtype)
     return _to_small_float(acc.astype(np.float32) * multiplier, zero_point.dtype, saturate=True)
 
 
@@ -232,9 +237,11 @@ def qlinear_matmul(
     right = b.astype(exact) - b_zero.astype(exact)
     acc = matmul(left, right)
     scales = [
-        _row_parameter("a_scale", a_scale, a, -2).astype(np.float64),
-        _row_parameter("b_scale", b_scale, b, -1).astype(np.float64),
-        _row_parameter("y_scale", y_scale, acc, -2).astype(np.float64),
+        _row_parameter("a_scale", a_scale, a, -2).astype(np.float32),
+        _row_parameter("b_scale", b_scale, b, -1).astype(np.float32),
+        _row_parameter("y_scale", y_scale, acc, -2).astype(np.float32),
     ]
     zero_point = _row_parameter("y_zero_point", y_zero_point, acc, -2)
-    return requantized(acc, scales[0] * scales[1] / scales[2], zero_point)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        multiplier = scales[0] * scales[1] / scales[2]
+    return requantized(acc, multiplier, zero_point)

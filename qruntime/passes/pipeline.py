@@ -19,6 +19,7 @@ from qruntime.passes.attention import fuse_attention
 from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.channel_affine import fold_channel_affine
+from qruntime.passes.channels_last import keep_channels_last
 from qruntime.passes.cleanup import (
     fold_all_constants,
     fold_constants,
@@ -26,6 +27,7 @@ from qruntime.passes.cleanup import (
     remove_dead_nodes,
     remove_identities,
 )
+from qruntime.passes.code_tables import fold_code_tables
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.einsum import contract_einsum, linear_einsum
@@ -35,10 +37,12 @@ from qruntime.passes.hard_swish import fuse_hard_swish
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
+from qruntime.passes.quantized_pairs import compute_on_codes
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 from qruntime.passes.stacked_concat import stack_concats
+from qruntime.passes.static_quantization import apply_code_tables, lower_static_quantization
 from qruntime.passes.stored import decode_stored, decode_what_is_left, read_stored
 from qruntime.passes.string_labels import look_up_string_labels
 
@@ -56,9 +60,14 @@ CANONICAL: list[Pass] = [
 
 LOWERED: list[Pass] = [
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
+    compute_on_codes,    # static quantization, while weights and biases are stored as codes
     decode_stored,       # weights that are stored in fewer bits, but for kernels that read them so
     # What other tools fused or quantized, in the terms of the passes below.
     lower_foreign_quantization,
+    lower_static_quantization,
+    fold_code_tables,
+    apply_code_tables,  # a layer looks up what was folded
+    keep_channels_last,
     expand_contrib,
     contract_einsum,
     remove_casts,

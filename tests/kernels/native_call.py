@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,12 @@ def run_native(
     domain: str = "",
     num_outputs: int = 1,
     num_threads: int = 1,
+    constants: Collection[int] = (),
     **attributes: Any,
 ) -> list[np.ndarray] | None:
-    """Outputs of the kernel; None when binder or kernel decline."""
+    """Outputs of the kernel; None when binder or kernel decline. The binder sees inputs at `constants` as such."""
     spec = registry.find(domain, op, version)
-    values = [None if x is None else Value(f"x{i}") for i, x in enumerate(inputs)]
+    values = [None if x is None else Value(f"x{i}", data=x if i in constants else None) for i, x in enumerate(inputs)]
     outputs = [Value(f"y{i}") for i in range(num_outputs)]
     node = Node(op, values, outputs, {k: _attribute(v) for k, v in attributes.items()}, domain=domain, version=version)
     assert spec is not None

@@ -50,37 +50,48 @@ static int64_t panel_bytes(int64_t k_padded) { return head_bytes(k_padded / KR) 
 /// Σ |a'| over a' < 0 is kept behind the row.
 static inline int32_t *row_start(const void *packed, int64_t k_padded) { return (int32_t *)packed + k_padded / 2; }
 
-/// Four magnitudes, four signs, and so on.
-static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
-                            void *packed, int64_t *sum) {
+/// 32 codes, `shift` between them and a', as four magnitudes, four signs, and so on. Adds Σ |a'| over a' < 0 to `total`.
+static inline __attribute__((always_inline)) void split32(__m256i codes, __m256i shift, int8_t *out, __m256i *total) {
+    __m256i zero = _mm256_setzero_si256(), shifted = _mm256_xor_si256(codes, shift);
+    __m256i size = _mm256_abs_epi8(shifted), sign = _mm256_cmpgt_epi8(zero, shifted);
+    *total = _mm256_add_epi64(*total, _mm256_sad_epu8(_mm256_and_si256(size, sign), zero));
+    __m256i low = _mm256_unpacklo_epi32(size, sign), high = _mm256_unpackhi_epi32(size, sign);
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((__m256i *)(out + 32), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+/// k codes, byte ^ flip each; they may lie in the second half of `packed`, for each is read before anything is written there.
+static void split_signs(const uint8_t *codes, uint8_t flip, int64_t k, int64_t k_padded, void *packed) {
     int8_t *out = packed;
-    uint8_t *codes = (uint8_t *)packed + k_padded;  // each is read before anything is written there
-    quantize(a, k, k_padded, inverse_scale, zero_point, codes, sum);
-    __m256i zero = _mm256_setzero_si256(), total = zero;
+    const __m256i shift = _mm256_set1_epi8((char)(flip ^ CODE_OFFSET));
+    __m256i total = _mm256_setzero_si256();
     int64_t i = 0;
-    for (; i + 32 <= k_padded; i += 32) {
-        __m256i q = _mm256_loadu_si256((const __m256i *)(codes + i));
-        __m256i shifted = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
-        __m256i size = _mm256_abs_epi8(shifted), sign = _mm256_cmpgt_epi8(zero, shifted);
-        total = _mm256_add_epi64(total, _mm256_sad_epu8(_mm256_and_si256(size, sign), zero));
-        __m256i low = _mm256_unpacklo_epi32(size, sign), high = _mm256_unpackhi_epi32(size, sign);
-        _mm256_storeu_si256((__m256i *)(out + 2 * i), _mm256_permute2x128_si256(low, high, 0x20));
-        _mm256_storeu_si256((__m256i *)(out + 2 * i + 32), _mm256_permute2x128_si256(low, high, 0x31));
+    for (; i + 32 <= k; i += 32) split32(_mm256_loadu_si256((const __m256i *)(codes + i)), shift, out + 2 * i, &total);
+    if (i < k_padded) {
+        uint8_t rest[32];
+        int8_t split[64];
+        _mm256_storeu_si256((__m256i *)rest, shift);  // a' = 0
+        memcpy(rest, codes + i, (size_t)(k - i));
+        split32(_mm256_loadu_si256((const __m256i *)rest), shift, split, &total);
+        memcpy(out + 2 * i, split, (size_t)(2 * (k_padded - i)));
     }
     __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    int32_t start = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
-    for (; i < k_padded; i += KR) {
-        uint8_t q[KR];
-        memcpy(q, codes + i, KR);
-        for (int j = 0; j < KR; j++) {
-            bool negative = q[j] < CODE_OFFSET;
-            int size = negative ? CODE_OFFSET - q[j] : q[j] - CODE_OFFSET;
-            out[2 * i + j] = (int8_t)size;
-            out[2 * i + KR + j] = negative ? -1 : 0;
-            start += negative ? size : 0;
-        }
-    }
-    *row_start(packed, k_padded) = start;
+    *row_start(packed, k_padded) = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
+}
+
+static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                            void *packed, int64_t *sum) {
+    uint8_t *codes = (uint8_t *)packed + k_padded;
+    quantize(a, k, k_padded, inverse_scale, zero_point, codes, sum);
+    split_signs(codes, 0, k, k_padded, packed);
+}
+
+static void pack_codes(const uint8_t *codes, uint8_t flip, int64_t k, int64_t k_padded, void *packed, int64_t *sum) {
+    split_signs(codes, flip, k, k_padded, packed);
+    if (!sum) return;
+    int64_t total = 0;
+    for (int64_t i = 0; i < k; i++) total += codes[i] ^ flip;
+    *sum = total;
 }
 
 // ------------------------------------------------------------------------------------------ packing
@@ -260,14 +271,24 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
     }
 }
 
+/// Sums of a' · w.
+static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
+    const panel_head *head = (const panel_head *)((const char *)w->panels + panel * w->panel_bytes);
+    int64_t stride = block->a_stride_bytes;
+    for (int r = 0; r < block->num_rows; r += MR, acc += MR * NR) {
+        const int8_t *a = (const int8_t *)block->a + r * stride;
+        (block->num_rows - r < MR ? tile1 : tile2)(a, stride, w->k_padded, head, acc);
+    }
+}
+
 #include "../vector/simd_end.h"
 
 void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
-        .codes = {range, quantize_signed}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
-        .multiply = multiply, .finish = finish,
+        .codes = {range, quantize_signed, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .multiply = multiply, .sums = sums, .code_offset = CODE_OFFSET, .finish = finish,
     };
 }
 

@@ -2,143 +2,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "../nodes.h"
 #include "../threads.h"
-
-/// Elements of one task. Below two of these a second thread costs more than it brings.
-enum { GRAIN = 16384 };
-
-/// Broadcasting reduced to what differs: dimensions of 1 dropped, neighbours merged where every operand
-/// walks them alike. Right-aligned: `first` … LAST are in use. Strides are in elements, 0 where an operand
-/// is repeated; those of LAST are 0 or 1.
-enum { LAST = QRT_MAX_RANK - 1 };
-typedef struct {
-    int first;
-    int64_t dims[QRT_MAX_RANK];
-    int64_t strides[3][QRT_MAX_RANK];
-} iteration;
-
-/// Shape of the result by numpy's rules; false when the operands do not fit together.
-static bool broadcast_shape(const qrt_tensor *const *in, int num, int32_t *rank, int64_t *dims) {
-    *rank = 0;
-    for (int k = 0; k < num; k++)
-        if (in[k]->rank > *rank) *rank = in[k]->rank;
-    for (int i = 0; i < *rank; i++) dims[i] = 1;
-    for (int k = 0; k < num; k++)
-        for (int i = 0; i < in[k]->rank; i++) {
-            int64_t d = in[k]->dims[i], *to = &dims[*rank - in[k]->rank + i];
-            if (d == 1) continue;
-            if (*to != 1 && *to != d) return false;
-            *to = d;
-        }
-    return true;
-}
-
-static iteration plan_iteration(const qrt_tensor *const *in, int num, int32_t rank, const int64_t *dims) {
-    iteration it = {.first = QRT_MAX_RANK};
-    int64_t next[3] = {1, 1, 1};
-    for (int i = rank - 1; i >= 0; i--) {
-        if (dims[i] == 1) continue;
-        int64_t stride[3];
-        bool merge = it.first <= LAST;
-        for (int k = 0; k < num; k++) {
-            int at = i - (rank - in[k]->rank);
-            bool repeated = at < 0 || in[k]->dims[at] == 1;
-            stride[k] = repeated ? 0 : next[k];
-            if (!repeated) next[k] *= in[k]->dims[at];
-            if (merge) merge = stride[k] == it.strides[k][it.first] * it.dims[it.first];
-        }
-        if (merge) {
-            it.dims[it.first] *= dims[i];
-            continue;
-        }
-        it.dims[--it.first] = dims[i];
-        for (int k = 0; k < num; k++) it.strides[k][it.first] = stride[k];
-    }
-    if (it.first > LAST) {
-        it.dims[--it.first] = 1;
-        for (int k = 0; k < num; k++) it.strides[k][LAST] = 1;
-    }
-    return it;
-}
-
-typedef struct elementwise_call elementwise_call;
-
-/// One contiguous run of the output, operands at element offsets `at`.
-typedef void (*run_fn)(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps);
-
-struct elementwise_call {
-    iteration it;
-    int num;
-    run_fn run;
-    int64_t runs;        ///< runs in all: products of the outer dims times pieces of the inner one
-    int64_t pieces;      ///< pieces of one inner dimension
-    int64_t piece;       ///< elements of a piece
-    int64_t runs_per_task;
-    const void *in[3];
-    void *out;
-    const void *kernel;
-    size_t itemsize, out_itemsize;
-};
-
-static void run_task(void *context, int64_t task) {
-    const elementwise_call *call = context;
-    const iteration *it = &call->it;
-    int64_t first = task * call->runs_per_task, last = first + call->runs_per_task;
-    if (last > call->runs) last = call->runs;
-    int64_t row = first / call->pieces, piece = first % call->pieces;
-    int64_t index[QRT_MAX_RANK], base[3] = {0, 0, 0};
-    for (int64_t rest = row, i = LAST - 1; i >= it->first; i--) {
-        index[i] = rest % it->dims[i];
-        rest /= it->dims[i];
-        for (int k = 0; k < call->num; k++) base[k] += index[i] * it->strides[k][i];
-    }
-    int steps[3];
-    for (int k = 0; k < call->num; k++) steps[k] = (int)it->strides[k][LAST];
-    for (int64_t r = first; r < last; r++) {
-        int64_t start = piece * call->piece, left = it->dims[LAST] - start, at[3];
-        for (int k = 0; k < call->num; k++) at[k] = base[k] + start * steps[k];
-        call->run(call, at, row * it->dims[LAST] + start, left < call->piece ? left : call->piece, steps);
-        if (++piece < call->pieces) continue;
-        piece = 0;
-        row++;
-        for (int i = LAST - 1; i >= it->first; i--) {
-            for (int k = 0; k < call->num; k++) base[k] += it->strides[k][i];
-            if (++index[i] < it->dims[i]) break;
-            for (int k = 0; k < call->num; k++) base[k] -= it->strides[k][i] * it->dims[i];
-            index[i] = 0;
-        }
-    }
-}
-
-static void run_all(elementwise_call *call, qrt_run *run, int64_t size) {
-    if (size == 0) return;
-    int64_t inner = call->it.dims[LAST];
-    call->piece = inner < GRAIN ? inner : GRAIN;
-    call->pieces = (inner + call->piece - 1) / call->piece;
-    call->runs = size / inner * call->pieces;
-    call->runs_per_task = (GRAIN + call->piece - 1) / call->piece;
-    int64_t tasks = (call->runs + call->runs_per_task - 1) / call->runs_per_task;
-    qrt_parallel_for(run->num_threads, tasks, run_task, call);
-}
-
-static bool has_shape(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
-    return t->rank == rank && (rank == 0 || !memcmp(t->dims, dims, (size_t)rank * sizeof *dims));
-}
-
-/// Allocate the output, over operand i of the same shape and item size when that one may be overwritten.
-static qrt_status allocate_over(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, int first, int last,
-                                int32_t dtype, int32_t rank, const int64_t *dims, qrt_tensor *out) {
-    for (int i = first; i <= last; i++) {
-        bool same = qrt_itemsize(in[i]->dtype) == qrt_itemsize(dtype) && has_shape(in[i], rank, dims);
-        if (same && qrt_may_overwrite(node, in, i)) {
-            qrt_alias(out, in[i], rank, dims);
-            out->dtype = dtype;
-            return QRT_OK;
-        }
-    }
-    return qrt_alloc(run, out, dtype, rank, dims);
-}
+#include "broadcast.h"
 
 /// Numbers of float16 that are widened at a time, so that they stay in the first-level cache.
 enum { HALVES = 1024 };
@@ -154,7 +19,7 @@ typedef struct {
 
 static void unary_task(void *context, int64_t task) {
     const unary_call *call = context;
-    int64_t start = task * GRAIN, left = call->size - start, n = left < GRAIN ? left : GRAIN;
+    int64_t start = task * QRT_GRAIN, left = call->size - start, n = left < QRT_GRAIN ? left : QRT_GRAIN;
     if (!call->is_half) {
         call->fn((const float *)call->x + start, (float *)call->y + start, n, call->p, call->q);
         return;
@@ -186,10 +51,10 @@ static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     }
     call.p = parameters[0];
     call.q = parameters[1];
-    qrt_status status = allocate_over(node, run, in, 0, 0, dtype, in[0]->rank, in[0]->dims, &out[0]);
+    qrt_status status = qrt_allocate_over(node, run, in, 0, 0, dtype, in[0]->rank, in[0]->dims, &out[0]);
     if (status != QRT_OK) return status;
     call.y = out[0].data;
-    qrt_parallel_for(run->num_threads, (call.size + GRAIN - 1) / GRAIN, unary_task, &call);
+    qrt_parallel_for(run->num_threads, (call.size + QRT_GRAIN - 1) / QRT_GRAIN, unary_task, &call);
     return QRT_OK;
 }
 
@@ -197,14 +62,14 @@ static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *co
 static qrt_status logical_not(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs < 1 || !in[0] || in[0]->dtype != QRT_BOOL) return QRT_DECLINE;
     const uint8_t *x = in[0]->data;
-    qrt_status status = allocate_over(node, run, in, 0, 0, QRT_BOOL, in[0]->rank, in[0]->dims, &out[0]);
+    qrt_status status = qrt_allocate_over(node, run, in, 0, 0, QRT_BOOL, in[0]->rank, in[0]->dims, &out[0]);
     if (status != QRT_OK) return status;
     uint8_t *y = out[0].data;
     for (int64_t i = 0; i < out[0].size; i++) y[i] = !x[i];
     return QRT_OK;
 }
 
-static void binary_run(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
+static void binary_run(const qrt_broadcast *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
     qrt_binary_fn fn = (qrt_binary_fn)(uintptr_t)call->kernel;
     const char *a = (const char *)call->in[0] + (size_t)at[0] * call->itemsize;
     const char *b = (const char *)call->in[1] + (size_t)at[1] * call->itemsize;
@@ -212,7 +77,7 @@ static void binary_run(const elementwise_call *call, const int64_t *at, int64_t 
 }
 
 /// The same of float16, with a kernel of float32.
-static void binary_half_run(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
+static void binary_half_run(const qrt_broadcast *call, const int64_t *at, int64_t out, int64_t n, const int *steps) {
     qrt_binary_fn fn = (qrt_binary_fn)(uintptr_t)call->kernel;
     const uint16_t *a = (const uint16_t *)call->in[0] + at[0], *b = (const uint16_t *)call->in[1] + at[1];
     char *y = (char *)call->out + (size_t)out * call->out_itemsize;
@@ -265,15 +130,15 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     if (divides && !is_float && !division_is_defined(in[0], in[1])) return QRT_DECLINE;
     int32_t rank, result = op >= QRT_EQUAL ? QRT_BOOL : dtype;
     int64_t dims[QRT_MAX_RANK];
-    if (!broadcast_shape(in, 2, &rank, dims)) return QRT_DECLINE;
-    if (op == QRT_PRELU && !has_shape(in[0], rank, dims)) return QRT_DECLINE;
-    elementwise_call call = {.it = plan_iteration(in, 2, rank, dims), .num = 2, .run = is_half ? binary_half_run : binary_run,
+    if (!qrt_broadcast_shape(in, 2, &rank, dims)) return QRT_DECLINE;
+    if (op == QRT_PRELU && !qrt_has_shape(in[0], rank, dims)) return QRT_DECLINE;
+    qrt_broadcast call = {.it = qrt_plan_iteration(in, 2, rank, dims), .num = 2, .run = is_half ? binary_half_run : binary_run,
                              .in = {in[0]->data, in[1]->data}, .kernel = (const void *)(uintptr_t)fn,
                              .itemsize = qrt_itemsize(dtype), .out_itemsize = qrt_itemsize(result)};
-    qrt_status status = allocate_over(node, run, in, 0, 1, result, rank, dims, &out[0]);
+    qrt_status status = qrt_allocate_over(node, run, in, 0, 1, result, rank, dims, &out[0]);
     if (status != QRT_OK) return status;
     call.out = out[0].data;
-    run_all(&call, run, out[0].size);
+    qrt_run_broadcast(&call, run, out[0].size);
     return QRT_OK;
 }
 
@@ -281,7 +146,7 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
 #define PICK(condition, a, b) (__extension__({ __typeof__(*y) a_ = (a), b_ = (b); (condition) ? a_ : b_; }))
 
 #define SELECT(name, type)                                                                               \
-    static void name(const elementwise_call *call, const int64_t *at, int64_t out, int64_t n,            \
+    static void name(const qrt_broadcast *call, const int64_t *at, int64_t out, int64_t n,            \
                      const int *steps) {                                                                 \
         const uint8_t *c = (const uint8_t *)call->in[0] + at[0];                                         \
         const type *x = (const type *)call->in[1] + at[1], *y = (const type *)call->in[2] + at[2];       \
@@ -312,14 +177,14 @@ static qrt_status where(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     if (in[0]->dtype != QRT_BOOL || in[1]->dtype != in[2]->dtype || itemsize == 0) return QRT_DECLINE;
     int32_t rank;
     int64_t dims[QRT_MAX_RANK];
-    if (!broadcast_shape(in, 3, &rank, dims)) return QRT_DECLINE;
-    run_fn select = itemsize == 1 ? select_8 : itemsize == 2 ? select_16 : itemsize == 4 ? select_32 : select_64;
-    elementwise_call call = {.it = plan_iteration(in, 3, rank, dims), .num = 3, .run = select,
+    if (!qrt_broadcast_shape(in, 3, &rank, dims)) return QRT_DECLINE;
+    qrt_broadcast_fn select = itemsize == 1 ? select_8 : itemsize == 2 ? select_16 : itemsize == 4 ? select_32 : select_64;
+    qrt_broadcast call = {.it = qrt_plan_iteration(in, 3, rank, dims), .num = 3, .run = select,
                              .in = {in[0]->data, in[1]->data, in[2]->data}};
-    qrt_status status = allocate_over(node, run, in, 1, 2, in[1]->dtype, rank, dims, &out[0]);
+    qrt_status status = qrt_allocate_over(node, run, in, 1, 2, in[1]->dtype, rank, dims, &out[0]);
     if (status != QRT_OK) return status;
     call.out = out[0].data;
-    run_all(&call, run, out[0].size);
+    qrt_run_broadcast(&call, run, out[0].size);
     return QRT_OK;
 }
 

@@ -1,4 +1,4 @@
-/// Poolings of float32 planes.
+/// Poolings of float32 planes, and maxima of planes of 8-bit codes.
 ///
 /// A sliding window is reduced down its columns first, whole rows at a time, into a padded line, then along
 /// that line. Every output is computed by the same operations wherever its plane lies.
@@ -6,28 +6,24 @@
 #include <string.h>
 
 #include "../threads.h"
-#include "arguments.h"
+#include "codes.h"
+#include "windows.h"
 
 /// Planes are pooled in parallel above this many taps.
 enum { PARALLEL_TAPS = 64 * 1024 };
-
-/// One axis of a sliding window.
-typedef struct {
-    int64_t size, kernel, stride, dilation, begin, end, output;
-} window;
 
 typedef struct {
     const float *x;
     float *y;
     float *lines;             ///< two for each task: a padded line, and the windows along it
     int64_t line_elems, planes, planes_per_task;
-    window rows, columns;
+    qrt_window rows, columns;
     const float *counts;  ///< NULL for maxima; else how many taps count, per output row, then per output column
 } pooling;
 
 static void pool_planes(void *context, int64_t task) {
     const pooling *p = context;
-    const window rows = p->rows, columns = p->columns;
+    const qrt_window rows = p->rows, columns = p->columns;
     const qrt_binary_fn join = qrt_kernels.pointwise.binary_f32[p->counts ? QRT_ADD : QRT_MAX];
     const float neutral = p->counts ? 0 : -INFINITY;
     const int64_t reach = (columns.output - 1) * columns.stride + 1;
@@ -61,33 +57,7 @@ static void pool_planes(void *context, int64_t task) {
     }
 }
 
-enum { NOTSET, SAME_UPPER, SAME_LOWER, VALID };
-
-/// Find padding and output size of an axis; false for what the definition reports.
-static bool resolve(window *w, int auto_pad, bool rounds_up) {
-    const int64_t limit = 1 << 24;
-    if (w->kernel < 1 || w->stride < 1 || w->dilation < 1 || w->begin < 0 || w->end < 0) return false;
-    if (w->kernel > limit || w->stride > limit || w->dilation > limit || w->begin > limit || w->end > limit) return false;
-    const int64_t extent = (w->kernel - 1) * w->dilation + 1;
-    if (extent > limit) return false;
-    if (auto_pad == SAME_UPPER || auto_pad == SAME_LOWER) {
-        w->output = w->size / w->stride + (w->size % w->stride != 0);
-        int64_t total = (w->output - 1) * w->stride + extent - w->size;
-        if (total < 0) total = 0;
-        w->begin = auto_pad == SAME_UPPER ? total / 2 : total - total / 2;
-        w->end = total - w->begin;
-        return true;
-    }
-    if (auto_pad == VALID) w->begin = w->end = 0;
-    int64_t room = w->size + w->begin + w->end - extent;
-    if (room < 0) return false;
-    w->output = room / w->stride + 1;
-    // A window that would start in the padding behind the input does not count.
-    if (rounds_up && auto_pad == NOTSET && room % w->stride && w->output * w->stride < w->size + w->begin) w->output++;
-    return true;
-}
-
-static void count_taps(const window *w, bool includes_pad, float *counts) {
+static void count_taps(const qrt_window *w, bool includes_pad, float *counts) {
     int64_t low = includes_pad ? 0 : w->begin, high = w->begin + w->size + (includes_pad ? w->end : 0);
     for (int64_t o = 0; o < w->output; o++) {
         int64_t count = 0;
@@ -99,23 +69,79 @@ static void count_taps(const window *w, bool includes_pad, float *counts) {
     }
 }
 
+/// Maxima of 8-bit codes, in the same way.
+typedef struct {
+    const uint8_t *x;
+    uint8_t *y;
+    uint8_t *lines;
+    int64_t line_bytes, planes, planes_per_task;
+    qrt_window rows, columns;
+    bool is_signed;
+} code_pooling;
+
+static void pool_code_planes(void *context, int64_t task) {
+    const code_pooling *p = context;
+    const qrt_window rows = p->rows, columns = p->columns;
+    void (*join)(const uint8_t *, const uint8_t *, uint8_t *, int64_t) = p->is_signed ? qrt_kernels.qlinear.max_i8 : qrt_kernels.qlinear.max_u8;
+    const uint8_t neutral = p->is_signed ? 0x80 : 0;
+    const int64_t reach = (columns.output - 1) * columns.stride + 1;
+    int64_t plane = task * p->planes_per_task, end = plane + p->planes_per_task;
+    if (end > p->planes) end = p->planes;
+    uint8_t *line = p->lines + task * 2 * p->line_bytes, *joined = line + p->line_bytes, *inside = line + columns.begin;
+    memset(line, neutral, (size_t)p->line_bytes);
+    for (; plane < end; plane++) {
+        const uint8_t *x = p->x + plane * rows.size * columns.size;
+        uint8_t *y = p->y + plane * rows.output * columns.output;
+        for (int64_t r = 0; r < rows.output; r++, y += columns.output) {
+            memset(inside, neutral, (size_t)columns.size);
+            for (int64_t k = 0; k < rows.kernel; k++) {
+                int64_t at = r * rows.stride + k * rows.dilation - rows.begin;
+                if (at >= 0 && at < rows.size) join(inside, x + at * columns.size, inside, columns.size);
+            }
+            const uint8_t *windows = line;
+            for (int64_t k = 1; k < columns.kernel; k++, windows = joined) join(windows, line + k * columns.dilation, joined, reach);
+            for (int64_t c = 0; c < columns.output; c++) y[c] = windows[c * columns.stride];
+        }
+    }
+}
+
+static qrt_status slide_codes(qrt_run *run, const qrt_tensor *x, const qrt_window *axes, const int64_t *dims, qrt_tensor *out) {
+    const qrt_window *columns = &axes[1];
+    int64_t line = (columns->output - 1) * columns->stride + (columns->kernel - 1) * columns->dilation + 1;
+    if (line < columns->begin + columns->size) line = columns->begin + columns->size;
+    code_pooling p = {
+        .x = x->data, .line_bytes = line, .planes = dims[0] * dims[1], .rows = axes[0], .columns = *columns, .is_signed = x->dtype == QRT_I8,
+    };
+    int64_t size = qrt_product(dims, 0, x->rank);
+    if (size == 0) return qrt_alloc(run, out, x->dtype, x->rank, dims);
+    int64_t num_tasks = size < PARALLEL_TAPS ? 1 : 4 * (int64_t)run->num_threads;
+    p.planes_per_task = (p.planes + num_tasks - 1) / num_tasks;
+    num_tasks = (p.planes + p.planes_per_task - 1) / p.planes_per_task;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(num_tasks * 2 * line));
+    if (!scratch) return QRT_NO_MEMORY;
+    p.lines = scratch->data;
+    qrt_status status = qrt_alloc(run, out, x->dtype, x->rank, dims);
+    if (status == QRT_OK) {
+        p.y = out->data;
+        qrt_parallel_for(run->num_threads, num_tasks, pool_code_planes, &p);
+    }
+    qrt_scratch_free(run, scratch);
+    return status;
+}
+
 /// ints: auto_pad, ceil_mode, count_include_pad, then for each spatial axis (one or two)
-/// kernel, stride, dilation, padding before and behind. Input: float32 [N, C, spatial…].
+/// kernel, stride, dilation, padding before and behind. Input: float32 [N, C, spatial…]; for maxima also uint8 and int8.
 static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool is_max) {
     const qrt_tensor *x = qrt_input(node, in, 0);
     const int num_axes = (node->num_ints - 3) / 5;
-    if (!qrt_is_tensor(x) || x->dtype != QRT_F32 || num_axes < 1 || num_axes > 2 || x->rank != num_axes + 2) return QRT_DECLINE;
-    window axes[2] = {{1, 1, 1, 1, 0, 0, 1}, {1, 1, 1, 1, 0, 0, 1}};
+    if (!qrt_is_tensor(x) || (x->dtype != QRT_F32 && !(is_max && qrt_has_codes(x))) || num_axes < 1 || num_axes > 2 || x->rank != num_axes + 2) return QRT_DECLINE;
+    qrt_window axes[2];
     int64_t dims[QRT_MAX_RANK] = {x->dims[0], x->dims[1]};
-    for (int i = 0; i < num_axes; i++) {
-        const int64_t *given = node->ints + 3 + 5 * i;
-        window *w = &axes[i + 2 - num_axes];
-        *w = (window){x->dims[i + 2], given[0], given[1], given[2], given[3], given[4], 0};
-        if (!resolve(w, (int)node->ints[0], node->ints[1] != 0)) return QRT_DECLINE;
-        dims[i + 2] = w->output;
-    }
+    if (!qrt_resolve_windows(node, num_axes, x->dims + 2, axes)) return QRT_DECLINE;
+    for (int i = 0; i < num_axes; i++) dims[i + 2] = axes[i + 2 - num_axes].output;
     if (!qrt_is_buildable(x->rank, dims)) return QRT_DECLINE;
-    const window *rows = &axes[0], *columns = &axes[1];
+    if (x->dtype != QRT_F32) return slide_codes(run, x, axes, dims, &out[0]);
+    const qrt_window *rows = &axes[0], *columns = &axes[1];
     // The line holds all that windows reach, and the whole row even where no window does.
     int64_t line = (columns->output - 1) * columns->stride + (columns->kernel - 1) * columns->dilation + 1;
     if (line < columns->begin + columns->size) line = columns->begin + columns->size;

@@ -5,7 +5,7 @@
 #include "../rungs.h"
 #include "activation.h"
 
-enum { NR = 16 };
+enum { NR = 16, CODE_OFFSET = 0 };
 
 static void range(const float *a, int64_t k, float *lo, float *hi) {
     float least = *lo, most = *hi;
@@ -34,6 +34,9 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     memset(q + k, 0, (size_t)(k_padded - k));
     if (sum) *sum = total;
 }
+
+#define ITEM uint8_t
+#include "../vector/pack_codes.inc.h"
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
@@ -95,7 +98,7 @@ void qrt_portable_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "portable", .mr = 1, .nr = NR, .kr = 1, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-        .codes = {range, quantize}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .multiply = multiply, .dot = dot, .finish = finish,
     };
 }

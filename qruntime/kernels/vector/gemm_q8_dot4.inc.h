@@ -7,6 +7,9 @@
 
 enum { GROUP = 4, VECTORS = NR / VL, TILE_ROWS = QRT_TILE_ROWS };
 
+#define ITEM uint8_t
+#include "pack_codes.inc.h"
+
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// Rows lie a stride apart, which no hardware foresees across pages.
@@ -249,6 +252,6 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
 static const qrt_gemm_q8 dot4_gemm_q8 = {
     .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .codes = {range, quantize}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .multiply = multiply_rows, .dot = dot, .finish = finish,
 };

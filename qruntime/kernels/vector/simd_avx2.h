@@ -88,6 +88,7 @@ static inline vf vi_to_vf(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 static inline vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 #define vi_sll(a, bits) _mm256_slli_epi32(a, bits)
 #define vi_srl(a, bits) _mm256_srli_epi32(a, bits)
 #define vi_sra(a, bits) _mm256_srai_epi32(a, bits)
@@ -186,4 +187,27 @@ static inline void vi_hmax4(const vi *v, float *greatest) {
 /// VL numbers that fit 16 bits.
 static inline void vi_store_i16(int16_t *p, vi v) {
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+
+/// Lanes from bytes 0 … 255, and into bytes: lanes are 0 … 255.
+static inline vi vi_load_bytes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+static inline vi vi_load_bytes_n(const uint8_t *p, int64_t n) {
+    uint8_t bytes[VL] = {0};
+    memcpy(bytes, p, (size_t)n);
+    return vi_load_bytes(bytes);
+}
+static inline void vi_store_bytes(uint8_t *p, vi v) {
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(halves, halves));
+}
+static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) {
+    uint8_t bytes[VL];
+    vi_store_bytes(bytes, v);
+    memcpy(p, bytes, (size_t)n);
+}
+/// Four vectors, one after the other.
+static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
+    __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)p, bytes);
 }

@@ -69,6 +69,7 @@ static inline vf vi_to_vf(vi a) { return _mm512_cvtepi32_ps(a); }
 static inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static inline vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static inline vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+static inline vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 #define vi_sll(a, bits) _mm512_slli_epi32(a, bits)
 #define vi_srl(a, bits) _mm512_srli_epi32(a, bits)
 #define vi_sra(a, bits) _mm512_srai_epi32(a, bits)
@@ -158,3 +159,13 @@ static inline void vi_store_i16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i
 /// Not every vocabulary has it: table[index modulo 16].
 #define VF_LOOKUP_SIZE 16
 static inline vf vf_lookup(const float *table, vi index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
+
+static inline vi vi_load_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline vi vi_load_bytes_n(const uint8_t *p, int64_t n) {
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(vm_first(n), p));
+}
+static inline void vi_store_bytes(uint8_t *p, vi v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
+static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) { _mm512_mask_cvtepi32_storeu_epi8(p, vm_first(n), v); }
+static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
+    for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
+}

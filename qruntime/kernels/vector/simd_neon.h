@@ -118,6 +118,7 @@ static inline void vi_hmax4(const vi *v, float *greatest) {
 }
 static inline void vi_store_i16(int16_t *p, vi v) { vst1_s16(p, vmovn_s32(v)); }
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 #define vi_sll(a, bits) vshlq_n_s32(a, bits)
 #define vi_srl(a, bits) vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), bits))
 #define vi_sra(a, bits) vshrq_n_s32(a, bits)
@@ -167,3 +168,25 @@ static inline void vf_transpose4(const float *p, int64_t stride, vf *columns) {
 
 static inline vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline void vf_store_f16(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+
+static inline vi vi_load_n(const int32_t *p, int64_t n) {
+    int32_t lanes[VL] = {0};
+    memcpy(lanes, p, (size_t)n * sizeof *p);
+    return vi_load(lanes);
+}
+static inline vi vi_load_bytes_n(const uint8_t *p, int64_t n) {
+    uint8_t bytes[8] = {0};
+    memcpy(bytes, p, (size_t)n);
+    return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vld1_u8(bytes)))));
+}
+static inline vi vi_load_bytes(const uint8_t *p) { return vi_load_bytes_n(p, VL); }
+static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) {
+    int16x4_t halves = vmovn_s32(v);
+    uint8_t bytes[8];
+    vst1_u8(bytes, vreinterpret_u8_s8(vmovn_s16(vcombine_s16(halves, halves))));
+    memcpy(p, bytes, (size_t)n);
+}
+static inline void vi_store_bytes(uint8_t *p, vi v) { vi_store_bytes_n(p, v, VL); }
+static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
+    for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
+}

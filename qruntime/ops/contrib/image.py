@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.checks import integers, limit_shape, require_rank, require_shape
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.image import grid_sample_16
-from qruntime.ops.registry import operator
+from qruntime.ops.pooling import sliding
+from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import window
 
 
@@ -32,6 +34,11 @@ def nhwc_max_pool(
         dilations=dilations, pads=pads, strides=strides,
     )  # fmt: skip
     return np.ascontiguousarray(np.moveaxis(y, 1, -1))
+
+
+@nhwc_max_pool.native
+def _(node: Node) -> NativeCall | None:
+    return sliding(node, "code_max_pool")
 
 
 @operator("MaxpoolWithMask", domain=MICROSOFT)

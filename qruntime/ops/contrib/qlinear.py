@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from qruntime.ir import Node
 from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT, standard
-from qruntime.ops.quantize_linear import requantized
+from qruntime.ops.pooling import sliding
+from qruntime.ops.quantize_linear import requantized, saturated
 from qruntime.ops.registry import NativeCall, operator
+from qruntime.ops.windows import padded, reduce_windows, tap_counts, window
 
 _UINT8 = 2
 """Code of the ONNX element type."""
@@ -59,7 +62,30 @@ def _dequantize(node: Node) -> NativeCall:
     return NativeCall("dequantize_linear", ints=[node.attr("axis", 1), 0])
 
 
-def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+def constant_parameters(
+    node: Node, scales: Sequence[int], zeros: Sequence[int]
+) -> tuple[list[np.float32] | None, list[int] | None]:
+    """Scales and zero points among the inputs of `node`, an absent zero point as 0; None for those that kernels do not take.
+
+    Kernels take constants of one value; scales that 255 times over are finite, and not 0.
+    """
+    given = [node.input(i) for i in scales]
+    arrays = [None if value is None else value.data for value in given]
+    if any(a is None or a.dtype != np.float32 or a.size != 1 for a in arrays):
+        return None, None
+    numbers = [np.float32(a.reshape(())) for a in arrays if a is not None]
+    with np.errstate(over="ignore"):
+        if not all(np.isfinite(number * np.float32(255)) and number != 0 for number in numbers):
+            return None, None
+    points = []
+    for value in (node.input(i) for i in zeros):
+        if value is not None and (value.data is None or value.data.size != 1 or value.data.dtype not in (np.uint8, np.int8)):
+            return None, None
+        points.append(0 if value is None or value.data is None else int(value.data.reshape(())))
+    return numbers, points
+
+
+def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.ndarray], code: int) -> None:
     @operator(op, domain=MICROSOFT)
     def definition(
         a: np.ndarray,
@@ -72,12 +98,21 @@ def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.nd
         c_zero_point: np.ndarray | None = None,
     ) -> np.ndarray:
         """Two quantized tensors, broadcast; all parameters are single values."""
-        y = function(_real(a, a_scale, a_zero_point), _real(b, b_scale, b_zero_point))
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = function(_real(a, a_scale, a_zero_point), _real(b, b_scale, b_zero_point))
         return _codes(y, c_scale, c_zero_point, a.dtype)
 
 
-_register_binary("QLinearAdd", np.add)
-_register_binary("QLinearMul", np.multiply)
+    @definition.native
+    def _(node: Node) -> NativeCall | None:
+        scales, zeros = constant_parameters(node, (1, 4, 6), (2, 5, 7))
+        if scales is None or zeros is None:
+            return None
+        return NativeCall("qlinear_binary", ints=[code, *zeros], floats=list(map(float, scales)), inputs=[0, 3])
+
+
+_register_binary("QLinearAdd", np.add, 0)
+_register_binary("QLinearMul", np.multiply, 1)
 
 
 @operator("QLinearSigmoid", domain=MICROSOFT)
@@ -132,6 +167,38 @@ def qlinear_softmax(
     return _codes(y, y_scale, y_zero_point, x.dtype)
 
 
+def _centred(q: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+    """Codes minus their zero point, int64."""
+    return q.astype(np.int64) - (0 if zero_point is None else zero_point.reshape(()).astype(np.int64))
+
+
+def _averaged(
+    sums: np.ndarray,
+    counts: np.ndarray,
+    x_scale: np.ndarray,
+    y_scale: np.ndarray,
+    y_zero_point: np.ndarray | None,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """Codes of sums over counts: exact sums, one division and one multiplication in float32."""
+    _check_parameters(x_scale, None)
+    _check_parameters(y_scale, y_zero_point)
+    zero = np.zeros((), dtype) if y_zero_point is None else y_zero_point.reshape(())
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        mean = sums.astype(np.float32) / counts.astype(np.float32)
+        return saturated(mean * (x_scale.reshape(()) / y_scale.reshape(())), zero, dtype)
+
+
+def _pooling_parameters(node: Node) -> tuple[float, list[int]] | None:
+    """Scale of x over that of y and both zero points, where they are constants that the kernels take."""
+    scales, zeros = constant_parameters(node, (1, 3), (2, 4))
+    if scales is None or zeros is None:
+        return None
+    with np.errstate(over="ignore"):
+        ratio = scales[0] / scales[1]
+    return (float(ratio), zeros) if np.isfinite(ratio) else None
+
+
 def _channels_first(x: np.ndarray, channels_last: int) -> np.ndarray:
     return np.moveaxis(x, -1, 1) if channels_last and x.ndim > 2 else x
 
@@ -161,12 +228,23 @@ def qlinear_average_pool(
     With `ceil_mode` and `count_include_pad` a window that reaches beyond the padding is divided by what it covers of input and
     padding, as the standard says; ONNX Runtime's QLinearAveragePool divides by the size of the whole kernel.
     """
-    real = _channels_first(_real(x, x_scale, x_zero_point), channels_last)
-    y = standard(
-        "AveragePool", real, kernel_shape=kernel_shape, auto_pad=auto_pad, ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad, pads=pads, strides=strides,
-    )  # fmt: skip
-    return _codes(_channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
+    centred = _channels_first(_centred(x, x_zero_point), channels_last)
+    require_rank("X", centred, 3, -1)
+    win = window(centred.shape[2:], kernel_shape, strides, None, pads, auto_pad, ceil_mode)
+    counts = tap_counts(win, centred.shape[2:], bool(count_include_pad))
+    sums = reduce_windows(np.add, padded(centred, win), win)
+    y = _averaged(sums, np.maximum(counts, 1), x_scale, y_scale, y_zero_point, x.dtype)
+    return _channels_back(y, channels_last)
+
+
+@qlinear_average_pool.native
+def _average_pool(node: Node) -> NativeCall | None:
+    found = _pooling_parameters(node)
+    call = sliding(node, "code_average_pool")
+    if found is None or call is None or not node.attr("channels_last", 0):
+        return None
+    ratio, zeros = found
+    return NativeCall(call.kernel, ints=[*call.ints, *zeros], floats=[ratio], inputs=[0])
 
 
 @operator("QLinearGlobalAveragePool", domain=MICROSOFT)
@@ -180,8 +258,22 @@ def qlinear_global_average_pool(
     channels_last: int = 0,
 ) -> np.ndarray:
     """GlobalAveragePool of a quantized tensor (N, C, *spatial), or (N, *spatial, C) with `channels_last`."""
-    y = standard("GlobalAveragePool", _channels_first(_real(x, x_scale, x_zero_point), channels_last))
-    return _codes(_channels_back(y, channels_last), y_scale, y_zero_point, x.dtype)
+    centred = _channels_first(_centred(x, x_zero_point), channels_last)
+    require_rank("X", centred, 2, -1)
+    count = np.asarray(math.prod(centred.shape[2:]))
+    if not count:
+        raise ValueError(f"no average of empty planes, X has shape {x.shape}")
+    sums = centred.sum(axis=tuple(range(2, centred.ndim)), keepdims=True)
+    return _channels_back(_averaged(sums, count, x_scale, y_scale, y_zero_point, x.dtype), channels_last)
+
+
+@qlinear_global_average_pool.native
+def _global_average_pool(node: Node) -> NativeCall | None:
+    found = _pooling_parameters(node)
+    if found is None or not node.attr("channels_last", 0):
+        return None
+    ratio, zeros = found
+    return NativeCall("code_global_average_pool", ints=zeros, floats=[ratio], inputs=[0])
 
 
 @operator("QLinearConcat", domain=MICROSOFT)
@@ -248,12 +340,13 @@ def qgemm(
         if not fits or c.dtype != np.int32:
             raise ValueError(f"C must be int32 and broadcast to {total.shape}, got {c.dtype} of shape {c.shape}")
         total = total + c
-    scale = np.float32(alpha) * a_scale.reshape(()) * b_scale.reshape(-1)
-    if y_scale is None:
-        return (total.astype(np.float32) * scale).astype(np.float32, copy=False)
-    _check_parameters(y_scale, y_zero_point)
-    zero_point = np.zeros((), a.dtype) if y_zero_point is None else y_zero_point.reshape(())
-    return requantized(total, scale / y_scale.reshape(()), zero_point)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = np.float32(alpha) * a_scale.reshape(()) * b_scale.reshape(-1)
+        if y_scale is None:
+            return (total.astype(np.float32) * scale).astype(np.float32, copy=False)
+        _check_parameters(y_scale, y_zero_point)
+        zero_point = np.zeros((), a.dtype) if y_zero_point is None else y_zero_point.reshape(())
+        return requantized(total, scale / y_scale.reshape(()), zero_point)
 
 
 @operator("QLinearConv", domain=MICROSOFT)

@@ -1,0 +1,8 @@
+#include <math.h>
+
+#include "../kernels.h"
+#include "../rungs.h"
+#include "../vector/simd_avx512.h"
+#define RUNG avx512
+#include "../vector/qlinear.inc.h"
+#include "../vector/simd_end.h"

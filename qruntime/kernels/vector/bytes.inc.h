@@ -1,0 +1,15 @@
+/// Loops over bytes, which the compiler vectorizes for the target region that includes them; portable includes them too.
+
+static void max_u8(const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] > b[i] ? a[i] : b[i];
+}
+
+static void max_i8(const uint8_t *va, const uint8_t *vb, uint8_t *vy, int64_t n) {
+    const int8_t *a = (const int8_t *)va, *b = (const int8_t *)vb;
+    int8_t *y = (int8_t *)vy;
+    for (int64_t i = 0; i < n; i++) y[i] = a[i] > b[i] ? a[i] : b[i];
+}
+
+static void accumulate(const uint8_t *restrict x, int32_t *restrict sums, int64_t n, uint8_t flip) {
+    for (int64_t i = 0; i < n; i++) sums[i] += x[i] ^ flip;
+}

@@ -13,9 +13,9 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
+from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, counted
 from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone
-from qruntime.ir.defaults import fix_defaults, reopen_defaults
+from qruntime.ir.defaults import FixedInput, fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
 from qruntime.ops.arity import check_arity
@@ -118,9 +118,9 @@ class Model:
     def report(self) -> Report:
         """What is quantized, what was not and why; of a model that was loaded, what its file tells."""
         if self._report is None:
-            from qruntime.quantization import dynamic
+            from qruntime.quantization import storing
 
-            self._report = dynamic.describe_existing(self.graph)
+            self._report = storing.describe_existing(self.graph)
         return self._report
 
     def run(
@@ -292,19 +292,55 @@ class Model:
         from qruntime.quantization.torch_names import specification
 
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel, only, exclude)
-        # A request that fails half-way must leave the model as it was, so in place too the work is done on a copy.
+        graph, fixed = self._copied()
+        report = dynamic.quantize_graph(
+            graph, wanted, activation=activation, engine=engine, strict=strict, faster_only=faster_only
+        )
+        return self._quantized(graph, fixed, report, inplace)
+
+    def quantize(
+        self,
+        method: str | None = None,
+        *,
+        scheme: object = None,
+        data: object = None,
+        overrides: Mapping[object, Any] | None = None,
+        only: Iterable[object] | None = None,
+        exclude: Iterable[object] = (),
+        strict: bool = False,
+        inplace: bool = False,
+    ) -> Model:
+        """A model whose weights have 2 to 8 bits, in integers or by a table, with float or 8-bit activations.
+
+        `scheme` says what the numbers look like: "W4A16-g128" (the default), "W3A16", "Wnf4A16-g64", "W8A8", …
+        (quantization/scheme.py). `method` is round to nearest, "RTN". MatMul, Gemm, LSTM, GRU and RNN are quantized;
+        `overrides` maps names, module paths, globs and kinds to another scheme or to None, and names embeddings and
+        convolutions where they are wanted. `only`, `exclude`, `strict` and `inplace` are those of `quantize_dynamic`.
+        `data` is for schemes with static activations.
+
+        Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
+        """
+        from qruntime.quantization import recipe as recipes
+
+        recipes.checked_method(method)
+        recipe = recipes.Recipe(recipes.DEFAULT if scheme is None else scheme, overrides, only, exclude)  # type: ignore[arg-type]
+        if recipe.needs_data and data is None:
+            raise QuantizationError(
+                f"scheme {scheme!r} has static activations, whose ranges come from runs: give data=, a list of feeds "
+                "{input name: array}, or leave out -static for ranges at every run"
+            )
+        graph, fixed = self._copied()
+        return self._quantized(graph, fixed, recipes.quantize_with(graph, recipe, strict=strict), inplace)
+
+    def _copied(self) -> tuple[Graph, list[FixedInput]]:
+        """A copy to quantize, and what was fixed of its defaults: a request that fails half-way leaves the model as it was."""
         graph = clone(self._declared)
         fixed = fix_defaults(graph)
         if fixed:
             pipeline.canonical(graph)
-        report = dynamic.quantize_graph(
-            graph,
-            wanted,
-            activation=activation,
-            engine=engine,
-            strict=strict,
-            faster_only=faster_only,
-        )
+        return graph, fixed
+
+    def _quantized(self, graph: Graph, fixed: list[FixedInput], report: Report, inplace: bool) -> Model:
         spent = self._spent.union(reopen_defaults(graph, fixed))
         model = self if inplace else Model(graph, self.info, path=self.path, threads=self.threads, report=report)
         if inplace:
@@ -346,10 +382,7 @@ class Model:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
-        from qruntime.onnx_io import exporter
-        from qruntime.passes.stored import portable
-
-        return _rebuild, (exporter.serialize(portable(self._declared), self.info), self.path, self.threads, self.report)
+        return _rebuild, (_serialized(self._declared, self.info), self.path, self.threads, self.report)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -366,7 +399,8 @@ class Model:
         from qruntime.onnx_io import exporter
         from qruntime.passes.stored import portable
 
-        exporter.save_graph(portable(self._declared), self.info, path, external_data=external_data)
+        graph, functions = portable(self._declared)
+        exporter.save_graph(graph, self.info, path, external_data=external_data, functions=functions)
 
 
 @contextlib.contextmanager
@@ -393,6 +427,14 @@ def _with_defaults(declared: Graph, *, fed: Sequence[str] = ()) -> Graph:
     graph = clone(declared)
     fix_defaults(graph, fed=fed)
     return pipeline.canonical(graph)
+
+
+def _serialized(declared: Graph, info: ModelInfo) -> bytes:
+    from qruntime.onnx_io import exporter
+    from qruntime.passes.stored import portable
+
+    graph, functions = portable(declared)
+    return exporter.serialize(graph, info, functions=functions)
 
 
 def _file_identity(path: str) -> tuple[int, ...] | None:

@@ -13,6 +13,8 @@ KEY, VERSION = "qruntime.layer", 1
 
 WEIGHT_ONLY = "none"
 PER_TOKEN, PER_TENSOR = "per_token", "per_tensor"
+STATIC = "static"
+"""In the range that QuantizeLinear before the layer gives, whatever the tensor."""
 
 
 class LayerMark(NamedTuple):
@@ -31,7 +33,8 @@ class LayerMark(NamedTuple):
 
     @property
     def is_dynamic(self) -> bool:
-        return self.activations != WEIGHT_ONLY
+        """Whether activations are quantized at every run in a range of their own."""
+        return self.activations in (PER_TOKEN, PER_TENSOR)
 
 
 def to_metadata(mark: LayerMark) -> dict[str, str]:

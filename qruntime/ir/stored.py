@@ -54,8 +54,10 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Of the codes and all that belongs to them."""
-        return sum(array.nbytes for array in self.arrays())
+        """Of the codes and all that belongs to them, as files hold it: zero points that are all 0 are left out."""
+        zero_point = None if self.zero_point is None or not self.zero_point.any() else self.zero_point
+        parts = (self.scale, zero_point, self.offset)
+        return self.codes.nbytes + sum(part.nbytes for part in parts if part is not None)
 
     def arrays(self) -> list[np.ndarray]:
         """Codes as they are held, and all that belongs to them."""
@@ -80,6 +82,10 @@ class StoredTensor:
             real += self.expanded(self.offset)
         with np.errstate(over="ignore"):
             return real.astype(self.dtype, copy=False)
+
+    def values(self) -> np.ndarray:
+        """What the codes stand for in units of the scales, float32."""
+        return self._values(self.unpacked())
 
     def _values(self, codes: np.ndarray) -> np.ndarray:
         if self.format.table is not None:
@@ -109,12 +115,25 @@ class StoredTensor:
 
     def __getitem__(self, index: int) -> StoredTensor:
         """The tensor at `index` of the first axis, with one scale where it has the same one throughout."""
-        assert isinstance(self.codes, np.ndarray)
         scale, zero_point, offset = (None if part is None else part[min(index, part.shape[0] - 1)] for part in self._parts())
         if scale is not None and (scale == scale.flat[0]).all() and (zero_point is None or (zero_point == zero_point.flat[0]).all()):
             corner = (slice(1),) * scale.ndim
             scale, zero_point = scale[corner], None if zero_point is None else zero_point[corner]
-        return replace(self._with_parts(self.codes[index], (scale, zero_point, offset)), block_axis=self.block_axis - 1)
+        codes = held(self.unpacked()[index], self.format)
+        return replace(self._with_parts(codes, (scale, zero_point, offset)), block_axis=self.block_axis - 1)
+
+    def rows(self, indices: np.ndarray) -> StoredTensor:
+        """Of rank 2, the rows at `indices` (of rank 1, not negative)."""
+        parts = [None if part is None else part if part.shape[0] == 1 else part[indices] for part in self._parts()]
+        assert not self.block or self.block_axis == 1
+        codes, bits = self.codes, self.format.bits
+        if isinstance(codes, np.ndarray):
+            return self._with_parts(codes[indices], parts)
+        width = codes.shape[1]
+        if codes.is_transposed or (not codes.in_halves and width * bits % 8):
+            return self._with_parts(held(codes.unpacked()[indices], self.format), parts)
+        packed = codes.data.reshape(codes.shape[0], -1)[indices]
+        return self._with_parts(codes._replace(data=packed.reshape(-1), shape=(len(indices), width)), parts)
 
     def scaled(self, factor: float) -> StoredTensor:
         """`factor` times the same numbers."""
@@ -129,16 +148,21 @@ class StoredTensor:
         return replace(self, codes=codes, scale=parts[0], zero_point=parts[1], offset=parts[2])
 
 
+def held(codes: np.ndarray, form: Format) -> np.ndarray | NarrowArray:
+    """Codes as a tensor of that format holds them."""
+    return codes if form.bits >= 8 else NarrowArray.of(codes, form.bits)
+
+
 def stack(tensors: Sequence[StoredTensor]) -> StoredTensor | None:
     """Tensors of one shape and format along a new first axis; None when they do not go together."""
     first = tensors[0]
-    codes = [t.codes for t in tensors if isinstance(t.codes, np.ndarray)]
-    if len(codes) < len(tensors) or any(
+    if any(
         (t.format, t.shape, t.dtype, t.block) != (first.format, first.shape, first.dtype, first.block) or t.offset is not None
         for t in tensors
     ):
         return None
-    joined = codes[0][None] if len(codes) == 1 else np.stack(codes)
+    codes = [t.unpacked() for t in tensors]
+    joined = held(codes[0][None] if len(codes) == 1 else np.stack(codes), first.format)
     if first.scale is None:
         return replace(first, codes=joined, block_axis=first.block_axis + 1)
     shape = np.broadcast_shapes(*(t.scale.shape for t in tensors if t.scale is not None))

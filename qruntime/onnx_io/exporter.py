@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from qruntime.onnx_io.messages import (
     AttributeProto,
     DimensionProto,
     ElementTypeProto,
+    FunctionProto,
     GraphProto,
     MapTypeProto,
     ModelProto,
@@ -45,7 +46,7 @@ _MIN_IR_OF_TYPE = {
     **dict.fromkeys(("int2", "uint2"), 13),
     **dict.fromkeys(("float6_e2m3fn", "float6_e3m2fn"), 14),
 }
-_IR_WITH_NODE_METADATA = 10
+_IR_WITH_FUNCTIONS, _IR_WITH_NODE_METADATA = 8, 10
 
 
 def save_graph(
@@ -55,17 +56,19 @@ def save_graph(
     *,
     external_data: bool | None = None,
     metadata: Mapping[str, str] | None = None,
+    functions: Sequence[FunctionProto] = (),
 ) -> None:
     """Write a model that other runtimes open too.
 
     With `external_data` tensors of 1 KB and more go to `<path>.data`; None does so only above the 2 GB that
-    protobuf allows. `metadata` is added to the model's. Files appear under their names only when they are complete;
+    protobuf allows. `metadata` is added to the model's, `functions` are those that it
+    calls. Files appear under their names only when they are complete;
     on SaveError what was there before is untouched. The model being overwritten may be the one that was loaded.
     """
     path = os.fspath(path)
     data_path = f"{path}.data"
     try:
-        model = _Exporter(graph, info, metadata or {}).model()
+        model = _Exporter(graph, info, metadata or {}, functions).model()
         parts = wire.encode(model)
         size = sum(map(wire.part_size, parts))
         if external_data is None:
@@ -86,9 +89,11 @@ def save_graph(
         raise SaveError(f"cannot write {path!r}: {error}") from error
 
 
-def serialize(graph: Graph, info: ModelInfo, *, metadata: Mapping[str, str] | None = None) -> bytes:
+def serialize(
+    graph: Graph, info: ModelInfo, *, metadata: Mapping[str, str] | None = None, functions: Sequence[FunctionProto] = ()
+) -> bytes:
     """The bytes of the model file; SaveError above 2 GB."""
-    parts = wire.encode(_Exporter(graph, info, metadata or {}).model())
+    parts = wire.encode(_Exporter(graph, info, metadata or {}, functions).model())
     if sum(map(wire.part_size, parts)) > EMBEDDED_LIMIT:
         raise SaveError("the model exceeds 2 GB, the limit of one protobuf message; save it to a file, and load that")
     return b"".join(map(wire.part_bytes, parts))
@@ -149,7 +154,8 @@ class _Names:
 class _Exporter:
     """Builds the messages of one model."""
 
-    def __init__(self, graph: Graph, info: ModelInfo, metadata: Mapping[str, str]):
+    def __init__(self, graph: Graph, info: ModelInfo, metadata: Mapping[str, str], functions: Sequence[FunctionProto]):
+        self.functions = list(functions)
         self.graph = graph
         self.info = info
         self.metadata = {**info.metadata, **metadata}
@@ -178,12 +184,16 @@ class _Exporter:
         ):
             if value:
                 setattr(model, name, value)
+        if self.functions:
+            model.functions = self.functions
         if self.metadata:
             model.metadata_props = _entries(self.metadata)
         return model
 
     def ir_version(self) -> int:
         needed = [_MIN_IR_OF_TYPE.get(type_name(code), 0) for code in self.element_types]
+        if self.functions:
+            needed.append(_IR_WITH_FUNCTIONS)
         if self.has_node_metadata:
             needed.append(_IR_WITH_NODE_METADATA)
         return max(self.info.ir_version, _MIN_IR, *needed)

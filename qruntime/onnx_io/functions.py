@@ -18,6 +18,12 @@ Key = tuple[str, str, str]
 """Domain, name and overload."""
 
 
+OURS = frozenset(
+    ("qruntime", f"Dequantize{grid}{width}", "") for grid in ("Affine", "Symmetric", "Table") for width in ("", "Bytes")
+)
+"""Functions that files of our own call: passes/stored reads the calls as what they store."""
+
+
 def table(protos: Sequence[FunctionProto]) -> dict[Key, FunctionProto]:
     """Functions by key; InvalidModel when one is defined twice or has no name."""
     found: dict[Key, FunctionProto] = {}

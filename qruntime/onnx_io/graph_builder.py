@@ -159,10 +159,10 @@ class GraphBuilder:
             if local_functions:
                 self.count()
                 key = (domain, op_type, proto.overload)
-                if key in local_functions:
+                if key in local_functions and key not in functions.OURS:
                     self.call(key, proto, body, scope, out)
                     continue
-            if domain == QRUNTIME:
+            if domain == QRUNTIME and (domain, op_type, proto.overload) not in functions.OURS:
                 raise UnsupportedModel(
                     f"{label(proto)}: operators of domain {QRUNTIME!r} are made inside this runtime and trust what made them; "
                     "a file cannot name one, except a function that it defines itself. Use standard operators or another domain"

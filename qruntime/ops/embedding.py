@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Node
+from qruntime.ir import Node, StoredTensor
 from qruntime.ops.checks import limit_shape, wrap_indices
 from qruntime.ops.registry import NativeCall, operator
 
@@ -23,6 +23,14 @@ def quantized_embedding(
     if bits == 4:
         q = np.concatenate([q & 15, q >> 4], axis=-1)
     return q.astype(np.float32) * scale[rows] + offset[rows]
+
+
+@operator("StoredEmbedding", domain="qruntime")
+def stored_embedding(table: StoredTensor, indices: np.ndarray) -> np.ndarray:
+    """Rows of a table [N, D] of any stored form, [*indices, D]: those alone are decoded."""
+    rows = wrap_indices(indices, table.shape[0])
+    limit_shape((*indices.shape, table.shape[1]))
+    return table.rows(rows.reshape(-1)).decoded().reshape(*indices.shape, table.shape[1])
 
 
 @quantized_embedding.native

@@ -22,7 +22,7 @@ FAMILIES = {
     "detection": {"": "NonMaxSuppression"},
     "einsum": {"": "Einsum"},
     "elementwise_kernels": {"qruntime": "Gelu HardSwish Silu"},
-    "embedding": {"qruntime": "QuantizedEmbedding"},
+    "embedding": {"qruntime": "QuantizedEmbedding StoredEmbedding"},
     "fused_attention": {"qruntime": "Attention"},
     "fused_concat": {"qruntime": "ConcatInto"},
     "fused_convolution": {"qruntime": "Conv ConvTranspose"},

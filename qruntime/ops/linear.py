@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor, Value
+from qruntime.ir.formats import INT8
 from qruntime.ops import engines
 from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.epilogue import activate, activation_code, activation_of
+from qruntime.ops.low_bit_weights import pack_nbits
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 
@@ -46,25 +49,32 @@ def _finish(
 @operator("Linear", domain="qruntime")
 def linear(
     x: np.ndarray,
-    weight: np.ndarray,
+    weight: np.ndarray | StoredTensor,
     bias: np.ndarray | None,
     residual: np.ndarray | None = None,
     *,
     activation: str = "none",
     parameters: Sequence[float] = (),
 ) -> np.ndarray:
-    """x [..., K], weight [K, N], bias [N] → [..., N]; floats narrower than float32 are rounded once, at the end."""
+    """x [..., K], weight [K, N], bias [N] → [..., N]; floats narrower than float32 are rounded once, at the end.
+
+    Of a stored weight the numbers count that it decodes to; its kernels never make all of them at once.
+    """
     _check_last_dimension(x, weight)
-    return _finish(matmul(widen(x), widen(weight)), bias, residual, activation, parameters, x.dtype)
+    numbers = weight.decoded() if isinstance(weight, StoredTensor) else weight
+    return _finish(matmul(widen(x), widen(numbers)), bias, residual, activation, parameters, x.dtype)
 
 
 @linear.native
-def _linear_f32(node: Node) -> NativeCall | None:
-    packed = _kernels.PackedF32(_data(node.input(1)), _data(node.input(2)))
+def _linear(node: Node) -> NativeCall | None:
+    weight = node.input(1)
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
-    ints = [code, RANGES.index("per_token")]  # which no float weights look at
-    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
+    held = None if weight is None else weight.stored
+    packed: _kernels.Packed | None
+    packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
+    ints = [code, RANGES.index("per_token")]  # which weights for float activations do not look at
+    return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,7 +101,7 @@ def dynamic_quantized_linear(
     range: str = "per_token",
     engine: str = "qruntime",
 ) -> np.ndarray:
-    """x [..., K] float32 or narrower, weight int8 [K, N] with one scale and zero point, or one per column → [..., N] of that type.
+    """x [..., K] float32 or narrower, weight [K, N] of integers with one scale, one per column or one per group → [..., N] of that type.
 
     Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
     Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
@@ -103,15 +113,33 @@ def dynamic_quantized_linear(
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, parameters, x.dtype)
     codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
+    if weight.block or weight.format is not INT8:
+        y = _sum_groups(centred, weight) * row_scale
+        return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
     assert isinstance(weight.codes, np.ndarray) and weight.scale is not None and weight.zero_point is not None
     total = centred @ (weight.codes.astype(np.int64) - weight.zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * weight.scale)
     return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
 
 
+def _sum_groups(centred: np.ndarray, weight: StoredTensor) -> np.ndarray:
+    """Σ over the groups of K, in ascending order, of scale · (the exact sum within the group), float32 [M, N]."""
+    assert weight.scale is not None
+    values = weight.values()  # integers, or those of a table, whose sums are exact in float64
+    k, size = weight.shape[0], weight.block or max(weight.shape[0], 1)
+    y = np.zeros((centred.shape[0], weight.shape[1]), np.float32)
+    for i, first in enumerate(builtins.range(0, k, size)):
+        group = slice(first, first + size)
+        y += matmul(centred[:, group].astype(np.float64), values[group].astype(np.float64)).astype(np.float32) * weight.scale[i]
+    return y
+
+
 @dynamic_quantized_linear.native
 def _linear_q8(node: Node) -> NativeCall | None:
-    if node.attr("engine", "qruntime") != "qruntime":
+    weight = node.input(1)
+    if node.attr("engine", "qruntime") != "qruntime" or weight is None or weight.stored is None:
+        return None
+    if weight.stored.block or weight.stored.format is not INT8:
         return None
     packed = _packed_q8(node.input(1), node.input(2))
     inputs = [0] if node.input(3) is None else [0, 3]

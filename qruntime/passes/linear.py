@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from qruntime.ir import Graph, Node, StoredTensor, Value, constant, stored_constant
-from qruntime.ir.formats import INT8
+from qruntime.ir.formats import FP4, INT8
 from qruntime.ops.elementwise import is_narrow_float, is_packable, narrow
 from qruntime.ops.engines import ENGINES
 from qruntime.passes.activations import activation_in
@@ -65,14 +65,17 @@ def _lower(
     builder = Builder(node, max(node.version, _BROADCASTS))
     bias_value = constant(f"{weight.name}/bias", bias) if isinstance(bias, np.ndarray) else None
     if data is None:
-        assert node.mark is not None, "decode_stored left the codes to a layer that is no dynamic one"
+        codes = weight.stored if not is_dynamic(node) or is_grouped(weight) else int8_codes(weight)
+        if codes is None:
+            return Skip("the codes are none of the kernel")
         key = (weight, alpha, transposed)
         if key not in columns:
-            codes = int8_codes(weight)
-            if codes is None:
-                return Skip("the codes are none of the kernel")
             codes = codes.transposed() if transposed else codes
             columns[key] = stored_constant(weight.name, codes.scaled(alpha) if alpha != 1.0 else codes)
+        if not is_dynamic(node):
+            product = builder.Linear(x, columns[key], bias_value, None, activation="none")
+            return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
+        assert node.mark is not None
         product = builder.DynamicQuantizedLinear(
             x, columns[key], bias_value, None, activation="none", range=node.mark.activations, **engine_attribute(node)
         )
@@ -99,6 +102,17 @@ def _add_bias(builder: Builder, product: Value, node: Node, weight: Value) -> Va
         assert weight.stored is not None
         c = builder.standard("Mul", c, constant(f"{node.name}/beta", narrow(np.float32(beta), weight.stored.dtype)))
     return builder.standard("Sum", product, c)
+
+
+def is_grouped(weight: Value) -> bool:
+    """Whether a stored weight is one for kernels of few bits or of groups, with the arithmetic of our own engine."""
+    stored = weight.stored
+    return stored is not None and bool(stored.block or stored.format is not INT8) and stored.format.is_integer | (stored.format is FP4)
+
+
+def is_dynamic(node: Node) -> bool:
+    """Whether the activations of a layer are quantized at every run."""
+    return node.mark is not None and node.mark.is_dynamic
 
 
 def int8_codes(weight: Value) -> StoredTensor | None:

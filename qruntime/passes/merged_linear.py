@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
+from qruntime.ir.formats import INT8
 from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice, trace
 
 _MOST = 16
@@ -45,7 +46,9 @@ def _runs(graph: Graph) -> Iterator[list[Node]]:
 
 
 def _is_plain(node: Node) -> bool:
-    return node.input(3) is None and not {"engine", "parameters"} & node.attributes.keys()
+    weight = node.input(1)
+    is_int8 = weight is not None and weight.stored is not None and weight.stored.format is INT8 and not weight.stored.block
+    return is_int8 and node.input(3) is None and not {"engine", "parameters"} & node.attributes.keys()
 
 
 def _fits(first: Node, node: Node) -> bool:

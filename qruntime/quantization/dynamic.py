@@ -9,22 +9,16 @@ from __future__ import annotations
 import warnings
 
 from qruntime.errors import QuantizationError
-from qruntime.ir import Graph, LayerMark, Node, Value
-from qruntime.ir.formats import FLOAT16
-from qruntime.onnx_io.mapped_file import drop_pages
+from qruntime.ir import Graph, LayerMark, Node
 from qruntime.ops import engines
-from qruntime.ops.elementwise import is_narrow_float
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
-from qruntime.passes.stored.writing import opset_beside
-from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.layers import Layer, layer_of, missing_form
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
-from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, row_of
-from qruntime.quantization.rounding import Rounded
-from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
+from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
+from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
-from qruntime.quantization.solving import Solve
 from qruntime.quantization.spectra import spectral_role
 from qruntime.quantization.stored import (
     StoredForm,
@@ -34,6 +28,7 @@ from qruntime.quantization.stored import (
     is_usable,
     stored_form,
 )
+from qruntime.quantization.storing import Storing, describe_existing, row_of_layer
 from qruntime.quantization.torch_names.arithmetic import solve_of
 from qruntime.quantization.torch_names.qconfig import Observer
 from qruntime.quantization.torch_names.specification import Specification, default_observer
@@ -111,8 +106,7 @@ class _Call:
         self.graph, self.specification, self.engine, self.faster_only = graph, specification, engine, faster_only
         self.activation = _checked_activation(activation, engine)
         self.asks_activation = activation is not None
-        self.solved: dict[tuple[Value, Solve, int], tuple[Value, list[Rounded]]] = {}
-        """What was made of a weight, for all layers that read it and ask for the same."""
+        self.storing = Storing(graph)
         before = describe_existing(graph)
         self.kept = {layer.name: layer for layer in before.layers}
         self.slower = list(before.slower)
@@ -173,7 +167,7 @@ class _Call:
             if has_static_activations(node) and self._is_bare(observer):
                 return Stored(f"the activations are quantized in fixed ranges already; {_NAME_IT}")
             node.mark = LayerMark(self.activation, source=form.dtype)
-        return _row(layer, set())
+        return row_of_layer(layer, set())
 
     def _anew(self, layer: Layer, form: StoredForm, observer: Observer) -> QuantizedLayer | str:
         """Quantize the values that the stored codes stand for."""
@@ -188,71 +182,9 @@ class _Call:
 
     def _store(self, node: Node, layer: Layer | None, observer: Observer) -> QuantizedLayer | str:
         """Replace the weights of one layer; a string says why that cannot be."""
-        reason = missing_form(node)
-        if reason or layer is None:
-            return reason or "it is no layer"
-        values = layer.weights
-        for value in values:
-            reason = reason or obstacle(layer, value)
-        reason = reason or unfit_attributes(node)
-        if reason:
-            return reason
-        solve = solve_of(observer, self.engine)
-        reason = self._misfit(layer, solve)
-        if reason:
-            return reason
-        along = 0 if solve.format is FLOAT16 else layer.along
-        shared = [value is not None and (value, solve, along) in self.solved for value in values]
-        made: list[tuple[Value, list[Rounded]]] = []
-        for value in values:
-            assert value is not None
-            try:
-                made.append(self._solved(layer, value, solve, along))
-            except ValueError as error:
-                return str(error)
-        for position, (stored, _) in zip(layer.form.weights, made, strict=True):
-            node.set_input(position, stored)
-        rounded = [one for _, parts in made for one in parts]
-        is_dynamic = solve.format.is_integer and layer.kind != "Embedding"
-        node.mark = LayerMark(
-            self.activation if is_dynamic else "none",
-            self.engine if is_dynamic else "qruntime",
-            min(one.snr_db for one in rounded),
-            next((one.reason for one in rounded if one.reason), ""),
-        )
-        return _row(layer, {value for (value, _), known in zip(made, shared, strict=True) if known})
-
-    def _misfit(self, layer: Layer, solve: Solve) -> str | None:
-        """Why there is no form of that format for a layer; None when there is one."""
-        node, shape = layer.node, weight_shape(layer.node)
-        opset = opset_beside(self.graph, node)
-        if layer.kind == "Embedding":
-            return f"opset {opset} lacks the arithmetic, need 6" if opset < 6 else None
-        if solve.format is FLOAT16:
-            narrow = [v.data.dtype for v in layer.weights if v is not None and v.data is not None and is_narrow_float(v.data.dtype)]
-            if narrow:
-                return f"the weight is {narrow[0]} already"
-            return f"opset {opset} cannot cast from float16, need 6" if opset < 6 else None
-        bias = None if layer.form.packed_bias is None else node.input(layer.form.packed_bias)
-        if bias is not None and not bias.is_constant:
-            return "the bias is computed at run time"
-        if layer.kind not in CONVOLUTIONS:
-            return None
-        if layer.kind == "ConvTranspose":
-            return "there is no int8 form of ConvTranspose; dtype='float16' has one"
-        if self.engine != "qruntime":
-            return f"engine {self.engine!r} is not defined for Conv"
-        if 1 < node.attr("group", 1) == (shape or (0,))[0]:
-            return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
-        return None
-
-    def _solved(self, layer: Layer, value: Value, solve: Solve, along: int) -> tuple[Value, list[Rounded]]:
-        key = (value, solve, along)
-        if key not in self.solved:
-            rounded = [solve.solve(matrix) for matrix in layer.matrices(value)]
-            self.solved[key] = layer.store(value, [one.stored for one in rounded]), rounded
-            drop_pages(value.arrays())
-        return self.solved[key]
+        if layer is None:
+            return missing_form(node) or "it is no layer"
+        return self.storing.store(layer, solve_of(observer, self.engine), self.activation, self.engine)
 
 
 def _checked_activation(activation: str | None, engine: str) -> str:
@@ -265,28 +197,3 @@ def _checked_activation(activation: str | None, engine: str) -> str:
     if engine != "qruntime" and activation != "per_tensor":
         raise QuantizationError(f"engine {engine!r} quantizes activations per tensor, got activation={activation!r}")
     return activation
-
-
-def describe_existing(graph: Graph) -> Report:
-    """Report on a graph that was quantized before and loaded again."""
-    layers, slower = [], []
-    seen: set[Value] = set()
-    for node in graph.walk_nodes():
-        layer = layer_of(node) if node.mark is not None and layer_kind(node) else None
-        row = None if layer is None or stored_form(layer) is None else _row(layer, seen)
-        if layer is None or row is None:
-            continue
-        layers.append(row)
-        seen.update(value for value in layer.weights if value is not None)
-        if node.mark is not None and node.mark.is_dynamic and slower_as_int8(node):
-            slower.append(row.name)
-    return Report(tuple(layers), (), slower=tuple(slower))
-
-
-def _row(layer: Layer, seen: set[Value]) -> QuantizedLayer:
-    """Report row of a layer whose weights are stored narrow; `seen` holds the weights already counted."""
-    values = [value for value in layer.weights if value is not None]
-    matrices = {value: layer.stored(value) or [value.stored] for value in values if value.stored is not None}
-    every = [one for parts in matrices.values() for one in parts]
-    fresh = [one for value, parts in matrices.items() if value not in seen for one in parts]
-    return row_of(layer, layer_name(layer.node), every, fresh)

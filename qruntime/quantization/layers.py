@@ -181,7 +181,7 @@ class Layer:
         if stored is None or not self.form.ranks[0] <= stored.ndim <= self.form.ranks[1]:
             return []
         if self.node.op_type in RECURRENT:
-            return [stored[d] for d in range(stored.shape[0])] if isinstance(stored.codes, np.ndarray) else []
+            return [stored[d] for d in range(stored.shape[0])]
         if self.kind in CONVOLUTIONS:
             if self.kind == "ConvTranspose":
                 return [stored] if stored.format is FLOAT16 else []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from qruntime.ir import StoredTensor
-from qruntime.ir.formats import FLOAT16, UINT4, UINT8
+from qruntime.ir.formats import FLOAT16, INT8, UINT4, UINT8
 from qruntime.quantization.layers import Layer
 
 
@@ -38,12 +38,20 @@ FLOAT_QPARAMS = "per_channel_affine_float_qparams"
 
 
 def scheme_of(stored: Sequence[StoredTensor]) -> str:
-    """torch's name for the way the matrices of a layer are stored; of several ways the finest."""
+    """How the matrices of a layer are stored, under torch's name where it has one; of several such the finest."""
     if any(tensor.offset is not None for tensor in stored):
         return FLOAT_QPARAMS
     if any(tensor.format is FLOAT16 for tensor in stored):
         return "float16"
+    if any(tensor.format is not INT8 or tensor.block for tensor in stored):
+        return " and ".join(dict.fromkeys(map(_scheme, stored)))
     return "per_tensor_affine" if all(tensor.has_one_scale for tensor in stored) else "per_channel_affine"
+
+
+def _scheme(stored: StoredTensor) -> str:
+    """Format, granularity and kind of grid, as a QArgs prints."""
+    parts = [stored.format.name, f"g{stored.block}" if stored.block else "tensor" if stored.has_one_scale else "channel"]
+    return " ".join([*parts, "affine"] if stored.zero_point is not None and stored.zero_point.any() else parts)
 
 
 def dtype_of(stored: Sequence[StoredTensor]) -> str:

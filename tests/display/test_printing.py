@@ -171,7 +171,7 @@ def test_a_recurrent_node_is_one_layer(kind: str, per_channel: bool, direction: 
     assert layer.shape == (3, 5)
     assert layer.bytes_before == 4 * count * rows * (3 + 5)
     scales = count * 2 * (rows if per_channel else 1)
-    assert layer.bytes_after == count * rows * (3 + 5) + 5 * scales
+    assert layer.bytes_after == count * rows * (3 + 5) + 4 * scales
     assert 30 < layer.snr_db < 60
     assert not layer.shared
     suffix = {"reverse": ", reverse=True", "bidirectional": ", bidirectional=True"}.get(direction, "")
@@ -218,7 +218,7 @@ def test_shared_weights_count_once(tmp_path) -> None:
             ("first", False, 64),
             ("second", True, 0),
         ]
-        assert model.report.bytes_after == 16 + 5
+        assert model.report.bytes_after == 16 + 4
         (line,) = [line for line in model.summary().splitlines() if line.startswith("second")]
         assert line.count("shared") == 2
 

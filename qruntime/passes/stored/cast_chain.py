@@ -29,7 +29,7 @@ def read(node: Node) -> StoredTensor | None:
     shape = (1,) * (codes.ndim - scale.ndim) + scale.shape
     if codes.size == 0 or len(shape) > codes.ndim or any(n not in (1, m) for n, m in zip(shape, codes.shape)):
         return None
-    if sum(n != 1 for n in shape) > 1 or (zero is not None and not _is_int8(zero, scale)):
+    if zero is not None and not _is_int8(zero, scale):
         return None
     zero = np.zeros(shape, np.int8) if zero is None else zero.astype(np.int8).reshape(shape)
     return StoredTensor(INT8, codes, scale.reshape(shape), zero)

@@ -6,12 +6,17 @@ from collections.abc import Callable
 
 from qruntime.ir import Graph, Node, Value, constant
 from qruntime.ir.dtypes import onnx_code
+from qruntime.ir.formats import INT8
+from qruntime.ops.low_bit_weights import fits_kernels
 from qruntime.passes.rewriting import QRUNTIME, Builder, splice
 from qruntime.passes.stored.embedding_rows import is_row_table, row_codes
 
 _LAYERS = frozenset({"MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv"})
 _FUSED_LAYERS = frozenset({"FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "FusedConv", "Attention"})
 """Of com.microsoft: a later pass makes layers of them."""
+
+_LINEAR = frozenset({"MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu"})
+"""Those with kernels for codes and float activations."""
 
 _LEAST_OPSET = 10  # of DequantizeLinear
 
@@ -39,9 +44,17 @@ def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
 
 def _may_read_codes(node: Node, index: int) -> bool:
     """Whether a pass may hand the weight at that input to a kernel as it is stored."""
-    if node.mark is None or not node.mark.is_dynamic or index == 0:
+    weight = node.input(index)
+    if node.domain == QRUNTIME:
+        return True
+    if index == 0 or weight is None or weight.stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
         return False
-    return node.op_type in (_FUSED_LAYERS if node.domain else _LAYERS)
+    if node.mark is not None and node.mark.is_dynamic and weight.stored.format is INT8 and not weight.stored.block:
+        return True
+    if index != 1 or node.op_type not in _LINEAR:
+        return False
+    columns = weight.stored.transposed() if node.attr("transB", 0) and weight.stored.ndim == 2 else weight.stored
+    return fits_kernels(columns)
 
 
 def _look_up_codes(graph: Graph) -> None:
@@ -70,10 +83,11 @@ def _rows(op: Builder, node: Node, table: Value) -> Value | None:
         parts = [constant(name, codes), constant(f"{name}/scale", stored.scale), constant(f"{name}/offset", stored.offset)]  # type: ignore[arg-type]
         y = op.QuantizedEmbedding(*parts, node.input(1), bits=stored.format.bits)
         return y if stored.dtype.name == "float32" else op.Cast(y, domain="", to=onnx_code(stored.dtype))
-    if stored.scale is None or stored.zero_point is None or not stored.has_one_scale or stored.scale.dtype != stored.dtype:
+    if stored.scale is None or stored.scale.dtype != stored.dtype:
         return None
-    if not stored.format.is_integer or stored.format.bits != 8:
-        return None
+    if stored.format.bits < 8 or not stored.has_one_scale or stored.zero_point is None or not stored.format.is_integer:
+        is_of_rows = stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)
+        return op.StoredEmbedding(table, node.input(1)) if is_of_rows and stored.format.bits <= 8 else None
     rows = op.Gather(constant(table.name, stored.codes), node.input(1), domain="", **node.attributes)  # type: ignore[arg-type]
     scale, zero_point = stored.scale.reshape(()), stored.zero_point.reshape(())
     of_rows = constant(f"{table.name}/scale", scale), constant(f"{table.name}/zero_point", zero_point)

@@ -48,7 +48,7 @@ def _cast(node: Node, stored: StoredTensor) -> StoredTensor | None:
 def _joined(node: Node) -> StoredTensor | None:
     """Directions of a recurrent layer, each [1, rows, columns]."""
     parts = [None if v is None else v.stored for v in node.inputs]
-    found = [part for part in parts if part is not None and part.ndim == 3 and part.shape[0] == 1 and isinstance(part.codes, np.ndarray)]
+    found = [part for part in parts if part is not None and part.ndim == 3 and part.shape[0] == 1]
     if node.attr("axis") != 0 or len(found) < len(parts):
         return None
     return stack([part[0] for part in found])

@@ -8,8 +8,8 @@ from qruntime.ir import Graph, Node, StoredTensor, TypeInfo
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.marks import from_metadata, without_mark
 from qruntime.passes.cleanup import remove_dead_nodes
-from qruntime.passes.rewriting import trace
-from qruntime.passes.stored import cast_chain, dequantize_linear, half, moves
+from qruntime.passes.rewriting import QRUNTIME, trace
+from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half, moves
 from qruntime.passes.stored.embedding_rows import read_embedding_rows
 
 _READERS: dict[str, list[Callable[[Node], StoredTensor | None]]] = {
@@ -17,6 +17,7 @@ _READERS: dict[str, list[Callable[[Node], StoredTensor | None]]] = {
     "Mul": [cast_chain.read],
     "Cast": [half.read, moves.read],
     **{op_type: [moves.read] for op_type in moves.OPERATORS},
+    **{name: [functions.read] for name in functions.NAMES},
 }
 """By the last operator of a form."""
 
@@ -28,7 +29,7 @@ def read_stored(graph: Graph) -> None:
             node.mark, node.metadata = mark, without_mark(node.metadata)
     is_changed = False
     for nested in graph.walk_graphs():
-        gone = [node for node in nested.nodes if node.op_type in _READERS and not node.domain and _read(node)]
+        gone = [node for node in nested.nodes if node.op_type in _READERS and _read(node)]
         if gone:
             nested.remove(*gone)
             is_changed = True
@@ -39,7 +40,7 @@ def read_stored(graph: Graph) -> None:
 
 def _read(node: Node) -> bool:
     output = node.outputs[0]
-    if output.output_of:
+    if output.output_of or node.domain != (QRUNTIME if node.op_type in functions.NAMES else ""):
         return False
     for read in _READERS[node.op_type]:
         stored = read(node)
@@ -47,6 +48,6 @@ def _read(node: Node) -> bool:
             trace(f"read_stored at {node.label}: {stored.format} {list(stored.shape)}")
             output.producer, output.stored = None, stored
             output.type = TypeInfo("tensor", onnx_code(stored.dtype), stored.shape)
-            output.name = output.name.removesuffix("_dequantized")
+            output.name = output.name.removesuffix("_transposed").removesuffix("_dequantized")
             return True
     return False

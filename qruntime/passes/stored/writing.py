@@ -12,23 +12,27 @@ from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import FLOAT16
 from qruntime.ir.marks import to_metadata
 from qruntime.ir.stored import stack
-from qruntime.passes.stored import cast_chain, dequantize_linear, half
+from qruntime.onnx_io.messages import FunctionProto
+from qruntime.passes.rewriting import QRUNTIME
+from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half
 from qruntime.passes.stored.embedding_rows import write_embedding_rows
 
-_WRITERS = (half.write, dequantize_linear.write, cast_chain.write)
+_WRITERS = (half.write, dequantize_linear.write, cast_chain.write, functions.write)
 """In the order of preference."""
 
 DEFAULT_OPSET = 17
 """Of graphs without any standard node."""
 
 
-def portable(graph: Graph) -> Graph:
-    """A graph as files hold it: `graph` itself, or a copy where constants are stored narrow."""
+def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
+    """A graph as files hold it, `graph` itself or a copy where constants are stored narrow, and the functions that it calls."""
     if not any(node.mark is not None or any(v is not None and v.stored is not None for v in node.inputs) for node in graph.walk_nodes()):
-        return graph
+        return graph, []
     copy = clone(graph)
     write_stored(copy)
-    return copy
+    called = dict.fromkeys(node.op_type for node in copy.walk_nodes() if node.domain == QRUNTIME)
+    opset = next((node.version for node in copy.walk_nodes() if not node.domain and node.version), DEFAULT_OPSET)
+    return copy, [functions.function(name, opset) for name in called]
 
 
 def write_stored(graph: Graph) -> None:
@@ -55,7 +59,8 @@ def opset_beside(graph: Graph, node: Node) -> int:
 def _written(value: Value, version: int, nodes: list[Node]) -> Value:
     stored = value.stored
     assert stored is not None
-    if stored.scale is None or stored.ndim != 3 or stored.shape[0] == 1 or stored.scale.shape[0] == 1:
+    of_rows = stored.scale is not None and stored.ndim == 3 and stored.scale.shape[0] > 1 and stored.scale.shape[1] > 1
+    if not of_rows or stored.block or stored.format.bits != 8 or version < 13:
         return _one(value.name, stored, version, nodes)
     # A scale of its own for each direction of a recurrent layer, as each direction is a layer of its own.
     parts = [stack([stored[d]]) for d in range(stored.shape[0])]
@@ -74,7 +79,10 @@ def _one(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Va
         if real is not None:
             break
     else:
-        raise SaveError(f"{name!r} is stored as {stored.format}, for which opset {version} has no operators")
+        raise SaveError(
+            f"{name!r} is stored as {stored.format}, for which opset {version} has no operators; "
+            f"export the model with opset {functions.LEAST_OPSET} or newer"
+        )
     if stored.format is FLOAT16 or wide.dtype == stored.dtype:
         return real
     code = onnx_code(stored.dtype)

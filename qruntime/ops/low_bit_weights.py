@@ -1,0 +1,57 @@
+"""Stored weights as the kernels of few bits take them (kernels/gemm_nbits.h)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime import _kernels
+from qruntime.ir import StoredTensor
+from qruntime.ir.narrow import NarrowArray
+
+_KERNEL_BITS = (2, 3, 4, 8)
+
+
+def fits_kernels(stored: StoredTensor) -> bool:
+    """Whether a weight [K, N] has a form of the kernels: groups along K, or scales of columns, over integers or a table."""
+    if stored.ndim != 2 or stored.scale is None or stored.offset is not None or stored.format.bits > 8 or stored.size == 0:
+        return False
+    if stored.dtype != np.float32 or (stored.block and stored.block_axis != 0):
+        return False
+    return bool(stored.block) or stored.scale.shape[0] == 1
+
+
+def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.PackedNBits | None:
+    """A weight [K, N]; None where no kernel has its form."""
+    if not fits_kernels(stored):
+        return None
+    rows = stored.transposed()
+    assert rows.scale is not None
+    n, k = rows.shape
+    group = rows.block or k
+    groups = (n, -(-k // group))
+    scale = np.broadcast_to(rows.scale.astype(np.float32), groups)
+    zero = None if rows.zero_point is None else np.broadcast_to(rows.zero_point.astype(np.float32), groups)
+    # The kernels count codes from 0: two's complement is moved up by half its range.
+    up = -stored.format.qmin
+    codes, offset = rows.codes, 0
+    bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)
+    if isinstance(codes, NarrowArray):
+        if not codes.is_transposed and not codes.in_halves and bits == codes.bits and k * bits % 8 == 0:
+            packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up}
+            return _packed(stored, packed, scale, zero, bias, bits, group, up)
+        codes = codes.unpacked()
+    if bits == stored.format.bits == 8:
+        codes, offset = codes.view(np.uint8), up
+    else:
+        codes = (codes.astype(np.int16) + up).astype(np.uint8)
+    whole = {"codes": codes, "offset": offset}
+    return _packed(stored, whole, scale, zero, bias, bits, group, up)
+
+
+def _packed(
+    stored: StoredTensor, codes: dict, scale: np.ndarray, zero: np.ndarray | None, bias: np.ndarray | None, bits: int, group: int, up: int
+) -> _kernels.PackedNBits:
+    if stored.format.table is not None:
+        return _kernels.PackedNBits(scale=scale, bias=bias, table=stored.format.values, group=group, **codes)
+    offsets = np.full(scale.shape, up, np.float32) if zero is None else zero + np.float32(up)
+    return _kernels.PackedNBits(scale=scale, zero_point=offsets, bias=bias, bits=bits, group=group, **codes)

@@ -1,0 +1,119 @@
+"""Rounding to nearest on any grid: integers of 2 to 8 bits, NF4, FP4, FP8; one scale for a tensor, a channel or a group.
+
+    affine      scale = (hi − lo) / (2^b − 1),   zero_point = rint(−lo / scale) + qmin,   lo ≤ 0 ≤ hi
+    symmetric   scale = max|w| / qmax,           codes −qmax … qmax
+    tables      scale = max|w| / max|table|,     the nearest entry
+
+Scales of float16 or powers of two are rounded before the codes are, so that the codes are the nearest for what is stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qruntime.ir import StoredTensor
+from qruntime.ir.formats import Format
+from qruntime.ir.narrow import NarrowArray
+from qruntime.quantization.ranges import row_blocks
+from qruntime.quantization.rounding import Matrix, Rounded, decibels, power
+from qruntime.quantization.scheme import GROUP, TENSOR, QArgs
+
+
+@dataclass(frozen=True)
+class RoundToGrid:
+    """Weights to the nearest codes of `args`."""
+
+    args: QArgs
+
+    @property
+    def format(self) -> Format:
+        return self.args.format
+
+    def solve(self, matrix: Matrix) -> Rounded:
+        """Raises ValueError when the weight holds NaN or infinity."""
+        weight = matrix.values.T if matrix.along else matrix.values
+        n, k = weight.shape
+        scale, zero_point = parameters(weight, self.args)
+        codes = np.empty((n, k), np.int8 if self.format.is_signed else np.uint8)
+        signal = noise = 0.0
+        for part in row_blocks(weight):
+            block = np.ascontiguousarray(weight[part], np.float32)
+            own = (scale, zero_point) if scale.shape[0] == 1 else (scale[part], None if zero_point is None else zero_point[part])
+            codes[part] = round_to(block, self.args, *own)
+            restored = stored_as(self.args, codes[part], *own).decoded()
+            signal, noise = signal + power(block), noise + power(restored - block)
+        return Rounded(stored_as(self.args, codes, scale, zero_point), decibels(signal, noise))
+
+
+def stored_as(args: QArgs, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> StoredTensor:
+    """Codes [N, K], a byte each, with parameters [N or 1, groups]."""
+    held = codes if args.format.bits == 8 else NarrowArray.of(codes, args.format.bits)
+    block = args.granularity.size if args.granularity.kind == GROUP and args.granularity.size < codes.shape[1] else 0
+    return StoredTensor(args.format, held, scale, zero_point, block=block, block_axis=1)
+
+
+def parameters(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scale and zero point (None of symmetric grids) [N or 1, groups] that cover every value of `weight` [N, K]."""
+    low, high = _extremes(weight, args)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError("the weight holds NaN or infinity")
+    form = args.format
+    if form.table is not None or args.symmetric:
+        top = float(np.nanmax(form.values)) if form.table is not None else form.qmax
+        return rounded_scale(np.maximum(-low, high) / top, args), None
+    steps = form.qmax - form.qmin
+    scale = rounded_scale((high - low) / steps, args)
+    zero_point = np.clip(np.rint(-low / scale.astype(np.float64)) + form.qmin, form.qmin, form.qmax)
+    return scale, zero_point.astype(np.int8 if form.is_signed else np.uint8)
+
+
+def _extremes(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest value of each group, 0 among them, as float64."""
+    k = weight.shape[1]
+    if args.granularity.kind == TENSOR:
+        low, high = weight.min(keepdims=True, initial=0), weight.max(keepdims=True, initial=0)
+    elif args.granularity.kind == GROUP:
+        starts = np.arange(0, k, args.granularity.size)
+        low = np.minimum(np.minimum.reduceat(weight, starts, axis=1), 0)
+        high = np.maximum(np.maximum.reduceat(weight, starts, axis=1), 0)
+    else:
+        low, high = weight.min(axis=1, keepdims=True, initial=0), weight.max(axis=1, keepdims=True, initial=0)
+    return low.astype(np.float64), high.astype(np.float64)
+
+
+def rounded_scale(span: np.ndarray, args: QArgs) -> np.ndarray:
+    """`span` as the scheme stores scales, never below what has a reciprocal; 1 where nothing is to be covered."""
+    span = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny))
+    if args.scales == "pow2":
+        return np.exp2(np.ceil(np.log2(span))).astype(np.float32)
+    if args.scales == "float16":
+        return np.clip(span, 2.0**-24, 65504).astype(np.float16).astype(np.float32)
+    return span.astype(np.float32)
+
+
+def round_to(weight: np.ndarray, args: QArgs, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+    """Codes of `weight` [N, K] for scales and zero points [N or 1, groups]."""
+    form = args.format
+    if args.granularity.kind == GROUP:
+        size, k = args.granularity.size, weight.shape[1]
+        scale = np.repeat(scale, size, axis=1)[:, :k]
+        zero_point = None if zero_point is None else np.repeat(zero_point, size, axis=1)[:, :k]
+    shares = weight / scale
+    if form.table is not None:
+        return nearest_entry(shares, form)
+    codes = np.rint(shares, out=shares)
+    if zero_point is not None:
+        codes += zero_point
+        return np.clip(codes, form.qmin, form.qmax).astype(np.int8 if form.is_signed else np.uint8)
+    return np.clip(codes, -form.qmax, form.qmax).astype(np.int8)
+
+
+def nearest_entry(values: np.ndarray, form: Format) -> np.ndarray:
+    """The code whose table entry is nearest, of two equally near the lower; of entries alike the first."""
+    entries, first = np.unique(form.values[np.isfinite(form.values)], return_index=True)
+    codes = np.flatnonzero(np.isfinite(form.values))[first].astype(np.uint8)
+    middles = (entries[1:].astype(np.float64) + entries[:-1]) / 2
+    right = np.searchsorted(middles.astype(np.float32), values.reshape(-1), side="left")
+    return codes[right].reshape(values.shape)

@@ -1,0 +1,115 @@
+"""Weights of layers replaced by what a step makes of them, each weight once; and the rows of reports that describe it."""
+
+from __future__ import annotations
+
+from qruntime.ir import Graph, LayerMark, Value
+from qruntime.ir.formats import FLOAT16
+from qruntime.ir.marks import WEIGHT_ONLY
+from qruntime.onnx_io.mapped_file import drop_pages
+from qruntime.ops.elementwise import is_narrow_float
+from qruntime.passes.stored.writing import opset_beside
+from qruntime.quantization.grid import RoundToGrid
+from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.report import QuantizedLayer, Report, row_of
+from qruntime.quantization.rounding import Rounded
+from qruntime.quantization.scheme import GROUP
+from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
+from qruntime.quantization.small_layers import slower_as_int8
+from qruntime.quantization.solving import Solve
+from qruntime.quantization.stored import stored_form
+
+
+class Storing:
+    """Solves each weight of a graph once for all layers that read it and ask for the same."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.solved: dict[tuple[Value, Solve, int], tuple[Value, list[Rounded]]] = {}
+
+    def store(self, layer: Layer, solve: Solve, activations: str = WEIGHT_ONLY, engine: str = "qruntime") -> QuantizedLayer | str:
+        """Replace the weights of one layer; a string says why that cannot be. Float and embedding layers have float activations
+        whatever `activations` says."""
+        node = layer.node
+        reason = missing_form(node)
+        for value in layer.weights:
+            reason = reason or obstacle(layer, value)
+        reason = reason or unfit_attributes(node) or self._misfit(layer, solve, engine)
+        if reason:
+            return reason
+        along = 0 if solve.format is FLOAT16 else layer.along
+        values = [value for value in layer.weights if value is not None]
+        known = [(value, solve, along) in self.solved for value in values]
+        try:
+            made = [self._solved(layer, value, solve, along) for value in values]
+        except ValueError as error:
+            return str(error)
+        for position, (stored, _) in zip(layer.form.weights, made, strict=True):
+            node.set_input(position, stored)
+        rounded = [one for _, parts in made for one in parts]
+        reads_codes = solve.format is not FLOAT16 and layer.kind != "Embedding"
+        node.mark = LayerMark(
+            activations if reads_codes else WEIGHT_ONLY,
+            engine if reads_codes else "qruntime",
+            min(one.snr_db for one in rounded),
+            next((one.reason for one in rounded if one.reason), ""),
+        )
+        return row_of_layer(layer, {value for (value, _), before in zip(made, known, strict=True) if before})
+
+    def _misfit(self, layer: Layer, solve: Solve, engine: str) -> str | None:
+        """Why there is no form of that format for a layer; None when there is one."""
+        node, shape = layer.node, weight_shape(layer.node)
+        opset = opset_beside(self.graph, node)
+        if layer.kind == "Embedding":
+            return f"opset {opset} lacks the arithmetic, need 6" if opset < 6 else None
+        if solve.format is FLOAT16:
+            narrow = [v.data.dtype for v in layer.weights if v is not None and v.data is not None and is_narrow_float(v.data.dtype)]
+            if narrow:
+                return f"the weight is {narrow[0]} already"
+            return f"opset {opset} cannot cast from float16, need 6" if opset < 6 else None
+        bias = None if layer.form.packed_bias is None else node.input(layer.form.packed_bias)
+        if bias is not None and not bias.is_constant:
+            return "the bias is computed at run time"
+        if layer.kind not in CONVOLUTIONS:
+            return None
+        if isinstance(solve, RoundToGrid) and solve.args.granularity.kind == GROUP:
+            return f"weights of a {layer.kind} have one scale or one per output channel, not groups"
+        if layer.kind == "ConvTranspose":
+            return "there is no int8 form of ConvTranspose; dtype='float16' has one"
+        if engine != "qruntime":
+            return f"engine {engine!r} is not defined for Conv"
+        if 1 < node.attr("group", 1) == (shape or (0,))[0]:
+            return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
+        return None
+
+    def _solved(self, layer: Layer, value: Value, solve: Solve, along: int) -> tuple[Value, list[Rounded]]:
+        key = (value, solve, along)
+        if key not in self.solved:
+            rounded = [solve.solve(matrix) for matrix in layer.matrices(value)]
+            self.solved[key] = layer.store(value, [one.stored for one in rounded]), rounded
+            drop_pages(value.arrays())
+        return self.solved[key]
+
+
+def describe_existing(graph: Graph) -> Report:
+    """Report on a graph that was quantized before and loaded again."""
+    layers, slower = [], []
+    seen: set[Value] = set()
+    for node in graph.walk_nodes():
+        layer = layer_of(node) if node.mark is not None and layer_kind(node) else None
+        row = None if layer is None or stored_form(layer) is None else row_of_layer(layer, seen)
+        if layer is None or row is None:
+            continue
+        layers.append(row)
+        seen.update(value for value in layer.weights if value is not None)
+        if node.mark is not None and node.mark.is_dynamic and slower_as_int8(node):
+            slower.append(row.name)
+    return Report(tuple(layers), (), slower=tuple(slower))
+
+
+def row_of_layer(layer: Layer, seen: set[Value]) -> QuantizedLayer:
+    """Report row of a layer whose weights are stored narrow; `seen` holds the weights already counted."""
+    values = [value for value in layer.weights if value is not None]
+    matrices = {value: layer.stored(value) or [value.stored] for value in values if value.stored is not None}
+    every = [one for parts in matrices.values() for one in parts]
+    fresh = [one for value, parts in matrices.items() if value not in seen for one in parts]
+    return row_of(layer, layer_name(layer.node), every, fresh)

@@ -58,7 +58,7 @@ def least_seconds(call: Callable[[], object], seconds: float) -> float:
 
 def one_node(name: str, a: np.ndarray, ints: tuple[int, ...], packed: object, threads: int) -> Callable[[], object]:
     """A plan of one native node with one constant input."""
-    step = (name, ints, (), (packed,), [0], [0], 1, 1, 0, [], None, name)
+    step = _kernels.Step(name, 1, kernel=name, ints=ints, packed=(packed,), inputs=[0])
     plan = _kernels.Executable(2, [(0, a)], [], [1], [step], set(), [], threads)
     return lambda: plan.run(())
 

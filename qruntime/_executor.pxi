@@ -5,7 +5,27 @@ def widens(str kernel not None) -> bool:
     return qrt_widens(kernel.encode())
 
 
-cdef struct Step:
+class Step(NamedTuple):
+    """One node of an executable: a kernel, a definition, or a kernel with a definition for what it declines.
+
+    Slots are numbers; −1 is an absent input. Outputs lie in `num_outputs` slots from `first_output` on.
+    """
+
+    label: str
+    first_output: int
+    num_outputs: int = 1
+    kernel: Optional[str] = None              # name of a node function
+    ints: Sequence[int] = ()                  # its parameters
+    floats: Sequence[float] = ()
+    packed: Sequence[Optional[Packed]] = ()
+    inputs: Sequence[int] = ()                # slots that it reads
+    dying: int = 0                            # bit i: nobody reads input i after it
+    arguments: Sequence[int] = ()             # slots that the definition reads
+    definition: Optional[Callable[..., Any]] = None
+    released: Sequence[int] = ()              # slots that are emptied afterwards
+
+
+cdef struct BoundStep:
     qrt_node node
     qrt_node_fn fn
     int first_input      # into the frame's array of input pointers
@@ -61,15 +81,13 @@ cdef class Frame:
 cdef class Executable:
     """A plan bound to slots, ready to run.
 
-    `steps` are tuples (kernel name or None, ints, floats, packed, input slots of the kernel (-1 =
-    absent), input slots of the definition, first output slot, number of outputs, dying inputs bit set,
-    slots to release, definition or None, label). `memoised` are the step numbers whose results depend on
+    `steps` are `Step`. `memoised` are the step numbers whose results depend on
     the input shapes only, `boundary` the slots they fill for the others. The kernels of `unwidened` steps
     do not stand for narrower floats; of those that do, `widened` gives constants in float32: {(step, input of the kernel): array}.
     """
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
-    cdef Step *steps
+    cdef BoundStep *steps
     cdef int64_t *ints
     cdef double *floats
     cdef void **packed
@@ -100,7 +118,7 @@ cdef class Executable:
     def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}):
         cdef int i, j, at_input = 0, at_release = 0
         cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
-        cdef Step *step
+        cdef BoundStep *step
         self.num_slots = num_slots
         self.num_steps = len(steps)
         self.num_threads = num_threads
@@ -108,22 +126,22 @@ cdef class Executable:
         self.num_outputs = len(output_slots)
         self.native_constants, self.python_constants = [], []
         self.constant_slots = {slot for slot, _ in constants}
-        read = {slot for s in steps for slot in s[4]}.union(output_slots)
+        read = {slot for s in steps for slot in s.inputs}.union(output_slots)
         for slot, value in constants:
             # A constant that definitions alone read may lie anywhere and in any order.
             if slot in read and isinstance(value, np.ndarray) and value.ndim <= QRT_MAX_RANK and _native_code(value):
                 self.native_constants.append((slot, np.require(value, requirements="C")))
             else:
                 self.python_constants.append((slot, value))
-        self.num_input_refs = sum(len(s[4]) for s in steps)
-        self.steps = <Step *>calloc(max(1, self.num_steps), sizeof(Step))
-        self.ints = <int64_t *>calloc(max(1, sum([len(s[1]) for s in steps])), sizeof(int64_t))
-        self.floats = <double *>calloc(max(1, sum([len(s[2]) for s in steps])), sizeof(double))
-        self.packed = <void **>calloc(max(1, sum([len(s[3]) for s in steps])), sizeof(void *))
+        self.num_input_refs = sum(len(s.inputs) for s in steps)
+        self.steps = <BoundStep *>calloc(max(1, self.num_steps), sizeof(BoundStep))
+        self.ints = <int64_t *>calloc(max(1, sum([len(s.ints) for s in steps])), sizeof(int64_t))
+        self.floats = <double *>calloc(max(1, sum([len(s.floats) for s in steps])), sizeof(double))
+        self.packed = <void **>calloc(max(1, sum([len(s.packed) for s in steps])), sizeof(void *))
         self.input_refs = <int *>calloc(max(1, self.num_input_refs), sizeof(int))
         self.wide = <qrt_tensor *>calloc(max(1, len(widened)), sizeof(qrt_tensor))
         self.wide_refs = <const qrt_tensor **>calloc(max(1, self.num_input_refs), sizeof(qrt_tensor *))
-        self.releases = <int *>calloc(max(1, sum(len(s[9]) for s in steps)), sizeof(int))
+        self.releases = <int *>calloc(max(1, sum(len(s.released) for s in steps)), sizeof(int))
         self.order_all = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
@@ -140,50 +158,50 @@ cdef class Executable:
         self.boundary = list(boundary)
         for i in self.boundary:
             self.is_boundary[i] = 1
-        _pack_together([weights for arguments in steps for weights in arguments[3]], num_threads)
+        _pack_together([weights for s in steps for weights in s.packed], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
         for i, slot in enumerate(output_slots):
             self.output_slots[i] = slot
-        for i, (kernel, ints, floats, packed, inputs, definition_inputs, first_output, num_outputs, dying, release, definition, label) in enumerate(steps):
+        for i, s in enumerate(steps):
             step = &self.steps[i]
-            self.labels.append(label)
-            self.definitions.append(definition)
-            self.definition_inputs.append(definition_inputs)
-            step.has_fallback = definition is not None
-            if kernel is not None:
-                step.fn = qrt_find_node(kernel.encode())
+            self.labels.append(s.label)
+            self.definitions.append(s.definition)
+            self.definition_inputs.append(s.arguments)
+            step.has_fallback = s.definition is not None
+            if s.kernel is not None:
+                step.fn = qrt_find_node(s.kernel.encode())
                 if step.fn == NULL:
-                    raise RuntimeError(f"{label}: no kernel is called {kernel!r}")
-                step.widens = i not in unwidened and qrt_widens(kernel.encode())
-            self.keepalive.append(packed)
+                    raise RuntimeError(f"{s.label}: no kernel is called {s.kernel!r}")
+                step.widens = i not in unwidened and qrt_widens(s.kernel.encode())
+            self.keepalive.append(s.packed)
             step.node.ints = self.ints + at_int
             step.node.floats = self.floats + at_float
             step.node.packed = self.packed + at_packed
-            for number in ints:
+            for number in s.ints:
                 self.ints[at_int] = number
                 at_int += 1
-            for number in floats:
+            for number in s.floats:
                 self.floats[at_float] = number
                 at_float += 1
-            for weights in packed:
+            for weights in s.packed:
                 self.packed[at_packed] = _address(weights)
                 at_packed += 1
-            step.node.num_ints = len(ints)
-            step.node.num_floats = len(floats)
-            step.node.num_packed = len(packed)
-            step.node.num_inputs = len(inputs)
-            step.node.num_outputs = num_outputs
-            step.node.dying = dying
+            step.node.num_ints = len(s.ints)
+            step.node.num_floats = len(s.floats)
+            step.node.num_packed = len(s.packed)
+            step.node.num_inputs = len(s.inputs)
+            step.node.num_outputs = s.num_outputs
+            step.node.dying = s.dying
             step.node.widened = self.wide_refs + at_input
             step.first_input = at_input
-            step.first_output = first_output
+            step.first_output = s.first_output
             step.first_release = at_release
-            step.num_releases = len(release)
-            for slot in inputs:
+            step.num_releases = len(s.released)
+            for slot in s.inputs:
                 self.input_refs[at_input] = slot
                 at_input += 1
-            for slot in release:
+            for slot in s.released:
                 self.releases[at_release] = slot
                 at_release += 1
             self.order_all[i] = i
@@ -437,7 +455,7 @@ cdef class Executable:
     cdef int _loop(self, Frame frame, const int *order, int count, bint remember, object key) except -1:
         cdef int at = 0, i = 0, j, slot
         cdef qrt_status status = QRT_OK
-        cdef Step *step
+        cdef BoundStep *step
         cdef int64_t checked = qrt_milliseconds()
         while at < count:
             with nogil:  # native nodes, up to the next one that needs Python
@@ -512,7 +530,7 @@ cdef class Executable:
 
     cdef int _run_definition(self, Frame frame, int i) except -1:
         global qrt_definition_threads
-        cdef Step *step = &self.steps[i]
+        cdef BoundStep *step = &self.steps[i]
         cdef int j, slot, outer, num_outputs = step.node.num_outputs
         definition = self.definitions[i]
         for j in range(num_outputs):

@@ -1,7 +1,7 @@
 """Types of the extension; the contracts are in `_kernels.pyx`."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,6 +9,19 @@ from numpy.typing import ArrayLike
 UNARY: dict[str, int]
 BINARY: dict[str, int]
 REDUCE: dict[str, int]
+ACTIVATION: dict[str, int]
+RANGE: dict[str, int]
+AUTO_PAD: dict[str, int]
+INTERPOLATION: dict[str, int]
+COORDINATES: dict[str, int]
+NEAREST_MODE: dict[str, int]
+GRID_PADDING: dict[str, int]
+PAD_MODE: dict[str, int]
+SCATTER_REDUCTION: dict[str, int]
+DIRECTION: dict[str, int]
+TREE_AGGREGATE: dict[str, int]
+POST_TRANSFORM: dict[str, int]
+TREE_OUTPUT: dict[str, int]
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
@@ -52,9 +65,11 @@ class PackedQ8(PackedWeights):
         bias: ArrayLike | None = None,
         origin: np.ndarray | None = None,
     ) -> None: ...
+    def unpacked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]: ...
 
 class PackedF32(PackedWeights):
     def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None) -> None: ...
+    def unpacked(self) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 class PackedNBits(PackedWeights):
     def __init__(
@@ -78,6 +93,21 @@ class PackedArray(Packed):
     def __init__(self, array: ArrayLike) -> None: ...
 
 def widens(kernel: str) -> bool: ...
+
+class Step(NamedTuple):
+    label: str
+    first_output: int
+    num_outputs: int = ...
+    kernel: str | None = ...
+    ints: Sequence[int] = ...
+    floats: Sequence[float] = ...
+    packed: Sequence[Packed | None] = ...
+    inputs: Sequence[int] = ...
+    dying: int = ...
+    arguments: Sequence[int] = ...
+    definition: Callable[..., Any] | None = ...
+    released: Sequence[int] = ...
+
 @final
 class Executable:
     native_constants: list[tuple[int, np.ndarray]]
@@ -92,7 +122,7 @@ class Executable:
         constants: list[tuple[int, Any]],
         input_slots: list[int],
         output_slots: list[int],
-        steps: list[tuple[Any, ...]],
+        steps: list[Step],
         memoised: set[int],
         boundary: list[int],
         num_threads: int,

@@ -17,6 +17,8 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -113,6 +115,11 @@ cdef extern from "gemm_q8.h" nogil:
         const char *name
     ctypedef struct qrt_q8_weights:
         qrt_weights base
+        float *scales
+        int64_t num_params
+        int32_t *zero_points
+        float *bias
+    void qrt_q8_unpack(const qrt_q8_weights *, signed char *, int64_t, int64_t)
     size_t qrt_q8_packed_bytes(const qrt_gemm_q8 *, int64_t, int64_t, bint, bint)
     qrt_q8_weights *qrt_q8_pack(const qrt_gemm_q8 *, const signed char *, int64_t, int64_t, int64_t, int64_t,
                                 const float *, const int32_t *, int64_t, const float *, qrt_arena *, int)
@@ -122,6 +129,8 @@ cdef extern from "gemm_f32.h" nogil:
         const char *name
     ctypedef struct qrt_f32_weights:
         qrt_weights base
+        float *bias
+    void qrt_f32_unpack(const qrt_f32_weights *, float *, int64_t, int64_t)
     size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
     qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
 
@@ -230,7 +239,7 @@ def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs
         return (None,) * num_outputs
 
     n = len(arrays)
-    step = (kernel, list(ints), list(floats), list(packed), slots, slots, n, num_outputs, 0, [], note, kernel)
+    step = Step(kernel, n, num_outputs, kernel, ints, floats, packed, slots, arguments=slots, definition=note)
     plan = Executable(n + num_outputs, constants, [], list(range(n, n + num_outputs)), [step], set(), [], num_threads)
     results = plan.run(())
     return None if declined else results
@@ -252,6 +261,21 @@ cdef extern from "kernels.h" nogil:
     const char *const qrt_binary_names[]
     const char *const qrt_reduce_names[]
 
+cdef extern from "nodes/enumerations.h" nogil:
+    const char *const qrt_activation_names[]
+    const char *const qrt_range_names[]
+    const char *const qrt_auto_pad_names[]
+    const char *const qrt_interpolation_names[]
+    const char *const qrt_coordinates_names[]
+    const char *const qrt_nearest_mode_names[]
+    const char *const qrt_grid_padding_names[]
+    const char *const qrt_pad_mode_names[]
+    const char *const qrt_scatter_reduction_names[]
+    const char *const qrt_direction_names[]
+    const char *const qrt_tree_aggregate_names[]
+    const char *const qrt_post_transform_names[]
+    const char *const qrt_tree_output_names[]
+
 
 cdef dict _opcodes(const char *const *names):
     opcodes = {}
@@ -266,3 +290,18 @@ BINARY = _opcodes(qrt_binary_names)
 """Opcode by name: the first integer of node "binary"."""
 REDUCE = _opcodes(qrt_reduce_names)
 """Opcode by name: the first integer of node "reduce"."""
+
+# Values by name of the enumerations in kernels/nodes/enumerations.h.
+ACTIVATION = _opcodes(qrt_activation_names)
+RANGE = _opcodes(qrt_range_names)
+AUTO_PAD = _opcodes(qrt_auto_pad_names)
+INTERPOLATION = _opcodes(qrt_interpolation_names)
+COORDINATES = _opcodes(qrt_coordinates_names)
+NEAREST_MODE = _opcodes(qrt_nearest_mode_names)
+GRID_PADDING = _opcodes(qrt_grid_padding_names)
+PAD_MODE = _opcodes(qrt_pad_mode_names)
+SCATTER_REDUCTION = _opcodes(qrt_scatter_reduction_names)
+DIRECTION = _opcodes(qrt_direction_names)
+TREE_AGGREGATE = _opcodes(qrt_tree_aggregate_names)
+POST_TRANSFORM = _opcodes(qrt_post_transform_names)
+TREE_OUTPUT = _opcodes(qrt_tree_output_names)

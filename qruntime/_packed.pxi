@@ -65,6 +65,10 @@ cdef class PackedWeights(Packed):
     def __dealloc__(self):
         qrt_weights_free(<qrt_weights *>self.handle)
 
+    def unpacked(self):
+        """What was packed, as the arguments of this class in their order; layouts of rungs keep every bit."""
+        raise NotImplementedError
+
     @property
     def nbytes(self):
         self.pack(NULL, 1)
@@ -154,6 +158,18 @@ cdef class PackedQ8(PackedWeights):
     cdef void _forget(self):
         self.weight = self.origin = self.scale = self.zero_point = self.bias = None
 
+    def unpacked(self):
+        """(weight int8 [K, N], scale float32 [1] or [N], zero_point int32 of its size or None when all are 0, bias or None)."""
+        self.pack(NULL, 1)
+        cdef const qrt_q8_weights *w = <const qrt_q8_weights *>self.handle
+        cdef int64_t n = w.base.n
+        cdef cnp.ndarray codes = np.empty((w.base.k, n), np.int8)
+        cdef signed char *to = <signed char *>cnp.PyArray_DATA(codes)
+        with nogil:
+            qrt_q8_unpack(w, to, n, 1)
+        scale, zero_point = _copied(w.scales, np.float32, w.num_params), _copied(w.zero_points, np.int32, w.num_params)
+        return codes, scale, zero_point, _copied(w.bias, np.float32, n)
+
 
 cdef class PackedF32(PackedWeights):
     """float32 weights [K, N] of any strides, or narrower floats that are widened, with an optional bias [N]."""
@@ -178,6 +194,17 @@ cdef class PackedF32(PackedWeights):
         cdef int64_t row = w.strides[0] // 4, column = w.strides[1] // 4, k = w.shape[0], n = w.shape[1]
         with nogil:
             return <qrt_weights *>qrt_f32_pack(&qrt_kernels.gemm_f32, wp, row, column, k, n, bp, arena, num_threads)
+
+    def unpacked(self):
+        """(weight float32 [K, N], bias or None)."""
+        self.pack(NULL, 1)
+        cdef const qrt_f32_weights *w = <const qrt_f32_weights *>self.handle
+        cdef int64_t n = w.base.n
+        cdef cnp.ndarray weight = np.empty((w.base.k, n), np.float32)
+        cdef float *to = <float *>cnp.PyArray_DATA(weight)
+        with nogil:
+            qrt_f32_unpack(w, to, n, 1)
+        return weight, _copied(w.bias, np.float32, n)
 
 
 cdef class PackedArray(Packed):
@@ -208,6 +235,15 @@ cdef class PackedArray(Packed):
     @property
     def shape(self):
         return self.array.shape
+
+
+cdef cnp.ndarray _copied(const void *values, dtype, int64_t count):
+    """An array of its own; None for NULL."""
+    if values == NULL:
+        return None
+    cdef cnp.ndarray copy = np.empty(count, dtype)
+    memcpy(cnp.PyArray_DATA(copy), values, copy.nbytes)
+    return copy
 
 
 cdef cnp.ndarray _bias(bias, int64_t n):

@@ -15,8 +15,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/// Whose range the codes of a row cover: its own, or that of all rows together.
-typedef enum { QRT_PER_TOKEN, QRT_PER_TENSOR } qrt_range_mode;
+/// Whose range the codes of a row cover: its own, or that of all rows together. X(enumerator, name)
+#define QRT_RANGE_MODES(X) X(PER_TOKEN, per_token) X(PER_TENSOR, per_tensor)
+
+typedef enum {
+#define X(enumerator, name) QRT_##enumerator,
+    QRT_RANGE_MODES(X)
+#undef X
+} qrt_range_mode;
 
 /// What the sum over k leaves behind of a quantized row.
 typedef struct {

@@ -6,8 +6,14 @@
 
 #include "pointwise.h"
 
+/// X(enumerator, name) of what is applied in registers.
+#define QRT_ACTIVATIONS(X) \
+    X(NONE, none) X(RELU, relu) X(GELU, gelu) X(GELU_TANH, gelu_tanh) X(SILU, silu) X(SIGMOID, sigmoid) X(TANH, tanh)
+
 typedef enum {
-    QRT_ACT_NONE, QRT_ACT_RELU, QRT_ACT_GELU, QRT_ACT_GELU_TANH, QRT_ACT_SILU, QRT_ACT_SIGMOID, QRT_ACT_TANH
+#define X(enumerator, name) QRT_ACT_##enumerator,
+    QRT_ACTIVATIONS(X)
+#undef X
 } qrt_activation;
 #define QRT_NUM_ACTIVATIONS (QRT_ACT_TANH + 1)
 

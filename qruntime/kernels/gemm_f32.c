@@ -200,6 +200,17 @@ qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
     return packed;
 }
 
+void qrt_f32_unpack(const qrt_f32_weights *w, float *weights, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const int64_t nr = w->kernel->nr, k = w->base.k;
+    for (int64_t first = 0; first < w->base.n; first += nr) {
+        const float *panel = w->panels + first * k;
+        float *to = weights + first * col_stride_elems;
+        int64_t columns = min64(nr, w->base.n - first);
+        for (int64_t i = 0; i < k; i++)
+            for (int64_t j = 0; j < columns; j++) to[i * row_stride_elems + j * col_stride_elems] = panel[i * nr + j];
+    }
+}
+
 static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_epilogue *epilogue) {
     return (qrt_f32_epilogue){
         .alpha = 1.0f, .column_bias = w->bias, .activation = epilogue->activation, .map = epilogue->map,

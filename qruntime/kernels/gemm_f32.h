@@ -87,6 +87,9 @@ qrt_f32_weights *qrt_f32_pack(const struct qrt_gemm_f32 *kernel, const float *w,
                               int64_t col_stride_elems, int64_t k, int64_t n, const float *bias, qrt_arena *arena,
                               int num_threads);
 
+/// The weights that were packed, [k, n] at the strides given; the bias stands in `w` as it is.
+void qrt_f32_unpack(const qrt_f32_weights *w, float *weights, int64_t row_stride_elems, int64_t col_stride_elems);
+
 /// Whether the rows of `a`, this many floats apart, are better copied first, when many columns follow.
 bool qrt_f32_rows_conflict(int64_t stride);
 

@@ -100,9 +100,8 @@ static void fill_panel(void *context, int64_t panel) {
     int nr = w->kernel->nr;
     int64_t first = panel * nr, columns = min_i64(nr, w->base.n - first);
     const int8_t *from = p->source + first * p->col_stride_elems;
-    const int32_t *zero_points = w->zero_points ? w->zero_points + first : NULL;
     char *to = (char *)w->panels + panel * w->panel_bytes;
-    if (!w->kernel->pack_panel(from, p->row_stride_elems, p->col_stride_elems, w->base.k, columns, zero_points, to)) {
+    if (!w->kernel->pack_panel(from, p->row_stride_elems, p->col_stride_elems, w->base.k, columns, to)) {
         __atomic_store_n(&p->refused, true, __ATOMIC_RELAXED);
         return;
     }
@@ -114,8 +113,6 @@ static void fill_panel(void *context, int64_t panel) {
         memset(sums, 0, sizeof *sums * (size_t)nr);
         sum_columns(from, p->row_stride_elems, p->col_stride_elems, w->base.k, columns, sums);
     }
-    if (zero_points && w->kernel->subtracts_zero_points)
-        for (int64_t j = 0; j < columns; j++) sums[j] -= (int32_t)w->base.k * zero_points[j];
 }
 
 static layout lay_out(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bool has_zero_points, bool has_bias) {
@@ -127,8 +124,9 @@ static layout lay_out(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t n, bo
     l.at_kernel = add_part(&l, 1, sizeof *kernel);
     l.at_panels = add_part(&l, l.columns / kernel->nr, (size_t)l.panel_bytes);
     l.at_sums = add_part(&l, l.columns, sizeof(int32_t));
-    l.at_scales = add_part(&l, l.columns, sizeof(float));
-    l.at_zeros = add_part(&l, has_zero_points ? l.columns : 0, sizeof(int32_t));
+    int64_t params = l.columns > 0 ? l.columns : 1;  // without columns there still may be one scale
+    l.at_scales = add_part(&l, params, sizeof(float));
+    l.at_zeros = add_part(&l, has_zero_points ? params : 0, sizeof(int32_t));
     l.at_bias = add_part(&l, has_bias ? l.columns : 0, sizeof(float));
     return l;
 }
@@ -171,15 +169,17 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         .panels = base + l.at_panels,
         .col_sums = (int32_t *)(base + l.at_sums),
         .scales = (float *)(base + l.at_scales),
+        .num_params = num_params,
         .zero_points = zero_points ? (int32_t *)(base + l.at_zeros) : NULL,
         .bias = bias ? (float *)(base + l.at_bias) : NULL,
     };
-    for (int64_t j = 0; j < l.columns; j++) {
+    int64_t params = n > num_params ? n : num_params;
+    for (int64_t j = 0; j < params || j < l.columns; j++) {
         int64_t from = num_params == 1 ? 0 : j;
-        made->scales[j] = j < n ? scales[from] : 0.0f;
-        if (zero_points) made->zero_points[j] = j < n ? zero_points[from] : 0;
-        if (bias) made->bias[j] = j < n ? bias[j] : 0.0f;
+        made->scales[j] = j < params ? scales[from] : 0.0f;
+        if (zero_points) made->zero_points[j] = j < params ? zero_points[from] : 0;
     }
+    for (int64_t j = 0; bias && j < l.columns; j++) made->bias[j] = j < n ? bias[j] : 0.0f;
     packing p = {made, w, row_stride_elems, col_stride_elems, kernel->dot ? make_ones(made) : NULL, false};
     if (k * l.columns < (int64_t)num_threads * WEIGHTS_PER_THREAD) num_threads = 1;
     qrt_parallel_for(num_threads, l.columns / kernel->nr, fill_panel, &p);
@@ -189,8 +189,16 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         return qrt_q8_pack(kernel->fallback, w, row_stride_elems, col_stride_elems, k, n, scales, zero_points,
                            num_params, bias, NULL, num_threads);
     }
-    if (kernel->subtracts_zero_points) made->zero_points = NULL;
     return made;
+}
+
+void qrt_q8_unpack(const qrt_q8_weights *w, int8_t *codes, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const qrt_gemm_q8 *kernel = w->kernel;
+    for (int64_t panel = 0; panel < w->num_panels; panel++) {
+        int64_t first = panel * kernel->nr;
+        kernel->unpack_panel((const char *)w->panels + panel * w->panel_bytes, w->base.k, min_i64(kernel->nr, w->base.n - first),
+                             codes + first * col_stride_elems, row_stride_elems, col_stride_elems);
+    }
 }
 
 // ------------------------------------------------------------------------------------------- blocks

@@ -36,7 +36,8 @@ typedef struct qrt_q8_weights {
     void *panels;            ///< layout private to `kernel`
     int32_t *col_sums;       ///< Σ_k qw[k, n], padded to a multiple of nr
     float *scales;           ///< padded to a multiple of nr (per tensor: the same value repeated)
-    int32_t *zero_points;    ///< padded; NULL when all are 0, or when the packed weights and col_sums are free of them
+    int64_t num_params;      ///< scales and zero points that were given: 1 or n
+    int32_t *zero_points;    ///< padded; NULL when all are 0
     float *bias;             ///< padded; NULL when there is none
 } qrt_q8_weights;
 
@@ -50,6 +51,9 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
                             int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
                             const float *scales, const int32_t *zero_points, int64_t num_params, const float *bias,
                             qrt_arena *arena, int num_threads);
+
+/// The weights that were packed, [k, n] at the strides given; scales, zero points and bias stand in `w` as they are.
+void qrt_q8_unpack(const qrt_q8_weights *w, int8_t *codes, int64_t row_stride_elems, int64_t col_stride_elems);
 
 /// Quantized rows against all or some panels of weights.
 typedef struct {
@@ -75,11 +79,10 @@ typedef struct qrt_gemm_q8 {
 
     int64_t (*panel_bytes)(int64_t k_padded);
 
-    /// Pack n ≤ nr columns of weights, the rest zeros. `zero_points` (n of them, or NULL) are for kernels that subtract
-    /// them here. False when these weights do not suit.
-    bool (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       const int32_t *zero_points, void *panel);
-    bool subtracts_zero_points;
+    /// Pack n ≤ nr columns of weights, the rest zeros. False when these weights do not suit.
+    bool (*pack_panel)(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n, void *panel);
+    /// The weights of such a panel again.
+    void (*unpack_panel)(const void *panel, int64_t k, int64_t n, int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems);
 
     /// The block against panels first … last-1, k ≤ QRT_Q8_MAX_K, and its epilogue.
     void (*multiply)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last);

@@ -43,7 +43,7 @@ typedef struct qrt_weights_ops {
     void (*linear_serial)(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
 
-    /// What linear_serial needs for m rows; NULL: nothing.
+    /// What linear_serial needs for m rows, SIZE_MAX where that cannot be counted; NULL: nothing.
     size_t (*scratch_bytes)(const qrt_weights *w, int64_t m);
 } qrt_weights_ops;
 

@@ -98,7 +98,6 @@ def conv(
     return add_bias(y, b).astype(x.dtype, copy=False)
 
 
-_AUTO_PAD = {"NOTSET": 0, "VALID": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
 
 
 def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
@@ -109,11 +108,11 @@ def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
     if auto_pad != "NOTSET":
         pads = (0,) * (2 * rank)
     strides, dilations = node.attr("strides", ()) or (1,) * rank, node.attr("dilations", ()) or (1,) * rank
-    if len(pads) != 2 * rank or len(strides) != rank or len(dilations) != rank or auto_pad not in _AUTO_PAD:
+    if len(pads) != 2 * rank or len(strides) != rank or len(dilations) != rank or auto_pad not in _kernels.AUTO_PAD:
         return None
     if tuple(node.attr("kernel_shape", shape[2:])) != tuple(shape[2:]):
         return None
-    return [rank, node.attr("group", 1), 0, _AUTO_PAD[auto_pad], *strides, *pads, *dilations]
+    return [rank, node.attr("group", 1), 0, _kernels.AUTO_PAD[auto_pad], *strides, *pads, *dilations]
 
 
 @conv.native

@@ -11,9 +11,6 @@ from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.registry import find
 
-IN_REGISTERS = ("none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
-"""Applied in registers; in the order of qrt_activation in kernels/gemm_q8.h."""
-
 ELEMENTWISE: dict[str, tuple[str, tuple[str, ...]]] = {
     "leaky_relu": ("LeakyRelu", ("alpha",)),
     "elu": ("Elu", ("alpha",)),
@@ -57,9 +54,9 @@ def _evaluate(op_type: str, y: np.ndarray, **attributes: Any) -> np.ndarray:
 
 def activation_code(activation: str) -> int:
     """The number by which node functions know it; see kernels/nodes/epilogue.h."""
-    if activation in IN_REGISTERS:
-        return IN_REGISTERS.index(activation)
-    return len(IN_REGISTERS) + _kernels.UNARY[activation]
+    if activation in _kernels.ACTIVATION:
+        return _kernels.ACTIVATION[activation]
+    return len(_kernels.ACTIVATION) + _kernels.UNARY[activation]
 
 
 def activation_of(node: Node) -> tuple[int, list[float]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, normalize_axis, require_rank, require_shape
 from qruntime.ops.interpolation import (
@@ -247,23 +248,20 @@ def _upsampled(x: np.ndarray, scales: Sequence[float], mode: str) -> np.ndarray:
     return y
 
 
-# In the order of the enumerations in kernels/nodes/resize.c and grid_sample.c.
-_MODES = ("nearest", "linear", "cubic")
-_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "tf_half_pixel_for_nn", "align_corners", "half_pixel_symmetric")
-_FLOOR_OR_SHRINKING_CEIL = len(NEAREST_MODES)
 _NONE = -1
+"""No such input of the node function."""
 
 
 @resize.native
 def _(node: Node) -> NativeCall | None:
     """Antialiasing, crops, excluded borders and kept aspect ratios stay with the definition."""
     mode, coordinates = node.attr("mode", "nearest"), node.attr("coordinate_transformation_mode", "half_pixel")
-    if node.attr("antialias", 0) or node.attr("exclude_outside", 0) or coordinates not in _COORDINATES:
+    if node.attr("antialias", 0) or node.attr("exclude_outside", 0) or coordinates not in _kernels.COORDINATES:
         return None
     if node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
         return None
-    rounding = list(NEAREST_MODES).index(node.attr("nearest_mode", "round_prefer_floor"))
-    ints = [_MODES.index(mode), _COORDINATES.index(coordinates), rounding, 2, 3, *(node.attr("axes") or ())]
+    rounding = _kernels.NEAREST_MODE[node.attr("nearest_mode", "round_prefer_floor")]
+    ints = [_kernels.INTERPOLATION[mode], _kernels.COORDINATES[coordinates], rounding, 2, 3, *(node.attr("axes") or ())]
     return NativeCall("resize", ints=ints, floats=[node.attr("cubic_coeff_a", -0.75)])
 
 
@@ -297,7 +295,8 @@ def _upsample_call(node: Node, scales_input: int, scales: Sequence[float] = ()) 
     mode = {"bilinear": "linear", "trilinear": "linear"}.get(node.attr("mode", "nearest"), node.attr("mode", "nearest"))
     if mode == "cubic":
         raise ValueError("mode must be nearest or linear")
-    ints = [_MODES.index(mode), _COORDINATES.index("asymmetric"), _FLOOR_OR_SHRINKING_CEIL, scales_input, _NONE]
+    rounding = _kernels.NEAREST_MODE["floor_or_shrinking_ceil"]
+    ints = [_kernels.INTERPOLATION[mode], _kernels.COORDINATES["asymmetric"], rounding, scales_input, _NONE]
     return NativeCall("resize", ints=ints, floats=[0.0, *scales])
 
 
@@ -396,7 +395,7 @@ def grid_sample(
 
 def _grid_sample_call(node: Node) -> NativeCall:
     mode, padding = node.attr("mode", "linear"), node.attr("padding_mode", "zeros")
-    ints = [("linear", "nearest", "cubic").index(_GRID_MODES.get(mode, mode)), ("zeros", "border", "reflection").index(padding)]
+    ints = [_kernels.INTERPOLATION[_GRID_MODES.get(mode, mode)], _kernels.GRID_PADDING[padding]]
     return NativeCall("grid_sample", ints=[*ints, node.attr("align_corners", 0)])
 
 

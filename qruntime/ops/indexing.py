@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, normalize_axis, same_dtype, scalar, wrap_indices
 from qruntime.ops.elementwise import is_float
 from qruntime.ops.registry import NativeCall, operator
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
-_REDUCTION_CODES = ("none", *_REDUCTIONS)  # in the order of the enumeration in kernels/nodes/index.c
 
 
 @operator("Gather", since=1)
@@ -77,7 +77,7 @@ def scatter_elements(
 
 @scatter_elements.native
 def _(node: Node) -> NativeCall | None:
-    return NativeCall("scatter_elements", ints=[node.attr("axis", 0), _REDUCTION_CODES.index(node.attr("reduction", "none"))])
+    return NativeCall("scatter_elements", ints=[node.attr("axis", 0), _kernels.SCATTER_REDUCTION[node.attr("reduction", "none")]])
 
 
 @operator("Scatter", since=9)
@@ -129,7 +129,7 @@ def scatter_nd(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, reduc
 
 @scatter_nd.native
 def _(node: Node) -> NativeCall | None:
-    return NativeCall("scatter_nd", ints=[_REDUCTION_CODES.index(node.attr("reduction", "none"))])
+    return NativeCall("scatter_nd", ints=[_kernels.SCATTER_REDUCTION[node.attr("reduction", "none")]])
 
 
 @operator("TensorScatter", since=24)

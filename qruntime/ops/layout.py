@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import integers, limit_shape, normalize_axes, normalize_axis, same_dtype, scalar
 from qruntime.ops.registry import NativeCall, operator
@@ -407,17 +408,13 @@ def pad(
     return _pad(x, integers(pads, "pads"), mode, fill, None if axes is None else integers(axes, "axes"))
 
 
-_NATIVE_PAD_MODES = ("constant", "reflect", "edge", "wrap")
-"""In the order of the codes in `kernels/nodes/pad.c`."""
-
-
 @pad.native
 def _(node: Node) -> NativeCall:
-    return NativeCall("pad", ints=[_NATIVE_PAD_MODES.index(node.attr("mode", "constant"))], inputs=[0, 1, 2, 3])
+    return NativeCall("pad", ints=[_kernels.PAD_MODE[node.attr("mode", "constant")]], inputs=[0, 1, 2, 3])
 
 
 def _pad_by_attributes(node: Node, pads: Sequence[int]) -> NativeCall:
-    mode = _NATIVE_PAD_MODES.index(node.attr("mode", "constant"))
+    mode = _kernels.PAD_MODE[node.attr("mode", "constant")]
     return NativeCall("pad", ints=[mode, *pads], floats=[node.attr("value", 0.0)], inputs=[0])
 
 

@@ -19,9 +19,6 @@ from qruntime.ops.low_bit_weights import pack_nbits
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 
-RANGES = ("per_token", "per_tensor")
-"""In the order of qrt_range_mode."""
-
 
 def _check_last_dimension(x: np.ndarray, weight: np.ndarray | StoredTensor) -> None:
     if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
@@ -73,12 +70,12 @@ def _linear(node: Node) -> NativeCall | None:
     held = None if weight is None else weight.stored
     packed: _kernels.Packed | None
     packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
-    ints = [code, RANGES.index("per_token")]  # which weights for float activations do not look at
+    ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
     return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes uint8 [M, K], scale float32 [M, 1] and zero point [M, 1] of `x` float32 [M, K], as kernels/gemm_q8.h says."""
+    """Codes uint8 [M, K], scale float32 [M, 1] and zero point [M, 1] of `x` float32 [M, K], as kernels/codes_q8.h says."""
     low = np.minimum(x.min(axis=1, keepdims=True, initial=0), 0)
     high = np.maximum(x.max(axis=1, keepdims=True, initial=0), 0)
     scale = ((high.astype(np.float64) - low.astype(np.float64)) / 255).astype(np.float32)
@@ -144,7 +141,7 @@ def _linear_q8(node: Node) -> NativeCall | None:
     packed = _packed_q8(node.input(1), node.input(2))
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
-    ints = [code, RANGES.index(node.attr("range", "per_token"))]
+    ints = [code, _kernels.RANGE[node.attr("range", "per_token")]]
     return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
 
 
@@ -160,7 +157,7 @@ def merged_dynamic_quantized_linear(
 @merged_dynamic_quantized_linear.native
 def _merged_linear_q8(node: Node) -> NativeCall | None:
     packed = [_packed_q8(*node.inputs[i : i + 2]) for i in range(1, len(node.inputs), 2)]
-    ints = [*map(activation_code, node.attr("activations")), RANGES.index(node.attr("range", "per_token"))]
+    ints = [*map(activation_code, node.attr("activations")), _kernels.RANGE[node.attr("range", "per_token")]]
     return NativeCall("linear", ints=ints, packed=packed, inputs=[0])
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.ir import Node
 from qruntime.ops.checks import limit_shape, require_rank, require_shape
 from qruntime.ops.precision import working_dtype
 from qruntime.ops.registry import NativeCall, operator
-from qruntime.ops.windows import AUTO_PADS, Window, axis_taps, padded, per_axis, reduce_windows, tap_counts, window
+from qruntime.ops.windows import Window, axis_taps, padded, per_axis, reduce_windows, tap_counts, window
 
 
 def _lowest(dtype: np.dtype) -> float | int:
@@ -71,7 +72,7 @@ def sliding(node: Node, kernel: str) -> NativeCall | None:
     pads = node.attr("pads", (0,) * 2 * rank)
     if rank not in (1, 2) or not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
         return None
-    auto_pad = AUTO_PADS.index(node.attr("auto_pad", "NOTSET") or "NOTSET")
+    auto_pad = _kernels.AUTO_PAD[node.attr("auto_pad", "NOTSET") or "NOTSET"]
     ints = [auto_pad, node.attr("ceil_mode", 0), node.attr("count_include_pad", 0)]
     for axis in zip(sizes, strides, dilations, pads[:rank], pads[rank:], strict=True):
         ints.extend(axis)

@@ -13,7 +13,7 @@ from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.elementwise import rounded_once
 from qruntime.ops.epilogue import activate, activation_of
-from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.linear import quantize_rows
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, operator
 from qruntime.ops.windows import Window, padded, window, windows_view
@@ -86,7 +86,7 @@ def _conv_q8(node: Node) -> NativeCall | None:
         return None
     scale, zero_point = stored.scale, stored.zero_point
     assert scale is not None and zero_point is not None
-    if node.attr("range", "per_token") != RANGES[0] or (bias is not None and bias.shape != w.shape[:1]):
+    if node.attr("range", "per_token") != "per_token" or (bias is not None and bias.shape != w.shape[:1]):
         return None
     geometry = convolution_geometry(node, w.shape)
     group = node.attr("group", 1)

@@ -12,11 +12,10 @@ from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor
 from qruntime.ops import engines, recurrent
 from qruntime.ops.elementwise import is_packable, widen
-from qruntime.ops.linear import RANGES, quantize_rows
+from qruntime.ops.linear import quantize_rows
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, OpSpec, operator
 
-_DIRECTIONS = ("forward", "reverse", "bidirectional")
 _DEFAULT_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 _ACTIVATION_KERNELS = {
     "leakyrelu": "leaky_relu", "thresholdedrelu": "thresholded_relu", "scaledtanh": "scaled_tanh", "hardsigmoid": "hard_sigmoid",
@@ -42,8 +41,8 @@ def _call(
         packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
     wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.is_read)
     clip = node.attr("clip") or math.inf
-    mode = RANGES.index(range_)
-    ints = [hidden, _DIRECTIONS.index(direction), node.attr("layout", 0), mode, mode, wanted, variant, *opcodes]
+    mode = _kernels.RANGE[range_]
+    ints = [hidden, _kernels.DIRECTION[direction], node.attr("layout", 0), mode, mode, wanted, variant, *opcodes]
     return NativeCall(op.lower(), ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
 
 
@@ -104,7 +103,7 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
 def _checked_hidden(node: Node, op: str, w: np.ndarray | StoredTensor, r: np.ndarray | StoredTensor, b: np.ndarray | None) -> int | None:
     """Hidden size when all shapes agree; the definition reports what does not."""
     direction = node.attr("direction", "forward")
-    if direction not in _DIRECTIONS or w.ndim != 3 or r.ndim != 3 or node.attr("layout", 0) not in (0, 1):
+    if direction not in _kernels.DIRECTION or w.ndim != 3 or r.ndim != 3 or node.attr("layout", 0) not in (0, 1):
         return None
     count = 2 if direction == "bidirectional" else 1
     hidden = r.shape[2]

@@ -13,7 +13,6 @@ from qruntime.ops.forest import AGGREGATES, LEAF, MEMBER, MODES, Float, Forest, 
 from qruntime.ops.ml import DOMAIN, POST_TRANSFORMS, class_labels, feature_rows, post_transformed
 from qruntime.ops.registry import NativeCall, operator
 
-REGRESSOR, CLASSIFIER, SAME_TYPE = range(3)
 FLOAT64 = 11
 
 
@@ -29,7 +28,7 @@ class Ensemble:
     targets: int
     aggregate: str
     post_transform: str
-    output: int
+    output: str
     base: np.ndarray
     labels: np.ndarray | None = None
     voted: int | None = None
@@ -49,7 +48,7 @@ class Ensemble:
         scores = self.forest.scores(feature_rows(x), self.targets, self.aggregate)
         if self.base.size:
             scores = scores + self.base
-        dtype = x.dtype if self.output == SAME_TYPE else np.dtype(np.float32)
+        dtype = x.dtype if self.output == "same_type" else np.dtype(np.float32)
         if self.labels is None:
             return post_transformed(scores, self.post_transform).astype(dtype)
         if self.voted is None:
@@ -74,8 +73,9 @@ class Ensemble:
         used = self.forest.features[self.forest.modes != LEAF]
         ints = [
             one.first_leaf, int(used.max(initial=-1)) + 1, int(one.depths.sum(dtype=np.int64)), self.targets,
-            arrays.target if self.voted is None else self.voted, AGGREGATES.index(self.aggregate),
-            POST_TRANSFORMS.index(self.post_transform), self.output, self.voted is not None, self.voted == 0, self.is_probability,
+            arrays.target if self.voted is None else self.voted, _kernels.TREE_AGGREGATE[self.aggregate],
+            _kernels.POST_TRANSFORM[self.post_transform], _kernels.TREE_OUTPUT[self.output],
+            self.voted is not None, self.voted == 0, self.is_probability,
         ]  # fmt: skip
         base = _kernels.PackedArray(self.base.astype(np.float64)) if self.base.size else None
         labels = None if self.labels is None else _kernels.PackedArray(self.labels)
@@ -197,7 +197,7 @@ def tree_ensemble_regressor(
         target_ids, _one_of(target_weights, target_weights_as_tensor),
     )  # fmt: skip
     base = _one_of(base_values, base_values_as_tensor)
-    return Ensemble(forest, n_targets, aggregate_function, post_transform, REGRESSOR, base)
+    return Ensemble(forest, n_targets, aggregate_function, post_transform, "regressor", base)
 
 
 @operator("TreeEnsembleClassifier", domain=DOMAIN, prepared=True)
@@ -239,7 +239,7 @@ def tree_ensemble_classifier(
     )  # fmt: skip
     base = _one_of(base_values, base_values_as_tensor)
     voted = int(class_ids[0]) if len(labels) == 2 and len(set(class_ids)) == 1 else None
-    return Ensemble(forest, len(labels), "SUM", post_transform, CLASSIFIER, base, labels, voted, bool((weights >= 0).all()))
+    return Ensemble(forest, len(labels), "SUM", post_transform, "classifier", base, labels, voted, bool((weights >= 0).all()))
 
 
 def _member_sets(modes: np.ndarray, values: np.ndarray | None) -> dict[int, np.ndarray]:
@@ -311,7 +311,7 @@ def tree_ensemble(
         _member_sets(modes, membership_values),
     )
     return Ensemble(
-        forest, n_targets, AGGREGATES[aggregate_function], POST_TRANSFORMS[post_transform], SAME_TYPE, np.zeros(0)
+        forest, n_targets, AGGREGATES[aggregate_function], POST_TRANSFORMS[post_transform], "same_type", np.zeros(0)
     )
 
 

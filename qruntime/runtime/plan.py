@@ -219,10 +219,19 @@ def _executable(
                 if slot not in held and kernel_inputs.count(slot) == 1 and kernel_inputs.index(slot) < 64:
                     dying |= 1 << kernel_inputs.index(slot)
         first_output = slots[call.node.outputs[0]] if call.node.outputs else 0
-        steps.append((
-            *((native.kernel, native.ints, native.floats, native.packed) if native else (None, (), (), ())), kernel_inputs, read_slots,
-            first_output, len(call.node.outputs), dying, released[index], call.definition, call.node.label,
-        ))  # fmt: skip
+        step = _kernels.Step(
+            inputs=kernel_inputs,
+            arguments=read_slots,
+            first_output=first_output,
+            num_outputs=len(call.node.outputs),
+            dying=dying,
+            released=released[index],
+            definition=call.definition,
+            label=call.node.label,
+        )
+        if native is not None:
+            step = step._replace(kernel=native.kernel, ints=native.ints, floats=native.floats, packed=native.packed)
+        steps.append(step)
     aligned = {slots[v] for call in planned for v in _aligned_inputs(call)} | {slots[v] for v in outputs}
     return _kernels.Executable(
         len(slots),
@@ -278,7 +287,7 @@ def _bind_kernel(node: Node, spec: OpSpec) -> NativeCall | None:
         return spec.binder(node)
     except QRuntimeError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         return None  # odd attributes or constants: the definition reports them when it runs
 
 

@@ -117,6 +117,9 @@ static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float
         qrt_q8_pack(kernel, w, c->columns_first ? 1 : c->n, c->columns_first ? c->k : 1, c->k, c->n, scales,
                     c->zero_points ? zero_points : NULL, c->per_channel ? c->n : 1, c->with_bias ? bias : NULL, NULL, 1);
     if (!packed) abort();
+    int8_t *unpacked = array(c->k * c->n, 1);
+    qrt_q8_unpack(packed, unpacked, c->columns_first ? 1 : c->n, c->columns_first ? c->k : 1);
+    check_same(memcmp(unpacked, w, (size_t)(c->k * c->n)) != 0, 0, "gemm_q8 unpack", c->k, c->n);
     qrt_buffer *scratch = qrt_buffer_new(qrt_scratch_bytes(&packed->base, c->m));
     if (!scratch) abort();
     qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};

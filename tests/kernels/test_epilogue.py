@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qruntime import _kernels
-from qruntime.ops.epilogue import ELEMENTWISE, IN_REGISTERS, activate, activation_code
+from qruntime.ops.epilogue import ELEMENTWISE, activate, activation_code
 
 Array = np.ndarray
 PARAMETERS: dict[str, tuple[float, ...]] = {
@@ -91,12 +91,12 @@ def test_convolutions(rung: str, name: str) -> None:
 
 def test_codes_are_those_of_the_kernels() -> None:
     """Registers first, in the order of the header; one beyond the last elementwise kernel is refused."""
-    assert [activation_code(name) for name in IN_REGISTERS] == list(range(len(IN_REGISTERS)))
+    assert [activation_code(name) for name in _kernels.ACTIVATION] == list(range(len(_kernels.ACTIVATION)))
     packed = [_kernels.PackedF32(data(3, 4))]
-    for code in (-1, len(IN_REGISTERS) + len(_kernels.UNARY)):
+    for code in (-1, len(_kernels.ACTIVATION) + len(_kernels.UNARY)):
         assert _kernels.call_node("linear", [data(2, 3)], [code, 0], packed=packed) is None
-    y = node("linear", [data(2, 3)], [len(IN_REGISTERS) + _kernels.UNARY["relu"], 0], packed=packed)
-    np.testing.assert_array_equal(y, node("linear", [data(2, 3)], [IN_REGISTERS.index("relu"), 0], packed=packed))
+    y = node("linear", [data(2, 3)], [len(_kernels.ACTIVATION) + _kernels.UNARY["relu"], 0], packed=packed)
+    np.testing.assert_array_equal(y, node("linear", [data(2, 3)], [activation_code("relu"), 0], packed=packed))
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)

@@ -221,3 +221,17 @@ def test_random_sizes(threads: int) -> None:
     for m, k, n in itertools.islice(zip(*[iter(rng.integers(0, 70, 300))] * 3, strict=True), 60):
         x, w = random(rng, m, k), random(rng, k, n)
         np.testing.assert_allclose(linear(x, w, threads=threads), x.astype(np.float64) @ w, rtol=0, atol=bound(x, w))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_unpacked_is_what_was_packed(rung: str, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for k, n in ((1, 1), (5, 3), (64, 32), (63, 101), (0, 4), (4, 0)):
+        for w in (rng.standard_normal((k, n)).astype(dtype), rng.standard_normal((n, k)).astype(dtype).T):
+            for bias in (None, rng.standard_normal(n).astype(np.float32)):
+                weight, found = _kernels.PackedF32(w, bias).unpacked()
+                assert weight.dtype == np.float32
+                np.testing.assert_array_equal(weight, w)
+                assert (found is None) == (bias is None)
+                if bias is not None:
+                    np.testing.assert_array_equal(found, bias)

@@ -420,3 +420,26 @@ def test_layers_that_do_not_share_their_rows_decline():
     assert run_layers(a, [good, _kernels.PackedQ8(*layer(rng, 9, 4))], [NONE, NONE]) is None
     assert run_layers(a, [good, good], [NONE, 7 + len(_kernels.UNARY)]) is None
     assert run_layers(a, [good, None], [NONE, NONE]) is None
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_unpacked_is_what_was_packed(per_channel, zero_points):
+    rng = np.random.default_rng(0)
+    for k, n in ((1, 1), (5, 3), (64, 32), (63, 101), (130, 49), (0, 4), (4, 0), (33000, 3)):
+        for w in (rng.integers(-128, 128, (k, n), dtype=np.int8), rng.integers(-2, 3, (n, k), dtype=np.int8).T):
+            size = n if per_channel else 1
+            scale = rng.uniform(0.01, 1, size).astype(F32)
+            zero = rng.integers(-128, 128, size, dtype=np.int32) | 1 if zero_points and size else None
+            bias = rng.standard_normal(n).astype(F32) if k % 2 else None
+            packed = _kernels.PackedQ8(w, scale, zero, bias)
+            found = packed.unpacked()
+            for got, given in zip(found, (w, scale, zero, bias), strict=True):
+                assert (got is None) == (given is None)
+                if given is not None:
+                    np.testing.assert_array_equal(got, given)
+            assert found[0].dtype == np.int8
+            again = _kernels.PackedQ8(*found)
+            assert again.nbytes == packed.nbytes
+            x = rng.standard_normal((2, k)).astype(F32)
+            same_bits(run(x, again), run(x, packed))

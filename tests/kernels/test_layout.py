@@ -279,10 +279,10 @@ def test_views_never_see_each_other_change() -> None:
     x = filled((4, 40, 64, 2), np.int64)
     index, ones = ints(0).reshape(1, 1), np.full((1, 2, 64, 40), -1)
     steps = [
-        ("transpose", [0, 3, 2, 1], [], [], [0], [0], 3, 1, 0, [], None, "transpose"),
-        ("split", [0, 0], [], [], [3], [3], 4, 2, 1, [3], None, "split"),
-        ("identity", [], [], [], [4], [4], 6, 1, 0, [], None, "identity"),
-        ("scatter_nd", [], [], [], [4, 1, 2], [4, 1, 2], 7, 1, 1, [4], None, "scatter_nd"),
+        _kernels.Step("transpose", 3, kernel="transpose", ints=[0, 3, 2, 1], inputs=[0]),
+        _kernels.Step("split", 4, 2, "split", ints=[0, 0], inputs=[3], dying=1, released=[3]),
+        _kernels.Step("identity", 6, kernel="identity", inputs=[4]),
+        _kernels.Step("scatter_nd", 7, kernel="scatter_nd", inputs=[4, 1, 2], dying=1, released=[4]),
     ]
     plan = _kernels.Executable(8, [(0, x), (1, index), (2, ones)], [], [5, 6, 7], steps, set(), [], 1)
     y = x.transpose(0, 3, 2, 1)

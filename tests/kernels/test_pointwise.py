@@ -321,10 +321,10 @@ def test_binary_declines_what_does_not_fit(isa: str) -> None:
 def test_results_go_into_inputs_that_die(isa: str) -> None:
     """Node 1 makes a tensor that dies in node 2, which may put its result there."""
     x, y = np.random.default_rng(6).standard_normal((2, 3, 50)).astype(np.float32)
-    exp = ("unary", [kernels.UNARY["exp"]], [], [], [0], [0], 2, 1, 0, [], None, "exp")
+    exp = kernels.Step("exp", 2, kernel="unary", ints=[kernels.UNARY["exp"]], inputs=[0])
     cases = [("add", [2, 1], 1), ("sub", [1, 2], 2), ("mul", [2, 2], 3), ("less", [2, 1], 1)]
     for name, inputs, dying in cases:
-        second = ("binary", [kernels.BINARY[name]], [], [], inputs, inputs, 3, 1, dying, [2], None, name)
+        second = kernels.Step(name, 3, kernel="binary", ints=[kernels.BINARY[name]], inputs=inputs, dying=dying, released=[2])
         for b in (y, y[:1]):
             plan = kernels.Executable(4, [(0, x), (1, b)], [], [3], [exp, second], set(), [], 1)
             first = unary("exp", x)

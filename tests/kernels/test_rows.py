@@ -181,17 +181,19 @@ def test_norm_of_nothing(isa: str, name: str) -> None:
 
 def test_results_go_into_inputs_that_die(isa: str) -> None:
     x, residual = np.random.default_rng(10).standard_normal((2, 3, 50)).astype(np.float32)
-    negate = ("unary", [kernels.UNARY["neg"]], [], [], [0], [0], 2, 1, 0, [], None, "neg")
+    negate = kernels.Step("neg", 2, kernel="unary", ints=[kernels.UNARY["neg"]], inputs=[0])
     steps = {
-        "softmax": ("softmax", [-1], [], [], [2], [2], 3, 1, 1, [2], None, "softmax"),
-        "column": ("softmax", [0], [], [], [2], [2], 3, 1, 1, [2], None, "softmax"),
-        "layer_norm": ("layer_norm", [-1], [1e-5], [], [2, -1, -1, 1], [2, -1, -1, 1], 3, 1, 1, [2], None, "norm"),
+        "softmax": kernels.Step("softmax", 3, kernel="softmax", ints=[-1], inputs=[2], dying=1, released=[2]),
+        "column": kernels.Step("softmax", 3, kernel="softmax", ints=[0], inputs=[2], dying=1, released=[2]),
+        "layer_norm": kernels.Step(
+            "norm", 3, kernel="layer_norm", ints=[-1], floats=[1e-5], inputs=[2, -1, -1, 1], dying=1, released=[2]
+        ),
     }
     expected = {"softmax": softmax(-x), "column": softmax(-x, 0), "layer_norm": norm("layer_norm", [residual - x])[0]}
     for name, step in steps.items():
         plan = kernels.Executable(4, [(0, x), (1, residual)], [], [3], [negate, step], set(), [], 1)
         np.testing.assert_array_equal(plan.run(())[0], expected[name])
-    both = ("layer_norm", [-1], [1e-5], [], [2, -1, -1, 1], [2, -1, -1, 1], 3, 2, 1, [2], None, "norm")
+    both = steps["layer_norm"]._replace(num_outputs=2)
     plan = kernels.Executable(5, [(0, x), (1, residual)], [], [3, 4], [negate, both], set(), [], 1)
     y, total = plan.run(())
     np.testing.assert_array_equal(y, expected["layer_norm"])

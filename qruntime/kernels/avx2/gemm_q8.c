@@ -62,8 +62,7 @@ static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k / 2][NR][2]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       const int32_t *zero_points, void *panel) {
-    (void)zero_points;
+                       void *panel) {
     int8_t *out = panel;
     int64_t i = 0;
     if (n == NR && col_stride_elems == 1)
@@ -79,6 +78,12 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
         for (int64_t j = 0; j < n; j++)
             out[((i - first) / 2 * NR + j) * 2 + i % 2] = w[i * row_stride_elems + j * col_stride_elems];
     return true;
+}
+
+static void unpack_panel(const void *panel, int64_t k, int64_t n, int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const int8_t *from = panel;
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < n; j++) w[i * row_stride_elems + j * col_stride_elems] = from[(i / 2 * NR + j) * 2 + i % 2];
 }
 
 /// Keeps the compiler from regrouping sums, for which it would need more registers than there are.
@@ -161,6 +166,7 @@ const qrt_gemm_q8 qrt_avx2_gemm_q8_widening = {
     .name = "avx2 widening", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
     .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .unpack_panel = unpack_panel,
     .multiply = multiply, .dot = dot, .finish = finish,
 };
 

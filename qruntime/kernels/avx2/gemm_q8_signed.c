@@ -153,8 +153,7 @@ static inline void put(packing *p, int32_t at, const item *x) {
 }
 
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       const int32_t *zero_points, void *panel) {
-    (void)zero_points;
+                       void *panel) {
     if (k > QRT_Q8_MAX_K) return false;
     panel_head *head = panel;
     head->num_items = (int32_t)((k + KR - 1) / KR);
@@ -182,6 +181,17 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
     }
     for (int i = 0; i < count; i++) put(&p, --p.first_single, &waiting[i]);
     return true;
+}
+
+static void unpack_panel(const void *panel, int64_t k, int64_t n, int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const panel_head *head = panel;
+    const int8_t *from = (const int8_t *)panel + head_bytes(head->num_items);
+    for (int32_t at = 0; at < head->num_items; at++, from += ITEM) {
+        int64_t first = head->places[at] / 2, rows = k - first < KR ? k - first : KR;
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < rows; i++)
+                w[(first + i) * row_stride_elems + j * col_stride_elems] = from[j * KR + i];
+    }
 }
 
 // -------------------------------------------------------------------------------------------- tiles
@@ -288,6 +298,7 @@ void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
         .codes = {range, quantize_signed, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .unpack_panel = unpack_panel,
         .multiply = multiply, .sums = sums, .code_offset = CODE_OFFSET, .finish = finish,
     };
 }

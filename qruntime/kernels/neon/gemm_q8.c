@@ -38,14 +38,19 @@ static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k][NR]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       const int32_t *zero_points, void *panel) {
-    (void)zero_points;
+                       void *panel) {
     int8_t *out = memset(panel, 0, (size_t)panel_bytes((k + KR - 1) / KR * KR));
     for (int64_t i = 0; i < k; i++)
         if (col_stride_elems == 1) memcpy(out + i * NR, w + i * row_stride_elems, (size_t)n);
         else
             for (int64_t j = 0; j < n; j++) out[i * NR + j] = w[i * row_stride_elems + j * col_stride_elems];
     return true;
+}
+
+static void unpack_panel(const void *panel, int64_t k, int64_t n, int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const int8_t *from = panel;
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < n; j++) w[i * row_stride_elems + j * col_stride_elems] = from[i * NR + j];
 }
 
 /// Row k + LANE of the panel times code LANE of each row.
@@ -132,6 +137,7 @@ const qrt_gemm_q8 qrt_neon_gemm_q8_widening = {
     .name = "neon", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
     .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .unpack_panel = unpack_panel,
     .multiply = multiply, .dot = dot, .finish = finish,
 };
 

@@ -56,8 +56,8 @@ static inline vi vi_dot4(vi acc, vi codes, vi weights) {
 
 /// Long sums are of whole codes: see qrt_gemm_q8.dot.
 static bool pack_short_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                             const int32_t *zero_points, void *panel) {
-    return k <= QRT_Q8_MAX_K && pack_panel(w, row_stride_elems, col_stride_elems, k, n, zero_points, panel);
+                             void *panel) {
+    return k <= QRT_Q8_MAX_K && pack_panel(w, row_stride_elems, col_stride_elems, k, n, panel);
 }
 
 static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {

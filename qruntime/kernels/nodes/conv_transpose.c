@@ -9,9 +9,10 @@
 #include "../threads.h"
 #include "arguments.h"
 #include "convolution.h"
+#include "enumerations.h"
 #include "epilogue.h"
 
-enum { SAME_UPPER = 1, SAME_LOWER = 2 };
+enum { QRT_AUTO_PADS(QRT_ENUMERATOR) };
 
 /// All shapes brought to three spatial dims. Output position p of a dim reads taps k of inputs i with
 /// p + begin = i · stride + k · dilation.

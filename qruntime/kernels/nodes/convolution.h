@@ -3,6 +3,7 @@
 #define QRT_CONVOLUTION_H
 
 #include "../nodes.h"
+#include "enumerations.h"
 
 /// Columns of a panel, which are read all although some may lie behind the image.
 enum { QRT_CONVOLUTION_ROOM = 64 };
@@ -35,7 +36,7 @@ static inline bool qrt_count_convolution(qrt_convolution *g) {
 /// dilations[r] (VALID: pads 0). False when they do not fit together, or a padded row could not be addressed.
 static inline bool qrt_measure_convolution(const int64_t *ints, int32_t num_ints, const qrt_tensor *x, int32_t w_rank,
                                            const int64_t *w_dims, qrt_convolution *g) {
-    enum { SAME_UPPER = 1, SAME_LOWER = 2 };
+    enum { QRT_AUTO_PADS(QRT_ENUMERATOR) };
     if (num_ints < 4) return false;
     g->has_room = false;
     int64_t rank = ints[0], auto_pad = ints[3];

@@ -10,12 +10,13 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 enum { BLOCK = 128, MAX_TAPS = 4, PARALLEL_SAMPLES = 1 << 14 };
-enum { LINEAR, NEAREST, CUBIC };
-enum { ZEROS, BORDER, REFLECTION };
+enum { QRT_INTERPOLATIONS(QRT_ENUMERATOR) };
+enum { QRT_GRID_PADDINGS(QRT_ENUMERATOR) };
 
 typedef struct {
     const float *x, *grid;
@@ -263,7 +264,7 @@ static void sample_task(void *context, int64_t task) {
 /// ints: mode, padding, align_corners. Inputs: float32 x [N, C, H, W], grid [N, H', W', 2]. Output: [N, C, H', W'].
 static qrt_status grid_sample(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0), *grid = qrt_input(node, in, 1);
-    if (node->num_ints < 3 || node->ints[0] < LINEAR || node->ints[0] > CUBIC) return QRT_DECLINE;
+    if (node->num_ints < 3 || node->ints[0] < NEAREST || node->ints[0] > CUBIC) return QRT_DECLINE;
     if (node->ints[1] < ZEROS || node->ints[1] > REFLECTION) return QRT_DECLINE;
     if (!qrt_is_tensor(x) || !qrt_is_tensor(grid) || x->dtype != QRT_F32 || grid->dtype != QRT_F32) return QRT_DECLINE;
     if (x->rank != 4 || grid->rank != 4 || grid->dims[3] != 2 || grid->dims[0] != x->dims[0]) return QRT_DECLINE;

@@ -3,6 +3,7 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 #include "strided_copy.h"
 
 /// Rows are picked in parallel above this many bytes.
@@ -93,7 +94,7 @@ COMBINE_ALL(f64, double, double)
 COMBINE_ALL(i32, int32_t, uint32_t)
 COMBINE_ALL(i64, int64_t, uint64_t)
 
-enum { REPLACE, ADD, MULTIPLY, MAXIMUM, MINIMUM, NUM_REDUCTIONS };
+enum { QRT_SCATTER_REDUCTIONS(QRT_ENUMERATOR) NUM_REDUCTIONS };
 
 /// NULL when elements are replaced; false for what has no function.
 static bool find_combine(int64_t reduction, int32_t dtype, combine_fn *found) {

@@ -2,9 +2,10 @@
 #include <string.h>
 
 #include "arguments.h"
+#include "enumerations.h"
 #include "strided_copy.h"
 
-enum { CONSTANT, REFLECT, EDGE, WRAP };
+enum { QRT_PAD_MODES(QRT_ENUMERATOR) };
 
 /// Where position `at` of a padded axis, counted from the first element, takes its element from.
 static inline int64_t source_position(int64_t at, int64_t size, int mode) {

@@ -8,10 +8,11 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 
-enum { NEAREST, LINEAR, CUBIC };
-enum { HALF_PIXEL, PYTORCH_HALF_PIXEL, ASYMMETRIC, TF_HALF_PIXEL_FOR_NN, ALIGN_CORNERS, HALF_PIXEL_SYMMETRIC };
-enum { ROUND_PREFER_FLOOR, ROUND_PREFER_CEIL, FLOOR, CEIL, FLOOR_OR_SHRINKING_CEIL };
+enum { QRT_INTERPOLATIONS(QRT_ENUMERATOR) };
+enum { QRT_COORDINATES(QRT_ENUMERATOR) };
+enum { QRT_NEAREST_MODES(QRT_ENUMERATOR) };
 enum { PARALLEL_BYTES = 256 * 1024, SHORT_LINE = 1024 };
 
 /// What becomes of one axis. Without `index` it stays as it is.

@@ -30,9 +30,10 @@
 #include "../threads.h"
 #include "arguments.h"
 #include "cells.h"
+#include "enumerations.h"
 
 enum { HIDDEN, DIRECTION, LAYOUT, X_MODE, H_MODE, WANTED, VARIANT, NUM_INTS };
-enum { REVERSE = 1, BIDIRECTIONAL = 2 };
+enum { QRT_DIRECTIONS(QRT_ENUMERATOR) };
 enum { Y, Y_H, Y_C };
 
 /// The input product of long sequences is made in blocks of steps, which stay in cache until they are used.
@@ -330,8 +331,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     return true;
 }
 
-/// Steps per block and groups of rows.
-static void divide(layer *l, int num_threads) {
+/// Steps per block and groups of rows; false when the scratch of products cannot be counted.
+static bool divide(layer *l, int num_threads) {
     int64_t rows = BLOCK_FLOATS / l->gates;
     if (rows < BLOCK_MIN_ROWS) rows = BLOCK_MIN_ROWS;
     int64_t steps = l->batch ? rows / l->batch : 1;
@@ -351,10 +352,12 @@ static void divide(layer *l, int num_threads) {
         const qrt_weights *products[] = {l->r[d], l->r_candidate[d]};
         for (int i = 0; i < 2 && products[i]; i++) {
             size_t bytes = qrt_scratch_bytes(products[i], l->group_rows);
+            if (bytes > SIZE_MAX >> 16) return false;
             if (bytes > l->task_scratch_bytes) l->task_scratch_bytes = bytes;
         }
     }
     l->task_scratch_bytes = (l->task_scratch_bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
+    return true;
 }
 
 static qrt_status run_blocks(layer *l, qrt_run *run) {
@@ -393,7 +396,7 @@ static void start_state(float *state, const qrt_tensor *initial, int64_t size) {
 static qrt_status recurrent(layer *l, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in,
                             qrt_tensor *out) {
     if (!describe(l, node, in)) return QRT_DECLINE;
-    divide(l, run->num_threads);
+    if (!divide(l, run->num_threads)) return QRT_NO_MEMORY;
 
     int64_t d = l->num_directions, states = d * l->batch * l->hidden;
     int64_t y_dims[4] = {l->time, d, l->batch, l->hidden}, state_dims[3] = {d, l->batch, l->hidden};

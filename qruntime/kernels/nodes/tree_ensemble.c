@@ -11,6 +11,7 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 
 enum {
     LANES = 8,              ///< walks side by side
@@ -20,9 +21,9 @@ enum {
     TREES_PER_TASK = 64,
 };
 
-enum { AVERAGE, SUM, MIN, MAX };  // as in qruntime/ops/forest.py
-enum { NONE, SOFTMAX, LOGISTIC, SOFTMAX_ZERO };
-enum { REGRESSOR, CLASSIFIER, SAME_TYPE };
+enum { QRT_TREE_AGGREGATES(QRT_ENUMERATOR) };
+enum { QRT_POST_TRANSFORMS(QRT_ENUMERATOR) };
+enum { QRT_TREE_OUTPUTS(QRT_ENUMERATOR) };
 
 typedef struct {
     float threshold;

@@ -3,6 +3,7 @@
 #define QRT_WINDOWS_H
 
 #include "arguments.h"
+#include "enumerations.h"
 
 /// One axis of a sliding window.
 typedef struct {
@@ -11,7 +12,7 @@ typedef struct {
 
 /// Find padding and output size of an axis; false for what the definition reports.
 static inline bool qrt_resolve_window(qrt_window *w, int auto_pad, bool rounds_up) {
-    enum { NOTSET, SAME_UPPER, SAME_LOWER, VALID };
+    enum { QRT_AUTO_PADS(QRT_ENUMERATOR) };
     const int64_t limit = 1 << 24;
     if (w->kernel < 1 || w->stride < 1 || w->dilation < 1 || w->begin < 0 || w->end < 0) return false;
     if (w->kernel > limit || w->stride > limit || w->dilation > limit || w->begin > limit || w->end > limit) return false;

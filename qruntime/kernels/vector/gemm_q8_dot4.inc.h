@@ -17,8 +17,7 @@ enum { ROWS_AHEAD = 32 };
 
 /// [k / 4][NR][4]
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
-                       const int32_t *zero_points, void *panel) {
-    (void)zero_points;
+                       void *panel) {
     int8_t *out = panel;
     int64_t i = 0, by_rows = n == NR && col_stride_elems == 1, by_columns = row_stride_elems == 1;
     for (; by_rows && i + GROUP <= k; i += GROUP, out += GROUP * NR) {
@@ -37,6 +36,13 @@ static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_st
                 out[j * GROUP + r] = w[(i + r) * row_stride_elems + j * col_stride_elems];
     }
     return true;
+}
+
+static void unpack_panel(const void *panel, int64_t k, int64_t n, int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems) {
+    const int8_t *from = panel;
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < n; j++)
+            w[i * row_stride_elems + j * col_stride_elems] = from[(i / GROUP * NR + j) * GROUP + i % GROUP];
 }
 
 /// An output so large is hardly in the cache: its lines are asked for before the sums are made, unless an epilogue beside
@@ -253,5 +259,6 @@ static const qrt_gemm_q8 dot4_gemm_q8 = {
     .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .unpack_panel = unpack_panel,
     .multiply = multiply_rows, .dot = dot, .finish = finish,
 };

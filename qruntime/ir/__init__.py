@@ -1,6 +1,6 @@
 """The intermediate representation: element types, values, nodes and graphs."""
 
-from qruntime.ir.clone import clone
+from qruntime.ir.clone import clone, clone_part, needed_nodes, read_by
 from qruntime.ir.graph import (
     QRUNTIME,
     Attribute,
@@ -32,6 +32,9 @@ __all__ = [
     "UnusedValue",
     "Value",
     "clone",
+    "clone_part",
     "constant",
+    "needed_nodes",
+    "read_by",
     "stored_constant",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class MemoryUse(NamedTuple):
 
 def memory_use(plan: Plan, graph: Graph) -> MemoryUse:
     """What `plan`, made of `graph`, holds, and what its last run needed."""
-    plans = list(_walk(plan))
+    plans = list(plan.walk())
     nodes = [call for one in plans for call in one.nodes]
     packed = {id(p): p for call in nodes if call.native for p in call.native.packed if p is not None}
     constants = _distinct(array for one in plans for _, array in one.executable.native_constants)
@@ -85,12 +85,6 @@ def blank_feed(inputs: Sequence[Value]) -> dict[str, np.ndarray] | None:
             return None
         feed[value.name] = np.zeros(shape, numpy_dtype(value.type.dtype))
     return feed
-
-
-def _walk(plan: Plan) -> Iterator[Plan]:
-    yield plan
-    for below in plan.subplans:
-        yield from _walk(below)
 
 
 def _distinct(values: Iterable[Any]) -> dict[tuple[int, int], np.ndarray]:

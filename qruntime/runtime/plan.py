@@ -16,7 +16,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
-from qruntime.ir import AttributeType, Graph, Node, Value
+from qruntime.ir import AttributeType, Graph, Node, Value, needed_nodes
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops import registry
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
@@ -69,6 +69,12 @@ class Plan(NamedTuple):
         """Those of all subgraphs, not of their subgraphs in turn."""
         return [below for call in self.nodes for below in call.subplans]
 
+    def walk(self) -> Iterator[Plan]:
+        """This plan and those of all subgraphs, nested ones included."""
+        yield self
+        for below in self.subplans:
+            yield from below.walk()
+
 
 def check_supported(graph: Graph) -> None:
     """Raise one UnsupportedOp that lists every operator, nested graphs included, without a definition."""
@@ -107,7 +113,7 @@ class Planner:
         return self._plan(self.graph, self.graph.outputs if outputs is None else outputs, [])
 
     def _plan(self, graph: Graph, outputs: Sequence[Value], captures: list[Value]) -> Plan:
-        planned = [self._bind(node) for node in _needed_nodes(graph, outputs)]
+        planned = [self._bind(node) for node in needed_nodes(graph, outputs)]
         executable = _executable(planned, [*graph.inputs, *captures], outputs, graph.inputs if not captures else [], self.num_threads)
         drop_pages(array for call in planned for array in _packed_constants(call))
         return Plan(executable, planned, tuple(graph.inputs))
@@ -265,19 +271,6 @@ def _packed_constants(call: PlannedNode) -> list[np.ndarray]:
         read[position] = -1
     packed = [v for i, v in enumerate(call.arguments) if v is not None and v.is_constant and i not in read]
     return [array for value in packed for array in value.arrays()]
-
-
-def _needed_nodes(graph: Graph, outputs: Sequence[Value]) -> list[Node]:
-    wanted: set[Value | None] = set(outputs)
-    needed = []
-    for node in reversed(graph.nodes):
-        if wanted.isdisjoint(node.outputs):
-            continue
-        needed.append(node)
-        wanted.update(node.inputs)
-        if node.subgraphs:
-            wanted.update(node.captured())
-    return needed[::-1]
 
 
 def _bind_kernel(node: Node, spec: OpSpec) -> NativeCall | None:

@@ -1,0 +1,164 @@
+"""Runs of parts of a graph, from values that are known: calibration goes through a model layer by layer with it.
+
+    walk = Frontier(graph, [fed_values(graph, feed) for feed in feeds])
+    for layer in layers:                           # nodes of the graph, in running order
+        inputs = walk.reach(layer)                 # per batch, what the layer reads
+        layer.set_input(1, quantized(...))         # layers after it see what this one makes of it
+    outputs = walk.finish()                        # per batch, the outputs of the graph
+
+Every node runs once for each batch. A batch keeps only what nodes that are still to run will read; all else is let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qruntime.errors import InputError
+from qruntime.ir import Graph, Node, Value, clone_part, needed_nodes, read_by
+from qruntime.passes import pipeline
+from qruntime.runtime.inputs import convert_input
+from qruntime.runtime.plan import Planner
+
+
+class Segment:
+    """What computes the values `wanted` of a graph from the values `starts`, and nothing else.
+
+    It is made of the graph as that is now; changes to the graph later, a new weight for one, are for segments made later.
+    `lower` hands the part to the kernels by the passes of a whole model, for graphs in canonical form. A lowered graph, and
+    one whose every node is to run as it stands, with the bits of a run of that graph, needs none.
+
+    `num_threads` is the most threads that one run uses. InputError when `wanted` cannot be computed from `starts`.
+    """
+
+    def __init__(self, graph: Graph, starts: Iterable[Value], wanted: Iterable[Value], *, num_threads: int, lower: bool = False):
+        self.starts = tuple(dict.fromkeys(starts))
+        self.wanted = tuple(dict.fromkeys(wanted))
+        known = set(self.starts)
+        self._constants = {value: _held_by(value) for value in self.wanted if value.is_constant and value not in known}
+        self._computed = tuple(value for value in self.wanted if value not in self._constants)
+        part = clone_part(graph, self.starts, self._computed)
+        self._executable = Planner(pipeline.lowered(part) if lower else part, num_threads=num_threads).plan().executable
+        part.release()  # nobody else sees it: its constants go with this segment, not when cycles are collected
+
+    def run(self, known: Mapping[Value, Any]) -> dict[Value, Any]:
+        """The wanted values, in their order, from those of all `starts`; `known` may hold more.
+
+        Arrays are as the nodes that make them leave them: of the element type of the value. Results share no memory with
+        what is given.
+        """
+        missing = [value.name for value in self.starts if value not in known]
+        if missing:
+            raise InputError(f"the part of the graph starts from {missing[0]!r}, which is not given")
+        made = self._executable.run([known[value] for value in self.starts])
+        computed = dict(zip(self._computed, made, strict=True))
+        return {value: computed[value] if value in computed else self._constants[value] for value in self.wanted}
+
+
+class Frontier:
+    """Batches that go through a graph side by side, from node to node, in running order.
+
+    `batches` are the values each batch starts from: of the inputs of the graph (`fed_values`), or of what lies behind
+    them. `outputs` (default: those of the graph) is what the walk is for: nodes that it does not need do not run. What is
+    held is read-only.
+
+    The graph may change while the walk stands before a node: what follows may read other weights, or other nodes. What
+    has run stays as it ran.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        batches: Iterable[Mapping[Value, Any]],
+        *,
+        outputs: Sequence[Value] | None = None,
+        num_threads: int,
+        lower: bool = False,
+    ):
+        self.graph = graph
+        self.outputs = tuple(graph.outputs if outputs is None else outputs)
+        self.num_threads = num_threads
+        self.lower = lower
+        self._batches = [{value: _read_only(given) for value, given in batch.items()} for batch in batches]
+        first = set(self._batches[0]) if self._batches else set()
+        for index, batch in enumerate(self._batches):
+            if batch.keys() != first:
+                odd = next(iter(batch.keys() ^ first)).name
+                raise InputError(f"batch {index} and batch 0 start from different values: {odd!r} is in one of them only")
+
+    @property
+    def held(self) -> tuple[Mapping[Value, Any], ...]:
+        """What each batch keeps now."""
+        return tuple(self._batches)
+
+    def reach(self, node: Node) -> list[tuple[Any, ...]]:
+        """Run what comes before `node`, and return for each batch its inputs; None stands for constants and absent ones.
+
+        InputError for a node that has run, that no output needs, or that lies in a subgraph.
+        """
+        remaining = self._remaining()
+        if node not in remaining:
+            raise InputError(f"the walk cannot stop before {node.label}: {self._why_not(node)}")
+        at = remaining.index(node)
+        self._run(remaining[:at], remaining[at:])
+        inputs = [None if value is None or value.is_constant else value for value in node.inputs]
+        return [tuple(None if value is None else batch[value] for value in inputs) for batch in self._batches]
+
+    def finish(self) -> list[tuple[Any, ...]]:
+        """Run the rest, and return for each batch the outputs, in their order."""
+        self._run(self._remaining(), [])
+        return [tuple(batch[value] if value in batch else _held_by(value) for value in self.outputs) for batch in self._batches]
+
+    def _remaining(self) -> list[Node]:
+        return needed_nodes(self.graph, self.outputs, self._batches[0] if self._batches else self.graph.inputs)
+
+    def _run(self, nodes: list[Node], rest: list[Node]) -> None:
+        """Run `nodes`, and keep what the nodes of `rest` and the outputs read."""
+        if not self._batches:
+            return
+        made = {value for node in nodes for value in node.outputs}
+        read = dict.fromkeys(value for node in rest for value in read_by(node)) | dict.fromkeys(self.outputs)
+        known = self._batches[0].keys()
+        starts = [value for value in dict.fromkeys(value for node in nodes for value in read_by(node)) if value in known]
+        wanted = [value for value in read if value in made and value not in known]
+        segment = None
+        if nodes:
+            segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
+        for index, batch in enumerate(self._batches):
+            new = segment.run(batch) if segment is not None else {}
+            kept = {value: held for value, held in batch.items() if value in read}
+            self._batches[index] = kept | {value: _read_only(result) for value, result in new.items()}
+
+    def _why_not(self, node: Node) -> str:
+        if node.graph is None:
+            return "it is in no graph any more"
+        if node.graph is not self.graph:
+            return "it lies in another graph; a subgraph runs as a whole, so stop before the node that it belongs to"
+        return "it has run already, or nothing that the walk is for needs it. Nodes are reached in running order"
+
+
+def fed_values(graph: Graph, feed: Mapping[str, Any]) -> dict[Value, Any]:
+    """The values of `graph` that {input name: array-like} stands for; InputError for what does not fit."""
+    inputs = {value.name: value for value in graph.inputs}
+    unknown = [name for name in feed if name not in inputs]
+    missing = [name for name, value in inputs.items() if name not in feed and not (value.type and value.type.kind == "optional")]
+    if unknown or missing:
+        what = f"unknown input {unknown[0]!r}" if unknown else f"missing input {missing[0]!r}"
+        raise InputError(f"{what}; the inputs are: {', '.join(inputs) or 'none'}")
+    return {value: convert_input(value, feed.get(name)) for name, value in inputs.items()}
+
+
+def _held_by(constant: Value) -> Any:
+    """What a constant stands for."""
+    return constant.stored.decoded() if constant.stored is not None else constant.data
+
+
+def _read_only(value: Any) -> Any:
+    """A view that cannot be written to: an observer must not change what the next node reads."""
+    if not isinstance(value, np.ndarray):
+        return value
+    view = value.view()
+    view.flags.writeable = False
+    return view

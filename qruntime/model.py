@@ -354,7 +354,14 @@ class Model:
         Activations depend on the shapes of inputs: they are those of `run(feed)`, else of the last run. A model whose
         inputs have fixed shapes and that never ran is run on zeros, unless it has loops or branches.
         """
-        from qruntime.runtime.memory import blank_feed, memory_use
+        from qruntime.runtime.memory import memory_use
+
+        return memory_use(self._tried(feed), self.graph)
+
+    def _tried(self, feed: Mapping[str, Any] | None = None) -> Plan:
+        """The plan of all outputs after `run(feed)`, or after its last run; one that never ran is run on zeros where that
+        can be done. Only a run knows which kernels decline, and how large activations are."""
+        from qruntime.runtime.memory import blank_feed
 
         plan = self._plan(tuple(self.graph.output_names), () if feed is None else self._fed(feed))
         if feed is not None:
@@ -362,16 +369,16 @@ class Model:
         elif not plan.subplans and plan.executable.last_run() is None and (zeros := blank_feed(self.graph.inputs)):
             with contextlib.suppress(QRuntimeError):  # zeros may be no valid input
                 self.run(zeros)
-        return memory_use(plan, self.graph)
+        return plan
 
     def summary(self, feed: Mapping[str, Any] | None = None) -> str:
         """A table of what was quantized (shapes, bytes, signal-to-noise of the weights), what was not and why,
         how the nodes run on this machine, and the memory that they take (see `memory`)."""
         from qruntime.display.summary import summary
+        from qruntime.runtime.memory import memory_use
 
-        memory = self.memory(feed)  # runs the model where it can: how its nodes run is known then
-        nodes = self._plan(tuple(self.graph.output_names)).as_run()
-        return f"{summary(self.report, nodes)}\n\n{memory}"
+        plan = self._tried(feed)
+        return f"{summary(self.report, plan.as_run())}\n\n{memory_use(plan, self.graph)}"
 
     def __str__(self) -> str:
         from qruntime.display.tree import tree

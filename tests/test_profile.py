@@ -8,6 +8,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime.ir import Node, Value
+from qruntime.runtime.plan import PlannedNode
+from qruntime.runtime.profile import make_profile
 from tests.small_models import model_bytes
 
 SHAKESPEARE = Path(__file__).parent.parent / "examples" / "shakespeare" / "shakespeare.onnx"
@@ -62,3 +65,35 @@ def test_what_a_kernel_declines_is_called_numpy():
     assert [(node.op_type, node.kernel) for node in model.profile(feed, repeat=1).nodes] == [("Abs", None)]
     assert "nodes: 1 numpy" in model.summary(feed)
     assert "not native: Abs ×1" in model.summary()
+
+
+def test_what_onnx_reference_runs_is_called_so():
+    node = Node("Odd", [], [Value("y")], name="odd")
+    made = make_profile([PlannedNode(node, None, None, (), "reference")], [[(1e-6, -1)]])
+    assert made.by_operator()[0][:2] == ("Odd", "reference")
+    assert "reference" in str(made)
+    assert json.loads(made.to_chrome_trace())["traceEvents"][0]["args"] == {"kernel": "reference"}
+
+
+def test_what_is_in_a_subgraph_counts_as_it_ran_too():
+    a, n = (helper.make_tensor_value_info(name, TensorProto.INT16, None) for name in "an")
+    branch = helper.make_graph([helper.make_node("Abs", ["x"], ["a"])], "b", [], [a])
+    other = helper.make_graph([helper.make_node("Neg", ["x"], ["n"])], "o", [], [n])
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other)]
+    inputs = [("x", TensorProto.INT16, ["n"]), ("c", TensorProto.BOOL, [])]
+    model = qruntime.load(model_bytes(nodes, inputs, [("y", TensorProto.INT16, None)]))
+    plan = model._tried({"x": np.arange(-4, 4, dtype=np.int16), "c": np.array(True)})
+    ran = {call.node.op_type: call.kernel for below in plan.walk() for call in below.as_run()}
+    assert ran["Abs"] is None
+    assert ran["Neg"] is not None  # never ran: as planned
+
+
+def test_the_summary_tells_of_the_run_that_was_asked_for():
+    """A model of which a weight is fed has another plan, with declines of its own."""
+    nodes = [helper.make_node("Abs", ["w"], ["a"]), helper.make_node("Add", ["x", "a"], ["y"])]
+    infos = [("x", TensorProto.INT16, ["n"]), ("w", TensorProto.INT16, ["n"])]
+    data = model_bytes(nodes, infos, [("y", TensorProto.INT16, None)], {"w": np.arange(-2, 2, dtype=np.int16)})
+    model = qruntime.load(data)
+    x = np.arange(4, dtype=np.int16)
+    assert "Abs" not in model.summary({"x": x})
+    assert "Abs ×1" in model.summary({"x": x, "w": x})

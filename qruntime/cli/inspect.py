@@ -6,7 +6,6 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import qruntime
@@ -17,7 +16,7 @@ from qruntime.display.text import printable, table
 from qruntime.errors import counted
 from qruntime.ir import Value
 from qruntime.onnx_io.model_files import size_on_disk
-from qruntime.runtime.plan import Plan, PlannedNode
+from qruntime.runtime.plan import PlannedNode
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,20 +36,12 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with terminal.progress(f"Loading {arguments.model}"):
         model = qruntime.load(arguments.model)
-        planned = list(walk(model._plan(tuple(model.graph.output_names))))
+        planned = [call for plan in model._tried().walk() for call in plan.as_run()]
     if arguments.json:
         terminal.json_result("inspect", _fields(arguments, model, planned))
     else:
         terminal.result(_lines(arguments, model, planned))
     return 0
-
-
-def walk(plan: Plan) -> Iterator[PlannedNode]:
-    """The nodes of a plan and of the plans of its subgraphs."""
-    yield from plan.nodes
-    for call in plan.nodes:
-        for below in call.subplans:
-            yield from walk(below)
 
 
 def _weights(model: qruntime.Model) -> list[Value]:

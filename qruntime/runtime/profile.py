@@ -15,7 +15,8 @@ _WEIGHT_KERNELS = _RECURRENT | {"linear"}
 
 
 class NodeTime(NamedTuple):
-    """`seconds` is the median over the repetitions; `kernel` is the C function, None for a numpy definition.
+    """`seconds` is the median over the repetitions; `kernel` is the C function that did the work, None where `source` says
+    that the numpy definition or onnx's reference did, because there is no kernel or because it declined.
 
     `operations` counts products with packed weights, two for each multiply-add; None for nodes without such weights.
     """
@@ -25,6 +26,12 @@ class NodeTime(NamedTuple):
     kernel: str | None
     seconds: float
     operations: int | None = None
+    source: str = "numpy"
+
+    @property
+    def ran_as(self) -> str:
+        """The kernel, or what ran in its place."""
+        return self.kernel or self.source
 
 
 class Profile(NamedTuple):
@@ -41,13 +48,13 @@ class Profile(NamedTuple):
         counts: dict[tuple[str, str], int] = defaultdict(int)
         times: dict[tuple[str, str], float] = defaultdict(float)
         for node in self.nodes:
-            key = (node.op_type, node.kernel or "numpy")
+            key = (node.op_type, node.ran_as)
             counts[key] += 1
             times[key] += node.seconds
         return [(*key, counts[key], times[key]) for key in sorted(times, key=times.__getitem__, reverse=True)]
 
     def _operations(self, op_type: str, kernel: str) -> int:
-        found = (node for node in self.nodes if (node.op_type, node.kernel or "numpy") == (op_type, kernel))
+        found = (node for node in self.nodes if (node.op_type, node.ran_as) == (op_type, kernel))
         return sum(node.operations or 0 for node in found)
 
     def __str__(self) -> str:
@@ -72,7 +79,7 @@ class Profile(NamedTuple):
         for node in self.nodes:
             events.append(
                 {"name": node.name, "cat": node.op_type, "ph": "X", "pid": 0, "tid": 0, "ts": start * 1e6,
-                 "dur": node.seconds * 1e6, "args": {"kernel": node.kernel or "numpy"}}
+                 "dur": node.seconds * 1e6, "args": {"kernel": node.ran_as}}
             )  # fmt: skip
             start += node.seconds
         return json.dumps({"traceEvents": events})
@@ -85,7 +92,7 @@ def make_profile(ran: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float
         times = sorted(run[index][0] for run in runs)
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
         operations = _operations(call.native, runs[0][index][1])
-        nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations))
+        nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations, call.source))
     return Profile(tuple(nodes))
 
 

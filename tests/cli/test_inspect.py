@@ -97,3 +97,11 @@ def test_models_that_others_quantized(command: Command, tmp_path: Path) -> None:
         "DynamicQuantizeLinear": 1,
         "MatMulInteger": 1,
     }
+
+
+def test_a_kernel_that_declines_is_not_named(command: Command, tmp_path: Path) -> None:
+    int16 = TensorProto.INT16
+    x, y = (helper.make_tensor_value_info(name, int16, [4]) for name in "xy")
+    path = save(tmp_path / "abs.onnx", [helper.make_node("Abs", ["x"], ["y"])], [x], [y], {})
+    (node,) = command("inspect", path, "--nodes", "--json").json["nodes"]
+    assert (node["source"], node["kernel"]) == ("numpy", None)

@@ -303,7 +303,7 @@ class Model:
         method: str | None = None,
         *,
         scheme: object = None,
-        data: object = None,
+        data: Any = None,
         overrides: Mapping[object, Any] | None = None,
         only: Iterable[object] | None = None,
         exclude: Iterable[object] = (),
@@ -316,7 +316,8 @@ class Model:
         (quantization/scheme.py). `method` is round to nearest, "RTN". MatMul, Gemm, LSTM, GRU and RNN are quantized;
         `overrides` maps names, module paths, globs and kinds to another scheme or to None, and names embeddings and
         convolutions where they are wanted. `only`, `exclude`, `strict` and `inplace` are those of `quantize_dynamic`.
-        `data` is for schemes with static activations.
+        `data` is for schemes with static activations ("W8A8-static"), whose ranges are those of its runs: feeds
+        {input name: array} in an iterable, a function that returns one, an .npz file or a folder of such.
 
         Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
         """
@@ -330,7 +331,7 @@ class Model:
                 "{input name: array}, or leave out -static for ranges at every run"
             )
         graph, fixed = self._copied()
-        return self._quantized(graph, fixed, recipes.quantize_with(graph, recipe, strict=strict), inplace)
+        return self._quantized(graph, fixed, recipes.quantize_with(graph, recipe, data=data, threads=self.threads, strict=strict), inplace)
 
     def _copied(self) -> tuple[Graph, list[FixedInput]]:
         """A copy to quantize, and what was fixed of its defaults: a request that fails half-way leaves the model as it was."""

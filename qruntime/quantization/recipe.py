@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node
 from qruntime.ir.formats import FLOAT16
+from qruntime.ir.marks import STATIC
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
-from qruntime.quantization import scheme as schemes
+from qruntime.quantization import scheme as scheme_names
+from qruntime.quantization.feeds import Data
 from qruntime.quantization.grid import RoundToGrid
-from qruntime.quantization.layers import layer_of, missing_form
+from qruntime.quantization.layers import layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.patterns import matches_any, mistaken, nothing_selected, rank
 from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
@@ -19,6 +21,7 @@ from qruntime.quantization.rounding import RoundToHalf
 from qruntime.quantization.scheme import Scheme
 from qruntime.quantization.selection import layer_kind, layer_name, pattern_name
 from qruntime.quantization.solving import Solve
+from qruntime.quantization.static_ranges import insert_ranges
 from qruntime.quantization.stored import held_by_others
 from qruntime.quantization.storing import Storing, describe_existing
 
@@ -41,11 +44,11 @@ class Recipe:
         only: Iterable[object] | None = None,
         exclude: Iterable[object] = (),
     ):
-        self.scheme = schemes.parse(scheme)
+        self.scheme = scheme_names.parse(scheme)
         entries = {} if overrides is None else overrides
         if not isinstance(entries, Mapping):
             raise QuantizationError(f"overrides must be a dict from patterns to schemes or None, got {overrides!r}")
-        self.overrides = {pattern_name(key): None if value is None else schemes.parse(value) for key, value in entries.items()}
+        self.overrides = {pattern_name(key): None if value is None else scheme_names.parse(value) for key, value in entries.items()}
         self.only = None if only is None else _patterns(only)
         self.exclude = _patterns(exclude)
 
@@ -83,10 +86,11 @@ def checked_method(method: object) -> None:
         raise QuantizationError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
 
-def quantize_with(graph: Graph, recipe: Recipe, *, strict: bool = False) -> Report:
-    """Quantize `graph` in place, rounding to nearest, and report what was done.
+def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, threads: int = 1, strict: bool = False) -> Report:
+    """Quantize `graph` in place, rounding to nearest, and report what was done. `data` is for ranges of static activations.
 
-    Raises QuantizationError where `strict` and a layer cannot be what was asked for, or a pattern selects nothing.
+    Raises QuantizationError for data that do not fit, and where `strict` and a layer cannot be what was asked for, or a
+    pattern selects nothing.
     """
     linear_einsum(graph, tied=True)
     nodes = list(graph.walk_nodes())
@@ -97,9 +101,13 @@ def quantize_with(graph: Graph, recipe: Recipe, *, strict: bool = False) -> Repo
     if unknown and strict:
         raise QuantizationError(f"strict=True and {nothing_selected(unknown, layers)}")
     kept = {row.name: row for row in describe_existing(graph).layers}
+    schemes = {node: recipe.scheme_of(node, kind) for node, kind in candidates}
+    static = [node for node, scheme in schemes.items() if _has_static_form(graph, node, scheme)]
+    if static and data is not None:
+        insert_ranges(graph, static, data, threads)
     storing, made, skipped = Storing(graph), [], held_by_others(nodes)
-    for node, kind in candidates:
-        row = _quantize(storing, node, recipe.scheme_of(node, kind))
+    for node, scheme in schemes.items():
+        row = _quantize(storing, node, scheme, node in static)
         if isinstance(row, QuantizedLayer):
             kept.pop(row.name, None)
             made.append(row)
@@ -113,10 +121,20 @@ def quantize_with(graph: Graph, recipe: Recipe, *, strict: bool = False) -> Repo
     return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept))
 
 
-def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason) -> QuantizedLayer | Reason:
+def _has_static_form(graph: Graph, node: Node, scheme: Scheme | Reason) -> bool:
+    """Whether a layer that is to have static activations can: a linear one, of the graph itself, with a constant weight."""
+    layer = layer_of(node)
+    if isinstance(scheme, Reason) or scheme.inputs != STATIC or layer is None or layer.kind != "Linear" or node.graph is not graph:
+        return False
+    return all(obstacle(layer, value) is None for value in layer.weights) and unfit_attributes(node) is None
+
+
+def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason, is_static: bool) -> QuantizedLayer | Reason:
     if isinstance(scheme, Reason):
         return scheme
     layer = layer_of(node)
+    if scheme.inputs == STATIC and not is_static and layer is not None and obstacle(layer, layer.weights[0]) is None:
+        return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
     if layer is None:
         return Reason(missing_form(node) or "it is no layer")
     assert scheme.weights is not None

@@ -178,6 +178,49 @@ def test_embeddings_and_convolutions_are_quantized_where_they_are_named(tmp_path
     assert "not groups" in skipped.reason
 
 
+def test_static_activations(tmp_path: Path):
+    """Ranges are those of the data, integers those of the definitions, and a file other runtimes read says the same."""
+    model = linear()
+    data = [{"x": random(7, 75, seed=seed)} for seed in range(4)]
+    quantized = model.quantize(scheme="W8A8-static", data=data)
+    pair = ["QuantizeLinear", "DequantizeLinear"]
+    assert [node.op_type for node in quantized.graph.nodes] == [*pair, "MatMul", *pair, "Gemm"]
+    scale, zero_point = (quantized.graph.nodes[0].input(i).data for i in (1, 2))
+    every = np.concatenate([feed["x"] for feed in data])
+    assert scale == np.float32((float(every.max()) - float(every.min())) / 255)
+    assert zero_point == np.rint(-float(every.min()) / float(scale))
+    x = random(5, 75, seed=9)
+    y = quantized(x)
+    path = tmp_path / "q.onnx"
+    quantized.save(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    again = qruntime.load(path)
+    assert_same_bits(again(x), y)
+    expected = model(x)
+    assert 0 < np.abs(y - expected).max() < 0.05 * np.abs(expected).max()
+    assert all(call.source == "native" for call in again._plan(("y",)).nodes)
+    assert_same_bits(quantized(x[1:2]), y[1:2])
+    folder = tmp_path / "calibration"
+    folder.mkdir()
+    for i, feed in enumerate(data):
+        np.savez(folder / f"{i}.npz", **feed)
+    for source in (iter(data), lambda: iter(data), folder, str(folder)):
+        assert_same_bits(model.quantize(scheme="W8A8-static", data=source)(x), y)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no feed"), ([{"z": 1}], "data\\[0\\]: unknown input 'z'"), ([{}], "missing input 'x'"), (5, "data must be"),
+        ([{"x": np.zeros((2, 4), np.float32)}], "data\\[0\\]: input 'x'"), ([3], "data\\[0\\] must be a mapping"),
+        ([{"x": np.full((2, 75), np.nan, np.float32)}], "makes NaN or infinity of 'x'"), ("/nowhere.npz", "no .npz file"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_fit(data: Any, message: str):
+    with pytest.raises(QuantizationError, match=message):
+        linear().quantize(scheme="W8A8-static", data=data)
+
+
 def test_overrides_only_and_exclude():
     model = linear()
     mixed = model.quantize(scheme="W4A16-g32", overrides={"second": "W8A8"})

@@ -14,6 +14,18 @@ BLOCKS = {
 """packed_type of GatherPacked → elements and bytes of a block."""
 
 
+@draws("MatMulNBits")
+def _(r: Rng, n: int) -> Case:
+    inner, columns, block, bits = int(r.integers(1, 140)), int(r.integers(1, 70)), pick(r, 16, 32, 64), pick(r, 2, 4, 8)
+    blocks = -(-inner // block)
+    codes = r.integers(0, 256, (columns, blocks, block * bits // 8)).astype(np.uint8)
+    zero = maybe(r, r.integers(0, 256, (columns, -(-blocks * bits // 8))).astype(np.uint8))
+    bias = maybe(r, floats(r, columns))
+    inputs = [floats(r, 2, 3, inner), codes, r.random((columns, blocks)).astype(np.float32), zero, None, bias]
+    constants = tuple(i for i in (1, 2, 3, 5) if inputs[i] is not None)
+    return Case(inputs, {"K": inner, "N": columns, "block_size": block, "bits": bits}, constants=constants, tolerance=1e-4)
+
+
 @draws("MatMulBnb4")
 def _(r: Rng, n: int) -> Case:
     inner, columns, block = int(r.integers(1, 70)), int(r.integers(1, 70)), pick(r, 16, 32, 64)

@@ -70,6 +70,8 @@ _NF4 = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 
+_BITSANDBYTES_FP4 = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4]
+
 _E4M3 = _minifloat(4, 3, bias=7)
 _E4M3[-1] = float("nan")
 
@@ -78,6 +80,8 @@ UNSIGNED = tuple(Format(f"uint{bits}", bits, 0, (1 << bits) - 1) for bits in ran
 NF4 = Format("nf4", 4, 0, 15, _NF4)
 FP4 = Format("float4_e2m1fn", 4, 0, 15, _with_sign(_minifloat(2, 1, bias=1)))
 """0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives."""
+BITSANDBYTES_FP4 = Format("fp4_bitsandbytes", 4, 0, 15, _with_sign(_BITSANDBYTES_FP4))
+"""That of the package bitsandbytes, in shares of the largest value of a block."""
 FP8 = Format("float8_e4m3fn", 8, 0, 255, _with_sign(_E4M3))
 """±448, no infinities, one NaN of either sign."""
 FP8_E5M2 = Format("float8_e5m2", 8, 0, 255, _with_sign([*_minifloat(5, 2, bias=15)[:-4], math.inf, math.nan, math.nan, math.nan]))
@@ -90,5 +94,5 @@ WIDE = (
 )
 """Of other tools: 16-bit weights, and biases in units of the scales of a product."""
 
-FORMATS = {one.name: one for one in (*INTEGERS, *UNSIGNED, *WIDE, NF4, FP4, FP8, FP8_E5M2, FLOAT16)}
+FORMATS = {one.name: one for one in (*INTEGERS, *UNSIGNED, *WIDE, NF4, FP4, BITSANDBYTES_FP4, FP8, FP8_E5M2, FLOAT16)}
 INT8, UINT8, UINT4 = FORMATS["int8"], FORMATS["uint8"], FORMATS["uint4"]

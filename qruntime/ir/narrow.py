@@ -12,7 +12,8 @@ class NarrowArray(NamedTuple):
     """Integers of `bits` < 8 bits and of `shape`, element after element in `data` (uint8, flat).
 
     `signed` ones are two's complement. With `is_transposed` (rank 2) the elements follow one another down the columns. With
-    `in_halves` (4 bits) a byte holds element j of a row in its low and element j + D/2 in its high half.
+    `in_halves` (4 bits) a byte holds element j of a row in its low and element j + D/2 in its high half, with `high_first`
+    (4 bits) the earlier of two elements in its high half.
     """
 
     data: np.ndarray
@@ -21,6 +22,7 @@ class NarrowArray(NamedTuple):
     shape: tuple[int, ...]
     is_transposed: bool = False
     in_halves: bool = False
+    high_first: bool = False
 
     @classmethod
     def of(cls, codes: np.ndarray, bits: int) -> NarrowArray:
@@ -54,6 +56,8 @@ class NarrowArray(NamedTuple):
         if self.in_halves:
             pairs = self.data.reshape(*self.shape[:-1], self.shape[-1] // 2)
             codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
+        elif self.high_first:
+            codes = np.stack([self.data >> 4, self.data & 15], axis=-1).reshape(-1)[: self.size]
         else:
             codes = unpack(self.data, self.bits, self.size)
         if self.signed:

@@ -33,7 +33,7 @@ class StoredTensor:
     scale: np.ndarray | None = None
     """Floats; None of formats that stand for themselves."""
     zero_point: np.ndarray | None = None
-    """Integers in the range of the codes; None where all are 0."""
+    """Integers in the range of the codes, of weights that other tools rounded maybe floats; None where all are 0."""
     offset: np.ndarray | None = None
     block: int = 0
     block_axis: int = 0
@@ -92,6 +92,8 @@ class StoredTensor:
             return self.format.values[codes]
         if self.zero_point is None:
             return codes.astype(np.float32)
+        if self.zero_point.dtype.kind == "f":
+            return codes.astype(np.float32) - self.expanded(self.zero_point)
         wide = np.int64 if self.format.bits > 16 else np.int32
         return (codes.astype(wide) - self.expanded(self.zero_point).astype(wide)).astype(np.float32)
 

@@ -37,7 +37,7 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.Packed
     bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)
     if isinstance(codes, NarrowArray):
         if not codes.is_transposed and not codes.in_halves and bits == codes.bits and k * bits % 8 == 0:
-            packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up}
+            packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up, "high_half_first": codes.high_first}
             return _packed(stored, packed, scale, zero, bias, bits, group, up)
         codes = codes.unpacked()
     if bits == stored.format.bits == 8:

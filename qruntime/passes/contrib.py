@@ -12,10 +12,10 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, Value, constant, stored_constant
 from qruntime.ops.contrib.domain import MICROSOFT
-from qruntime.ops.contrib.matmul_nbits import dequantized
 from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
 from qruntime.passes.pieces import Pieces
 from qruntime.passes.rewriting import Skip, splice, trace
+from qruntime.passes.stored.matmul_nbits import matmul_bnb4, matmul_nbits
 from qruntime.passes.symbolic_shapes import rank
 
 Expansion = Callable[[Pieces, Node], Value | Skip | tuple[Value | None, ...]]
@@ -167,24 +167,6 @@ def _fused_conv(op: Pieces, node: Node) -> Skip | Value:
     if node.input(3) is not None:
         y = op.Add(y, node.input(3))
     return _activated(op, y, node.attr("activation", ""), tuple(node.attr("activation_params", ())))
-
-
-def _matmul_nbits(op: Pieces, node: Node) -> Skip | Value:
-    arrays = [None if v is None else v.data for v in (node.input(i) for i in range(1, 5))]
-    b, scales = arrays[:2]
-    if b is None or scales is None or any(v is not None and v.data is None for v in node.inputs[1:5]):
-        return Skip("the weight is computed at run time")
-    if node.attr("weight_prepacked", 0) or scales.dtype != np.float32:
-        return Skip("the weight is packed for a machine, or not float32")
-    sizes = {"K": node.attr("K", 0), "N": node.attr("N", 0), "bits": node.attr("bits", 4)}
-    try:
-        weight = dequantized(b, scales, arrays[2], arrays[3], **sizes, block_size=node.attr("block_size", 32))
-    except ValueError as error:
-        return Skip(error)
-    stem = "" if node.input(1) is None else node.inputs[1].name  # type: ignore[union-attr]
-    y = op.MatMul(node.input(0), constant(stem, weight))
-    bias = node.input(5)
-    return y if bias is None else op.Add(y, bias)
 
 
 def _attention(op: Pieces, node: Node) -> Skip | Value | tuple[Value | None, ...]:
@@ -354,7 +336,8 @@ _EXPANSIONS: dict[tuple[str, str], Expansion] = {
     (MICROSOFT, "FusedGemm"): _fused_gemm,
     (MICROSOFT, "GemmFastGelu"): _gemm_fast_gelu,
     (MICROSOFT, "FusedConv"): _fused_conv,
-    (MICROSOFT, "MatMulNBits"): _matmul_nbits,
+    (MICROSOFT, "MatMulNBits"): matmul_nbits,
+    (MICROSOFT, "MatMulBnb4"): matmul_bnb4,
     (MICROSOFT, "Attention"): _attention,
     (MICROSOFT, "QAttention"): _quantized_attention,
     (MICROSOFT, "MultiHeadAttention"): _multi_head_attention,

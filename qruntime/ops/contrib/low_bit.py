@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir.formats import BITSANDBYTES_FP4, NF4
 from qruntime.ops.checks import integers, limit_shape, normalize_axis, require_rank, require_shape
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.contrib.matmul_nbits import unpacked
+from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.precision import working_dtype
+from qruntime.ops.products import matmul
 from qruntime.ops.registry import operator
 
-_FP4 = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
-_BNB4_VALUES = (
-    np.concatenate([_FP4, -_FP4]),
-    # NormalFloat4: quantiles of the normal distribution (Dettmers et al., "QLoRA", 2023).
-    np.array(
-        [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-         -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
-        np.float32,
-    ),
-)  # fmt: skip
-"""What the 16 codes of quant_type 0 (FP4) and 1 (NF4) stand for, as shares of the largest value of a block."""
+BNB4_FORMATS = {0: BITSANDBYTES_FP4, 1: NF4}
+"""By quant_type: codes as shares of the largest value of a block."""
 
 
-def bnb4_weight(b: np.ndarray, absmax: np.ndarray, *, K: int, N: int, block_size: int, quant_type: int) -> np.ndarray:
-    """The weight [N, K] in the type of `absmax`. Raises ValueError for lengths that do not fit the attributes."""
-    if K < 1 or N < 1 or block_size < 16 or block_size & (block_size - 1) or quant_type not in (0, 1):
+def check_bnb4(b: np.ndarray, absmax: np.ndarray, *, K: int, N: int, block_size: int, quant_type: int) -> None:
+    """Raises ValueError for lengths that do not fit the attributes."""
+    if K < 1 or N < 1 or block_size < 16 or block_size & (block_size - 1) or quant_type not in BNB4_FORMATS:
         raise ValueError(
             f"needs K and N above 0, block_size a power of two from 16 on and quant_type 0 (FP4) or 1 (NF4), "
             f"got K={K}, N={N}, block_size={block_size}, quant_type={quant_type}"
@@ -36,10 +29,15 @@ def bnb4_weight(b: np.ndarray, absmax: np.ndarray, *, K: int, N: int, block_size
         raise ValueError(f"B must hold {(count + 1) // 2} bytes, got {b.dtype} of shape {b.shape}")
     if absmax.size != -(-count // block_size):
         raise ValueError(f"absmax must have {-(-count // block_size)} values, got shape {absmax.shape}")
+
+
+def bnb4_weight(b: np.ndarray, absmax: np.ndarray, *, K: int, N: int, block_size: int, quant_type: int) -> np.ndarray:
+    """The weight float32 [N, K]. Raises ValueError for lengths that do not fit the attributes."""
+    check_bnb4(b, absmax, K=K, N=N, block_size=block_size, quant_type=quant_type)
     flat = b.reshape(-1)
-    codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[:count]
-    scale = np.repeat(absmax.reshape(-1), block_size)[:count]
-    return (_BNB4_VALUES[quant_type][codes] * scale).astype(absmax.dtype, copy=False).reshape(N, K)
+    codes = np.stack([flat >> 4, flat & 15], axis=-1).reshape(-1)[: N * K]
+    scale = np.repeat(widen(absmax.reshape(-1)), block_size)[: N * K]
+    return (BNB4_FORMATS[quant_type].values[codes] * scale).reshape(N, K)
 
 
 @operator("MatMulBnb4", domain=MICROSOFT)
@@ -56,11 +54,11 @@ def matmul_bnb4(
     transB: int = 1,
 ) -> np.ndarray:
     """a [..., K] times the transposed weight [N, K], whose flat codes are FP4 or NF4 in blocks; with transB=0 a [..., N] times it."""
-    weight = bnb4_weight(b, absmax, K=K, N=N, block_size=block_size, quant_type=quant_type).astype(a.dtype, copy=False)
+    weight = bnb4_weight(b, absmax, K=K, N=N, block_size=block_size, quant_type=quant_type)
     inner = K if transB else N
     if a.ndim == 0 or a.shape[-1] != inner:
         raise ValueError(f"the last dimension of A must be {inner}, got shape {a.shape}")
-    return standard("MatMul", a, weight.T if transB else weight)
+    return narrow(matmul(widen(a), weight.T if transB else weight), a.dtype)
 
 
 _FPQ4_FORMS = {0: (32, False), 1: (32, True), 2: (64, False)}

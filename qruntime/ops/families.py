@@ -61,7 +61,7 @@ FAMILIES = {
     },
     "recurrent_kernels": {
         "": "GRU LSTM RNN",
-        "qruntime": "DynamicQuantizedGRU DynamicQuantizedLSTM DynamicQuantizedRNN",
+        "qruntime": "DynamicQuantizedGRU DynamicQuantizedLSTM DynamicQuantizedRNN StoredGRU StoredLSTM StoredRNN",
     },
     "reduction": {
         "": "ArgMax ArgMin CumProd CumSum Hardmax LogSoftmax LpNormalization ReduceL1 ReduceL2 ReduceLogSum "

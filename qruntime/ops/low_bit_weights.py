@@ -31,10 +31,13 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.Packed
     groups = (n, -(-k // group))
     scale = np.broadcast_to(rows.scale.astype(np.float32), groups)
     zero = None if rows.zero_point is None else np.broadcast_to(rows.zero_point.astype(np.float32), groups)
-    # The kernels count codes from 0: two's complement is moved up by half its range.
-    up = -stored.format.qmin
-    codes, offset = rows.codes, 0
+    # The kernels count codes from 0, around the middle of their bits: two's complement is moved up by half its range, and
+    # 5 to 7 bits to the middle of 8.
     bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)
+    up = -stored.format.qmin
+    if stored.format.table is None:
+        up += (1 << bits - 1) - (1 << stored.format.bits - 1)
+    codes, offset = rows.codes, 0
     if isinstance(codes, NarrowArray):
         if not codes.is_transposed and not codes.in_halves and bits == codes.bits and k * bits % 8 == 0:
             packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up, "high_half_first": codes.high_first}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from qruntime.ir import Node, StoredTensor
 from qruntime.ops import engines, recurrent
 from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.linear import quantize_rows
+from qruntime.ops.low_bit_weights import pack_nbits
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import NativeCall, OpSpec, operator
 
@@ -233,6 +235,34 @@ def _pack_codes(stored: StoredTensor) -> Pack:
     return one
 
 
+def _register_stored(op: str, definition: OpSpec, kernel_inputs: list[int]) -> None:
+    @operator(f"Stored{op}", domain="qruntime")
+    @functools.wraps(definition.definition)
+    def stored(x: np.ndarray, w: StoredTensor, r: StoredTensor, *rest: np.ndarray | None, **attributes: Any) -> Any:
+        """The layer over the numbers that W and R [D, G·H, …] decode to."""
+        return definition(x, w.decoded(), r.decoded(), *rest, **attributes)
+
+    @stored.native
+    def _(node: Node) -> NativeCall | None:
+        w, r = (None if v is None else v.stored for v in node.inputs[1:3])
+        bias = node.input(3)
+        b = None if bias is None else bias.data
+        if w is None or r is None or (b is None and bias is not None) or (b is not None and not is_packable(b.dtype)):
+            return None
+        b = None if b is None else widen(b)
+        hidden = _checked_hidden(node, op, w, r, b)
+        if hidden is None:
+            return None
+
+        def pack(weight: StoredTensor) -> Pack:
+            return lambda d, rows, bias: pack_nbits(weight[d].rows(np.arange(rows.start, rows.stop)).transposed(), bias)
+
+        return _call(node, op, hidden, b, pack(w), pack(r), "per_token", kernel_inputs)
+
+
+_register_stored("LSTM", recurrent.lstm, [0, 4, 5, 6, 7])
+_register_stored("GRU", recurrent.gru, [0, 4, 5])
+_register_stored("RNN", recurrent.rnn, [0, 4, 5])
 _register_quantized("LSTM", recurrent.lstm, [0, 4, 5, 6, 7])
 _register_quantized("GRU", recurrent.gru, [0, 4, 5])
 _register_quantized("RNN", recurrent.rnn, [0, 4, 5])

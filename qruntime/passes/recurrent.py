@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from qruntime.ir import Graph, Node, Value, stored_constant
-from qruntime.passes.linear import engine_attribute, int8_codes
+from collections.abc import Sequence
+
+from qruntime.ir import Attribute, Graph, Node, Value, stored_constant
+from qruntime.passes.linear import engine_attribute, int8_codes, is_dynamic
 from qruntime.passes.rewriting import QRUNTIME, Skip, as_attribute, splice, trace
 
 
 def lower_recurrent(graph: Graph) -> None:
-    """LSTM, GRU, RNN over stored W and R, marked dynamic  →  DynamicQuantizedLSTM, …GRU, …RNN."""
+    """LSTM, GRU, RNN over stored W and R  →  DynamicQuantizedLSTM, …GRU, …RNN where marked dynamic, else StoredLSTM, …"""
     for nested in graph.walk_graphs():
         lowered: dict[Node, list[Node]] = {}
         for node in nested.nodes:
-            if not node.is_op("LSTM", "GRU", "RNN") or node.mark is None or not node.mark.is_dynamic:
+            if not node.is_op("LSTM", "GRU", "RNN") or not all(v is not None and v.stored is not None for v in node.inputs[1:3]):
                 continue
-            made = _lower(node)
+            made = _lower(node) if is_dynamic(node) else _with_float_activations(node)
             if isinstance(made, Skip):
                 trace(f"lower_recurrent declines at {node.label}: {made}")
                 continue
@@ -35,10 +37,21 @@ def _lower(node: Node) -> Skip | Node:
     inputs = [node.input(0), w, r, *node.inputs[3:]]
     attributes = {**node.attributes, "range": as_attribute(node.mark.activations)}
     attributes |= {name: as_attribute(value) for name, value in engine_attribute(node).items()}
+    return _made(node, f"DynamicQuantized{node.op_type}", inputs, attributes)
+
+
+def _with_float_activations(node: Node) -> Skip | Node:
+    b = node.input(3)
+    if b is not None and b.data is None:
+        return Skip("the bias is computed at run time")
+    return _made(node, f"Stored{node.op_type}", node.inputs, node.attributes)
+
+
+def _made(node: Node, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Attribute]) -> Node:
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
-    op_type, metadata = f"DynamicQuantized{node.op_type}", dict(node.metadata)
+    metadata = dict(node.metadata)
     return Node(
-        op_type, inputs, outputs, attributes, domain=QRUNTIME, version=1, name=node.name, metadata=metadata, origin=[node]
+        op_type, inputs, outputs, dict(attributes), domain=QRUNTIME, version=1, name=node.name, metadata=metadata, origin=[node]
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node
-from qruntime.ir.formats import FLOAT16
-from qruntime.ir.marks import STATIC
+from qruntime.ir.formats import FLOAT16, INT8
+from qruntime.ir.marks import STATIC, WEIGHT_ONLY
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization import scheme as scheme_names
@@ -18,7 +18,7 @@ from qruntime.quantization.patterns import matches_any, mistaken, nothing_select
 from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
 from qruntime.quantization.rounding import RoundToHalf
-from qruntime.quantization.scheme import Scheme
+from qruntime.quantization.scheme import GROUP, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name, pattern_name
 from qruntime.quantization.solving import Solve
 from qruntime.quantization.static_ranges import insert_ranges
@@ -129,6 +129,10 @@ def _has_static_form(graph: Graph, node: Node, scheme: Scheme | Reason) -> bool:
     return all(obstacle(layer, value) is None for value in layer.weights) and unfit_attributes(node) is None
 
 
+def _is_plain_int8(args: QArgs) -> bool:
+    return args.format is INT8 and args.granularity.kind != GROUP
+
+
 def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason, is_static: bool) -> QuantizedLayer | Reason:
     if isinstance(scheme, Reason):
         return scheme
@@ -138,6 +142,8 @@ def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason, is_static: 
     if layer is None:
         return Reason(missing_form(node) or "it is no layer")
     assert scheme.weights is not None
+    if scheme.inputs != WEIGHT_ONLY and layer.kind != "Linear" and not _is_plain_int8(scheme.weights):
+        return Reason(f"8-bit activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
     solve: Solve = RoundToHalf() if scheme.weights.format is FLOAT16 else RoundToGrid(scheme.weights)
     before, node.mark = node.mark, None
     made = storing.store(layer, solve, scheme.inputs)

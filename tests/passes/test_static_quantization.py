@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qruntime
 from qruntime.ir import clone
 from qruntime.passes import pipeline
-from qruntime.passes.stored import decode_stored
+from qruntime.passes.stored import decode_what_is_left
 from qruntime.runtime.plan import Planner
 
 RNG = np.random.default_rng(3)
@@ -66,7 +66,7 @@ class Chain:
 def ran(loaded, x):
     """(result as the file defines it, result as lowered, operators of the lowered graph); no kernel declined."""
     as_it_is = clone(loaded.graph)
-    decode_stored(as_it_is)
+    decode_what_is_left(as_it_is)
     plain = Planner(as_it_is, num_threads=1).plan()
     graph = pipeline.lowered(clone(loaded.graph))
     graph.check()

@@ -14,10 +14,13 @@ from onnx.reference import ReferenceEvaluator
 
 import qruntime
 from qruntime.errors import QuantizationError
+from qruntime.ir import clone
 from qruntime.ir.formats import FORMATS, FP4, FP8, NF4
+from qruntime.passes.stored import decode_what_is_left
 from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.rounding import Matrix
 from qruntime.quantization.scheme import Granularity, QArgs, parse
+from qruntime.runtime.plan import Planner
 from tests.small_models import assert_same_bits, model_bytes, random, recurrent_bytes
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -138,7 +141,7 @@ def test_integer_products_with_rows_of_eight_bits(scheme: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("scheme", ["W4A16-g16", "W3A16", "Wnf4A16-g16", "W8A8"])
+@pytest.mark.parametrize("scheme", ["W4A16-g16", "W3A16", "Wnf4A16-g16", "W5A16-g20", "W8A16", "W8A8"])
 def test_recurrent_layers(op: str, scheme: str, tmp_path: Path):
     model, x = qruntime.load(recurrent_bytes(op, 20, 24, directions=2)), random(5, 3, 20, seed=5)
     quantized = model.quantize(scheme=scheme)
@@ -148,6 +151,13 @@ def test_recurrent_layers(op: str, scheme: str, tmp_path: Path):
     quantized.save(tmp_path / "q.onnx")
     again = qruntime.load(tmp_path / "q.onnx")
     assert [node.op_type for node in again.graph.nodes] == [op]
+    (call,) = again._plan(tuple(again.graph.output_names)).nodes
+    assert call.source == "native"
+    if "A16" in scheme:
+        graph = clone(quantized.graph)
+        decode_what_is_left(graph)
+        for y, expected in zip(outputs, Planner(graph, num_threads=1).plan().executable.run([x]), strict=True):
+            np.testing.assert_allclose(y, expected, atol=2e-6)
     for y, z in zip(outputs, again(x), strict=True):
         assert_same_bits(y, z)
 

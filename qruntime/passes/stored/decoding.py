@@ -15,6 +15,7 @@ _LAYERS = frozenset({"MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv"})
 _FUSED_LAYERS = frozenset({"FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "FusedConv", "Attention"})
 """Of com.microsoft: a later pass makes layers of them."""
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _LINEAR = frozenset({"MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu"})
 """Those with kernels for codes and float activations."""
 
@@ -51,10 +52,22 @@ def _may_read_codes(node: Node, index: int) -> bool:
         return False
     if node.mark is not None and node.mark.is_dynamic and weight.stored.format is INT8 and not weight.stored.block:
         return True
+    if node.mark is not None and node.mark.is_dynamic and node.op_type not in _LINEAR:
+        return False
+    if node.op_type in _RECURRENT:
+        return index in (1, 2) and weight.stored.ndim == 3 and all(_fits_recurrent(v) for v in node.inputs[1:3])
     if index != 1 or node.op_type not in _LINEAR:
         return False
     columns = weight.stored.transposed() if node.attr("transB", 0) and weight.stored.ndim == 2 else weight.stored
     return fits_kernels(columns)
+
+
+def _fits_recurrent(value: Value | None) -> bool:
+    """Whether every direction of a weight has a form of the kernels of few bits."""
+    stored = None if value is None else value.stored
+    if stored is None or stored.ndim != 3 or stored.dtype.name != "float32" or (stored.block and stored.block_axis != 2):
+        return False
+    return fits_kernels(stored[0].transposed())
 
 
 def _look_up_codes(graph: Graph) -> None:
@@ -86,7 +99,8 @@ def _rows(op: Builder, node: Node, table: Value) -> Value | None:
     if stored.scale is None or stored.scale.dtype != stored.dtype:
         return None
     if stored.format.bits < 8 or not stored.has_one_scale or stored.zero_point is None or not stored.format.is_integer:
-        is_of_rows = stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)
+        is_narrow = stored.format.bits < 8 or stored.block  # float rows are found faster than bytes are decoded
+        is_of_rows = is_narrow and stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)
         return op.StoredEmbedding(table, node.input(1)) if is_of_rows and stored.format.bits <= 8 else None
     rows = op.Gather(constant(table.name, stored.codes), node.input(1), domain="", **node.attributes)  # type: ignore[arg-type]
     scale, zero_point = stored.scale.reshape(()), stored.zero_point.reshape(())

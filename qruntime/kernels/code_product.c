@@ -36,7 +36,7 @@ static void run_panel(panel_call *call, int64_t panel, void *y, int64_t ldy_elem
     const qrt_q8_weights *w = layer->w;
     const int nr = w->kernel->nr;
     const int64_t column = panel * nr, columns = w->base.n - column < nr ? w->base.n - column : nr;
-    const uint32_t zero = (uint32_t)(layer->zero - w->kernel->code_offset);
+    const uint32_t zero = (uint32_t)(layer->zero - (w->kernel->code_offset ? w->kernel->code_offset(layer->zero) : 0));
     for (int64_t j = 0; j < columns; j++) {
         uint32_t bias = layer->bias ? (uint32_t)layer->bias[column + j] : 0;
         call->base[j] = (int32_t)(bias - zero * (uint32_t)w->col_sums[column + j]);
@@ -73,7 +73,7 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
         for (int64_t r = 0; r < count; r++) {
             const uint8_t *codes = rows->next(rows->context, room);
             parameters[r] = (qrt_q8_row){1.0f, layer->zero, 0};
-            w->kernel->codes.pack(codes, layer->flip, w->base.k, w->k_padded, packed + r * w->row_bytes,
+            w->kernel->codes.pack(codes, layer->flip, layer->zero, w->base.k, w->k_padded, packed + r * w->row_bytes,
                                   w->zero_points ? &parameters[r].sum : NULL);
             if (w->zero_points) parameters[r].sum -= w->base.k * layer->zero;
         }

@@ -40,8 +40,8 @@ typedef struct qrt_codes_q8 {
     void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
                      void *packed, int64_t *sum);
 
-    /// The same for k codes that are known already, byte ^ flip each.
-    void (*pack)(const uint8_t *codes, uint8_t flip, int64_t k, int64_t k_padded, void *packed, int64_t *sum);
+    /// The same for k codes that are known already, byte ^ flip each, most of them near `zero_point` or above it.
+    void (*pack)(const uint8_t *codes, uint8_t flip, int32_t zero_point, int64_t k, int64_t k_padded, void *packed, int64_t *sum);
 } qrt_codes_q8;
 
 /// Scale and zero point for values in [lo, hi], which contains 0.

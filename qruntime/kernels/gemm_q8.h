@@ -92,10 +92,10 @@ typedef struct qrt_gemm_q8 {
     void (*dot)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
                 int32_t *acc);
 
-    /// acc[r, j] = Σ_k (q[r, k] − code_offset) · qw[k, j] over all k ≤ QRT_Q8_MAX_K of one panel; NULL where `dot` serves and
-    /// code_offset is 0.
+    /// acc[r, j] = Σ_k (q[r, k] − offset) · qw[k, j] over all k ≤ QRT_Q8_MAX_K of one panel, for rows that codes.pack made;
+    /// `code_offset` tells the offset for their zero point. Both NULL where `dot` serves: its offset is 0.
     void (*sums)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc);
-    int code_offset;
+    int32_t (*code_offset)(int32_t zero_point);
 
     /// The epilogue alone for row r of the block: t has nr columns and already is free of zero points.
     void (*finish)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t);

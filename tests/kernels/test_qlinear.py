@@ -148,6 +148,27 @@ def test_extremes_are_exact(fill):
     exact("QLinearMatMul", [x * 0, None, np.uint8(255), w, None, np.int8(-128), None, None], constants=[2, 3, 5])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("zero", [0, 30, 128, 200, 255])
+@pytest.mark.parametrize("outside", [0.0, 0.004, 0.05, 0.3])
+def test_codes_near_their_zero_point_and_a_few_far_from_it(dtype, zero, outside):
+    """What activations are like; kernels may keep such rows otherwise than rows of any codes."""
+    low = np.iinfo(dtype).min
+    for k, n in ((576, 70), (147, 33), (16, 32), (29, 5), (64, 64)):
+        near = np.clip(zero + RNG.normal(10, 25, (35, k)), 0, 255)
+        x = np.where(RNG.random(near.shape) < outside, RNG.integers(0, 256, near.shape), near).astype(np.int64)
+        x[3], x[4, ::7] = 255, 0
+        w = np.clip(RNG.normal(0, 40, (k, n)), -128, 127).astype(np.int8)
+        w[:, ::5] = RNG.choice([-128, 127], (k, len(range(0, n, 5))))
+        codes_of = (x + low).astype(dtype)
+        point = dtype(zero + low)
+        for w_zero in (np.int8(0), codes(np.int8, n)):
+            exact("QLinearMatMul", [codes_of, None, point, w, None, w_zero, None, None], constants=[2, 3, 5])
+        inputs = layer(codes_of, w, point, np.int8(0), scales_for(k, n), point, None)
+        y = exact("QLinearMatMul", inputs, constants=ALL)
+        same_bits(exact("QLinearMatMul", [codes_of[4:5], *inputs[1:]], constants=ALL), y[4:5])
+
+
 def test_a_row_alone_is_the_row_in_its_batch():
     x, w = codes(np.int8, 37, 90), codes(np.int8, 90, 70)
     parameters = layer(x, w, np.int8(5), np.int8(0), scales_for(90, 70), np.int8(-3), None)

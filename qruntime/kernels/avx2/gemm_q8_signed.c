@@ -25,14 +25,17 @@ enum { CODE_OFFSET = 128 };
 /// Largest Σ (w ^ (w >> 7)) over the four weights of a lane.
 enum { LIMIT = 252 };
 
-/// A panel: places of the codes, then items. The first `num_paired` of `num_items` are pairs, one after the other.
+/// A panel: places of the codes, for every four codes the item they meet, then items. The first `num_paired` of `num_items`
+/// are pairs, one after the other.
 typedef struct {
     int32_t num_paired, num_items;
-    int32_t places[];  ///< in bytes
+    int32_t places[];  ///< [num_items], in bytes; then the items of four codes each [num_items]
 } panel_head;
 
+static inline int32_t *items_of(const panel_head *head) { return (int32_t *)head->places + head->num_items; }
+
 static int64_t head_bytes(int64_t num_items) {
-    int64_t bytes = (int64_t)sizeof(panel_head) + num_items * (int64_t)sizeof(int32_t);
+    int64_t bytes = (int64_t)sizeof(panel_head) + 2 * num_items * (int64_t)sizeof(int32_t);
     return (bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
 }
 static int64_t panel_bytes(int64_t k_padded) { return head_bytes(k_padded / KR) + k_padded * NR; }
@@ -86,8 +89,91 @@ static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float i
     split_signs(codes, 0, k, k_padded, packed);
 }
 
-static void pack_codes(const uint8_t *codes, uint8_t flip, int64_t k, int64_t k_padded, void *packed, int64_t *sum) {
-    split_signs(codes, flip, k, k_padded, packed);
+// ------------------------------------------------------------------------------------ codes in seven bits
+//
+// Codes of static quantization mostly lie in 0 … 127 above some offset: what ReLU leaves is small or 0. Then a code less that
+// offset is the number itself, without a sign, two products of it and int8 fit int16, and so do four under the same bound
+// of weights. What lies outside is a few codes' difference to the nearest number inside, kept as magnitude and sign beside
+// the row, for the four codes of an item together. A row with more of it is kept as magnitudes and signs throughout.
+
+/// Behind a row that pack_codes made: where quantize keeps `start`.
+typedef struct {
+    int32_t start;       ///< Σ |d| over negative differences d, or over all a' < 0
+    int32_t num_excess;  ///< of the differences, or −1: magnitudes and signs of all codes
+    int32_t offset;
+} row_end;
+
+/// Differences of four codes to the numbers that stand for them.
+typedef struct {
+    int32_t group;       ///< the codes are 4 · group …
+    int32_t size, sign;  ///< four bytes each
+} excess;
+
+static inline row_end *end_of(const void *packed, int64_t k_padded) { return (row_end *)row_start(packed, k_padded); }
+static inline excess *excess_of(const void *packed, int64_t k_padded) { return (excess *)((char *)packed + k_padded); }
+
+/// So that the codes from a little below the zero point on are inside.
+static int32_t code_offset(int32_t zero_point) { return zero_point <= 64 ? 0 : zero_point - 64 > 128 ? 128 : zero_point - 64; }
+
+static void add_excess(const uint8_t *q, const uint8_t *inside, int32_t offset, int32_t group, excess *to, int32_t *start) {
+    uint8_t size[KR];
+    int8_t sign[KR];
+    for (int j = 0; j < KR; j++) {
+        int difference = q[j] - offset - inside[j];
+        size[j] = (uint8_t)(difference < 0 ? -difference : difference);
+        sign[j] = difference < 0 ? -1 : 0;
+        *start += difference < 0 ? -difference : 0;
+    }
+    to->group = group;
+    memcpy(&to->size, size, KR);
+    memcpy(&to->sign, sign, KR);
+}
+
+/// False when too many codes lie outside.
+static bool pack_inside(const uint8_t *codes, uint8_t flip, int32_t offset, int64_t k, int64_t k_padded, void *packed) {
+    const __m256i flips = _mm256_set1_epi8((char)flip), offsets = _mm256_set1_epi8((char)offset), most = _mm256_set1_epi8(127);
+    const int32_t limit = (int32_t)(k_padded / 16);
+    excess *outside = excess_of(packed, k_padded);
+    int32_t count = 0, start = 0;
+    for (int64_t i = 0; i < k_padded; i += 32) {
+        uint8_t bytes[32], numbers[32];
+        const bool whole = i + 32 <= k;
+        if (!whole) {
+            _mm256_storeu_si256((__m256i *)bytes, _mm256_xor_si256(offsets, flips));  // the number 0
+            memcpy(bytes, codes + i, (size_t)(k - i));
+        }
+        __m256i q = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(whole ? codes + i : bytes)), flips);
+        __m256i inside = _mm256_min_epu8(_mm256_subs_epu8(q, offsets), most);
+        __m256i same = _mm256_cmpeq_epi8(_mm256_add_epi8(inside, offsets), q);
+        if (i + 32 <= k_padded) {
+            _mm256_storeu_si256((__m256i *)((char *)packed + i), inside);
+        } else {
+            _mm256_storeu_si256((__m256i *)numbers, inside);
+            memcpy((char *)packed + i, numbers, (size_t)(k_padded - i));
+        }
+        uint32_t other = ~(uint32_t)_mm256_movemask_epi8(same);
+        if (!other) continue;
+        _mm256_storeu_si256((__m256i *)bytes, q);
+        _mm256_storeu_si256((__m256i *)numbers, inside);
+        while (other) {
+            int at = __builtin_ctz(other) / KR;
+            if (count == limit) return false;
+            add_excess(bytes + KR * at, numbers + KR * at, offset, (int32_t)(i / KR) + at, &outside[count++], &start);
+            other &= ~((uint32_t)0xf << KR * at);
+        }
+    }
+    *end_of(packed, k_padded) = (row_end){start, count, offset};
+    return true;
+}
+
+static void pack_codes(const uint8_t *codes, uint8_t flip, int32_t zero_point, int64_t k, int64_t k_padded, void *packed,
+                       int64_t *sum) {
+    int32_t offset = code_offset(zero_point);
+    if (!pack_inside(codes, flip, offset, k, k_padded, packed)) {
+        split_signs(codes, flip, k, k_padded, packed);
+        end_of(packed, k_padded)->num_excess = -1;
+        end_of(packed, k_padded)->offset = offset;
+    }
     if (!sum) return;
     int64_t total = 0;
     for (int64_t i = 0; i < k; i++) total += codes[i] ^ flip;
@@ -150,6 +236,7 @@ typedef struct {
 static inline void put(packing *p, int32_t at, const item *x) {
     memcpy(p->items + (int64_t)at * ITEM, x->w, ITEM);
     p->head->places[at] = x->place;
+    items_of(p->head)[x->place / (2 * KR)] = at;
 }
 
 static bool pack_panel(const int8_t *w, int64_t row_stride_elems, int64_t col_stride_elems, int64_t k, int64_t n,
@@ -281,13 +368,104 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
     }
 }
 
-/// Sums of a' · w.
+/// acc[rows][NR] of codes in seven bits, without what lies outside.
+static inline __attribute__((always_inline)) void
+inside_tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i *b = (const __m256i *)((const char *)head + head_bytes(head->num_items));
+    const int32_t *place = head->places, *pairs_end = place + head->num_paired, *end = place + head->num_items;
+    __m256i c[MR][VECTORS];
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) c[r][v] = _mm256_set1_epi32(*row_start(a + r * stride, k_padded));
+    for (; place < pairs_end; place += 2, b += 2 * VECTORS) {
+        const int8_t *first = a + place[0] / 2, *second = a + place[1] / 2;
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __m256i x = four_at(first + r * stride), y = four_at(second + r * stride);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, b[VECTORS + v]));
+                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
+                HOLD(c[r][v]);
+            }
+        }
+    }
+    for (; place < end; place++, b += VECTORS) {
+        const int8_t *first = a + *place / 2;
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            __m256i x = four_at(first + r * stride);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), ones));
+                HOLD(c[r][v]);
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + r * NR + v * 8), c[r][v]);
+}
+
+static __attribute__((noinline)) void
+inside_tile1(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    inside_tile(1, a, stride, k_padded, head, acc);
+}
+static __attribute__((noinline)) void
+inside_tile2(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    inside_tile(2, a, stride, k_padded, head, acc);
+}
+
+/// The products of what lies outside.
+static void add_outside(const int8_t *a, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256i *items = (const __m256i *)((const char *)head + head_bytes(head->num_items));
+    const excess *outside = excess_of(a, k_padded), *end = outside + end_of(a, k_padded)->num_excess;
+    if (outside == end) return;
+    __m256i c[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) c[v] = _mm256_loadu_si256((const __m256i *)(acc + v * 8));
+    for (; outside < end; outside++) {
+        const __m256i *b = items + (int64_t)items_of(head)[outside->group] * VECTORS;
+        __m256i size = _mm256_set1_epi32(outside->size), sign = _mm256_set1_epi32(outside->sign);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            c[v] = _mm256_add_epi32(c[v], _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_xor_si256(sign, b[v])), ones));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + v * 8), c[v]);
+}
+
+/// One row of either kind.
+static void row_sums(const qrt_q8_weights *w, const int8_t *a, const panel_head *head, const int32_t *col_sums, int32_t *acc) {
+    const row_end end = *end_of(a, w->k_padded);
+    if (end.num_excess >= 0) {
+        inside_tile1(a, 0, w->k_padded, head, acc);
+        add_outside(a, w->k_padded, head, acc);
+        return;
+    }
+    tile1(a, 0, w->k_padded, head, acc);
+    for (int j = 0; j < NR; j++) acc[j] += (CODE_OFFSET - end.offset) * col_sums[j];
+}
+
 static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
     const panel_head *head = (const panel_head *)((const char *)w->panels + panel * w->panel_bytes);
-    int64_t stride = block->a_stride_bytes;
-    for (int r = 0; r < block->num_rows; r += MR, acc += MR * NR) {
-        const int8_t *a = (const int8_t *)block->a + r * stride;
-        (block->num_rows - r < MR ? tile1 : tile2)(a, stride, w->k_padded, head, acc);
+    const int64_t stride = block->a_stride_bytes, k = w->k_padded;
+    const int8_t *a = block->a;
+    const int32_t *col_sums = w->col_sums + panel * NR;
+    for (int r = 0; r < block->num_rows; r += MR, a += MR * stride, acc += MR * NR) {
+        const bool two = block->num_rows - r >= MR;
+        if (two && end_of(a, k)->num_excess >= 0 && end_of(a + stride, k)->num_excess >= 0) {
+            inside_tile2(a, stride, k, head, acc);
+            add_outside(a, k, head, acc);
+            add_outside(a + stride, k, head, acc + NR);
+            continue;
+        }
+        row_sums(w, a, head, col_sums, acc);
+        if (two) row_sums(w, a + stride, head, col_sums, acc + NR);
     }
 }
 
@@ -299,7 +477,7 @@ void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
         .codes = {range, quantize_signed, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .unpack_panel = unpack_panel,
-        .multiply = multiply, .sums = sums, .code_offset = CODE_OFFSET, .finish = finish,
+        .multiply = multiply, .sums = sums, .code_offset = code_offset, .finish = finish,
     };
 }
 

@@ -64,6 +64,11 @@ static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pan
     dot(w, block, panel, 0, w->k_padded, acc);
 }
 
+static int32_t code_offset(int32_t zero_point) {
+    (void)zero_point;
+    return CODE_OFFSET;
+}
+
 #include "../vector/simd_end.h"
 
 void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t) {
@@ -73,5 +78,5 @@ void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8.pack_panel = pack_short_panel;
     t->gemm_q8.dot = NULL;
     t->gemm_q8.sums = sums;
-    t->gemm_q8.code_offset = CODE_OFFSET;
+    t->gemm_q8.code_offset = code_offset;
 }

@@ -86,7 +86,7 @@ ALWAYS_INLINE void depthwise_channels(const qrt_depthwise *w, code_limits to, co
             vi code = whole ? vi_load_bytes(x + v * VL) : vi_load_bytes_n(x + v * VL, left);
             if (flips) code = vi_xor(code, flip);
             vi weight = whole ? vi_load(weights + v * VL) : vi_load_n(weights + v * VL, left);
-            sum[v] = vi_add(sum[v], vi_mul(code, weight));
+            sum[v] = vi_add(sum[v], vi_mul_code(code, weight));
         }
     }
     vi code[4];

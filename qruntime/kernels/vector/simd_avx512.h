@@ -169,3 +169,4 @@ static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) { _mm512_mask_c
 static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
     for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
 }
+static inline vi vi_mul_code(vi code, vi weight) { return _mm512_madd_epi16(code, weight); }

@@ -190,3 +190,4 @@ static inline void vi_store_bytes(uint8_t *p, vi v) { vi_store_bytes_n(p, v, VL)
 static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
     for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
 }
+static inline vi vi_mul_code(vi code, vi weight) { return vmulq_s32(code, weight); }

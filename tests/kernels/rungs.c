@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "code_product.h"
 #include "kernels.h"
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
@@ -853,6 +854,117 @@ static void check_rnn(void) {
             }
 }
 
+// -------------------------------------------------------------------------- codes of known scales
+
+typedef struct {
+    const uint8_t *a;
+    int64_t k;
+} code_walk;
+
+static const uint8_t *next_codes(void *context, uint8_t *room) {
+    (void)room;
+    code_walk *walk = context;
+    walk->a += walk->k;
+    return walk->a - walk->k;
+}
+
+typedef struct {
+    int64_t m, k, n;
+    int32_t zero, dtype;
+    bool weight_zeros;
+    int outside;        ///< one code in so many is any; the others lie near the zero point
+} code_case;
+
+static uint8_t *code_product(const qrt_kernel_table *table, const code_case *c, const uint8_t *a, const int8_t *w,
+                             const float *multipliers, const int32_t *zeros, const int32_t *bias) {
+    qrt_q8_weights *packed =
+        qrt_q8_pack(&table->gemm_q8, w, c->n, 1, c->k, c->n, multipliers, c->weight_zeros ? zeros : NULL, c->n, NULL, NULL, 1);
+    if (!packed) abort();
+    qrt_kernels = *table;
+    qrt_buffer *scratch = qrt_buffer_new(qrt_code_scratch_bytes(packed, c->m));
+    if (!scratch) abort();
+    const uint8_t flip = c->dtype == QRT_I8 ? 0x80 : 0;
+    qrt_code_layer layer = {packed, bias, c->zero, flip, c->dtype, qrt_requantize_to(c->zero, flip), NULL};
+    code_walk walk = {a, c->k};
+    qrt_code_rows rows = {next_codes, &walk};
+    uint8_t *y = array(c->m * c->n * (c->dtype == QRT_I32 ? 4 : 1), 1);
+    qrt_code_product(&layer, &rows, c->m, y, c->n, scratch->data);
+    qrt_kernels = definition;
+    qrt_buffer_drop(scratch);
+    qrt_weights_free(&packed->base);
+    return y;
+}
+
+static void check_code_product(const code_case *c) {
+    uint8_t *a = array(c->m * c->k, 1);
+    int8_t *w = array(c->k * c->n, 1);
+    float *multipliers = floats(c->n);
+    int32_t *zeros = array(c->n, sizeof *zeros), *bias = array(c->n, sizeof *bias);
+    for (int64_t i = 0; i < c->m * c->k; i++) {
+        int near = c->zero + (int)(random_bits() % 60) - 8;
+        bool any = (random_bits() >> 8) % (uint32_t)c->outside == 0;
+        a[i] = (uint8_t)(any ? random_bits() : (uint32_t)(near < 0 ? 0 : near > 255 ? 255 : near));
+    }
+    fill_weights(w, c->k * c->n, RANDOM_CODES);
+    for (int64_t j = 0; j < c->n; j++) {
+        multipliers[j] = uniform(1e-4f, 1e-2f);
+        zeros[j] = (int32_t)(random_bits() % 256) - 128;
+        bias[j] = (int32_t)(random_bits() % 20000) - 10000;
+    }
+    const uint8_t *want = code_product(&definition, c, a, w, multipliers, zeros, bias);
+    const uint8_t *got = code_product(&rung, c, a, w, multipliers, zeros, bias);
+    const int64_t bytes = c->m * c->n * (c->dtype == QRT_I32 ? 4 : 1);
+    for (int64_t i = 0; i < bytes; i++) check_same(got[i], want[i], "product of known codes", i, c->k);
+    release();
+}
+
+static void check_code_loops(int64_t n, uint8_t flip) {
+    uint8_t *a = array(n, 1), *b = array(n, 1), *want = array(n, 1), *got = array(n, 1);
+    int32_t *w = array(3 * n, sizeof *w), *sums = array(n, sizeof *sums), *more = array(n, sizeof *more);
+    float *multipliers = floats(n);
+    for (int64_t i = 0; i < n; i++) {
+        a[i] = (uint8_t)random_bits();
+        b[i] = (uint8_t)random_bits();
+        sums[i] = more[i] = (int32_t)(random_bits() % 100000) - 50000;
+        multipliers[i] = uniform(1e-4f, 1e-2f);
+        for (int t = 0; t < 3; t++) w[t * n + i] = (int32_t)(random_bits() % 511) - 255;
+    }
+    const qrt_qlinear *one = &rung.qlinear, *other = &definition.qlinear;
+    const qrt_qlinear_pair pair = {{0.02f, 100}, {0.03f, 7}, {0.05f, 131}, flip};
+    const uint8_t *taps[3] = {a, b, a};
+    const qrt_depthwise window = {taps, 3, n, w, sums, multipliers, flip, qrt_requantize_to(77, flip)};
+    for (int which = 0; which < 10; which++) {
+        const qrt_qlinear *use[2] = {other, one};
+        for (int i = 0; i < 2; i++) {
+            uint8_t *y = i ? got : want;
+            if (which < 3) use[i]->add(a, b, y, n, which != 1, which != 2, &pair);
+            else if (which < 6) use[i]->mul(a, b, y, n, which != 4, which != 5, &pair);
+            else if (which == 6) use[i]->depthwise(&window, y);
+            else if (which == 7) use[i]->max_u8(a, b, y, n);
+            else if (which == 8) use[i]->max_i8(a, b, y, n);
+            else use[i]->average(sums, y, n, 7, 0.003f, &window.requantize);
+        }
+        for (int64_t i = 0; i < n; i++) check_same(got[i], want[i], "loop over codes", i, which);
+    }
+    one->accumulate(a, sums, n, flip);
+    other->accumulate(a, more, n, flip);
+    for (int64_t i = 0; i < n; i++) check_same((float)sums[i], (float)more[i], "sums of codes", i, flip);
+    release();
+}
+
+static void check_qlinear(void) {
+    static const int64_t ms[] = {1, 2, 3, 17, 35}, ks[] = {1, 4, 27, 31, 32, 33, 64, 147, 200}, ns[] = {1, 8, 31, 33, 70};
+    static const int32_t zeros[] = {0, 30, 128, 255}, dtypes[] = {QRT_U8, QRT_I8, QRT_I32};
+    for (int i = 0; i < COUNT(ms); i++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int l = 0; l < COUNT(ns); l++) {
+                uint32_t bits = random_bits() >> 8;
+                code_case c = {ms[i], ks[j], ns[l], zeros[bits % 4], dtypes[bits / 4 % 3], bits & 64, bits & 128 ? 2 : 40};
+                check_code_product(&c);
+            }
+    for (int64_t n = 1; n < 150; n++) check_code_loops(n, n & 1 ? 0x80 : 0);
+}
+
 int main(void) {
     int64_t failures = 0;
     if (!qrt_build_table("portable", &definition)) return 1;
@@ -864,6 +976,7 @@ int main(void) {
         }
         num_checks = num_failures = 0;
         check_gemm_q8();
+        check_qlinear();
         check_gemm_f32();
         check_gemm_f64();
         check_attention();

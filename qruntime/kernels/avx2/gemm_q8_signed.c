@@ -129,6 +129,19 @@ static void add_excess(const uint8_t *q, const uint8_t *inside, int32_t offset, 
     memcpy(&to->sign, sign, KR);
 }
 
+/// n < 32 bytes without a call.
+static inline void copy_rest(uint8_t *to, const uint8_t *from, int64_t n) {
+    int64_t i = 0;
+    for (int64_t size = 16; size >= 4; size /= 2) {
+        if (!(n & size)) continue;
+        if (size == 16) memcpy(to + i, from + i, 16);
+        else if (size == 8) memcpy(to + i, from + i, 8);
+        else memcpy(to + i, from + i, 4);
+        i += size;
+    }
+    for (; i < n; i++) to[i] = from[i];
+}
+
 /// False when too many codes lie outside.
 static bool pack_inside(const uint8_t *codes, uint8_t flip, int32_t offset, int64_t k, int64_t k_padded, void *packed) {
     const __m256i flips = _mm256_set1_epi8((char)flip), offsets = _mm256_set1_epi8((char)offset), most = _mm256_set1_epi8(127);
@@ -140,7 +153,7 @@ static bool pack_inside(const uint8_t *codes, uint8_t flip, int32_t offset, int6
         const bool whole = i + 32 <= k;
         if (!whole) {
             _mm256_storeu_si256((__m256i *)bytes, _mm256_xor_si256(offsets, flips));  // the number 0
-            memcpy(bytes, codes + i, (size_t)(k - i));
+            copy_rest(bytes, codes + i, k - i);
         }
         __m256i q = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(whole ? codes + i : bytes)), flips);
         __m256i inside = _mm256_min_epu8(_mm256_subs_epu8(q, offsets), most);
@@ -149,7 +162,7 @@ static bool pack_inside(const uint8_t *codes, uint8_t flip, int32_t offset, int6
             _mm256_storeu_si256((__m256i *)((char *)packed + i), inside);
         } else {
             _mm256_storeu_si256((__m256i *)numbers, inside);
-            memcpy((char *)packed + i, numbers, (size_t)(k_padded - i));
+            copy_rest((uint8_t *)packed + i, numbers, k_padded - i);
         }
         uint32_t other = ~(uint32_t)_mm256_movemask_epi8(same);
         if (!other) continue;

@@ -5,4 +5,3 @@
 #include "../vector/simd_neon.h"
 #define RUNG neon
 #include "../vector/qlinear.inc.h"
-#include "../vector/simd_end.h"

@@ -30,7 +30,6 @@ SHAPES = [
     (512, 1024, 4096), (16, 768, 768), (8, 768, 768), (4, 768, 768), (1, 384, 1536), (1, 768, 768), (1, 1024, 4096),
     (1, 4096, 4096),
 ]  # fmt: skip
-ACTIVATIONS = ["none", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh"]
 COLUMNS = {"shape": "M×K×N", "isa": "rung", "gops": "GOPS", "gb_per_s": "weights, GB/s", "share": "share of peak"}
 
 
@@ -69,7 +68,7 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
     rng = np.random.default_rng(0)
     bias = np.zeros(n, np.float32)
     a = rng.standard_normal((m, k), dtype=np.float32)
-    activation = ACTIVATIONS.index(options.activation)
+    activation = _kernels.ACTIVATION[options.activation]
     if options.float:
         packed = _kernels.PackedF32(rng.standard_normal((k, n), dtype=np.float32), bias)
         return least_seconds(one_node("linear", a, (activation, 0), packed, options.threads), options.seconds)
@@ -122,7 +121,7 @@ def main() -> None:
     shapes = ",".join("x".join(map(str, shape)) for shape in SHAPES)
     parser.add_argument("--shapes", default=shapes, help="MxKxN, comma-separated")
     parser.add_argument("--float", action="store_true", help="the float GEMM")
-    parser.add_argument("--activation", choices=ACTIVATIONS, default="none")
+    parser.add_argument("--activation", choices=_kernels.ACTIVATION, default="none")
     parser.add_argument("--weights", choices=["normal", "uniform"], default="normal")
     parser.add_argument("--isas", default=",".join(_kernels.available_isas()))
     parser.add_argument("--threads", type=int, default=1)

@@ -22,6 +22,11 @@ DIRECTION: dict[str, int]
 TREE_AGGREGATE: dict[str, int]
 POST_TRANSFORM: dict[str, int]
 TREE_OUTPUT: dict[str, int]
+VECTOR_OUTPUT: dict[str, int]
+VECTOR_KERNEL: dict[str, int]
+DECISION: dict[str, int]
+NORM: dict[str, int]
+ROI_MODE: dict[str, int]
 
 def isa() -> str: ...
 def available_isas() -> list[str]: ...

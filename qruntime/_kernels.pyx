@@ -275,6 +275,11 @@ cdef extern from "nodes/enumerations.h" nogil:
     const char *const qrt_tree_aggregate_names[]
     const char *const qrt_post_transform_names[]
     const char *const qrt_tree_output_names[]
+    const char *const qrt_vector_output_names[]
+    const char *const qrt_vector_kernel_names[]
+    const char *const qrt_decision_names[]
+    const char *const qrt_norm_names[]
+    const char *const qrt_roi_mode_names[]
 
 
 cdef dict _opcodes(const char *const *names):
@@ -305,3 +310,8 @@ DIRECTION = _opcodes(qrt_direction_names)
 TREE_AGGREGATE = _opcodes(qrt_tree_aggregate_names)
 POST_TRANSFORM = _opcodes(qrt_post_transform_names)
 TREE_OUTPUT = _opcodes(qrt_tree_output_names)
+VECTOR_OUTPUT = _opcodes(qrt_vector_output_names)
+VECTOR_KERNEL = _opcodes(qrt_vector_kernel_names)
+DECISION = _opcodes(qrt_decision_names)
+NORM = _opcodes(qrt_norm_names)
+ROI_MODE = _opcodes(qrt_roi_mode_names)

@@ -10,15 +10,11 @@ from numpy.typing import ArrayLike
 
 from qruntime import _kernels
 from qruntime.ir import Node
-from qruntime.ops.ml import DOMAIN, POST_TRANSFORMS, class_labels, feature_rows, post_transformed
+from qruntime.ops.ml import DOMAIN, class_labels, feature_rows, post_transformed
 from qruntime.ops.products import matmul
 from qruntime.ops.registry import Definition, NativeCall, operator
 
 KERNELS = ("LINEAR", "RBF", "POLY", "SIGMOID")
-NO_LABELS, BEST, ABOVE, SIGN = range(4)
-"""How labels are found of the scores of a linear model, or that their signs are the output; as in linear_model.c."""
-REGRESSOR, ONE_CLASS, CLASSIFIER = range(3)
-"""What a support vector machine gives; as in support_vectors.c."""
 
 
 class _Coefficients:
@@ -284,16 +280,16 @@ def _linear_votes(labels: np.ndarray, weights: _Coefficients, rho: Sequence[floa
 
 
 def _linear_call(
-    node: Node, coefficients: np.ndarray, offsets: np.ndarray, decision: int, labels: np.ndarray | None = None, threshold: float = 0.0
+    node: Node, coefficients: np.ndarray, offsets: np.ndarray, decision: str, labels: np.ndarray | None = None, threshold: float = 0.0
 ) -> NativeCall | None:
     """coefficients [C, F], offsets [C]; None for what only the definition does."""
-    transform = node.attr("post_transform", "NONE") if decision != SIGN else "NONE"
-    if transform not in POST_TRANSFORMS[:-1] or not coefficients.size or (labels is not None and labels.dtype != np.int64):
+    transform = node.attr("post_transform", "NONE") if decision != "sign" else "NONE"
+    if transform not in _kernels.POST_TRANSFORM or not coefficients.size or (labels is not None and labels.dtype != np.int64):
         return None
     weights = _kernels.PackedF32(coefficients.astype(np.float32).T, offsets.astype(np.float32))
     return NativeCall(
         "linear_model",
-        ints=[POST_TRANSFORMS.index(transform), decision],
+        ints=[_kernels.POST_TRANSFORM[transform], _kernels.DECISION[decision]],
         floats=[threshold],
         packed=[weights, None if labels is None else _kernels.PackedArray(labels)],
         inputs=[0],
@@ -311,7 +307,7 @@ def _linear_regressor(node: Node) -> NativeCall | None:
     targets = node.attr("targets", 1)
     weights = _by_rows(node.attr("coefficients"), targets)
     offsets = np.asarray(node.attr("intercepts") or (0.0,) * targets)
-    return None if weights is None or offsets.size != targets else _linear_call(node, weights, offsets, NO_LABELS)
+    return None if weights is None or offsets.size != targets else _linear_call(node, weights, offsets, "no_labels")
 
 
 @linear_classifier.native
@@ -327,21 +323,21 @@ def _linear_classifier(node: Node) -> NativeCall | None:
         return None
     offsets = offsets if offsets.size else np.zeros(rows)
     if rows == 1 and len(labels) == 2:
-        return _linear_call(node, np.concatenate((-weights, weights)), np.concatenate((-offsets, offsets)), BEST, labels)
+        return _linear_call(node, np.concatenate((-weights, weights)), np.concatenate((-offsets, offsets)), "best", labels)
     if rows == 1 and labels.dtype == np.int64 and len(labels) == 1:
         threshold = 0.0 if node.attr("post_transform", "NONE") == "NONE" else 0.5
-        return _linear_call(node, weights, offsets, ABOVE, np.concatenate(([0], labels)), threshold)
-    return _linear_call(node, weights, offsets, BEST, labels) if rows == len(labels) else None
+        return _linear_call(node, weights, offsets, "above", np.concatenate(([0], labels)), threshold)
+    return _linear_call(node, weights, offsets, "best", labels) if rows == len(labels) else None
 
 
 def _vector_call(
-    node: Node, weights: np.ndarray, rho: np.ndarray, output: int, labels: np.ndarray | None = None, shares: np.ndarray | None = None
+    node: Node, weights: np.ndarray, rho: np.ndarray, output: str, labels: np.ndarray | None = None, shares: np.ndarray | None = None
 ) -> NativeCall | None:
     """weights [pairs, S], rho [pairs], shares [2, pairs] are what prob_a and prob_b hold."""
-    name, transform = node.attr("kernel_type", "LINEAR"), node.attr("post_transform", "NONE") if output != ONE_CLASS else "NONE"
+    name, transform = node.attr("kernel_type", "LINEAR"), node.attr("post_transform", "NONE") if output != "one_class" else "NONE"
     supports = weights.shape[1]
     vectors = _by_rows(node.attr("support_vectors", ()), supports)
-    if name not in KERNELS or transform not in POST_TRANSFORMS[:-1] or vectors is None:
+    if name not in KERNELS or transform not in _kernels.POST_TRANSFORM or vectors is None:
         return None
     vectors = vectors.astype(np.float32)
     arrays = ((vectors * vectors).sum(axis=1), labels, shares)
@@ -349,7 +345,12 @@ def _vector_call(
     sums = _kernels.PackedF32(weights.astype(np.float32).T, rho.astype(np.float32))
     return NativeCall(
         "support_vectors",
-        ints=[KERNELS.index(name), output, POST_TRANSFORMS.index(transform), 0 if labels is None else len(labels)],
+        ints=[
+            _kernels.VECTOR_KERNEL[name],
+            _kernels.VECTOR_OUTPUT[output],
+            _kernels.POST_TRANSFORM[transform],
+            0 if labels is None else len(labels),
+        ],
         floats=[*node.attr("kernel_params", ()), 0.0, 0.0, 0.0][:3],
         packed=[_kernels.PackedF32(vectors.T), squares, sums, names, pairs],
         inputs=[0],
@@ -364,8 +365,8 @@ def _svm_regressor(node: Node) -> NativeCall | None:
         return None
     rho = np.asarray(node.attr("rho")[:1])
     if supports <= 0:
-        return _linear_call(node, weights, rho, SIGN if is_one_class else NO_LABELS)
-    return _vector_call(node, weights, rho, ONE_CLASS if is_one_class else REGRESSOR) if weights.size == supports else None
+        return _linear_call(node, weights, rho, "sign" if is_one_class else "no_labels")
+    return _vector_call(node, weights, rho, "one_class" if is_one_class else "regressor") if weights.size == supports else None
 
 
 @svm_classifier.native
@@ -376,8 +377,8 @@ def _svm_classifier(node: Node) -> NativeCall | None:
         return None
     if not sum(counts):
         weights = _by_rows(node.attr("coefficients"), len(labels))
-        return None if weights is None else _linear_call(node, weights, np.repeat(rho[:1], len(labels)), BEST, labels)
+        return None if weights is None else _linear_call(node, weights, np.repeat(rho[:1], len(labels)), "best", labels)
     svm_classifier.prepared(node)  # which refuses what does not fit
     shares = np.asarray((node.attr("prob_a", ()), node.attr("prob_b", ())), np.float64)
     weights = _pair_weights(node.attr("coefficients"), counts, _pairs(len(labels)))
-    return _vector_call(node, weights, rho, CLASSIFIER, labels, shares if shares.size else None)
+    return _vector_call(node, weights, rho, "classifier", labels, shares if shares.size else None)

@@ -17,7 +17,6 @@ from qruntime.ops.registry import Definition, NativeCall, operator
 DOMAIN = "ai.onnx.ml"
 POST_TRANSFORMS = ("NONE", "SOFTMAX", "LOGISTIC", "SOFTMAX_ZERO", "PROBIT")
 """In the order of the attribute of TreeEnsemble, which is that of the kernels; they have no PROBIT."""
-NORMS = ("MAX", "L1", "L2")
 
 
 def _probit(p: float) -> float:
@@ -81,7 +80,7 @@ def normalizer(x: np.ndarray, *, norm: str = "MAX") -> np.ndarray:
 @normalizer.native
 def _normalizer(node: Node) -> NativeCall | None:
     norm = node.attr("norm", "MAX")
-    return NativeCall("normalizer", ints=[NORMS.index(norm)]) if norm in NORMS else None
+    return NativeCall("normalizer", ints=[_kernels.NORM[norm]]) if norm in _kernels.NORM else None
 
 
 def _require_per_feature(name: str, values: np.ndarray, x: np.ndarray) -> None:

@@ -333,13 +333,13 @@ def roi_align(
 
 
 def _roi_align_call(node: Node) -> NativeCall:
-    half_pixel = node.attr("coordinate_transformation_mode", "half_pixel") if node.version >= 16 else "output_half_pixel"
+    coordinates = node.attr("coordinate_transformation_mode", "half_pixel") if node.version >= 16 else "output_half_pixel"
     ints = [
-        ("avg", "max").index(node.attr("mode", "avg")),
+        _kernels.ROI_MODE[node.attr("mode", "avg")],
         node.attr("output_height", 1),
         node.attr("output_width", 1),
         node.attr("sampling_ratio", 0),
-        ("output_half_pixel", "half_pixel").index(half_pixel),
+        {"output_half_pixel": 0, "half_pixel": 1}[coordinates],
     ]
     return NativeCall("roi_align", ints=ints, floats=[node.attr("spatial_scale", 1.0)])
 

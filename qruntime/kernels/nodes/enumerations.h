@@ -36,6 +36,17 @@
 #define QRT_TREE_OUTPUTS(X) \
     X(REGRESSOR, regressor) X(CLASSIFIER, classifier) X(SAME_TYPE, same_type) /* scores as wide as the input */
 
+#define QRT_VECTOR_OUTPUTS(X) X(REGRESSOR, regressor) X(ONE_CLASS, one_class) X(CLASSIFIER, classifier)
+
+#define QRT_VECTOR_KERNELS(X) X(LINEAR, LINEAR) X(RBF, RBF) X(POLY, POLY) X(SIGMOID, SIGMOID)
+
+/// How labels are found of the scores of a linear model; `sign`: the signs of the scores are the output.
+#define QRT_DECISIONS(X) X(NO_LABELS, no_labels) X(BEST, best) X(ABOVE, above) X(SIGN, sign)
+
+#define QRT_NORMS(X) X(NORM_MAX, MAX) X(NORM_L1, L1) X(NORM_L2, L2)
+
+#define QRT_ROI_MODES(X) X(AVERAGE, avg) X(MAXIMUM, max)
+
 /// Names by value, NULL-terminated.
 extern const char *const qrt_activation_names[];
 extern const char *const qrt_range_names[];
@@ -50,5 +61,10 @@ extern const char *const qrt_direction_names[];
 extern const char *const qrt_tree_aggregate_names[];
 extern const char *const qrt_post_transform_names[];
 extern const char *const qrt_tree_output_names[];
+extern const char *const qrt_vector_output_names[];
+extern const char *const qrt_vector_kernel_names[];
+extern const char *const qrt_decision_names[];
+extern const char *const qrt_norm_names[];
+extern const char *const qrt_roi_mode_names[];
 
 #endif

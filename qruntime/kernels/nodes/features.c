@@ -4,6 +4,7 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 
 enum { PARALLEL_ELEMS = 65536 };  ///< elements that are worth a second thread
 enum { SHORT_ROW = 16 };          ///< a row of fewer elements is summed here: a call of a kernel would cost more
@@ -93,7 +94,7 @@ static qrt_status scaler(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return status == QRT_OK ? run_rows(&call, run, scale_rows) : status;
 }
 
-enum { NORM_MAX, NORM_L1, NORM_L2 };
+enum { QRT_NORMS(QRT_ENUMERATOR) };
 
 static float norm_of(const float *x, int64_t n, int64_t norm) {
     static const qrt_reduce_op ops[] = {QRT_REDUCE_MAX, QRT_REDUCE_L1, QRT_REDUCE_SUM_SQUARE};

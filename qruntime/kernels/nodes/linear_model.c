@@ -5,7 +5,7 @@
 
 /// How labels are found: not at all, by the greatest score, by whether the only score is above a threshold; or the
 /// output is the sign of the scores. As in qruntime/ops/linear_models.py.
-enum { NO_LABELS, BEST, ABOVE, SIGN, NUM_DECISIONS };
+enum { QRT_DECISIONS(QRT_ENUMERATOR) NUM_DECISIONS };
 
 typedef struct {
     int64_t transform, decision;

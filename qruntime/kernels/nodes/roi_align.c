@@ -6,8 +6,9 @@
 
 #include "../threads.h"
 #include "arguments.h"
+#include "enumerations.h"
 
-enum { AVERAGE, MAXIMUM };
+enum { QRT_ROI_MODES(QRT_ENUMERATOR) };
 enum {
     PLANES = 4,           ///< channels that share weights
     BLOCK = 32,           ///< channels of one task

@@ -64,15 +64,17 @@ static void softmax_zero(float *scores, int64_t n) {
     for (int64_t i = 0; i < n; i++) scores[i] = total == 0 ? 0.5f : scores[i] / total;
 }
 
+enum { QRT_POST_TRANSFORMS(QRT_ENUMERATOR) };
+
 void qrt_transform_scores(int64_t transform, float *scores, int64_t num_rows, int64_t n) {
     switch (transform) {
-    case QRT_SCORES_LOGISTIC: qrt_kernels.pointwise.unary[QRT_SIGMOID](scores, scores, num_rows * n, 0, 0); break;
-    case QRT_SCORES_SOFTMAX:
+    case LOGISTIC: qrt_kernels.pointwise.unary[QRT_SIGMOID](scores, scores, num_rows * n, 0, 0); break;
+    case SOFTMAX:
         if (n < SHORT_ROW) softmax_of_short_rows(scores, num_rows, n);
         else
             for (int64_t i = 0; i < num_rows; i++) qrt_kernels.rows.softmax(scores + i * n, scores + i * n, n);
         break;
-    case QRT_SCORES_SOFTMAX_ZERO:
+    case SOFTMAX_ZERO:
         for (int64_t i = 0; i < num_rows; i++) softmax_zero(scores + i * n, n);
         break;
     default: break;

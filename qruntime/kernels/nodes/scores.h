@@ -3,9 +3,7 @@
 #define QRT_SCORES_H
 
 #include "arguments.h"
-
-/// As POST_TRANSFORMS in qruntime/ops/ml.py orders them.
-enum { QRT_SCORES_AS_THEY_ARE, QRT_SCORES_SOFTMAX, QRT_SCORES_LOGISTIC, QRT_SCORES_SOFTMAX_ZERO };
+#include "enumerations.h"
 
 /// X [N, F], or [F] as one row, in float32.
 typedef struct {
@@ -21,7 +19,7 @@ void qrt_features_free(qrt_run *run, qrt_features *features);
 /// The place of the greatest of n > 0 scores: the first of them, or the first NaN.
 int64_t qrt_best_class(const float *scores, int64_t n);
 
-/// num_rows rows of n scores, in place; a row's result does not depend on the other rows.
+/// A value of QRT_POST_TRANSFORMS on num_rows rows of n scores, in place; a row's result does not depend on the other rows.
 void qrt_transform_scores(int64_t transform, float *scores, int64_t num_rows, int64_t n);
 
 /// Rows that one task finishes: `work` is a measure, in operations, of a row.

@@ -9,8 +9,8 @@
 
 enum { BLOCK_ELEMS = 32768 };  ///< values of the kernel function at a time: they stay in the second-level cache
 
-enum { LINEAR, RBF, POLY, SIGMOID, NUM_KERNELS };  // as in qruntime/ops/linear_models.py
-enum { REGRESSOR, ONE_CLASS, CLASSIFIER, NUM_OUTPUT_KINDS };
+enum { QRT_VECTOR_KERNELS(QRT_ENUMERATOR) NUM_KERNELS };
+enum { QRT_VECTOR_OUTPUTS(QRT_ENUMERATOR) NUM_OUTPUT_KINDS };
 
 enum { KERNEL, OUTPUT, TRANSFORM, NUM_CLASSES, NUM_INTS };
 enum { GAMMA, COEF0, DEGREE, NUM_FLOATS };

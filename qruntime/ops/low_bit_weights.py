@@ -9,6 +9,7 @@ from qruntime.ir import StoredTensor
 from qruntime.ir.narrow import NarrowArray
 
 _KERNEL_BITS = (2, 3, 4, 8)
+_LONGEST_SUM = 256
 
 
 def fits_kernels(stored: StoredTensor) -> bool:
@@ -27,10 +28,10 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.Packed
     rows = stored.transposed()
     assert rows.scale is not None
     n, k = rows.shape
-    group = rows.block or k
+    group, repeats = _summed_together(rows.block, k)
     groups = (n, -(-k // group))
-    scale = np.broadcast_to(rows.scale.astype(np.float32), groups)
-    zero = None if rows.zero_point is None else np.broadcast_to(rows.zero_point.astype(np.float32), groups)
+    scale = _by_group(rows.scale, groups, repeats)
+    zero = None if rows.zero_point is None else _by_group(rows.zero_point, groups, repeats)
     # The kernels count codes from 0, around the middle of their bits: two's complement is moved up by half its range, and
     # 5 to 7 bits to the middle of 8.
     bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)
@@ -49,6 +50,21 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.Packed
         codes = (codes.astype(np.int16) + up).astype(np.uint8)
     whole = {"codes": codes, "offset": offset}
     return _packed(stored, whole, scale, zero, bias, bits, group, up)
+
+
+def _summed_together(block: int, k: int) -> tuple[int, int]:
+    """How many weights the kernel sums before it scales them, and how often each scale then counts: the error of a sum grows
+    with its length, so that long groups are several."""
+    if not block:
+        return min(k, _LONGEST_SUM), 1
+    if block > _LONGEST_SUM and block % _LONGEST_SUM == 0:
+        return _LONGEST_SUM, block // _LONGEST_SUM
+    return block, 1
+
+
+def _by_group(values: np.ndarray, groups: tuple[int, int], repeats: int) -> np.ndarray:
+    wide = values.astype(np.float32)
+    return np.broadcast_to(np.repeat(wide, repeats, axis=1)[:, : groups[1]] if repeats > 1 else wide, groups)
 
 
 def _packed(

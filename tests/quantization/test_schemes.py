@@ -115,6 +115,18 @@ def test_files_hold_what_they_say(scheme: str, tmp_path: Path):
     assert [(row.scheme, row.bytes_after) for row in rows] == [(row.scheme, row.bytes_after) for row in before]
 
 
+@pytest.mark.parametrize("scheme", ["W3A16", "W8A16-asym", "W4A16-g512", "W4A16-g300", "Wnf4A16", "W4A16-g32", "W6A16"])
+def test_long_groups_of_lopsided_activations(scheme: str):
+    """Sums of one long chain, less a zero point times the sum of a row, would lose digits."""
+    model, x = linear(k=1536, n=24), random(4, 1536, seed=8) + np.float32(1)
+    quantized = model.quantize(scheme=scheme, exclude=["second"])
+    exact = x.astype(np.float64) @ stored(quantized).decoded()
+    made = quantized.run({"x": x})["y"]
+    second = random(9, 24, seed=1).astype(np.float64).T
+    expected = 0.5 * (exact @ second) + random(9, seed=2)
+    assert np.abs(made - expected).max() < 5e-6 * (np.abs(exact).max() * np.abs(second).sum(axis=0).max())
+
+
 BITS = {"W2A16-g64": 2 + 40 / 64, "W3A16-g128": 3 + 40 / 128, "W4A16-g32-sym": 4 + 32 / 32, "Wnf4A16-g64": 4 + 32 / 64, "W8A16": 8}
 
 

@@ -10,9 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_example_of_dynamic_quantization_runs():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quantization.md").read_text(), re.DOTALL)
-    assert example.count("assert") >= 3
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/quantization.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["dynamic", "schemes"])
+def test_the_examples_of_quantization_run(example: str):
+    assert example.count("assert") >= 2
     exec(compile(example, "docs/quantization.md", "exec"), {})
 
 

@@ -23,15 +23,17 @@ typedef struct {
     qrt_elementwise map;       ///< see qrt_f32_finish
 } qrt_f32_epilogue;
 
-/// What becomes of the sums over one group of k, when every group of a column has a scale.
+/// Factors of groups of k, every group of a column has its own.
 typedef struct {
-    const float *scale;        ///< [nr]
-    const float *zero;         ///< [nr], or NULL
-    const float *sums;         ///< of row i at i · sums_stride: what `zero` is multiplied by
+    int64_t size;              ///< k of a group; the last may be shorter
+    const float *scales;       ///< [groups, nr]
+    const float *zeros;        ///< [groups, nr], or NULL
+    int64_t stride;            ///< of both, from group to group
+    const float *sums;         ///< what `zeros` are multiplied by: of row i and group g at i · sums_stride + g
     int64_t sums_stride;
-    const float *begun;        ///< [m, nr] sums over the k before, where the strip is the end of a group; else NULL
+    const float *begun;        ///< [m, nr] sums over the k before, where the strip is the end of one group; else NULL. May be c
     int64_t begun_stride;
-} qrt_f32_group;
+} qrt_f32_groups;
 
 /// The kernels of one rung. `b` is a strip of at most nr columns: row k starts at b + k · ldb. A packed
 /// panel is such a strip with ldb = nr, padded with zeros.
@@ -62,10 +64,10 @@ typedef struct qrt_gemm_f32 {
     /// y[j] = Σ_t w[t] · x[offsets[t] + j] for j < n, over ascending t: one channel of a depthwise convolution.
     void (*taps)(int64_t n, int64_t num_taps, const float *w, const int64_t *offsets, const float *x, float *y);
 
-    /// c[m, nr] = (accumulate ? c : 0) + scale[n] · (begun[m, n] + a[m, k] · b[k, n] − zero[n] · sums[m]) for a strip of nr
-    /// columns that is in the cache; one multiply-add for each sign.
-    void (*group_strip)(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                        const qrt_f32_group *group, float *c, int64_t ldc, bool accumulate);
+    /// For each group of k in turn, c[m, nr] = (accumulate or a later group ? c : 0) + scale[n] · (begun[m, n] + a[m, k] · b[k, n]
+    /// − zero[n] · sums[m]), one multiply-add for each sign; of a strip of nr columns that is in the cache.
+    void (*grouped_strip)(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate);
 } qrt_gemm_f32;
 
 /// Right-hand side [k, n], packed for one rung, with an optional bias. Immutable once made. It keeps the

@@ -8,9 +8,6 @@
 /// A decoded strip of so many k stays in the first-level cache; rows of a, so many of them, in the second.
 enum { KC = 512, BLOCK_ROWS = 128 };
 
-/// Widest strip of the float GEMM on any rung, or a panel.
-enum { MAX_WIDTH = 32 };
-
 /// Rows times fewer columns than this are multiplied sooner than copied.
 enum { MIN_COPY_COLUMNS = 256 };
 
@@ -66,6 +63,9 @@ static int64_t block_depth(const qrt_nbits_weights *w) {
     return w->base.k > KC ? round_up(ceil_div(w->base.k, ceil_div(w->base.k, KC)), QRT_NBITS_MAX_STEP) : w->base.k;
 }
 
+/// Most groups of a strip.
+static int64_t strip_groups(const qrt_nbits_weights *w) { return max64(KC / w->group, 1); }
+
 /// Rows of a strip that decode may write.
 static int64_t strip_depth(const job *j) { return round_up(min64(KC, j->depth), QRT_NBITS_MAX_STEP); }
 
@@ -86,7 +86,7 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
     j.has_epilogue = w->bias || j.epilogue.activation != QRT_ACT_NONE || j.epilogue.residual || j.epilogue.map.fn;
     if (m > QRT_NBITS_STREAMED_ROWS) {
         if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
-        int64_t floats = strip_depth(&j) * j.width + 2 * j.rows * j.width + j.rows * j.copy_stride;
+        int64_t floats = (strip_depth(&j) + 2 * j.rows + 2 * strip_groups(w)) * j.width + j.rows * j.copy_stride;
         j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
     }
     return j;
@@ -109,17 +109,31 @@ typedef struct {
     float *strip;    ///< decoded weights [k, width]
     float *tile;     ///< totals [rows, width]; of weights in one group the sums, until that ends
     float *chain;    ///< sums of a group that is longer than a strip [rows, width]
+    float *scales, *zeros;   ///< of the groups of a strip [groups, width]
     float *copy;     ///< of a block of a
 } workspace;
 
-/// Factors of group g for the panels of a strip, zeros where there is no panel.
-static void gather(const qrt_nbits_weights *w, const float *factors, int64_t panel, int64_t width, int64_t g, float *to) {
-    for (int64_t c = 0; c < width; c += QRT_NBITS_NR, panel++) {
-        if (panel < w->num_panels)
-            memcpy(to + c, factors + qrt_nbits_group_at(w, panel, g), QRT_NBITS_NR * sizeof *to);
-        else
-            memset(to + c, 0, QRT_NBITS_NR * sizeof *to);
-    }
+/// Factors of `count` groups from g on for the panels of a strip [count, width], zeros where there is no panel.
+static void gather(const qrt_nbits_weights *w, const float *factors, int64_t panel, int64_t width, int64_t g, int64_t count, float *to) {
+    for (int64_t c = 0; c < width; c += QRT_NBITS_NR, panel++)
+        for (int64_t i = 0; i < count; i++) {
+            if (panel < w->num_panels)
+                memcpy(to + i * width + c, factors + qrt_nbits_group_at(w, panel, g + i), QRT_NBITS_NR * sizeof *to);
+            else
+                memset(to + i * width + c, 0, QRT_NBITS_NR * sizeof *to);
+        }
+}
+
+/// k from … to - 1, whole groups or a part of one, of the panels of a strip.
+static void decode_strip(const job *j, int64_t panel, int64_t from, int64_t to, float *strip) {
+    const qrt_nbits_weights *w = j->w;
+    for (int64_t c = 0; c < j->width && panel < w->num_panels; c += QRT_NBITS_NR, panel++)
+        for (int64_t k = from, end; k < to; k = end) {
+            int64_t g = k / w->group, step = (k - g * w->group) / qrt_nbits_step(w->bits);
+            end = min64((g + 1) * w->group, to);
+            const uint8_t *codes = qrt_nbits_codes(w, panel, g) + step * qrt_nbits_step_bytes(w->bits);
+            w->kernel->decode(w, codes, end - k, strip + (k - from) * j->width + c, j->width);
+        }
 }
 
 /// Rows of a, k0 … k1 - 1 of them, times the panels of one strip, added to the tile.
@@ -130,25 +144,26 @@ static void multiply_block(const job *j, const workspace *s, const float *a, int
     const int64_t width = j->width;
     float *chain = w->num_groups == 1 ? s->tile : s->chain;
     for (int64_t from = k0, to; from < k1; from = to) {
-        int64_t g = from / w->group, start = g * w->group, end = start + qrt_nbits_depth(w, g);
+        // Whole groups, or a part of one: then its sums go on where those of the part before ended.
+        int64_t g = from / w->group, start = g * w->group, end = w->group < KC ? k1 : start + qrt_nbits_depth(w, g);
         to = min64(from + KC, min64(end, k1));
-        int64_t code_offset = (from - start) / qrt_nbits_step(w->bits) * qrt_nbits_step_bytes(w->bits);
-        for (int64_t c = 0; c < width && panel + c / QRT_NBITS_NR < w->num_panels; c += QRT_NBITS_NR)
-            w->kernel->decode(w, qrt_nbits_codes(w, panel + c / QRT_NBITS_NR, g) + code_offset, to - from, s->strip + c, width);
-        float scale[MAX_WIDTH], zero[MAX_WIDTH];
-        if (to == end) gather(w, w->scales, panel, width, g, scale);
-        if (to == end && w->zeros) gather(w, w->zeros, panel, width, g, zero);
+        decode_strip(j, panel, from, to, s->strip);
+        const float *x = a + (from - k0);
+        int64_t count = ceil_div(to - start, w->group);
+        if (to == end) gather(w, w->scales, panel, width, g, count, s->scales);
+        if (to == end && w->zeros) gather(w, w->zeros, panel, width, g, count, s->zeros);
         for (int64_t c = 0; c < width; c += floats->nr) {
+            const float *strip = s->strip + c;
             if (to < end) {
-                floats->strip(rows, floats->nr, to - from, a + from - k0, lda, s->strip + c, width, s->strip + c, chain + c, width,
-                              from > start);
+                floats->strip(rows, floats->nr, to - from, x, lda, strip, width, strip, chain + c, width, from > start);
                 continue;
             }
-            qrt_f32_group group = {
-                .scale = scale + c, .zero = w->zeros ? zero + c : NULL, .sums = sums ? sums + g : NULL, .sums_stride = w->num_groups,
+            qrt_f32_groups groups = {
+                .size = w->group, .scales = s->scales + c, .zeros = w->zeros ? s->zeros + c : NULL, .stride = width,
+                .sums = sums ? sums + g : NULL, .sums_stride = w->num_groups,
                 .begun = from > start ? chain + c : NULL, .begun_stride = width,
             };
-            floats->group_strip(rows, to - from, a + from - k0, lda, s->strip + c, width, &group, s->tile + c, width, g > 0);
+            floats->grouped_strip(rows, to - from, x, lda, strip, width, &groups, s->tile + c, width, g > 0);
         }
     }
 }
@@ -167,7 +182,9 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
     workspace s = {.strip = scratch};
     s.tile = s.strip + strip_depth(j) * j->width;
     s.chain = s.tile + j->rows * j->width;
-    s.copy = s.chain + j->rows * j->width;
+    s.scales = s.chain + j->rows * j->width;
+    s.zeros = s.scales + strip_groups(w) * j->width;
+    s.copy = s.zeros + strip_groups(w) * j->width;
     for (int64_t k0 = 0, k1; k0 < w->base.k || k0 == 0; k0 = max64(k1, 1)) {
         k1 = min64(k0 + j->depth, w->base.k);
         const float *block = a + k0;

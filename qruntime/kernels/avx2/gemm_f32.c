@@ -9,7 +9,7 @@ enum { MR = 6, NV = 2 };
 #include "../vector/gemm_f32.inc.h"
 
 void qrt_avx2_gemm_f32(qrt_kernel_table *t) {
-    t->gemm_f32 = (qrt_gemm_f32){"avx2", MR, NR, strip, scattered_strip, stream, finish, pack, taps, group_strip};
+    t->gemm_f32 = (qrt_gemm_f32){"avx2", MR, NR, strip, scattered_strip, stream, finish, pack, taps, grouped_strip};
 }
 
 #include "../vector/simd_end.h"

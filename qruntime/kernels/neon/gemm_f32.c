@@ -9,5 +9,5 @@ enum { MR = 5, NV = 4 };
 #include "../vector/gemm_f32.inc.h"
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t) {
-    t->gemm_f32 = (qrt_gemm_f32){"neon", MR, NR, strip, scattered_strip, stream, finish, pack, taps, group_strip};
+    t->gemm_f32 = (qrt_gemm_f32){"neon", MR, NR, strip, scattered_strip, stream, finish, pack, taps, grouped_strip};
 }

@@ -78,20 +78,22 @@ static void taps(int64_t n, int64_t num_taps, const float *w, const int64_t *off
     }
 }
 
-static void group_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                        const qrt_f32_group *group, float *c, int64_t ldc, bool accumulate) {
-    for (int64_t i = 0; i < m; i++, a += lda, c += ldc) {
-        float sums[NR] = {0};
-        if (group->begun) memcpy(sums, group->begun + i * group->begun_stride, sizeof sums);
-        for (int64_t p = 0; p < k; p++)
-            for (int j = 0; j < NR; j++) sums[j] += a[p] * b[p * ldb + j];
-        for (int j = 0; j < NR; j++) {
-            if (group->zero) sums[j] -= group->zero[j] * group->sums[i * group->sums_stride];
-            c[j] = (accumulate ? c[j] : 0.0f) + group->scale[j] * sums[j];
+static void grouped_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
+    for (int64_t i = 0; i < m; i++, a += lda, c += ldc)
+        for (int64_t g = 0, p = 0; p < k; g++) {
+            int64_t end = k - p < groups->size ? k : p + groups->size;
+            float sums[NR] = {0};
+            if (groups->begun) memcpy(sums, groups->begun + i * groups->begun_stride, sizeof sums);
+            for (; p < end; p++)
+                for (int j = 0; j < NR; j++) sums[j] += a[p] * b[p * ldb + j];
+            for (int j = 0; j < NR; j++) {
+                if (groups->zeros) sums[j] -= groups->zeros[g * groups->stride + j] * groups->sums[i * groups->sums_stride + g];
+                c[j] = (accumulate || g > 0 ? c[j] : 0.0f) + groups->scales[g * groups->stride + j] * sums[j];
+            }
         }
-    }
 }
 
 void qrt_portable_gemm_f32(qrt_kernel_table *t) {
-    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, scattered_strip, stream, finish, pack, taps, group_strip};
+    t->gemm_f32 = (qrt_gemm_f32){"portable", 1, NR, strip, scattered_strip, stream, finish, pack, taps, grouped_strip};
 }

@@ -14,37 +14,23 @@ ALWAYS_INLINE int64_t columns_of(int v, int64_t n) {
     return left < 0 ? 0 : left < VL ? left : VL;
 }
 
-/// `rows`, `vectors`, `full` and whether there are `places` are constants at every call: all loops over the tile unroll
-/// into registers. Row p of b is at b + places[p], or ldb behind the one before. With a
-/// `scaling` the sums are those of a group for rows first_row on, and are added to c when they are done.
-ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int64_t n, int64_t k, const float *a, int64_t lda,
-                        const float *b, int64_t ldb, const int64_t *places, const float *ahead, const qrt_f32_group *scaling,
-                        int64_t first_row, float *c, int64_t ldc, bool accumulate) {
-    vf sums[MR][NV];
-    if (!accumulate && ldc >= FAR_FLOATS)
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < vectors * VL; j += 16) __builtin_prefetch(c + i * ldc + j, 1, 3);
+/// Adds a[rows, k] · b[k, n] to the sums of a tile. `rows`, `vectors`, `full` and whether there are `places` and something
+/// `ahead` are constants at every call: all loops over the tile unroll into registers. Row p of b is at b + places[p], or
+/// ldb behind the one before.
+ALWAYS_INLINE void add_products(const int rows, const int vectors, const bool full, int64_t n, int64_t k, const float *a,
+                                int64_t lda, const float *b, int64_t ldb, const int64_t *places, const float *ahead,
+                                vf sums[MR][NV]) {
     // A pointer for every third row; the rows between are reached by index, which keeps registers free.
     const float *group[(MR + 2) / 3];
 #pragma GCC unroll 8
     for (int g = 0; g < (rows + 2) / 3; g++) group[g] = a + 3 * g * lda;
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            const float *at = c + i * ldc + v * VL;
-            if (scaling)
-                sums[i][v] = scaling->begun ? vf_load(scaling->begun + (first_row + i) * scaling->begun_stride + v * VL) : vf_zero();
-            else
-                sums[i][v] = !accumulate ? vf_zero() : full ? vf_load(at) : vf_load_n(at, columns_of(v, n));
-        }
     for (int64_t p = 0; p < k; p++) {
         vf row[NV];
         const float *from = places ? b + places[p] : b;
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) row[v] = full ? vf_load(from + v * VL) : vf_load_n(from + v * VL, columns_of(v, n));
         if (!places) b += ldb;
-        if (!places && !scaling) {
+        if (ahead) {
             // Weights that come from the third-level cache or memory arrive while others are multiplied: a third faster.
 #pragma GCC unroll 4
             for (int line = 0; line < NR; line += 16) __builtin_prefetch(ahead + line, 0, 2);
@@ -59,34 +45,72 @@ ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int6
 #pragma GCC unroll 8
         for (int g = 0; g < (rows + 2) / 3; g++) group[g]++;
     }
+}
+
+ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int64_t n, int64_t k, const float *a, int64_t lda,
+                        const float *b, int64_t ldb, const int64_t *places, const float *ahead, float *c, int64_t ldc,
+                        bool accumulate) {
+    vf sums[MR][NV];
+    if (!accumulate && ldc >= FAR_FLOATS)
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < vectors * VL; j += 16) __builtin_prefetch(c + i * ldc + j, 1, 3);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const float *at = c + i * ldc + v * VL;
+            sums[i][v] = !accumulate ? vf_zero() : full ? vf_load(at) : vf_load_n(at, columns_of(v, n));
+        }
+    add_products(rows, vectors, full, n, k, a, lda, b, ldb, places, ahead, sums);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
             float *at = c + i * ldc + v * VL;
-            if (scaling) {
-                vf sum = sums[i][v];
-                if (scaling->zero) {
-                    vf x = vf_set(scaling->sums[(first_row + i) * scaling->sums_stride]);
-                    sum = vf_fnma(vf_load(scaling->zero + v * VL), x, sum);
-                }
-                vf_store(at, vf_fma(vf_load(scaling->scale + v * VL), sum, accumulate ? vf_load(at) : vf_zero()));
-            } else if (full)
+            if (full)
                 vf_store(at, sums[i][v]);
             else
                 vf_store_n(at, sums[i][v], columns_of(v, n));
         }
 }
 
-#define TILE(ROWS)                                                                                                  \
-    case ROWS:                                                                                                      \
-        tile(ROWS, vectors, full, n, k, a, lda, b, ldb, places, ahead, scaling, first_row, c, ldc, accumulate);     \
-        break;
+/// The sums of a group are scaled and added to c, which is in the cache, when they are done. Row 0 is row `first` of the strip.
+ALWAYS_INLINE void grouped_tile(const int rows, int64_t first, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                                const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
+    const float *begun = groups->begun ? groups->begun + first * groups->begun_stride : NULL;
+    const float *factors = groups->zeros ? groups->sums + first * groups->sums_stride : NULL;
+    const float *scales = groups->scales, *zeros = groups->zeros;
+    for (; k > 0; k -= groups->size, a += groups->size, b += groups->size * ldb, scales += groups->stride, accumulate = true) {
+        vf sums[MR][NV];
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) sums[i][v] = begun ? vf_load(begun + i * groups->begun_stride + v * VL) : vf_zero();
+        add_products(rows, NV, true, NR, k < groups->size ? k : groups->size, a, lda, b, ldb, NULL, NULL, sums);
+        if (zeros) {
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+                for (int v = 0; v < NV; v++)
+                    sums[i][v] = vf_fnma(vf_load(zeros + v * VL), vf_set(factors[i * groups->sums_stride]), sums[i][v]);
+            zeros += groups->stride;
+            factors++;
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < NV; v++) {
+                float *at = c + i * ldc + v * VL;
+                vf_store(at, vf_fma(vf_load(scales + v * VL), sums[i][v], accumulate ? vf_load(at) : vf_zero()));
+            }
+    }
+}
+
+#define TILE(ROWS) case ROWS: tile(ROWS, vectors, full, n, k, a, lda, b, ldb, places, ahead, c, ldc, accumulate); break;
 
 ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
-                         const float *b, int64_t ldb, const int64_t *places, const float *ahead, const qrt_f32_group *scaling,
-                         float *c, int64_t ldc, bool accumulate) {
-    int64_t first_row = 0;
+                         const float *b, int64_t ldb, const int64_t *places, const float *ahead, float *c, int64_t ldc,
+                         bool accumulate) {
     // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
     for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
         int64_t rows = (m + left - 1) / left;
@@ -96,7 +120,6 @@ ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t 
         a += rows * lda;
         c += rows * ldc;
         m -= rows;
-        first_row += rows;
         ahead = b;  // the first tile has fetched it
     }
 }
@@ -104,21 +127,34 @@ ALWAYS_INLINE void tiles(const int vectors, const bool full, int64_t m, int64_t 
 static void strip(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                   const float *ahead, float *c, int64_t ldc, bool accumulate) {
     if (n == NR)
-        tiles(NV, true, m, n, k, a, lda, b, ldb, NULL, ahead, NULL, c, ldc, accumulate);
+        tiles(NV, true, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
     else if (n > VL)
-        tiles(NV, false, m, n, k, a, lda, b, ldb, NULL, ahead, NULL, c, ldc, accumulate);
+        tiles(NV, false, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
     else
-        tiles(1, false, m, n, k, a, lda, b, ldb, NULL, ahead, NULL, c, ldc, accumulate);
+        tiles(1, false, m, n, k, a, lda, b, ldb, NULL, ahead, c, ldc, accumulate);
 }
 
 static void scattered_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, const int64_t *rows,
                             float *c, int64_t ldc, bool accumulate) {
-    tiles(NV, true, m, NR, k, a, lda, b, 0, rows, b, NULL, c, ldc, accumulate);
+    tiles(NV, true, m, NR, k, a, lda, b, 0, rows, b, c, ldc, accumulate);
 }
 
-static void group_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
-                        const qrt_f32_group *group, float *c, int64_t ldc, bool accumulate) {
-    tiles(NV, true, m, NR, k, a, lda, b, ldb, NULL, b, group, c, ldc, accumulate);
+#undef TILE
+#define TILE(ROWS) case ROWS: grouped_tile(ROWS, first, k, a, lda, b, ldb, groups, c, ldc, accumulate); break;
+
+static void grouped_strip(int64_t m, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
+                          const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
+    int64_t first = 0;
+    for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
+        int64_t rows = (m + left - 1) / left;
+        switch (rows) {
+            QRT_TILES
+        }
+        a += rows * lda;
+        c += rows * ldc;
+        m -= rows;
+        first += rows;
+    }
 }
 
 /// `rows` times `panels` tiles of one row: enough independent chains to keep the multipliers busy.

@@ -9,7 +9,9 @@
 #include "../vector/simd_avx2.h"
 
 #define vi_or(a, b) _mm256_or_si256(a, b)
-#define vi_select(mask, a, b) vi_or(vi_and(a, vi_set(mask)), vi_set(b))
+#define vi_select(mask, a, b) vi_or(vi_and(a, mask), b)
+#define KEEP(x) __asm__ volatile("" : "+x"(x))
+static inline vi vi_load_upper(const uint8_t *p) { return vi_load((const int32_t *)(p + 2)); }
 static inline vi vi_load_u16(const uint16_t *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 
 /// A permutation looks at three bits; the fourth, moved to the sign, says in which half of the table.

@@ -6,7 +6,9 @@
 #include "../vector/simd_neon.h"
 
 #define vi_or(a, b) vorrq_s32(a, b)
-#define vi_select(mask, a, b) vbslq_s32(vdupq_n_u32((uint32_t)(mask)), a, vi_set(b))
+#define vi_select(mask, a, b) vbslq_s32(vreinterpretq_u32_s32(mask), a, b)
+#define KEEP(x) (void)(x)
+static inline vi vi_load_upper(const uint8_t *p) { return vi_load((const int32_t *)(p + 2)); }
 static inline vi vi_load_u16(const uint16_t *p) { return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p))); }
 
 /// The table as 64 bytes; entry i is bytes 4i … 4i + 3.

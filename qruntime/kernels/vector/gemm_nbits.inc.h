@@ -1,11 +1,13 @@
 /// Products of float activations with weights of few bits over any vector. Define before:
-/// - STREAMED_PANELS(rows): panels that so many rows take at once, so that there are enough independent sums and they fit
+/// - STREAMED_PANELS(rows): panels that so many rows take at once, most of them one row, so that there are enough independent sums and they fit
 ///   into registers;
-/// - vi_select(mask, a, b): the bits of a where those of the constant mask are set, of b elsewhere;
+/// - vi_select(mask, a, b): the bits of a where those of the mask are set, of b elsewhere, where they are not in the mask;
+/// - vi_load_upper(p): vi_load(p) without the lower 16 bits, perhaps with others in the upper ones;
+/// - KEEP(x): x is to stay in a register;
 /// - vi_load_u16(p): VL uint16, widened;
 /// - vf_table16(table, index): table[index modulo 16].
 
-enum { NR = QRT_NBITS_NR, NV = NR / VL, STREAMED_ROWS = QRT_NBITS_STREAMED_ROWS };
+enum { NR = QRT_NBITS_NR, NV = NR / VL, STREAMED_ROWS = QRT_NBITS_STREAMED_ROWS, MAX_PANELS = STREAMED_PANELS(1) };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -38,10 +40,21 @@ ALWAYS_INLINE void load_words(const int bits, const uint8_t *step, int v, vi *wo
 #define PLACE(bits, j) ((bits) == 8 ? 8 * (j) : 8 * ((j) % 4) + (j) / 4 * 4)
 
 /// Beside an exponent that gives its lowest bit the weight of 1, a code is a number at once: from it a constant is taken,
-/// and both steps are exact.
-#define UNIFORM_AT(bits, word, place)                                                                                     \
-    vf_sub(vi_as_vf(vi_select(((1 << (bits)) - 1) << (place), word, (150 - (place)) << 23)),                              \
-           vf_set((float)(1 << (23 - (place))) + (float)(1 << ((bits) - 1))))
+/// and both steps are exact. Codes in the upper half of a word are shifted, for want of mantissa.
+typedef struct {
+    vi mask, exponent;
+    vf less;
+} uniform_place;
+
+ALWAYS_INLINE uniform_place uniform_at(const int bits, int j) {
+    const int place = PLACE(bits, j) % 16;
+    return (uniform_place){
+        vi_set(((1 << bits) - 1) << place), vi_set((150 - place) << 23),
+        vf_set((float)(1 << (23 - place)) + (float)(1 << (bits - 1))),
+    };
+}
+ALWAYS_INLINE bool is_upper(const int bits, int j) { return PLACE(bits, j) >= 16; }
+ALWAYS_INLINE vf uniform(uniform_place at, vi word) { return vf_sub(vi_as_vf(vi_select(at.mask, word, at.exponent)), at.less); }
 
 /// FP8: exponents from 1 on need the bias of float32; a number without the leading 1 lies where that formula gives twice
 /// as much less the leading 1, and only there that is the lesser of both.
@@ -62,25 +75,7 @@ ALWAYS_INLINE vf looked_up(const float *values, const uint8_t *codes) {
 /// The values of code j of a word; `at` is where its columns stand, for tables that no register holds.
 ALWAYS_INLINE vf value_of(const qrt_nbits_coding coding, const int bits, vi word, int j, const uint8_t *at, const float *values) {
     switch (coding) {
-    case QRT_NBITS_UNIFORM:
-        if (bits == 8) {
-            switch (j) {
-            case 0: return UNIFORM_AT(8, word, 0);
-            case 1: return UNIFORM_AT(8, word, 8);
-            case 2: return UNIFORM_AT(8, vi_srl(word, 16), 0);
-            default: return UNIFORM_AT(8, vi_srl(word, 16), 8);
-            }
-        }
-        switch (j) {
-        case 0: return UNIFORM_AT(bits, word, 0);
-        case 1: return UNIFORM_AT(bits, word, 8);
-        case 2: return UNIFORM_AT(bits, vi_srl(word, 16), 0);
-        case 3: return UNIFORM_AT(bits, vi_srl(word, 16), 8);
-        case 4: return UNIFORM_AT(bits, word, 4);
-        case 5: return UNIFORM_AT(bits, word, 12);
-        case 6: return UNIFORM_AT(bits, vi_srl(word, 16), 4);
-        default: return UNIFORM_AT(bits, vi_srl(word, 16), 12);
-        }
+    case QRT_NBITS_UNIFORM: return uniform(uniform_at(bits, j), is_upper(bits, j) ? vi_srl(word, 16) : word);
     case QRT_NBITS_TABLE16:
         switch (j) {
         case 0: return vf_table16(values, word);
@@ -124,19 +119,32 @@ ALWAYS_INLINE void decode_steps(const qrt_nbits_coding coding, const int bits, c
 /// A step times its activations, for `rows` rows and `panels` panels.
 ALWAYS_INLINE void multiply_step(const qrt_nbits_coding coding, const int bits, const int rows, const int panels,
                                  const uint8_t *const *steps, const float *a, int64_t lda, const float *values,
-                                 vf sums[][4 * NV]) {
+                                 vf sums[][MAX_PANELS * NV]) {
     const int step = STEP(bits);
-    vi words[4 * NV][2];
+    vi words[MAX_PANELS * NV][2];
+    if (coding != QRT_NBITS_UNIFORM) {
 #pragma GCC unroll 16
-    for (int i = 0; i < panels * NV; i++) load_words(bits, steps[i / NV], i % NV, words[i]);
+        for (int i = 0; i < panels * NV; i++) load_words(bits, steps[i / NV], i % NV, words[i]);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < step; j++) {
         vf x[STREAMED_ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) x[r] = vf_set(a[r * lda + j]);
+        uniform_place at = uniform_at(bits, j);
+        if (coding == QRT_NBITS_UNIFORM) {
+            KEEP(at.mask);
+            KEEP(at.exponent);
+            KEEP(at.less);
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < panels * NV; i++) {
-            vf value = value_of(coding, bits, words[i][j / CODES_OF_WORD(bits)], j % CODES_OF_WORD(bits), steps[i / NV] + 4 * VL * (i % NV), values);
+            const uint8_t *columns = steps[i / NV] + 4 * VL * (i % NV);
+            vf value;
+            if (coding == QRT_NBITS_UNIFORM)  // the words are read anew for every code: that is cheaper than keeping them
+                value = uniform(at, is_upper(bits, j) ? vi_load_upper(columns) : vi_load((const int32_t *)columns));
+            else
+                value = value_of(coding, bits, words[i][j / CODES_OF_WORD(bits)], j % CODES_OF_WORD(bits), columns, values);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) sums[r][i] = vf_fma(x[r], value, sums[r][i]);
         }
@@ -145,7 +153,7 @@ ALWAYS_INLINE void multiply_step(const qrt_nbits_coding coding, const int bits, 
 
 /// `count` rows of decoded values times their activations.
 ALWAYS_INLINE void multiply_decoded(const int rows, const int panels, int64_t count, const float *values, const float *a, int64_t lda,
-                                    vf sums[][4 * NV]) {
+                                    vf sums[][MAX_PANELS * NV]) {
     for (int64_t k = 0; k < count; k++, values += panels * NR) {
         vf x[STREAMED_ROWS];
 #pragma GCC unroll 4
@@ -165,13 +173,13 @@ static void decode(const qrt_nbits_weights *w, const uint8_t *codes, int64_t k, 
 ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const int bits, const int rows, const int panels,
                         const qrt_nbits_weights *w, const float *a, int64_t lda, const float *group_sums, int64_t sums_stride,
                         int64_t panel, float *c, int64_t ldc) {
-    float totals[STREAMED_ROWS][4 * NR] = {{0}};
+    float totals[STREAMED_ROWS][MAX_PANELS * NR] = {{0}};
     for (int64_t g = 0; g < w->num_groups; g++) {
         int64_t depth = qrt_nbits_depth(w, g), i = 0;
         const float *x = a + g * w->group;
-        const uint8_t *steps[4];
+        const uint8_t *steps[MAX_PANELS];
         for (int p = 0; p < panels; p++) steps[p] = qrt_nbits_codes(w, panel + p, g);
-        vf sums[STREAMED_ROWS][4 * NV];
+        vf sums[STREAMED_ROWS][MAX_PANELS * NV];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
@@ -183,7 +191,7 @@ ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const i
         }
         const int step = qrt_nbits_step(w->bits);
         for (; i < depth; i += DECODED_STEPS) {
-            float values[DECODED_STEPS * 4 * NR];
+            float values[DECODED_STEPS * MAX_PANELS * NR];
             int64_t count = depth - i < DECODED_STEPS ? depth - i : DECODED_STEPS;
             for (int p = 0; p < panels; p++) {
                 decode(w, steps[p], count, values + p * NR, panels * NR);

@@ -15,8 +15,11 @@ enum { MIN_COPY_COLUMNS = 256 };
 /// than sleeping threads have woken. The unit is a weight that is decoded; a row multiplies in a quarter of that time.
 enum { WORK_PER_THREAD = 1 << 15, WORK_WORTH_WAKING = 1 << 22 };
 
-/// Panels of a task are a multiple of what the kernels take at once.
-enum { PANELS_AT_ONCE = 4 };
+/// Panels of a task, or that all rows of a few pass before the next, are a multiple of what the kernels take at once.
+enum { PANELS_AT_ONCE = 8 };
+
+/// So many rows are sooner decoded anew for every few of them than through memory.
+enum { FEW_ROWS = 2 * QRT_NBITS_STREAMED_ROWS };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -84,7 +87,7 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
         j.epilogue.map = epilogue->map;
     }
     j.has_epilogue = w->bias || j.epilogue.activation != QRT_ACT_NONE || j.epilogue.residual || j.epilogue.map.fn;
-    if (m > QRT_NBITS_STREAMED_ROWS) {
+    if (m > FEW_ROWS) {
         if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
         int64_t floats = (strip_depth(&j) + 2 * j.rows + 2 * strip_groups(w)) * j.width + j.rows * j.copy_stride;
         j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
@@ -168,15 +171,28 @@ static void multiply_block(const job *j, const workspace *s, const float *a, int
     }
 }
 
+/// Few rows against panels first … last-1.
+static void stream(const job *j, int64_t row, int64_t rows, int64_t first, int64_t last) {
+    const qrt_nbits_weights *w = j->w;
+    int64_t passes = ceil_div(rows, QRT_NBITS_STREAMED_ROWS), step = passes == 1 ? last - first : PANELS_AT_ONCE;
+    for (int64_t panel = first; panel < last; panel += step) {
+        int64_t end = min64(panel + step, last), column = panel * QRT_NBITS_NR;
+        for (int64_t pass = 0; pass < passes; pass++) {
+            int64_t i = row + pass * rows / passes, count = row + (pass + 1) * rows / passes - i;
+            w->kernel->stream(w, count, j->a + i * j->lda, j->lda, j->sums ? j->sums + i * w->num_groups : NULL, w->num_groups,
+                              panel, end, j->y + i * j->ldy + column, j->ldy);
+        }
+        finish(j, row, rows, column, min64(end * QRT_NBITS_NR, w->base.n) - column);
+    }
+}
+
 /// Rows [row, row + rows) against panels first … last-1.
 static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int64_t last, float *scratch) {
     const qrt_nbits_weights *w = j->w;
     const float *sums = j->sums ? j->sums + row * w->num_groups : NULL, *a = j->a + row * j->lda;
     float *y = j->y + row * j->ldy;
-    if (rows <= QRT_NBITS_STREAMED_ROWS) {
-        int64_t column = first * QRT_NBITS_NR;
-        w->kernel->stream(w, rows, a, j->lda, sums, w->num_groups, first, last, y + column, j->ldy);
-        finish(j, row, rows, column, min64(last * QRT_NBITS_NR, w->base.n) - column);
+    if (rows <= FEW_ROWS) {
+        stream(j, row, rows, first, last);
         return;
     }
     workspace s = {.strip = scratch};

@@ -116,7 +116,9 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     const float centre = spec->table ? 0.0f : (float)(1 << (spec->bits - 1));
     for (int code = 0; code < 1 << spec->bits; code++) w->values[code] = spec->table ? spec->table[code] : (float)code - centre;
     if (spec->table) w->coding = spec->bits < 8 ? QRT_NBITS_TABLE16 : is_e4m3(spec->table) ? QRT_NBITS_E4M3 : QRT_NBITS_TABLE256;
-    memset(w->codes, 0, (size_t)(l.num_panels * l.panel_bytes) + QRT_ALIGNMENT);
+    // Columns that are not there, and what may be read behind the last.
+    int64_t whole = spec->n / QRT_NBITS_NR * l.panel_bytes;
+    memset(w->codes + whole, 0, (size_t)(l.num_panels * l.panel_bytes - whole) + QRT_ALIGNMENT);
     spread(w, spec->scales, 0.0f, w->scales);
     if (w->zeros) spread(w, spec->zero_points, centre, w->zeros);
     if (w->sums) {
@@ -137,88 +139,144 @@ typedef struct {
     bool refused;               ///< atomic
 } filling;
 
-/// `count` ≤ QRT_NBITS_MAX_STEP codes of a row, one a byte.
-static void read_codes(const qrt_nbits_source *s, const uint8_t *row, int64_t first, int count, uint8_t *codes) {
-    if (s->bits == 8) {
-        memcpy(codes, row + first, (size_t)count);
-        return;
+/// Eight numbers of `bits` bits, one behind the other, to bytes: halves move apart, then quarters, then eighths.
+static inline uint64_t bytes_of_codes(uint64_t x, int bits) {
+    x = (x | x << (32 - 4 * bits)) & ((1ull << 4 * bits) - 1) * 0x0000000100000001ull;
+    x = (x | x << (16 - 2 * bits)) & ((1ull << 2 * bits) - 1) * 0x0001000100010001ull;
+    return (x | x << (8 - bits)) & ((1ull << bits) - 1) * 0x0101010101010101ull;
+}
+
+/// Eight codes of a row from a byte on.
+static inline uint64_t read_eight(const qrt_nbits_source *s, const int bits, const uint8_t *at) {
+    uint64_t x = 0;
+    uint32_t four;
+    uint16_t two;
+    switch (bits) {
+    case 8: memcpy(&x, at, sizeof x); return x;
+    case 4:
+        memcpy(&four, at, sizeof four);
+        x = s->high_half_first ? (four & 0x0F0F0F0Fu) << 4 | (four >> 4 & 0x0F0F0F0Fu) : four;
+        break;
+    case 3: x = at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16; break;
+    default:
+        memcpy(&two, at, sizeof two);
+        x = two;
     }
-    if (s->bits == 4 && first % 2 == 0 && count == 8) {
-        uint32_t packed;
-        memcpy(&packed, row + first / 2, sizeof packed);
-        if (s->high_half_first) packed = (packed & 0x0F0F0F0Fu) << 4 | (packed >> 4 & 0x0F0F0F0Fu);
-        uint64_t x = packed;
-        x = (x | x << 16) & 0x0000FFFF0000FFFFu;
-        x = (x | x << 8) & 0x00FF00FF00FF00FFu;
-        x = (x | x << 4) & 0x0F0F0F0F0F0F0F0Fu;
-        memcpy(codes, &x, sizeof x);
+    return bytes_of_codes(x, bits);
+}
+
+/// `count` ≤ QRT_NBITS_MAX_STEP codes of a row, a byte each, zeros behind them. A step of codes that begin with a byte stays
+/// in registers: bytes that are stored and loaded as words wait for each other.
+static inline void read_codes(const qrt_nbits_source *s, const int bits, const int step, const uint8_t *row, int64_t first,
+                              int count, uint64_t x[2]) {
+    x[0] = x[1] = 0;
+    if (count == step && (bits == 8 || first % 8 == 0)) {
+        uint32_t four;
+        if (step == 4) {
+            memcpy(&four, row + first, sizeof four);
+            x[0] = four;
+            return;
+        }
+        x[0] = read_eight(s, bits, row + first * bits / 8);
+        if (step == 16) x[1] = read_eight(s, bits, row + (first + 8) * bits / 8);
         return;
     }
     for (int i = 0; i < count; i++) {
-        int64_t bit = (first + i) * s->bits;
+        int64_t bit = (first + i) * bits;
         if (s->high_half_first) bit ^= 4;
-        unsigned at = (unsigned)(bit % 8), x = row[bit / 8];
-        if (at + (unsigned)s->bits > 8) x |= (unsigned)row[bit / 8 + 1] << 8;
-        codes[i] = (uint8_t)(x >> at & ((1u << s->bits) - 1));
+        unsigned at = (unsigned)(bit % 8), code = row[bit / 8];
+        if (at + (unsigned)bits > 8) code |= (unsigned)row[bit / 8 + 1] << 8;
+        x[i / 8] |= (uint64_t)(code >> at & ((1u << bits) - 1)) << i % 8 * 8;
     }
 }
 
-/// The codes of a step, zeros behind the last, to where the layout has them.
-static void write_step(int bits, const uint8_t *codes, int column, uint8_t *step) {
-    uint32_t x[4], packed = 0;
-    memcpy(x, codes, sizeof x);
+/// Each byte of x plus that of y, modulo 256.
+static inline uint64_t add_bytes(uint64_t x, uint64_t y) {
+    const uint64_t top = 0x8080808080808080ull;
+    return ((x & ~top) + (y & ~top)) ^ ((x ^ y) & top);
+}
+
+/// The codes of a step to where the layout has them.
+static inline void write_step(const int bits, const uint64_t x[2], int column, uint8_t *step) {
+    const uint32_t part[4] = {(uint32_t)x[0], (uint32_t)(x[0] >> 32), (uint32_t)x[1], (uint32_t)(x[1] >> 32)};
+    uint32_t packed = 0, upper = 0;
     switch (bits) {
-    case 2: packed = x[0] | x[1] << 2 | x[2] << 4 | x[3] << 6; break;
-    case 3: {
-        uint32_t upper = 0;
+    case 2: packed = part[0] | part[1] << 2 | part[2] << 4 | part[3] << 6; break;
+    case 3:
         for (int i = 0; i < 4; i++) {
-            packed |= (x[i] & 0x03030303u) << 2 * i;
-            upper |= (x[i] >> 2 & 0x01010101u) << i;
+            packed |= (part[i] & 0x03030303u) << 2 * i;
+            upper |= (part[i] >> 2 & 0x01010101u) << i;
         }
         upper = (upper | upper >> 4) & 0x00FF00FFu;
         uint16_t plane = (uint16_t)(upper | upper >> 8);
         memcpy(step + 64 + 2 * column, &plane, sizeof plane);
         break;
-    }
-    case 4: packed = x[0] | x[1] << 4; break;
-    default: packed = x[0]; break;
+    case 4: packed = part[0] | part[1] << 4; break;
+    default: packed = part[0]; break;
     }
     memcpy(step + 4 * column, &packed, sizeof packed);
 }
 
-/// The rows of one panel, a step of all of them after the other: their codes share lines of the cache.
-static void fill_panel(void *context, int64_t task) {
-    filling *f = context;
+/// Codes of a row at once, whole groups or a part of one: enough that lines of the next arrive meanwhile, and few enough that
+/// what they become of all rows of a panel stays in the first-level cache.
+enum { CODES_AT_ONCE = 1024 };
+
+/// Codes k0 … k1 - 1 of a row; returns what they have beyond the mask. `source_bits` and `bits` are constants at every call.
+static inline __attribute__((always_inline)) uint64_t fill_row(const filling *f, int64_t row, int64_t k0, int64_t k1,
+                                                               const int source_bits, const int bits) {
     qrt_nbits_weights *w = f->w;
-    const int64_t panel = f->first_panel + task, end = f->first_row + f->num_rows;
-    const int64_t first = panel * QRT_NBITS_NR < f->first_row ? f->first_row : panel * QRT_NBITS_NR;
-    const int64_t last = min_i64(end, (panel + 1) * QRT_NBITS_NR);
-    const int bits = w->bits, step = qrt_nbits_step(bits);
-    const uint8_t mask = (uint8_t)((1 << bits) - 1);
-    uint8_t seen = 0;
-    for (int64_t g = 0; g < w->num_groups; g++) {
-        int64_t depth = qrt_nbits_depth(w, g);
-        uint8_t *to = w->codes + panel * w->panel_bytes + g * w->group_bytes;
-        for (int64_t i = 0; i < depth; i += step, to += qrt_nbits_step_bytes(bits)) {
-            int count = (int)min_i64(step, depth - i);
-            for (int64_t row = first; row < last; row++) {
-                uint8_t codes[QRT_NBITS_MAX_STEP] = {0};
-                const uint8_t *from = f->source->rows + (row - f->first_row) * f->source->row_stride_bytes;
-                read_codes(f->source, from, g * w->group + i, count, codes);
-                for (int j = 0; j < count; j++) {
-                    seen |= codes[j];
-                    codes[j] = (uint8_t)(codes[j] + f->source->offset) & mask;
-                }
-                int column = (int)(row % QRT_NBITS_NR);
-                write_step(bits, codes, column, to);
-                if (w->sums) {
-                    int32_t *sum = &w->sums[qrt_nbits_group_at(w, panel, g) + column];
-                    for (int j = 0; j < count; j++) *sum += w->integers[codes[j]];
-                }
-            }
+    const int64_t panel = row / QRT_NBITS_NR, column = row % QRT_NBITS_NR;
+    const int step = qrt_nbits_step(bits), step_bytes = qrt_nbits_step_bytes(bits);
+    const uint64_t ones = 0x0101010101010101ull, mask = ((1u << bits) - 1) * ones, offset = f->source->offset * ones;
+    const uint8_t *from = f->source->rows + (row - f->first_row) * f->source->row_stride_bytes;
+    uint64_t beyond = 0;
+    for (int64_t k = k0, end; k < k1; k = end) {
+        int64_t g = k / w->group, start = g * w->group;
+        end = min_i64(start + w->group, k1);
+        uint8_t *to = w->codes + panel * w->panel_bytes + g * w->group_bytes + (k - start) / step * step_bytes;
+        int32_t *sum = w->sums ? w->sums + qrt_nbits_group_at(w, panel, g) + column : NULL;
+        for (; k < end; k += step, to += step_bytes) {
+            const int count = (int)min_i64(step, end - k);
+            uint64_t x[2];
+            read_codes(f->source, source_bits, step, from, k, count, x);
+            beyond |= (x[0] | x[1]) & ~mask;
+            for (int j = 0; j < 2; j++) x[j] = add_bytes(x[j], offset) & mask;
+            // Behind the end of a group there are zeros.
+            if (count < 8) x[0] &= (1ull << 8 * count) - 1;
+            if (count < 16) x[1] &= (1ull << 8 * (count > 8 ? count - 8 : 0)) - 1;
+            write_step(bits, x, (int)column, to);
+            for (int j = 0; sum && j < count; j++) *sum += w->integers[x[j / 8] >> j % 8 * 8 & 255];
         }
     }
-    if (seen & ~mask) __atomic_store_n(&f->refused, true, __ATOMIC_RELAXED);
+    return beyond;
+}
+
+/// The rows of one panel.
+static inline __attribute__((always_inline)) void fill_rows(filling *f, int64_t panel, const int source_bits, const int bits) {
+    const qrt_nbits_weights *w = f->w;
+    const int64_t first = panel * QRT_NBITS_NR < f->first_row ? f->first_row : panel * QRT_NBITS_NR;
+    const int64_t last = min_i64(f->first_row + f->num_rows, (panel + 1) * QRT_NBITS_NR);
+    uint64_t beyond = 0;
+    for (int64_t k0 = 0, k1; k0 < w->base.k; k0 = k1) {
+        if (w->group < CODES_AT_ONCE)
+            k1 = min_i64(k0 + CODES_AT_ONCE / w->group * w->group, w->base.k);
+        else
+            k1 = min_i64(k0 + CODES_AT_ONCE, k0 / w->group * w->group + qrt_nbits_depth(w, k0 / w->group));
+        for (int64_t row = first; row < last; row++) beyond |= fill_row(f, row, k0, k1, source_bits, bits);
+    }
+    if (beyond) __atomic_store_n(&f->refused, true, __ATOMIC_RELAXED);
+}
+
+static void fill_panel(void *context, int64_t task) {
+    filling *f = context;
+    const int64_t panel = f->first_panel + task;
+    const bool is_packed = f->source->bits != 8;
+    switch (f->w->bits) {
+    case 2: is_packed ? fill_rows(f, panel, 2, 2) : fill_rows(f, panel, 8, 2); break;
+    case 3: is_packed ? fill_rows(f, panel, 3, 3) : fill_rows(f, panel, 8, 3); break;
+    case 4: is_packed ? fill_rows(f, panel, 4, 4) : fill_rows(f, panel, 8, 4); break;
+    default: fill_rows(f, panel, 8, 8); break;
+    }
 }
 
 bool qrt_nbits_fill(qrt_nbits_weights *w, int64_t first_row, int64_t num_rows, const qrt_nbits_source *source, int num_threads) {

@@ -320,6 +320,86 @@ static void check_gemm_f32(void) {
         }
 }
 
+// --------------------------------------------------------------------------------------- few bits
+
+/// Rows of codes at all widths against the decoded weights, and the rows one by one and together: the same bits.
+static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, int64_t group, bool zeros) {
+    int64_t m = 11, groups = (k + group - 1) / group, ldy = n + 2;
+    float *scales = floats(n * groups), *zero_points = floats(n * groups), *bias = floats(n), *a = floats(m * k);
+    fill_uniform(scales, n * groups, 1);
+    for (int64_t i = 0; i < n * groups; i++) zero_points[i] = table ? uniform(-1, 1) : (float)(random_bits() % (1u << bits));
+    fill_uniform(bias, n, 1);
+    fill_uniform(a, m * k, 1);
+    uint8_t *codes = array(n * k, 1), *again = array(n * k, 1);
+    for (int64_t i = 0; i < n * k; i++) codes[i] = (uint8_t)(random_bits() % (1u << bits));
+    const qrt_nbits_spec spec = {
+        .k = k, .n = n, .group = group, .bits = bits, .table = table, .scales = scales, .zero_points = zeros ? zero_points : NULL,
+        .bias = bias,
+    };
+    const qrt_nbits_source source = {.rows = codes, .row_stride_bytes = k, .bits = 8};
+    qrt_nbits_weights *w = qrt_nbits_new(&spec, &rung.gemm_nbits, &rung.gemm_f32, NULL);
+    if (!w || !qrt_nbits_fill(w, 0, n, &source, 1)) abort();
+    qrt_nbits_unpack(w, 0, n, again, k);
+    for (int64_t i = 0; i < n * k; i++) check(again[i] == codes[i], "nbits unpack", i / k, i % k, again[i], codes[i]);
+
+    const qrt_epilogue none = {.activation = QRT_ACT_NONE};
+    float *together = untouched(m * ldy), *alone = untouched(m * ldy);
+    void *scratch = aligned_alloc(QRT_ALIGNMENT, (qrt_scratch_bytes(&w->base, m) + QRT_ALIGNMENT) / QRT_ALIGNMENT * QRT_ALIGNMENT);
+    qrt_linear_serial(&w->base, a, k, m, QRT_PER_TOKEN, &none, together, ldy, scratch);
+    for (int64_t i = 0, rows = 1; i < m; i += rows, rows = rows % 4 + 1 < m - i ? rows % 4 + 1 : m - i)
+        qrt_linear_serial(&w->base, a + i * k, k, rows, QRT_PER_TOKEN, &none, alone + i * ldy, ldy, scratch);
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t j = 0; j < n; j++) {
+            double exact = bias[j], size = 0;
+            for (int64_t p = 0; p < k; p++) {
+                int64_t at = j * groups + p / group;
+                double code = codes[j * k + p], centre = 1 << (bits - 1);
+                double value = table ? table[codes[j * k + p]] : code - (zeros ? 0 : centre), zero = zeros ? zero_points[at] : 0;
+                exact += a[i * k + p] * scales[at] * (value - zero);
+                size += fabs(a[i * k + p] * scales[at]) * (fabs(value) + fabs(zero) + (table ? 0 : centre));
+            }
+            check_close(together[i * ldy + j], exact, EPS * ((double)(k + 2 * groups) * size + fabs(bias[j])), "nbits", i, j);
+        }
+        for (int64_t j = n; j < ldy; j++) check_same(together[i * ldy + j], UNTOUCHED, "nbits, beyond", i, j);
+    }
+    for (int64_t i = 0; i < m * ldy; i++) check_same(alone[i], together[i], "nbits, a row alone", i / ldy, i % ldy);
+    free(scratch);
+    qrt_weights_free(&w->base);
+    release();
+}
+
+static void check_gemm_nbits(void) {
+    static const int64_t ks[] = {1, 7, 16, 61, 129, 600}, ns[] = {1, 15, 16, 33, 100}, groups[] = {5, 16, 64, 1000};
+    float table[256];
+    fill_uniform(table, COUNT(table), 1);
+    for (int bits = 2; bits <= 8; bits = bits == 4 ? 8 : bits + 1)
+        for (int i = 0; i < COUNT(ks); i++)
+            for (int j = 0; j < COUNT(ns); j++)
+                for (int g = 0; g < COUNT(groups); g++) {
+                    check_nbits_at(bits, NULL, ks[i], ns[j], groups[g], (i + j + g) % 2);
+                    if ((i + j + g) % 3 == 0) check_nbits_at(bits, table, ks[i], ns[j], groups[g], (i + j) % 2);
+                }
+    // Of FP8 each code, the one with all bits set aside: it is no number.
+    for (unsigned code = 0; code < 256; code++) {
+        double exponent = code >> 3 & 15, mantissa = code & 7;
+        double magnitude = exponent > 0 ? (8 + mantissa) * exp2(exponent - 10) : mantissa * 0x1p-9;
+        table[code] = (float)((code & 127) == 127 ? NAN : code & 128 ? -magnitude : magnitude);
+    }
+    const float one = 1;
+    for (unsigned code = 0; code < 256; code++) {
+        const uint8_t row = (uint8_t)code;
+        const qrt_nbits_spec spec = {.k = 1, .n = 1, .group = 1, .bits = 8, .table = table, .scales = &one};
+        const qrt_nbits_source source = {.rows = &row, .row_stride_bytes = 1, .bits = 8};
+        qrt_nbits_weights *w = qrt_nbits_new(&spec, &rung.gemm_nbits, &rung.gemm_f32, NULL);
+        if (!w || !qrt_nbits_fill(w, 0, 1, &source, 1)) abort();
+        float values[4 * QRT_NBITS_NR];
+        check(w->coding == QRT_NBITS_E4M3, "the table of FP8", code, 0, w->coding, QRT_NBITS_E4M3);
+        rung.gemm_nbits.decode(w, w->codes, 1, values, QRT_NBITS_NR);
+        check_same(values[0], table[code], "FP8", code, 0);
+        qrt_weights_free(&w->base);
+    }
+}
+
 // -------------------------------------------------------------------------------------- double GEMM
 
 static void check_gemm_f64_at(int64_t m, int64_t k, int64_t n) {
@@ -978,6 +1058,7 @@ int main(void) {
         check_gemm_q8();
         check_qlinear();
         check_gemm_f32();
+        check_gemm_nbits();
         check_gemm_f64();
         check_attention();
         check_attention_q16();

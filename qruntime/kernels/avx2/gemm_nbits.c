@@ -1,10 +1,7 @@
 /// Products with weights of few bits on AVX2.
 #include "../rungs.h"
 
-#ifndef P1
-#define P1 4
-#endif
-#define STREAMED_PANELS(rows) ((rows) == 1 ? P1 : (rows) == 2 ? 2 : 1)
+#define STREAMED_PANELS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
 
 #include "../vector/simd_avx2.h"
 

@@ -452,6 +452,11 @@ static void add_outside(const int8_t *a, int64_t k_padded, const panel_head *hea
     for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + v * 8), c[v]);
 }
 
+/// Sums of q − 128 as sums of q − offset.
+static void move_offset(int32_t offset, const int32_t *col_sums, int32_t *acc) {
+    for (int j = 0; j < NR; j++) acc[j] += (CODE_OFFSET - offset) * col_sums[j];
+}
+
 /// One row of either kind.
 static void row_sums(const qrt_q8_weights *w, const int8_t *a, const panel_head *head, const int32_t *col_sums, int32_t *acc) {
     const row_end end = *end_of(a, w->k_padded);
@@ -461,7 +466,7 @@ static void row_sums(const qrt_q8_weights *w, const int8_t *a, const panel_head 
         return;
     }
     tile1(a, 0, w->k_padded, head, acc);
-    for (int j = 0; j < NR; j++) acc[j] += (CODE_OFFSET - end.offset) * col_sums[j];
+    move_offset(end.offset, col_sums, acc);
 }
 
 static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
@@ -471,14 +476,19 @@ static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pan
     const int32_t *col_sums = w->col_sums + panel * NR;
     for (int r = 0; r < block->num_rows; r += MR, a += MR * stride, acc += MR * NR) {
         const bool two = block->num_rows - r >= MR;
-        if (two && end_of(a, k)->num_excess >= 0 && end_of(a + stride, k)->num_excess >= 0) {
+        const bool inside = end_of(a, k)->num_excess >= 0;
+        if (!two || inside != (end_of(a + stride, k)->num_excess >= 0)) {
+            row_sums(w, a, head, col_sums, acc);
+            if (two) row_sums(w, a + stride, head, col_sums, acc + NR);
+        } else if (inside) {
             inside_tile2(a, stride, k, head, acc);
             add_outside(a, k, head, acc);
             add_outside(a + stride, k, head, acc + NR);
-            continue;
+        } else {
+            tile2(a, stride, k, head, acc);
+            move_offset(end_of(a, k)->offset, col_sums, acc);
+            move_offset(end_of(a + stride, k)->offset, col_sums, acc + NR);
         }
-        row_sums(w, a, head, col_sums, acc);
-        if (two) row_sums(w, a + stride, head, col_sums, acc + NR);
     }
 }
 

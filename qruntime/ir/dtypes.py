@@ -51,6 +51,11 @@ _NUMPY_NATIVE = frozenset(
 )
 
 
+def is_native(name: str) -> bool:
+    """Whether numpy itself has the element type of that name."""
+    return name in _NUMPY_NATIVE
+
+
 @functools.cache
 def numpy_dtype(code: int) -> np.dtype:
     """numpy dtype of an ONNX element type code; strings are `object`."""

@@ -236,7 +236,7 @@ def constant(name: str, data: np.ndarray | np.generic) -> Value:
 
 def stored_constant(name: str, stored: StoredTensor) -> Value:
     """A value that stands for what `stored` decodes to."""
-    return Value(name, TypeInfo("tensor", onnx_code(stored.dtype), stored.shape), stored=stored)
+    return Value(name, TypeInfo("tensor", stored.element_type, stored.shape), stored=stored)
 
 
 def _graphs_in(attributes: dict[str, Attribute]) -> tuple[Graph, ...]:
@@ -379,7 +379,11 @@ class Graph:
 
     def stored_constants(self) -> list[Value]:
         """Constants that are stored narrow and read in this graph or below, each once."""
-        return list(dict.fromkeys(v for node in self.walk_nodes() for v in node._inputs if v is not None and v.stored is not None))
+        seen: dict[Value, None] = {}
+        for graph in self.walk_graphs():
+            seen.update((v, None) for node in graph.nodes for v in node._inputs if v is not None and v.stored is not None)
+            seen.update((v, None) for v in graph.outputs if v.stored is not None)
+        return list(seen)
 
     def sort(self) -> None:
         """Order nodes after the producers of what they and their subgraphs read (stable).

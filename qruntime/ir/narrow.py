@@ -51,6 +51,12 @@ class NarrowArray(NamedTuple):
         assert not self.is_transposed and not self.in_halves
         return self._replace(shape=shape)
 
+    def packed(self) -> np.ndarray:
+        """The bytes of the elements row after row: those held, where they lie so."""
+        if self.is_transposed or self.in_halves or self.high_first:
+            return pack(self.unpacked(), self.bits)
+        return self.data
+
     def unpacked(self) -> np.ndarray:
         """The elements as int8 or uint8."""
         if self.in_halves:

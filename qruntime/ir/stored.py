@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qruntime.ir.dtypes import ONNX_CODES, numpy_dtype, onnx_code
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
 
@@ -31,7 +32,7 @@ class StoredTensor:
     codes: np.ndarray | NarrowArray
     """An array of the element type; of FP8 its bytes; packed below a byte."""
     scale: np.ndarray | None = None
-    """Floats; None of formats that stand for themselves."""
+    """Floats; None of formats that stand for themselves, and of bare codes."""
     zero_point: np.ndarray | None = None
     """Integers in the range of the codes, of weights that other tools rounded maybe floats; None where all are 0."""
     offset: np.ndarray | None = None
@@ -39,6 +40,16 @@ class StoredTensor:
     block_axis: int = 0
     dtype: np.dtype = FLOAT32
     """Of the real numbers; they are computed in float32 and rounded to it."""
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the codes stand for themselves: a tensor of one of ONNX's narrow element types, as a file holds it."""
+        return self.scale is None and not self.format.is_float
+
+    @property
+    def element_type(self) -> int:
+        """ONNX code of what it decodes to."""
+        return ONNX_CODES[self.format.name] if self.is_bare else onnx_code(self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,8 +84,10 @@ class StoredTensor:
         return self.codes.unpacked() if isinstance(self.codes, NarrowArray) else self.codes
 
     def decoded(self) -> np.ndarray:
-        """The real numbers: the meaning of everything here."""
+        """The real numbers: the meaning of everything here. Bare codes need ml_dtypes, UnsupportedModel without it."""
         codes = self.unpacked()
+        if self.is_bare:
+            return np.asarray(codes.view(np.uint8) & np.uint8((1 << self.format.bits) - 1)).view(numpy_dtype(self.element_type))
         if self.scale is None:
             return codes.astype(self.dtype)
         real = self._values(codes) * self.expanded(self.scale).astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import InvalidModel, SaveError, UnsupportedModel
-from qruntime.ir import Attribute, AttributeType, Graph, ModelInfo, Node, TypeInfo, UnusedValue, Value
+from qruntime.ir import Attribute, AttributeType, Graph, ModelInfo, Node, StoredTensor, TypeInfo, UnusedValue, Value
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import files, tensors, wire
 from qruntime.onnx_io.declarations import FIELD_OF_TYPE
@@ -160,7 +160,7 @@ class _Exporter:
         self.info = info
         self.metadata = {**info.metadata, **metadata}
         self.names = _Names()
-        self.initializers: dict[int, tuple[str, np.ndarray]] = {}  # by identity of the array: shared ones once
+        self.initializers: dict[int, tuple[str, np.ndarray | StoredTensor]] = {}  # by identity of what they hold: shared ones once
         self.element_types: set[int] = set()
         self.has_identity = False
         self.has_node_metadata = False
@@ -227,7 +227,7 @@ class _Exporter:
             for value in node.outputs
             if value.type is not None and value not in public and not isinstance(value, UnusedValue)
         ]
-        defaults = [(names[value], data) for value, data in graph.input_defaults.items()]
+        defaults: list[tuple[str, np.ndarray | StoredTensor]] = [(names[value], data) for value, data in graph.input_defaults.items()]
         proto.initializer = [self.tensor(data, name) for name, data in (*defaults, *self.initializers.values())]
         if graph.doc:
             proto.doc_string = graph.doc
@@ -283,11 +283,12 @@ class _Exporter:
         """Name by which a node reads `value`; constants become initializers on the way."""
         if value is None:
             return ""
-        if value.data is None:
+        held = value.stored if value.data is None else value.data
+        if held is None:
             return self.names[value]
-        known = self.initializers.get(id(value.data))
+        known = self.initializers.get(id(held))
         if known is None:
-            known = self.initializers[id(value.data)] = (self.names[value], value.data)
+            known = self.initializers[id(held)] = (self.names[value], held)
         return known[0]
 
     def attribute(self, name: str, attribute: Attribute, node: Node) -> AttributeProto:
@@ -316,7 +317,7 @@ class _Exporter:
             return self.tensor(value, "")
         raise ValueError("sparse tensors are made dense when a model is read")
 
-    def tensor(self, data: np.ndarray, name: str) -> TensorProto:
+    def tensor(self, data: np.ndarray | StoredTensor, name: str) -> TensorProto:
         proto = tensors.encode(data, name)
         self.element_types.add(proto.data_type)
         return proto

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime.errors import InvalidModel, UnsupportedModel
-from qruntime.ir import QRUNTIME, Attribute, AttributeType, Graph, Node, TypeInfo, UnusedValue, Value
+from qruntime.ir import (
+    QRUNTIME,
+    Attribute,
+    AttributeType,
+    Graph,
+    Node,
+    StoredTensor,
+    TypeInfo,
+    UnusedValue,
+    Value,
+    stored_constant,
+)
 from qruntime.ir.dtypes import onnx_code
 from qruntime.onnx_io import functions, tensors
 from qruntime.onnx_io.declarations import attribute_type, opset_imports, type_info
@@ -122,8 +133,11 @@ class GraphBuilder:
             if not name or name in seen:
                 raise InvalidModel(f"{where}: initializer name {name!r} is empty or given twice")
             seen.add(name)
-            data = self.tensor(tensor) if isinstance(tensor, TensorProto) else self.sparse(tensor)
             value = scope.names.get(name)
+            if value is None and isinstance(tensor, TensorProto):
+                scope.names[name] = self.constant(body.prefix + name, tensor)
+                continue
+            data = self.tensor(tensor) if isinstance(tensor, TensorProto) else self.sparse(tensor)
             if value is not None:
                 if not _fits(value.type, data):
                     raise InvalidModel(f"{where}: initializer {name!r} is {tensor_type(data)}, the input of that name {value.type}")
@@ -172,6 +186,8 @@ class GraphBuilder:
                 raise InvalidModel(
                     f"{label(proto)} needs domain {domain or 'ai.onnx'!r}, which is not among the opset imports"
                 )
+            if op_type == "Constant" and not domain and self.narrow_constant(proto, prefix, scope):
+                continue
             attributes = {}
             for item in proto.attribute:
                 attribute = self.attribute(item, proto, body, scope)
@@ -204,6 +220,16 @@ class GraphBuilder:
             if proto.metadata_props:
                 node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
             out.append(node)
+
+    def narrow_constant(self, proto: NodeProto, prefix: str, scope: Scope) -> bool:
+        """Define the output of a Constant whose element type numpy lacks, as an initializer of it would be."""
+        if len(proto.attribute) != 1 or proto.attribute[0].name != "value" or proto.attribute[0].ref_attr_name:
+            return False
+        tensor = proto.attribute[0].t
+        if tensor is None or not tensors.is_narrow(tensor) or attribute_type(proto.attribute[0], proto)[0] is not AttributeType.TENSOR:
+            return False
+        self.define(proto, 0, self.constant(prefix + self.output_name(proto), tensor), scope)
+        return True
 
     def count(self) -> None:
         self.built_nodes += 1
@@ -306,12 +332,21 @@ class GraphBuilder:
             return Attribute(kind, type_info(value, where))
         return Attribute(kind, tuple(type_info(item, where) for item in value))
 
+    def constant(self, name: str, proto: TensorProto) -> Value:
+        """The value of a tensor, of its codes where numpy lacks the element type."""
+        held = self.held(proto)
+        return constant(name, held) if isinstance(held, np.ndarray) else stored_constant(name, held)
+
     def tensor(self, proto: TensorProto) -> np.ndarray:
-        """The decoded tensor, kept with its message: the body of a function may be read many times."""
-        data = vars(proto).get("decoded")
-        if data is None:
-            data = vars(proto)["decoded"] = tensors.decode(proto, self.external)
-        return data
+        held = self.held(proto)
+        return held if isinstance(held, np.ndarray) else held.decoded()
+
+    def held(self, proto: TensorProto) -> np.ndarray | StoredTensor:
+        """What a tensor holds, kept with its message: the body of a function may be read many times."""
+        held = vars(proto).get("decoded")
+        if held is None:
+            held = vars(proto)["decoded"] = tensors.decode_narrow(proto, self.external)
+        return held
 
     def sparse(self, proto: SparseTensorProto) -> np.ndarray:
         data = vars(proto).get("decoded")

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import InvalidModel, UnsupportedModel
-from qruntime.ir import dtypes
+from qruntime.ir import StoredTensor, dtypes
+from qruntime.ir.formats import FORMATS
+from qruntime.ir.narrow import NarrowArray, pack, packed_size, unpack
 from qruntime.onnx_io import wire
 from qruntime.onnx_io._wire_reader import SMALL
 from qruntime.onnx_io.external_data import ExternalData
@@ -47,11 +49,22 @@ def checked_shape(dims: Sequence[int], what: str, item_bits: int = 8) -> tuple[i
     return tuple(dims)
 
 
-def decode(tensor: TensorProto, external: ExternalData) -> np.ndarray:
-    """The elements of a tensor as a read-only array; raw data is viewed, not copied, where it can be.
+_NARROW = {dtypes.ONNX_CODES[name]: form for name, form in FORMATS.items() if name in dtypes.ONNX_CODES and not dtypes.is_native(name)}
+"""Element types that numpy lacks and that codes can be held of."""
 
-    A view of a large tensor may be unaligned for its element type (`flags.aligned`), because protobuf aligns
-    nothing; small ones are always aligned. Strings become an object array of str, bytes where not UTF-8.
+
+def decode(tensor: TensorProto, external: ExternalData) -> np.ndarray:
+    """The elements of a tensor as a read-only array. Those of types that numpy lacks need ml_dtypes."""
+    held = decode_narrow(tensor, external)
+    return held if isinstance(held, np.ndarray) else _read_only(held.decoded())
+
+
+def decode_narrow(tensor: TensorProto, external: ExternalData) -> np.ndarray | StoredTensor:
+    """The elements of a tensor as a read-only array, or as codes where numpy lacks their type and there is a format for it.
+
+    Raw data is viewed, not copied, where it can be. A view of a large tensor may be unaligned for its element type
+    (`flags.aligned`), because protobuf aligns nothing; small ones are always aligned. Strings become an object
+    array of str, bytes where not UTF-8.
     """
     code = tensor.data_type
     what = f"tensor {tensor.name!r}" if tensor.name else "the tensor"
@@ -76,6 +89,8 @@ def decode(tensor: TensorProto, external: ExternalData) -> np.ndarray:
     elif typed:
         if len(raw):
             raise InvalidModel(f"{what} has both raw_data and {typed[0]}; only one may be given")
+        if code in _NARROW:
+            return _bare(_bytes_of_typed(tensor, code, typed, count, what), code, shape)
         return _read_only(_from_typed(tensor, code, typed, count, what).reshape(shape))
     if code == _STRING:
         if len(raw):
@@ -88,14 +103,22 @@ def decode(tensor: TensorProto, external: ExternalData) -> np.ndarray:
         raise InvalidModel(
             f"{what} of {dtypes.type_name(code)} with dims {list(shape)} needs {needed} bytes but holds {len(raw)}"
         )
+    if code in _NARROW:
+        return _bare(np.frombuffer(raw, np.uint8) if count else np.empty(0, np.uint8), code, shape)
     if count == 0:
         return _read_only(np.empty(shape, dtypes.numpy_dtype(code)))
     return _read_only(from_bytes(raw, code, count).reshape(shape))
 
 
-def packed_size(count: int, bits: int) -> int:
-    """Bytes that `count` elements of `bits` bits take in raw data."""
-    return (count * bits + 7) // 8
+def is_narrow(tensor: TensorProto) -> bool:
+    """Whether `decode_narrow` gives codes."""
+    return tensor.data_type in _NARROW
+
+
+def _bare(data: np.ndarray, code: int, shape: tuple[int, ...]) -> StoredTensor:
+    """Codes of a narrow type in raw layout."""
+    form, data = _NARROW[code], _read_only(data)
+    return StoredTensor(form, data.reshape(shape) if form.bits == 8 else NarrowArray(data, form.bits, form.is_signed, shape))
 
 
 def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:
@@ -103,7 +126,7 @@ def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:
     dtype = dtypes.numpy_dtype(code)
     bits = dtypes.bits(code)
     if bits < 8:
-        return _unpack(np.frombuffer(raw, np.uint8), bits, count).view(dtype)
+        return unpack(np.frombuffer(raw, np.uint8), bits, count).view(dtype)
     array = np.frombuffer(raw, dtype)
     if code == _BOOL and array.view(np.uint8).max() > 1:
         return array.view(np.uint8) != 0
@@ -112,20 +135,14 @@ def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:
     return array if sys.byteorder == "little" else array.byteswap()
 
 
-def _unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    if bits == 6:
-        padded = np.zeros(-(-data.size // 3) * 3, np.uint32)
-        padded[: data.size] = data
-        group = padded[0::3] | padded[1::3] << 8 | padded[2::3] << 16
-        out = np.empty((group.size, 4), np.uint8)
-        for i in range(4):
-            out[:, i] = group >> (6 * i) & 63
-        return out.reshape(-1)[:count]
-    per_byte = 8 // bits
-    out = np.empty((data.size, per_byte), np.uint8)
-    for i in range(per_byte):
-        out[:, i] = data >> (bits * i) & ((1 << bits) - 1)
-    return out.reshape(-1)[:count]
+def _bytes_of_typed(tensor: TensorProto, code: int, typed: list[str], count: int, what: str) -> np.ndarray:
+    """What `raw_data` of a narrow type would hold."""
+    name = dtypes.type_name(code)
+    if typed != ["int32_data"]:
+        raise InvalidModel(f"{what} of {name} has data in {', '.join(typed)}; it belongs into int32_data")
+    numbers = wire.array(tensor.int32_data, wire.INTS)
+    _expect(len(numbers), packed_size(count, dtypes.bits(code)), what, name)
+    return numbers.astype(np.uint8)
 
 
 def _from_typed(tensor: TensorProto, code: int, typed: list[str], count: int, what: str) -> np.ndarray:
@@ -143,9 +160,6 @@ def _from_typed(tensor: TensorProto, code: int, typed: list[str], count: int, wh
         return out
     dtype, bits = dtypes.numpy_dtype(code), dtypes.bits(code)
     numbers = wire.array(chunks, kind)
-    if bits < 8 and bits != 6:
-        _expect(len(numbers), packed_size(count, bits), what, name)
-        return _unpack(numbers.astype(np.uint8), bits, count).view(dtype)
     if dtype.kind == "c":
         _expect(len(numbers), 2 * count, what, name)
         return np.ascontiguousarray(numbers).view(dtype)
@@ -210,36 +224,17 @@ def decode_sparse(sparse: SparseTensorProto, external: ExternalData, max_bytes: 
     return _read_only(dense.reshape(shape))
 
 
-def encode(array: np.ndarray, name: str = "") -> TensorProto:
-    """TensorProto of an array; the elements are referred to, not copied, unless their type is packed."""
-    code = dtypes.onnx_code(array.dtype)
+def encode(array: np.ndarray | StoredTensor, name: str = "") -> TensorProto:
+    """TensorProto of an array or of bare codes; the elements are referred to, not copied, unless they lie otherwise in files."""
+    code = array.element_type if isinstance(array, StoredTensor) else dtypes.onnx_code(array.dtype)
     tensor = TensorProto(dims=list(array.shape), data_type=code)
     if name:
         tensor.name = name
-    if code == _STRING:
+    if isinstance(array, StoredTensor):
+        tensor.raw_data = array.codes.packed() if isinstance(array.codes, NarrowArray) else array.codes
+    elif code == _STRING:
         tensor.string_data = [item if isinstance(item, bytes) else str(item).encode("utf-8") for item in array.flat]
     else:
-        tensor.raw_data = pack(array, dtypes.bits(code))
+        bits = dtypes.bits(code)
+        tensor.raw_data = array if bits >= 8 else pack(array, bits)
     return tensor
-
-
-def pack(array: np.ndarray, bits: int) -> np.ndarray:
-    """The array itself, or the packed bytes of a sub-byte type."""
-    if bits >= 8:
-        return array
-    codes = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if bits == 6:
-        group = np.zeros((-(-codes.size // 4), 4), np.uint32)
-        group.reshape(-1)[: codes.size] = codes & 63
-        word = group[:, 0] | group[:, 1] << 6 | group[:, 2] << 12 | group[:, 3] << 18
-        out = np.empty((len(word), 3), np.uint8)
-        for i in range(3):
-            out[:, i] = word >> (8 * i) & 255
-        return out.reshape(-1)[: packed_size(codes.size, 6)]
-    per_byte = 8 // bits
-    group = np.zeros((-(-codes.size // per_byte), per_byte), np.uint8)
-    group.reshape(-1)[: codes.size] = codes & ((1 << bits) - 1)
-    packed = group[:, 0].copy()
-    for i in range(1, per_byte):
-        packed |= group[:, i] << (bits * i)
-    return packed

@@ -43,7 +43,7 @@ from qruntime.passes.rewriting import trace
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 from qruntime.passes.stacked_concat import stack_concats
 from qruntime.passes.static_quantization import apply_code_tables, lower_static_quantization
-from qruntime.passes.stored import decode_stored, decode_what_is_left, read_stored
+from qruntime.passes.stored import decode_bare_codes, decode_stored, decode_what_is_left, read_stored
 from qruntime.passes.string_labels import look_up_string_labels
 
 Pass = Callable[[Graph], None]
@@ -59,6 +59,7 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
+    decode_bare_codes,   # element types that numpy lacks, before what reads them is computed
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
     compute_on_codes,    # static quantization, while weights and biases are stored as codes
     decode_stored,       # weights that are stored in fewer bits, but for kernels that read them so

@@ -73,7 +73,9 @@ def layer_kind(node: Node) -> str | None:
     shape = None if table is None else table.shape
     if table is None or shape is None or len(shape) != 2 or node.attr("axis", 0) not in (0, -2) or shape[1] < 2:
         return None
-    return kind if table.stored is not None or (table.data is not None and is_packable(table.data.dtype)) else None
+    if table.stored is not None:
+        return None if table.stored.is_bare else kind
+    return kind if table.data is not None and is_packable(table.data.dtype) else None
 
 
 def _noted(node: Node, key: str) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime.ir import StoredTensor
 from qruntime.ir.formats import BITSANDBYTES_FP4, NF4
-from qruntime.ops.checks import integers, limit_shape, normalize_axis, require_rank, require_shape
+from qruntime.ops.checks import integers, limit_shape, normalize_axis
 from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.contrib.matmul_nbits import unpacked
 from qruntime.ops.elementwise import narrow, widen
@@ -94,10 +95,10 @@ def matmul_fp_q4(a: np.ndarray, b: np.ndarray, b_shape: np.ndarray, *, blk_quant
 
 @operator("GatherBlockQuantized", domain=MICROSOFT)
 def gather_block_quantized(
-    data: np.ndarray,
+    data: np.ndarray | StoredTensor,
     indices: np.ndarray,
     scales: np.ndarray,
-    zero_points: np.ndarray | None = None,
+    zero_points: np.ndarray | StoredTensor | None = None,
     *,
     bits: int = 4,
     block_size: int = 128,
@@ -106,27 +107,29 @@ def gather_block_quantized(
 ) -> np.ndarray:
     """Slices of `data` along gather_axis, dequantized in blocks along quantize_axis, in the type of `scales`.
 
-    data is int4, uint4, float8 or float4, or uint8 with codes of `bits` packed along the last axis, the lowest bits first.
-    An index that is out of range gives zeros.
+    data is int4, uint4, float8 or float4, or uint8 with codes of `bits` packed along the last axis, the lowest bits first;
+    what is not gathered stays packed. An index that is out of range gives zeros.
     """
-    require_rank("data", data, 1, -1)
+    if not data.ndim:
+        raise ValueError("data must have rank 1 or more, got a scalar")
     if indices.dtype.kind not in "iu":
         raise ValueError(f"indices must be integers, got {indices.dtype}")
     gather_axis = normalize_axis(gather_axis, data.ndim, "gather_axis")
     quantize_axis = normalize_axis(quantize_axis, data.ndim, "quantize_axis")
-    is_float = data.dtype.name.startswith("float")
+    kind = _type_name(data)
+    is_float = kind.startswith("float")
     if (block_size < 16 and not (is_float and block_size == 0)) or block_size & (block_size - 1):
         raise ValueError(f"block_size must be a power of two from 16 on (or 0 for float8 and float4), got {block_size}")
-    if data.dtype == np.uint8:
+    if kind == "uint8":
         if bits not in (2, 4, 8) or gather_axis != 0 or quantize_axis == gather_axis:
             raise ValueError(
                 f"uint8 data needs bits 2, 4 or 8, gather_axis 0 and another quantize_axis, "
                 f"got bits={bits}, gather_axis={gather_axis} and quantize_axis={quantize_axis}"
             )
-    elif not is_float and (bits != 4 or data.dtype.name not in ("int4", "uint4")):
-        raise ValueError(f"data must be uint8, float8 or float4, or int4 or uint4 with bits=4, got {data.dtype} with bits={bits}")
-    if zero_points is not None and (is_float or zero_points.dtype != data.dtype):
-        raise ValueError(f"zero_points must be {'absent' if is_float else data.dtype} for {data.dtype} data, got {zero_points.dtype}")
+    elif not is_float and (bits != 4 or kind not in ("int4", "uint4")):
+        raise ValueError(f"data must be uint8, float8 or float4, or int4 or uint4 with bits=4, got {kind} with bits={bits}")
+    if zero_points is not None and (is_float or _type_name(zero_points) != kind):
+        raise ValueError(f"zero_points must be {'absent' if is_float else kind} for {kind} data, got {_type_name(zero_points)}")
 
     size = data.shape[gather_axis]
     positions = indices.astype(np.int64)
@@ -135,41 +138,50 @@ def gather_block_quantized(
     if not size:
         raise ValueError(f"data of shape {data.shape} has nothing to gather from")
 
-    def picked(table: np.ndarray) -> np.ndarray:
+    def picked(table: np.ndarray | StoredTensor) -> np.ndarray:
         """Rows of data, scales or zero points, with the gathered axis first; a single row serves all."""
-        rows = np.moveaxis(table, gather_axis, 0)
-        return rows[safe] if rows.shape[0] != 1 else rows[np.zeros_like(safe)]
+        where = safe if table.shape[gather_axis] != 1 else np.zeros_like(safe)
+        if isinstance(table, np.ndarray):
+            return np.moveaxis(table, gather_axis, 0)[where]
+        if table.ndim == 2 and gather_axis == 0:
+            return table.rows(where.reshape(-1)).values().reshape(*where.shape, table.shape[1])
+        return np.moveaxis(table.values(), gather_axis, 0)[where]
 
-    width = 8 // bits if data.dtype == np.uint8 else 1
+    width = 8 // bits if kind == "uint8" else 1
     full = (*data.shape[:-1], data.shape[-1] * width)
     block = block_size or max(full[quantize_axis], 1)
     _check_block_shapes(full, scales, zero_points, quantize_axis, block, width, broadcasts=is_float)
-    codes = picked(_codes(data, bits)).astype(working_dtype(scales.dtype))
+    codes = _unpacked(picked(data), kind, bits).astype(working_dtype(scales.dtype))
     if quantize_axis == gather_axis:
         # Blocks of rows: every index finds its own block.
         scale = np.moveaxis(scales, gather_axis, 0)[safe // block]
-        zero = 0 if zero_points is None else np.moveaxis(zero_points, gather_axis, 0)[safe // block].astype(codes.dtype)
+        held = zero_points.values() if isinstance(zero_points, StoredTensor) else zero_points
+        zero = 0 if held is None else np.moveaxis(held, gather_axis, 0)[safe // block].astype(codes.dtype)
     else:
         axis = quantize_axis + indices.ndim - (1 if quantize_axis > gather_axis else 0)
         where = np.arange(full[quantize_axis]) // block
         scale = np.take(picked(scales), where, axis=axis)
-        zero = 1 << (bits - 1) if data.dtype == np.uint8 else 0
+        zero = 1 << (bits - 1) if kind == "uint8" else 0
         if zero_points is not None:
-            zero = np.take(picked(_codes(zero_points, bits)).astype(codes.dtype), where, axis=axis)
+            zero = np.take(_unpacked(picked(zero_points), kind, bits).astype(codes.dtype), where, axis=axis)
     values = (codes - zero) * scale.astype(codes.dtype)
     values = np.where(inside.reshape(*inside.shape, *(1,) * (data.ndim - 1)), values, 0).astype(scales.dtype)
     # The axes of the indices stand where the gathered axis stood.
     return np.ascontiguousarray(np.moveaxis(values, range(indices.ndim), range(gather_axis, gather_axis + indices.ndim)))
 
 
-def _codes(data: np.ndarray, bits: int) -> np.ndarray:
-    return unpacked(data, bits) if data.dtype == np.uint8 else data
+def _type_name(data: np.ndarray | StoredTensor) -> str:
+    return data.format.name if isinstance(data, StoredTensor) else data.dtype.name
+
+
+def _unpacked(picked: np.ndarray, kind: str, bits: int) -> np.ndarray:
+    return unpacked(picked, bits) if kind == "uint8" else picked
 
 
 def _check_block_shapes(
     full: tuple[int, ...],
     scales: np.ndarray,
-    zero_points: np.ndarray | None,
+    zero_points: np.ndarray | StoredTensor | None,
     axis: int,
     block: int,
     width: int,
@@ -184,4 +196,5 @@ def _check_block_shapes(
     if not fits:
         raise ValueError(f"scales must have the shape {expected}, got {scales.shape}")
     packed = (*expected[:-1], -(-expected[-1] // width))
-    require_shape("zero_points", zero_points, packed)
+    if zero_points is not None and zero_points.shape != packed:
+        raise ValueError(f"zero_points must have the shape {packed}, got {zero_points.shape}")

@@ -5,8 +5,8 @@
 have no use for the codes, `decode_stored` makes float constants of them.
 """
 
-from qruntime.passes.stored.decoding import decode_stored, decode_what_is_left
+from qruntime.passes.stored.decoding import decode_bare_codes, decode_stored, decode_what_is_left
 from qruntime.passes.stored.reading import read_stored
 from qruntime.passes.stored.writing import portable, write_stored
 
-__all__ = ["decode_stored", "decode_what_is_left", "portable", "read_stored", "write_stored"]
+__all__ = ["decode_bare_codes", "decode_stored", "decode_what_is_left", "portable", "read_stored", "write_stored"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from qruntime.ir import Graph, Node, Value, constant
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import INT8
+from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.low_bit_weights import fits_kernels
 from qruntime.passes.rewriting import QRUNTIME, Builder, splice
 from qruntime.passes.stored.embedding_rows import is_row_table, row_codes
@@ -22,6 +23,24 @@ _LINEAR = frozenset({"MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedG
 _LEAST_OPSET = 10  # of DequantizeLinear
 
 
+def decode_bare_codes(graph: Graph) -> None:
+    """Constants of element types that numpy lacks become arrays, but for operators that read them as they lie."""
+    for value in graph.stored_constants():
+        assert value.stored is not None
+        readers = [(node, index) for node, index in value.uses if not _reads_bare_codes(node, index)]
+        if not value.stored.is_bare or not (readers or value.output_of):
+            continue
+        array = constant(value.name, value.stored.decoded())
+        for node, index in readers:
+            node.set_input(index, array)
+        for nested in list(value.output_of):
+            nested.outputs = [array if one is value else one for one in nested.outputs]
+
+
+def _reads_bare_codes(node: Node, index: int) -> bool:
+    return index in (0, 3) and node.is_op("GatherBlockQuantized", domain=MICROSOFT)
+
+
 def decode_stored(graph: Graph) -> None:
     """For readers other than layers whose activations are quantized; of tables, rows are looked up as codes."""
     _look_up_codes(graph)
@@ -30,7 +49,7 @@ def decode_stored(graph: Graph) -> None:
 
 def decode_what_is_left(graph: Graph) -> None:
     """For layers that no kernel of codes took after all: their definitions read numbers."""
-    _decode(graph, lambda node, index: node.domain == QRUNTIME)
+    _decode(graph, lambda node, index: node.domain == QRUNTIME or _reads_bare_codes(node, index))
 
 
 def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
@@ -46,7 +65,7 @@ def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
 def _may_read_codes(node: Node, index: int) -> bool:
     """Whether a pass may hand the weight at that input to a kernel as it is stored."""
     weight = node.input(index)
-    if node.domain == QRUNTIME:
+    if node.domain == QRUNTIME or _reads_bare_codes(node, index):
         return True
     if index == 0 or weight is None or weight.stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
         return False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
+from qruntime.ir import Node, StoredTensor, TypeInfo, Value, constant, stored_constant
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import FORMATS, FP4, FP8, FP8_E5M2, Format
 from qruntime.ir.narrow import NarrowArray
+from qruntime.ir.stored import held
 from qruntime.ops.elementwise import is_packable
+from qruntime.passes.rewriting import as_attribute
 
 FORMAT_OF_TYPE: dict[str, Format] = {
     **{name: FORMATS[name] for name in ("int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16", "int32")},
@@ -19,26 +21,44 @@ FORMAT_OF_TYPE: dict[str, Format] = {
 
 
 def read(node: Node) -> StoredTensor | None:
-    if not node.is_op("DequantizeLinear"):
+    scale_value, zero_value = node.input(1), node.input(2)
+    scale, found = None if scale_value is None else scale_value.data, _codes(node.input(0))
+    if not node.is_op("DequantizeLinear") or found is None or scale is None:
         return None
-    codes, scale, zero = (None if v is None else v.data for v in (node.input(i) for i in range(3)))
-    if codes is None or scale is None or (zero is None and node.input(2) is not None):
-        return None
-    form = FORMAT_OF_TYPE.get(codes.dtype.name)
-    if form is None or codes.size == 0 or not is_packable(scale.dtype) or not np.isfinite(scale.astype(np.float32)).all():
+    form, codes = found
+    if codes.size == 0 or not is_packable(scale.dtype) or not np.isfinite(scale.astype(np.float32)).all():
         return None
     block, axis = node.attr("block_size", 0), node.attr("axis", 1)
     shape = _scale_shape(codes.shape, scale.shape, axis, block)
-    if shape is None or (zero is not None and (zero.size != scale.size or zero.dtype != codes.dtype or not form.is_integer)):
+    if shape is None:
         return None
-    if zero is None and form.is_integer:
-        zero = np.zeros(shape, codes.dtype) if form.bits >= 8 else np.zeros(shape, np.int8 if form.is_signed else np.uint8)
-    elif zero is not None:
-        zero = (zero.astype(np.int8 if form.is_signed else np.uint8) if form.bits < 8 else zero).reshape(shape)
+    zero = None
+    if zero_value is not None:
+        of_type = _codes(zero_value)
+        if of_type is None or of_type[0] is not form or of_type[1].size != scale.size:
+            return None
+        zero = of_type[1].unpacked() if isinstance(of_type[1], NarrowArray) else of_type[1]
+        if not form.is_integer and zero.any():
+            return None
+    if not form.is_integer:
+        zero = None
+    elif zero is None:
+        zero = np.zeros(shape, codes.dtype if isinstance(codes, np.ndarray) else np.int8 if form.is_signed else np.uint8)
     return StoredTensor(
-        form, narrowed(codes, form), scale.reshape(shape), zero, block=block, block_axis=axis % codes.ndim if codes.ndim else 0,
-        dtype=scale.dtype,
+        form, codes, scale.reshape(shape), None if zero is None else zero.reshape(shape), block=block,
+        block_axis=axis % codes.ndim if codes.ndim else 0, dtype=scale.dtype,
     )  # fmt: skip
+
+
+def _codes(value: Value | None) -> tuple[Format, np.ndarray | NarrowArray] | None:
+    """The codes of a constant and their format; None of what is none."""
+    if value is None or not value.is_constant:
+        return None
+    if value.stored is not None:
+        return (value.stored.format, value.stored.codes) if value.stored.is_bare else None
+    assert value.data is not None
+    form = FORMAT_OF_TYPE.get(value.data.dtype.name)
+    return None if form is None else (form, narrowed(value.data, form))
 
 
 def narrowed(codes: np.ndarray, form: Format) -> np.ndarray | NarrowArray:
@@ -66,19 +86,41 @@ def _scale_shape(shape: tuple[int, ...], scale: tuple[int, ...], axis: int, bloc
     return tuple(scale[0] if i == axis % rank else 1 for i in range(rank))
 
 
+_SINCE = {
+    **dict.fromkeys(("int8", "uint8", "int32"), 10), **dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), 19),
+    **dict.fromkeys(("int4", "uint4", "int16", "uint16"), 21), "float4_e2m1fn": 23, **dict.fromkeys(("int2", "uint2"), 25),
+}  # fmt: skip
+_WITH_AXIS, _WITH_BLOCKS = 13, 21
+"""The first opset whose DequantizeLinear takes codes of a type, scales along an axis, and of blocks."""
+
+
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
     """The real numbers of `stored`, made by a node that joins `nodes`; None when the operator of that opset cannot."""
     assert stored.scale is not None
-    axes = [i for i, n in enumerate(stored.scale.shape) if n != 1]
-    if stored.offset is not None or len(axes) > 1 or version < (13 if axes else 10) or stored.codes.ndim == 0 or stored.block:
+    form, scale = stored.format, stored.scale
+    axes = [i for i, n in enumerate(scale.shape) if n != 1]
+    attributes = {"axis": axes[0]} if axes else {}
+    if stored.block:
+        attributes = {"axis": stored.block_axis, "block_size": stored.block}
+        if scale.shape != _scale_shape(stored.shape, scale.shape, stored.block_axis, stored.block):
+            return None
+    elif len(axes) > 1:
         return None
-    if not isinstance(stored.codes, np.ndarray) or not stored.format.is_integer:
+    needed = max(_SINCE.get(form.name, version + 1), _WITH_BLOCKS if stored.block else _WITH_AXIS if axes else 0)
+    if version < needed or stored.offset is not None or stored.ndim == 0 or scale.dtype != stored.dtype:
         return None
-    flat = (-1,) if axes else ()
-    inputs = [constant(f"{name}_quantized", stored.codes), constant(f"{name}_scale", stored.scale.reshape(flat))]
+    shape = scale.shape if stored.block else (-1,) if axes else ()
+    inputs: list[Value | None] = [_constant(f"{name}_quantized", form, stored.codes), constant(f"{name}_scale", scale.reshape(shape))]
     if stored.zero_point is not None and stored.zero_point.any():
-        inputs.append(constant(f"{name}_zero_point", stored.zero_point.reshape(flat)))
-    attributes = {"axis": Attribute(AttributeType.INT, axes[0])} if axes else {}
-    output = Value(f"{name}_dequantized", TypeInfo("tensor", onnx_code(stored.scale.dtype), stored.shape))
-    nodes.append(Node("DequantizeLinear", inputs, [output], attributes, version=version))
+        inputs.append(_constant(f"{name}_zero_point", form, held(stored.zero_point.reshape(shape), form)))
+    output = Value(f"{name}_dequantized", TypeInfo("tensor", onnx_code(scale.dtype), stored.shape))
+    made = {key: as_attribute(value) for key, value in attributes.items()}
+    nodes.append(Node("DequantizeLinear", inputs, [output], made, version=version))
     return output
+
+
+def _constant(name: str, form: Format, codes: np.ndarray | NarrowArray) -> Value:
+    """Codes as a constant of their element type."""
+    if isinstance(codes, np.ndarray) and form.is_integer:
+        return constant(name, codes)
+    return stored_constant(name, StoredTensor(form, codes))

@@ -27,10 +27,8 @@ def read(node: Node) -> StoredTensor | None:
     stored = None if first is None else first.stored
     if stored is None or any(v is not None and not v.is_constant for v in node.inputs):
         return None
-    if node.op_type == "Cast":
-        return _cast(node, stored)
-    if node.op_type == "Concat":
-        return _joined(node)
+    if node.op_type in ("Cast", "Concat"):
+        return None if stored.is_bare else _cast(node, stored) if node.op_type == "Cast" else _joined(node)
     if node.op_type == "Transpose":
         return stored.transposed() if stored.ndim == 2 and tuple(node.attr("perm", (1, 0))) == (1, 0) else None
     if node.op_type in _LAYOUT and stored.has_one_scale and isinstance(stored.codes, np.ndarray):

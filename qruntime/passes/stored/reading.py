@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qruntime.ir import Graph, Node, StoredTensor, TypeInfo
-from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.marks import from_metadata, without_mark
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.rewriting import QRUNTIME, trace
@@ -47,7 +46,7 @@ def _read(node: Node) -> bool:
         if stored is not None:
             trace(f"read_stored at {node.label}: {stored.format} {list(stored.shape)}")
             output.producer, output.stored = None, stored
-            output.type = TypeInfo("tensor", onnx_code(stored.dtype), stored.shape)
+            output.type = TypeInfo("tensor", stored.element_type, stored.shape)
             output.name = output.name.removesuffix("_transposed").removesuffix("_dequantized")
             return True
     return False

@@ -26,7 +26,7 @@ DEFAULT_OPSET = 17
 
 def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
     """A graph as files hold it, `graph` itself or a copy where constants are stored narrow, and the functions that it calls."""
-    if not any(node.mark is not None or any(v is not None and v.stored is not None for v in node.inputs) for node in graph.walk_nodes()):
+    if not graph.stored_constants() and not any(node.mark is not None for node in graph.walk_nodes()):
         return graph, []
     copy = clone(graph)
     write_stored(copy)
@@ -39,6 +39,8 @@ def write_stored(graph: Graph) -> None:
     """Stored constants  →  codes, scales and the operators that every runtime has for them."""
     write_embedding_rows(graph)
     for value in graph.stored_constants():
+        if value.stored is not None and value.stored.is_bare:
+            continue  # files have such types
         reader = next(iter(value.uses))[0]
         nodes: list[Node] = []
         real = _written(value, opset_beside(graph, reader), nodes)

@@ -11,7 +11,7 @@ from typing import Any
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_json
-from qruntime.display.summary import node_lines, quantized_lines
+from qruntime.display.summary import held_lines, node_lines, quantized_lines
 from qruntime.display.text import printable, table
 from qruntime.errors import counted
 from qruntime.ir import Value
@@ -100,6 +100,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
         "runs": dict(Counter(call.source for call in planned)),
         "quantized_by_others": _foreign(model),
         "quantized": [layer._asdict() for layer in model.report.layers],
+        "stored_by_others": [{**held._asdict(), "bits": held.bits} for held in model.report.held],
     }
     if arguments.nodes:
         fields["nodes"] = [
@@ -150,7 +151,10 @@ def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[P
     if foreign:
         listed = ", ".join(f"{printable(op)} ×{n}" for op, n in foreign.items())
         lines += ["", terminal.heading("quantized by another tool:"), f"  {listed}"]
-    if model.report.layers or not foreign:
+    held = held_lines(model.report._replace(layers=()))
+    if held:
+        lines += ["", terminal.heading("stored by another tool:"), *(f"  {line}".rstrip() for line in held)]
+    if model.report.layers or not (foreign or held):
         layers = quantized_lines(model.report)
         lines += ["", terminal.heading("quantized layers:"), *(f"  {line}".rstrip() for line in layers)]
     if arguments.nodes:

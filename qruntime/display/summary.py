@@ -15,14 +15,14 @@ from qruntime.runtime.plan import PlannedNode
 
 def summary(report: Report, planned: Sequence[PlannedNode]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    said = (quantized_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
+    said = (quantized_lines, held_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
     return "\n".join([*(line for lines in said for line in lines(report)), "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
     """The table of quantized layers and their total."""
     if not report.layers:
-        return ["No layer is quantized."]
+        return [] if report.held else ["No layer is quantized."]
     count = f"{len(report.layers)} layer{'s' if len(report.layers) > 1 else ''}"
     ratio = report.bytes_before / max(1, report.bytes_after)
     total = f"{count}: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)"
@@ -30,13 +30,26 @@ def quantized_lines(report: Report) -> list[str]:
 
 
 def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
-    rows = [("layer", "kind", "shape", "scheme", "bytes", "bytes now", "SNR dB")]
+    rows = [("layer", "kind", "shape", "scheme", "bits", "bytes", "bytes now", "SNR dB")]
     for layer in layers:
         shape = "×".join(map(str, layer.shape))
         before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
         snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
-        rows.append((layer.name, layer.kind, shape, layer.scheme, before, after, snr))
+        bits = "?" if layer.bits != layer.bits else f"{layer.bits:.2f}"
+        rows.append((layer.name, layer.kind, shape, layer.scheme, bits, before, after, snr))
     return table(rows, left=range(4))
+
+
+def held_lines(report: Report) -> list[str]:
+    """The table of weights that another tool stored in few bits, and their total."""
+    if not report.held:
+        return []
+    rows = [("layer", "operator", "weights", "stored as", "bits", "bytes")]
+    for held in report.held:
+        rows.append((held.name, held.op_type, f"{held.numbers:,}", held.scheme, f"{held.bits:.2f}", f"{held.bytes:,}"))
+    count = f"{len(report.held)} weight{'s' if len(report.held) > 1 else ''}"
+    total = f"{count} stored by another tool: {sum(held.bytes for held in report.held):,} bytes"
+    return [*([""] if report.layers else []), *table(rows, left=(0, 1, 3)), "", total]
 
 
 def reason_lines(report: Report) -> list[str]:

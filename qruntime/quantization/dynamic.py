@@ -13,6 +13,7 @@ from qruntime.ir import Graph, LayerMark, Node
 from qruntime.ops import engines
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
+from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layers import Layer, layer_of, missing_form
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
@@ -24,7 +25,6 @@ from qruntime.quantization.stored import (
     StoredForm,
     has_form,
     has_static_activations,
-    held_by_others,
     is_usable,
     stored_form,
 )
@@ -80,7 +80,7 @@ def quantize_graph(
         warnings.warn(_stay_quantized(call.protected), stacklevel=3)
     remove_dead_nodes(graph)
     layers = (*call.kept.values(), *call.made)
-    return Report(layers, tuple(call.skipped), tuple(idle), tuple(call.slower), tuple(call.kept))
+    return Report(layers, tuple(call.skipped), tuple(idle), tuple(call.slower), tuple(call.kept), held_weights(graph.walk_nodes()))
 
 
 def _checked_patterns(specification: Specification, layers: list[Node], nodes: list[Node], strict: bool) -> list[str]:

@@ -12,6 +12,7 @@ from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization import scheme as scheme_names
 from qruntime.quantization.feeds import Data
+from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.layers import layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.patterns import matches_any, mistaken, nothing_selected, rank
@@ -22,7 +23,6 @@ from qruntime.quantization.scheme import GROUP, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name, pattern_name
 from qruntime.quantization.solving import Solve
 from qruntime.quantization.static_ranges import insert_ranges
-from qruntime.quantization.stored import held_by_others
 from qruntime.quantization.storing import Storing, describe_existing
 
 METHODS = ("RTN",)
@@ -118,7 +118,7 @@ def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, thr
         listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
         raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
     remove_dead_nodes(graph)
-    return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept))
+    return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept), held_weights(graph.walk_nodes()))
 
 
 def _has_static_form(graph: Graph, node: Node, scheme: Scheme | Reason) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class QuantizedLayer(NamedTuple):
     source: str = "float"
     """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
     for one. What those had lost stays lost, and `snr_db` does not count it."""
+    bits: float = math.nan
+    """Per weight, with scales and zero points."""
 
 
 FLOAT_QPARAMS = "per_channel_affine_float_qparams"
@@ -73,7 +76,27 @@ def row_of(layer: Layer, name: str, matrices: Sequence[StoredTensor], fresh: Seq
     return QuantizedLayer(
         name, node.op_type, layer.kind, layer.size, scheme_of(matrices), sum(map(real_bytes, fresh)),
         sum(tensor.nbytes for tensor in fresh), mark.snr_db, not fresh, mark.reason, mark.source,
+        8 * sum(tensor.nbytes for tensor in matrices) / max(1, sum(tensor.size for tensor in matrices)),
     )  # fmt: skip
+
+
+class HeldWeight(NamedTuple):
+    """A weight that the file stores in few bits, and that no call of ours made so."""
+
+    name: str
+    """Of the node that reads it first."""
+    op_type: str
+    scheme: str
+    """Format, granularity and kind of grid, as in `QuantizedLayer`."""
+    numbers: int
+    """How many, with those that fill up the last block."""
+    bytes: int
+    """Of codes, scales and zero points."""
+
+    @property
+    def bits(self) -> float:
+        """Per number, everything counted."""
+        return 8 * self.bytes / max(1, self.numbers)
 
 
 class SkippedLayer(NamedTuple):
@@ -93,6 +116,8 @@ class Report(NamedTuple):
     """Names of quantized layers that are too small for int8 to be faster than float32 (small_layers.py)."""
     kept: tuple[str, ...] = ()
     """Names of layers that were quantized before, and that the call left as they were."""
+    held: tuple[HeldWeight, ...] = ()
+    """Weights in few bits that stay as another tool stored them."""
 
     @property
     def bytes_before(self) -> int:

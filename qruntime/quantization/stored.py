@@ -11,11 +11,8 @@ from typing import NamedTuple
 
 from qruntime.ir import LayerMark, Node, StoredTensor
 from qruntime.ir.formats import INT8
-from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.quantization.layers import Layer, missing_form, unfit_attributes
-from qruntime.quantization.reasons import Stored
-from qruntime.quantization.report import SkippedLayer, dtype_of
-from qruntime.quantization.selection import layer_name
+from qruntime.quantization.report import dtype_of
 from qruntime.quantization.torch_names import qconfig
 from qruntime.quantization.torch_names.qconfig import Observer
 
@@ -69,35 +66,3 @@ def has_static_activations(node: Node) -> bool:
     dequantize = None if value is None else value.producer
     scale = dequantize.input(1) if dequantize is not None and dequantize.is_op("DequantizeLinear") else None
     return scale is not None and scale.data is not None
-
-
-_HELD_BY_OTHERS = {
-    ("", "MatMulInteger"): 1,
-    ("", "QLinearMatMul"): 3,
-    ("", "ConvInteger"): 1,
-    ("", "QLinearConv"): 3,
-    (MICROSOFT, "MatMulNBits"): 1,
-    (MICROSOFT, "MatMulBnb4"): 1,
-    (MICROSOFT, "MatMulIntegerToFloat"): 1,
-    (MICROSOFT, "DynamicQuantizeMatMul"): 1,
-    (MICROSOFT, "DynamicQuantizeLSTM"): 1,
-    (MICROSOFT, "QAttention"): 1,
-    (MICROSOFT, "QGemm"): 3,
-    (MICROSOFT, "QEmbedLayerNormalization"): 2,
-    (MICROSOFT, "GatherBlockQuantized"): 0,
-}
-"""Operators of other tools that hold codes, and which input they are."""
-
-
-def held_by_others(nodes: list[Node]) -> list[SkippedLayer]:
-    """Layers that other tools quantized into operators of their own: they stay as they are."""
-    found = []
-    for node in nodes:
-        position = _HELD_BY_OTHERS.get((node.domain, node.op_type))
-        codes = None if position is None else node.input(position)
-        if codes is None or codes.data is None:
-            continue
-        default = 4 if node.op_type in ("MatMulNBits", "MatMulBnb4", "GatherBlockQuantized") else 8
-        what = f"{node.op_type} holds its weight in {node.attr('bits', default)} bits already; other forms are made from the float model"
-        found.append(SkippedLayer(layer_name(node), node.op_type, Stored(what)))
-    return found

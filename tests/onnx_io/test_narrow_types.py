@@ -119,6 +119,24 @@ def test_a_move_of_codes_moves_codes(turn: str, no_ml_dtypes: None) -> None:
     np.testing.assert_array_equal(codes & 15, (lambda c: c.T if turn == "Transpose" else c)(raw_codes(held).reshape(shape)))
 
 
+def test_codes_behind_a_cast_are_stored_too(no_ml_dtypes: None) -> None:
+    """As exporters write what DequantizeLinear of their opset could not."""
+    held, zero = tensor("q", TensorProto.UINT4, (9, 6)), np.full(6, 7, np.float32)
+    scale = RNG.uniform(0.5, 1, 6).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["q"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["c", "z"], ["d"]),
+        helper.make_node("Mul", ["d", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("x", 9), ("y", 6)))
+    constants = [held, onnx.numpy_helper.from_array(zero, "z"), onnx.numpy_helper.from_array(scale, "s")]
+    loaded = qruntime.load(model(nodes, [x], [y], constants))
+    (node,) = loaded.graph.nodes
+    expected = (raw_codes(held).reshape(9, 6).astype(np.float32) - zero) * scale
+    np.testing.assert_array_equal(node.input(1).stored.decoded(), expected)
+
+
 def raw_codes(held: TensorProto) -> np.ndarray:
     data = np.frombuffer(held.raw_data, np.uint8)
     return np.stack([data & 15, data >> 4], axis=-1).reshape(-1)

@@ -147,6 +147,7 @@ BITS = {"W2A16-g64": 2 + 40 / 64, "W3A16-g128": 3 + 40 / 128, "W4A16-g32-sym": 4
 @pytest.mark.parametrize(("scheme", "bits"), BITS.items())
 @pytest.mark.parametrize("opset", [17, 25])
 def test_bits_on_disk(scheme: str, bits: float, opset: int, tmp_path: Path):
+    bits -= 6 / 64 if (scheme, opset) == ("W2A16-g64", 25) else 0  # a zero point in 2 bits, not in a byte
     w = random(1024, 512)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     made = qruntime.load(model_bytes(nodes, [("x", FLOAT, ["m", 1024])], [("y", FLOAT, ["m", 512])], {"w": w}, opset=opset))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
-from qruntime.ir.formats import INT8
+from qruntime.ir.formats import INT8, Format
+from qruntime.ir.narrow import NarrowArray
+from qruntime.passes.stored.dequantize_linear import constant_codes
 
 _FLOAT = 1
 
@@ -23,25 +25,29 @@ def read(node: Node) -> StoredTensor | None:
         if zero is None or zero.dtype != np.float32 or inner is None or inner.producer is None:
             return None
         cast = inner.producer
-    codes = _data(cast.input(0))
-    if not cast.is_op("Cast") or cast.attr("to") != _FLOAT or codes is None or codes.dtype != np.int8 or codes.ndim < 2:
+    found = constant_codes(cast.input(0))
+    if not cast.is_op("Cast") or cast.attr("to") != _FLOAT or found is None:
+        return None
+    form, codes = found
+    if not (form is INT8 or isinstance(codes, NarrowArray)) or not form.is_integer or codes.ndim < 2:
         return None
     shape = (1,) * (codes.ndim - scale.ndim) + scale.shape
     if codes.size == 0 or len(shape) > codes.ndim or any(n not in (1, m) for n, m in zip(shape, codes.shape)):
         return None
-    if zero is not None and not _is_int8(zero, scale):
+    if zero is not None and not _is_code(zero, scale, form):
         return None
-    zero = np.zeros(shape, np.int8) if zero is None else zero.astype(np.int8).reshape(shape)
-    return StoredTensor(INT8, codes, scale.reshape(shape), zero)
+    dtype = np.int8 if form.is_signed else np.uint8
+    zero = np.zeros(shape, dtype) if zero is None else zero.astype(dtype).reshape(shape)
+    return StoredTensor(form, codes, scale.reshape(shape), zero)
 
 
 def _data(value: Value | None) -> np.ndarray | None:
     return None if value is None else value.data
 
 
-def _is_int8(zero: np.ndarray, scale: np.ndarray) -> bool:
+def _is_code(zero: np.ndarray, scale: np.ndarray, form: Format) -> bool:
     with np.errstate(invalid="ignore"):
-        return zero.shape == scale.shape and bool(np.all((zero == np.rint(zero)) & (np.abs(zero) <= 128) & (zero < 128)))
+        return zero.shape == scale.shape and bool(np.all((zero == np.rint(zero)) & (zero >= form.qmin) & (zero <= form.qmax)))
 
 
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:

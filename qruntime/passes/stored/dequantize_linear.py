@@ -22,7 +22,7 @@ FORMAT_OF_TYPE: dict[str, Format] = {
 
 def read(node: Node) -> StoredTensor | None:
     scale_value, zero_value = node.input(1), node.input(2)
-    scale, found = None if scale_value is None else scale_value.data, _codes(node.input(0))
+    scale, found = None if scale_value is None else scale_value.data, constant_codes(node.input(0))
     if not node.is_op("DequantizeLinear") or found is None or scale is None:
         return None
     form, codes = found
@@ -34,7 +34,7 @@ def read(node: Node) -> StoredTensor | None:
         return None
     zero = None
     if zero_value is not None:
-        of_type = _codes(zero_value)
+        of_type = constant_codes(zero_value)
         if of_type is None or of_type[0] is not form or of_type[1].size != scale.size:
             return None
         zero = of_type[1].unpacked() if isinstance(of_type[1], NarrowArray) else of_type[1]
@@ -50,7 +50,7 @@ def read(node: Node) -> StoredTensor | None:
     )  # fmt: skip
 
 
-def _codes(value: Value | None) -> tuple[Format, np.ndarray | NarrowArray] | None:
+def constant_codes(value: Value | None) -> tuple[Format, np.ndarray | NarrowArray] | None:
     """The codes of a constant and their format; None of what is none."""
     if value is None or not value.is_constant:
         return None

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
-from qruntime.errors import InvalidModel, UnsupportedModel
+from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel
 from qruntime.ir import dtypes
 from qruntime.ir.narrow import NarrowArray, pack
 
@@ -164,6 +164,20 @@ def test_look_ups_in_blocks_unpack_rows_alone(kind: int, no_ml_dtypes: None, mon
     np.testing.assert_allclose(loaded(picked), expected[picked], rtol=1e-6)
     assert max(unpacked[:1]) == 3, "of the table only three rows"
     assert not loaded(np.array([50])).any()
+
+
+def test_numbers_are_no_codes_to_look_up() -> None:
+    """A constant that was dequantized is float, whatever it is stored as."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["table"], axis=1),
+        helper.make_node("GatherBlockQuantized", ["table", "ids", "scale"], ["y"], domain="com.microsoft", block_size=16),
+    ]
+    arrays = {"s": np.ones(32, np.float32), "scale": np.ones((5, 2), np.float32)}
+    constants = [tensor("q", TensorProto.UINT4, (5, 32)), *(onnx.numpy_helper.from_array(a, name) for name, a in arrays.items())]
+    ids, y = (helper.make_tensor_value_info(n, t, [None]) for n, t in (("ids", TensorProto.INT64), ("y", TensorProto.FLOAT)))
+    loaded = qruntime.load(model(nodes, [ids], [y], constants, {"com.microsoft": 1}))
+    with pytest.raises(QRuntimeError, match="data must be uint8"):
+        loaded(np.array([0]))
 
 
 def test_bytes_that_do_not_fit() -> None:

@@ -117,7 +117,7 @@ def gather_block_quantized(
     gather_axis = normalize_axis(gather_axis, data.ndim, "gather_axis")
     quantize_axis = normalize_axis(quantize_axis, data.ndim, "quantize_axis")
     kind = _type_name(data)
-    is_float = kind.startswith("float")
+    is_float = kind.startswith(("float8", "float4"))
     if (block_size < 16 and not (is_float and block_size == 0)) or block_size & (block_size - 1):
         raise ValueError(f"block_size must be a power of two from 16 on (or 0 for float8 and float4), got {block_size}")
     if kind == "uint8":

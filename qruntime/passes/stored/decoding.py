@@ -38,7 +38,9 @@ def decode_bare_codes(graph: Graph) -> None:
 
 
 def _reads_bare_codes(node: Node, index: int) -> bool:
-    return index in (0, 3) and node.is_op("GatherBlockQuantized", domain=MICROSOFT)
+    value = node.input(index)
+    is_bare = value is not None and value.stored is not None and value.stored.is_bare
+    return is_bare and index in (0, 3) and node.is_op("GatherBlockQuantized", domain=MICROSOFT)
 
 
 def decode_stored(graph: Graph) -> None:

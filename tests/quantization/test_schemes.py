@@ -306,6 +306,10 @@ def hostile(change: Any) -> bytes:
     return proto.SerializeToString()
 
 
+def _retype(proto: onnx.ModelProto, name: str, value: Any) -> None:
+    _attribute(proto, name).CopyFrom(helper.make_attribute(name, value))
+
+
 def _replace(proto: onnx.ModelProto, suffix: str, data: np.ndarray) -> None:
     tensor = next(t for t in proto.graph.initializer if t.name.endswith(suffix))
     tensor.CopyFrom(numpy_helper.from_array(data, tensor.name))
@@ -320,10 +324,13 @@ def _replace(proto: onnx.ModelProto, suffix: str, data: np.ndarray) -> None:
         lambda p: setattr(_attribute(p, "block_size"), "i", 0),
         lambda p: setattr(_attribute(p, "format"), "s", b"int99"),
         lambda p: setattr(_attribute(p, "format"), "s", b"nf4"),
+        lambda p: _retype(p, "shape", 3.5),
+        lambda p: _retype(p, "block_size", "long"),
+        lambda p: _retype(p, "format", [1, 2]),
         lambda p: _replace(p, "_quantized", np.zeros(3, np.uint8)),
         lambda p: _replace(p, "_scale", np.ones((2, 2), np.float32)),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_calls_that_lie_are_refused(change: Any):
     with pytest.raises(qruntime.QRuntimeError):

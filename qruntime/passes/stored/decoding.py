@@ -66,21 +66,20 @@ def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
 
 def _may_read_codes(node: Node, index: int) -> bool:
     """Whether a pass may hand the weight at that input to a kernel as it is stored."""
-    weight = node.input(index)
     if node.domain == QRUNTIME or _reads_bare_codes(node, index):
         return True
-    if index == 0 or weight is None or weight.stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
+    weight = node.input(index)
+    stored = None if weight is None else weight.stored
+    if index == 0 or stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
         return False
-    if node.mark is not None and node.mark.is_dynamic and weight.stored.format is INT8 and not weight.stored.block:
+    is_dynamic = node.mark is not None and node.mark.is_dynamic
+    if is_dynamic and stored.format is INT8 and not stored.block:
         return True
-    if node.mark is not None and node.mark.is_dynamic and node.op_type not in _LINEAR:
-        return False
     if node.op_type in _RECURRENT:
-        return index in (1, 2) and weight.stored.ndim == 3 and all(_fits_recurrent(v) for v in node.inputs[1:3])
+        return not is_dynamic and index in (1, 2) and all(_fits_recurrent(value) for value in node.inputs[1:3])
     if index != 1 or node.op_type not in _LINEAR:
         return False
-    columns = weight.stored.transposed() if node.attr("transB", 0) and weight.stored.ndim == 2 else weight.stored
-    return fits_kernels(columns)
+    return fits_kernels(stored.transposed() if node.attr("transB", 0) and stored.ndim == 2 else stored)
 
 
 def _fits_recurrent(value: Value | None) -> bool:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
-from qruntime.ir.formats import FORMATS
+from qruntime.ir.formats import FORMATS, Format
 from qruntime.ir.narrow import NarrowArray, packed_size, unpack
 from qruntime.ir.stored import held
 from qruntime.onnx_io.functions import OURS
@@ -88,30 +89,46 @@ def _packed(stored: StoredTensor) -> np.ndarray:
 def read(node: Node) -> StoredTensor | None:
     """None for a call that does not say what it should: it has no other meaning here."""
     codes, scale, last = (None if v is None else v.data for v in (node.input(i) for i in range(3)))
-    form, shape = FORMATS.get(node.attr("format", "")), node.attr("shape", ())
+    form, layout = FORMATS.get(str(node.attr("format"))), _layout(node)
     kind = node.op_type.removeprefix("Dequantize").removesuffix("Bytes")
-    if codes is None or scale is None or form is None or form.is_float or form.bits > 8 or node.attr("bits") != form.bits:
+    if codes is None or scale is None or form is None or layout is None or form.is_float or form.bits > 8:
         return None
-    if node.op_type != _name(kind, form.bits) or (kind == "Table") != (form.table is not None) or (last is None) != (kind == "Symmetric"):
+    if node.op_type != _name(kind, form.bits) or node.attr("bits") != form.bits or (last is None) != (kind == "Symmetric"):
         return None
-    if len(shape) < 2 or min(shape) < 1 or math.prod(shape) > 1 << 40:
+    if (kind == "Table") != (form.table is not None) or (kind == "Table" and not _is_table(last, form)):
         return None
-    shape, count, block = tuple(shape), math.prod(shape), node.attr("block_size", 0)
-    if codes.dtype != np.uint8 or codes.ndim != 1 or codes.size < packed_size(count, form.bits) or block < 1:
+    shape, block = layout
+    count, scales = math.prod(shape), (*shape[:-1], -(-shape[-1] // block))
+    if codes.dtype != np.uint8 or codes.ndim != 1 or codes.size < packed_size(count, form.bits):
         return None
-    blocks = -(-shape[-1] // block)
-    fits = scale.ndim == len(shape) and scale.shape[-1] == blocks and all(n in (1, m) for n, m in zip(scale.shape[:-1], shape))
+    fits = scale.ndim == len(shape) and scale.shape[-1] == scales[-1] and all(n in (1, m) for n, m in zip(scale.shape, scales))
     if not fits or scale.dtype not in (np.float32, np.float16) or not np.isfinite(scale).all():
         return None
     zero_point = None
     if kind == "Affine" and last is not None:
         if last.shape != scale.shape or last.dtype != np.uint8:
             return None
-        zero_point = (last.astype(np.int16) + form.qmin).astype(np.int8 if form.is_signed else np.uint8)
-    size = {} if block >= shape[-1] else {"block": block, "block_axis": len(shape) - 1}
+        zero_point = _from_least(last, form)
     flat = codes[:count] if form.bits == 8 else unpack(codes[: packed_size(count, form.bits)], form.bits, count)
-    moved_codes = (flat.astype(np.int16) + form.qmin).astype(np.int8) if form.is_signed else flat
-    return StoredTensor(form, held(moved_codes.reshape(shape), form), scale, zero_point, **size)
+    made = StoredTensor(form, held(_from_least(flat, form).reshape(shape), form), scale, zero_point)
+    return made if block >= shape[-1] else replace(made, block=block, block_axis=len(shape) - 1)
+
+
+def _layout(node: Node) -> tuple[tuple[int, ...], int] | None:
+    """Shape and block size, None for what cannot be such."""
+    shape, block = node.attr("shape"), node.attr("block_size")
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n > 0 for n in shape) or not isinstance(block, int):
+        return None
+    return (shape, block) if len(shape) > 1 and math.prod(shape) <= 1 << 40 and block > 0 else None
+
+
+def _is_table(data: np.ndarray | None, form: Format) -> bool:
+    return data is not None and np.array_equal(data, form.values, equal_nan=True)
+
+
+def _from_least(codes: np.ndarray, form: Format) -> np.ndarray:
+    """Codes of `form` that count from its least one, as they are."""
+    return (codes.astype(np.int16) + form.qmin).astype(np.int8) if form.is_signed else codes
 
 
 class _Body:

@@ -40,6 +40,7 @@ def weight_codes(
 def table_codes(
     x: np.ndarray, low: int, high: int, epsilon: float, q: np.ndarray, scale: np.ndarray, offset: np.ndarray
 ) -> tuple[float, float]: ...
+def dictionaries(keys: list[Any], rows: np.ndarray) -> list[dict[Any, float]]: ...
 def call_node(
     kernel: str,
     inputs: Iterable[ArrayLike | None],

@@ -217,6 +217,7 @@ include "_nbits.pxi"
 include "_tensors.pxi"
 include "_product.pxi"
 include "_weight_codes.pxi"
+include "_dictionaries.pxi"
 include "_executor.pxi"
 
 

@@ -21,7 +21,7 @@ typedef enum {
 typedef struct {
     qrt_activation activation;
     const float *residual;          ///< [m, n] added after the activation, or NULL
-    int64_t residual_stride_elems;
+    int64_t residual_stride_elems;  ///< 0: all rows get the same one
     qrt_elementwise map;            ///< in place of an activation: applied to blocks of results while they are in the cache
 } qrt_epilogue;
 

@@ -352,20 +352,19 @@ def category_mapper(
     return _both_ways(cats_int64s, cats_strings, default_int64, default_string)
 
 
-@operator("ZipMap", domain=DOMAIN)
-def zip_map(
-    x: np.ndarray,
-    *,
-    classlabels_int64s: Sequence[int] | None = None,
-    classlabels_strings: Sequence[str] | None = None,
-) -> list[dict[Any, float]]:
+@operator("ZipMap", domain=DOMAIN, prepared=True)
+def zip_map(*, classlabels_int64s: Sequence[int] | None = None, classlabels_strings: Sequence[str] | None = None) -> Definition:
     """X (N, C) → one dictionary from label to score per row."""
     labels = class_labels(classlabels_int64s, classlabels_strings).tolist()
-    require_rank("X", x, 1, 2)
-    rows = x.reshape(1, -1) if x.ndim == 1 else x
-    if rows.shape[1] != len(labels):
-        raise ValueError(f"X must have {len(labels)} columns, one per label, got shape {x.shape}")
-    return [dict(zip(labels, row, strict=True)) for row in rows.tolist()]
+
+    def definition(x: np.ndarray) -> list[dict[Any, float]]:
+        require_rank("X", x, 1, 2)
+        rows = x.reshape(1, -1) if x.ndim == 1 else x
+        if rows.shape[1] != len(labels):
+            raise ValueError(f"X must have {len(labels)} columns, one per label, got shape {x.shape}")
+        return _kernels.dictionaries(labels, rows if rows.dtype == np.float32 else rows.astype(np.float64))
+
+    return definition
 
 
 @operator("StringLabels", domain="qruntime", prepared=True)

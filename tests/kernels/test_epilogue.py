@@ -60,6 +60,8 @@ def test_linear(rung: str, name: str) -> None:
                 np.testing.assert_array_equal(node("linear", [x], [code, 0], **options), after(name, plain))
                 found = node("linear", [x, residual], [code, 0], **options)
                 np.testing.assert_array_equal(found, after(name, plain, residual))
+                for row in (residual[:1], residual[:1].reshape(-1)) if m else ():
+                    np.testing.assert_array_equal(node("linear", [x, row], [code, 0], **options), after(name, plain, row))
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)

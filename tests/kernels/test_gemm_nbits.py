@@ -143,6 +143,7 @@ def test_epilogue(m: int) -> None:
     plain = layer(x)
     np.testing.assert_array_equal(layer(x, activation=RELU), np.maximum(plain, 0))
     np.testing.assert_array_equal(layer(x, residual), plain + residual)
+    np.testing.assert_array_equal(layer(x, residual[0]), plain + residual[0])
     silu = plain / (1 + np.exp(-plain.astype(np.float64)))
     np.testing.assert_allclose(layer(x, residual, activation=SILU), silu + residual, rtol=0, atol=8 * EPS * (np.abs(plain).max() + 4))
 

@@ -387,7 +387,8 @@ def test_declines_what_does_not_fit():
     assert run(good, packed, activation=-1) is None
     assert run(good, packed, mode=2) is None
     assert run(good, packed, residual=np.ones((2, 4), F32)) is None
-    assert run(good, packed, residual=np.ones(3, F32)) is None
+    for shape in ((1,), (), (0,), (1, 1, 3), (3, 1), (3, 3)):
+        assert run(good, packed, residual=np.ones(shape, F32)) is None
     assert run(good, packed, residual=np.ones((2, 3), np.float64)) is None
     assert _kernels.call_node("linear", [good], ints=(0,), packed=(packed,)) is None
     assert _kernels.call_node("linear", [good], ints=(0, 0)) is None

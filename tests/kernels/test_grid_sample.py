@@ -50,6 +50,19 @@ def test_odd_numbers(padding, mode):
         np.testing.assert_array_equal(native[0], definition[0])
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+def test_points_outside(mode):
+    """None of them, single ones, whole blocks, all: zeros with either padding of zeros, and the bits of the definition."""
+    rng = np.random.default_rng(5)
+    x = -np.abs(rng.standard_normal((1, 3, 6, 7))).astype(F32)
+    x[0, 1, 0] = np.nan
+    for share in (0.0, 0.02, 0.4, 0.98, 1.0):
+        grid = rng.uniform(-0.99, 0.99, (1, 19, 23, 2)).astype(F32)
+        grid[rng.random(grid.shape[:3]) < share] = (-3, 0.5)
+        grid[0, 8:14, :, 1] += 4 * round(share)
+        check("GridSample", [x, grid], mode=mode)
+
+
 def test_version_16_and_threads():
     given = inputs((2, 16, 20, 20), (40, 41))
     check("GridSample", given, version=16, mode="bicubic")

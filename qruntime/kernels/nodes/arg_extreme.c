@@ -1,8 +1,10 @@
 /// Where the largest or smallest element along an axis is: a NaN beats every number, and of equals the first counts, or the last.
 #include <math.h>
+#include <string.h>
 
 #include "../threads.h"
 #include "arguments.h"
+#include "four.h"
 
 enum {
     STRIP = 1024,             ///< columns whose extremes so far stay in the first-level cache
@@ -62,12 +64,21 @@ static void find_in_columns(const arg_call *call, int64_t strip) {
     for (int64_t c = 0; c < count; c++) y[c] = e.at[c];
 }
 
-/// Rows of `n` elements, which begin `stride` apart, become columns of the tile.
-static void turn(const float *restrict x, int64_t stride, int64_t rows, int64_t n, float *restrict tile) {
+/// Four elements of four rows, which begin `stride` apart, become columns of the tile.
+static inline void turn_four(const float *x, int64_t stride, float *tile) {
+    u32x4 v[4];
+    for (int k = 0; k < 4; k++) memcpy(&v[k], x + k * stride, sizeof v[k]);
+    transpose_four(v);
+    for (int k = 0; k < 4; k++) memcpy(tile + k * TILE, &v[k], sizeof v[k]);
+}
+
+/// Rows of `n` elements become columns of the tile. Where four do not divide n the last four overlap others.
+static void turn(const float *x, int64_t stride, int64_t rows, int64_t n, float *tile) {
     int64_t r = 0;
-    for (; r + FEW <= rows; r += FEW, x += FEW * stride)
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t k = 0; k < FEW; k++) tile[i * TILE + r + k] = x[k * stride + i];
+    for (; r + 4 <= rows && n >= 4; r += 4, x += 4 * stride) {
+        for (int64_t i = 0; i + 4 <= n; i += 4) turn_four(x + i, stride, tile + i * TILE + r);
+        if (n % 4) turn_four(x + n - 4, stride, tile + (n - 4) * TILE + r);
+    }
     for (; r < rows; r++, x += stride)
         for (int64_t i = 0; i < n; i++) tile[i * TILE + r] = x[i];
 }

@@ -5,16 +5,18 @@
 ///
 /// A neighbour outside of the image that counts as zero has a weight of 0. So a point at the border takes its neighbours a
 /// little further inside, and gives 0 to those that it does not have: all neighbours then lie in a square of the image.
+/// A point that has none at all is zero and is not sampled.
 #include <math.h>
 #include <string.h>
 
 #include "../threads.h"
 #include "arguments.h"
 #include "enumerations.h"
+#include "four.h"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
-enum { BLOCK = 128, MAX_TAPS = 4, PARALLEL_SAMPLES = 1 << 14 };
+enum { BLOCK = 128, MAX_TAPS = 4, LANES = 4, PARALLEL_SAMPLES = 1 << 14 };
 enum { QRT_INTERPOLATIONS(QRT_ENUMERATOR) };
 enum { QRT_GRID_PADDINGS(QRT_ENUMERATOR) };
 
@@ -27,21 +29,26 @@ typedef struct {
     bool aligns_corners;
 } sampling;
 
+typedef double f64x2 __attribute__((vector_size(16)));
+
 /// Neighbours of a block of points on one axis.
 typedef struct {
     int32_t first[BLOCK];
     float weight[MAX_TAPS][BLOCK];
+    bool is_outside[BLOCK];             ///< all of them count nothing
     bool is_apart[BLOCK];               ///< they do not follow `first`, but are at `place`
     int32_t place[MAX_TAPS][BLOCK];
 } axis_taps;
 
-/// Where the points of a block are sampled.
+/// Where the points of a block are sampled; points in neither list are zero. Neighbours and weights: [taps²] of each point.
 typedef struct {
-    int64_t corner[BLOCK];   ///< place of the first of the neighbours, which lie in a square; 0 for exposed points
-    float weight[MAX_TAPS * MAX_TAPS][BLOCK];
-    int32_t exposed[BLOCK];  ///< points whose neighbours do not lie in a square
-    int64_t num_exposed;
-    int64_t place[MAX_TAPS * MAX_TAPS][BLOCK];  ///< of the neighbours of exposed points, in their order
+    int64_t num_squares, num_exposed;
+    int32_t square[BLOCK + 1];        ///< points whose neighbours lie in a square
+    int32_t exposed[BLOCK + 1];       ///< others
+    int64_t corner[BLOCK + LANES];    ///< place of the first of the neighbours of a square; up to whole vectors follow
+    float weight[(BLOCK + LANES) * MAX_TAPS * MAX_TAPS];  ///< copies of the last, with weights of zero
+    int64_t place[BLOCK * MAX_TAPS * MAX_TAPS];           ///< of the neighbours of exposed points, in their order
+    float exposed_weight[BLOCK * MAX_TAPS * MAX_TAPS];
 } block_taps;
 
 /// Mirrored at `low` and `high` until it lies between them, as numpy's mod has it.
@@ -133,6 +140,7 @@ ALWAYS_INLINE void move_inside(int64_t count, int32_t size, int n, axis_taps *re
         }
         for (int j = 0; j < n; j++) t->weight[j][p] = weight[j];
         t->first[p] = inside;
+        t->is_outside[p] = (moved >= n) | (moved <= -n);
     }
 }
 
@@ -149,6 +157,7 @@ static void find_axis(const sampling *s, const float *grid, int64_t count, int64
     find_positions(s, grid, count, size, at);
     find_weights(s, at, count, t);
     memset(t->is_apart, 0, sizeof t->is_apart);
+    memset(t->is_outside, 0, sizeof t->is_outside);
     if (s->padding == ZEROS && size >= n) {
         if (n == 1) move_inside(count, (int32_t)size, 1, t);
         else if (n == 2) move_inside(count, (int32_t)size, 2, t);
@@ -170,80 +179,133 @@ static void find_axis(const sampling *s, const float *grid, int64_t count, int64
 
 static int32_t place_of(const axis_taps *t, int i, int64_t p) { return t->is_apart[p] ? t->place[i][p] : t->first[p] + i; }
 
+/// The weights of the neighbours of point `p`.
+static void multiply_weights(const axis_taps *rows, const axis_taps *columns, int n, int64_t p, float *weight) {
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < n; k++) *weight++ = rows->weight[i][p] * columns->weight[k][p];
+}
+
+static void find_squares(const axis_taps *rows, const axis_taps *columns, int n, int64_t width, block_taps *taps) {
+    const int64_t count = taps->num_squares;
+    for (int64_t e = 0; e < count; e++) {
+        int32_t p = taps->square[e];
+        taps->corner[e] = rows->first[p] * width + columns->first[p];
+        multiply_weights(rows, columns, n, p, taps->weight + e * n * n);
+    }
+    for (int64_t e = count; e % LANES; e++) {
+        taps->corner[e] = taps->corner[count - 1];
+        memset(taps->weight + e * n * n, 0, (size_t)(n * n) * sizeof(float));
+    }
+}
+
+static void find_exposed(const axis_taps *rows, const axis_taps *columns, int n, int64_t width, block_taps *taps) {
+    int64_t *place = taps->place;
+    for (int64_t e = 0; e < taps->num_exposed; e++) {
+        int32_t p = taps->exposed[e];
+        multiply_weights(rows, columns, n, p, taps->exposed_weight + e * n * n);
+        for (int i = 0; i < n; i++)
+            for (int k = 0; k < n; k++) *place++ = place_of(rows, i, p) * width + place_of(columns, k, p);
+    }
+}
+
 static void find_taps(const sampling *s, const float *grid, int64_t count, block_taps *taps) {
     axis_taps rows, columns;
-    const int n = s->num_taps;
     find_axis(s, grid + 1, count, s->height, &rows);
     find_axis(s, grid, count, s->width, &columns);
-    for (int i = 0; i < n; i++)
-        for (int k = 0; k < n; k++)
-            for (int64_t p = 0; p < count; p++) taps->weight[i * n + k][p] = rows.weight[i][p] * columns.weight[k][p];
-    taps->num_exposed = 0;
+    taps->num_squares = taps->num_exposed = 0;
     for (int64_t p = 0; p < count; p++) {
-        taps->corner[p] = rows.first[p] * s->width + columns.first[p];
-        if (!rows.is_apart[p] && !columns.is_apart[p]) continue;
-        int64_t e = taps->num_exposed++;
-        taps->exposed[e] = (int32_t)p;
-        taps->corner[p] = 0;
-        for (int i = 0; i < n; i++)
-            for (int k = 0; k < n; k++)
-                taps->place[i * n + k][e] = place_of(&rows, i, p) * s->width + place_of(&columns, k, p);
+        const bool is_apart = rows.is_apart[p] | columns.is_apart[p], is_outside = rows.is_outside[p] | columns.is_outside[p];
+        taps->square[taps->num_squares] = taps->exposed[taps->num_exposed] = (int32_t)p;
+        taps->num_squares += !is_apart & !is_outside;
+        taps->num_exposed += is_apart & !is_outside;
     }
+    find_squares(&rows, &columns, s->num_taps, s->width, taps);
+    find_exposed(&rows, &columns, s->num_taps, s->width, taps);
 }
 
 /// A weight of zero hides the value, even Inf and NaN: it may stand for padding.
 static inline float weighed(float v, float weight) { return (weight == 0 ? 0 : v) * weight; }
 
-/// The squares of n × n neighbours of each point, of two planes that share places and weights.
-ALWAYS_INLINE void sample_squares(const block_taps *t, int n, int64_t width, int64_t count, const float *a, const float *b,
-                                  float *ya, float *yb) {
-    for (int64_t p = 0; p < count; p++) {
-        const float *ta = a + t->corner[p], *tb = b + t->corner[p];
-        float sum_a = 0, sum_b = 0;
-        for (int i = 0; i < n; i++, ta += width, tb += width)
-            for (int k = 0; k < n; k++) {
-                float weight = t->weight[i * n + k][p];
-                sum_a += ta[k] * weight;
-                sum_b += tb[k] * weight;
-            }
-        ya[p] = sum_a;
-        yb[p] = sum_b;
+/// sums[i] + Σ v[i], in the order of the elements.
+ALWAYS_INLINE f32x4 added_up(f32x4 sums, u32x4 v[LANES]) {
+    transpose_four(v);
+    return (((sums + (f32x4)v[0]) + (f32x4)v[1]) + (f32x4)v[2]) + (f32x4)v[3];
+}
+
+/// Neighbours 4q … 4q + 3 of a square of n × n: two rows of two, or row q of four.
+ALWAYS_INLINE f32x4 neighbours(const float *x, int n, int q, int64_t width) {
+    f32x4 v;
+    if (n == 2) {
+        f64x2 rows;
+        memcpy(&rows[0], x, 8);
+        memcpy(&rows[1], x + width, 8);
+        return (f32x4)rows;
     }
+    memcpy(&v, x + q * width, sizeof v);
+    return v;
+}
+
+/// Squares of n × n neighbours, of two planes that share places and weights.
+ALWAYS_INLINE void sample_squares(const block_taps *t, int n, int64_t width, const float *a, const float *b, float *ya, float *yb) {
+    for (int64_t e = 0; e < t->num_squares; e += LANES) {
+        f32x4 sums_a = {0}, sums_b = {0};
+        for (int q = 0; q < n * n / 4; q++) {
+            u32x4 va[LANES], vb[LANES];
+            for (int i = 0; i < LANES; i++) {
+                f32x4 weight;
+                memcpy(&weight, t->weight + (e + i) * n * n + 4 * q, sizeof weight);
+                va[i] = (u32x4)(neighbours(a + t->corner[e + i], n, q, width) * weight);
+                vb[i] = (u32x4)(neighbours(b + t->corner[e + i], n, q, width) * weight);
+            }
+            sums_a = added_up(sums_a, va);
+            sums_b = added_up(sums_b, vb);
+        }
+        memcpy(ya + e, &sums_a, sizeof sums_a);
+        memcpy(yb + e, &sums_b, sizeof sums_b);
+    }
+}
+
+static void sample_nearest(const block_taps *t, const float *x, float *y) {
+    for (int64_t e = 0; e < t->num_squares; e++) y[e] = 0 + x[t->corner[e]] * t->weight[e];
 }
 
 /// Samples that are NaN once more: a value of weight zero may have made them so.
-static void hide(const block_taps *t, int n, int64_t width, int64_t count, const float *x, float *y) {
+static void hide(const block_taps *t, int n, int64_t width, const float *x, float *y) {
     int32_t num_odd = 0;
-    for (int64_t p = 0; p < count; p++) num_odd += y[p] != y[p];
-    for (int64_t p = 0; p < count && num_odd; p++) {
-        if (y[p] == y[p]) continue;
+    for (int64_t e = 0; e < t->num_squares; e++) num_odd += y[e] != y[e];
+    for (int64_t e = 0; e < t->num_squares && num_odd; e++) {
+        if (y[e] == y[e]) continue;
         float sum = 0;
-        for (int k = 0; k < n * n; k++) sum += weighed(x[t->corner[p] + k / n * width + k % n], t->weight[k][p]);
-        y[p] = sum;
+        for (int k = 0; k < n * n; k++) sum += weighed(x[t->corner[e] + k / n * width + k % n], t->weight[e * n * n + k]);
+        y[e] = sum;
     }
 }
 
-static void sample_exposed(const block_taps *t, int n, const float *x, float *y) {
+/// The samples of squares go to their points, those of exposed points are found, all others are zero.
+static void finish_block(const sampling *s, const block_taps *t, int64_t count, const float *x, float *found, float *y) {
+    const int n = s->num_taps;
+    hide(t, n, s->width, x, found);
+    if (t->num_squares == count) {
+        memcpy(y, found, (size_t)count * sizeof(float));
+        return;
+    }
+    memset(y, 0, (size_t)count * sizeof(float));
+    for (int64_t e = 0; e < t->num_squares; e++) y[t->square[e]] = found[e];
     for (int64_t e = 0; e < t->num_exposed; e++) {
-        int32_t p = t->exposed[e];
         float sum = 0;
-        for (int k = 0; k < n * n; k++) sum += weighed(x[t->place[k][e]], t->weight[k][p]);
-        y[p] = sum;
+        for (int64_t k = e * n * n; k < (e + 1) * n * n; k++) sum += weighed(x[t->place[k]], t->exposed_weight[k]);
+        y[t->exposed[e]] = sum;
     }
 }
 
 /// A block of points of two planes, which may be the same.
 static void sample_pair(const sampling *s, const block_taps *t, int64_t count, const float *a, const float *b, float *ya, float *yb) {
-    const int n = s->num_taps;
-    if (t->num_exposed < count) {
-        if (n == 1) sample_squares(t, 1, s->width, count, a, b, ya, yb);
-        else if (n == 2) sample_squares(t, 2, s->width, count, a, b, ya, yb);
-        else sample_squares(t, 4, s->width, count, a, b, ya, yb);
-        hide(t, n, s->width, count, a, ya);
-        if (b != a) hide(t, n, s->width, count, b, yb);
-    }
-    sample_exposed(t, n, a, ya);
-    if (b != a) sample_exposed(t, n, b, yb);
+    float found_a[BLOCK + LANES], found_b[BLOCK + LANES];
+    if (s->mode == LINEAR) sample_squares(t, 2, s->width, a, b, found_a, found_b);
+    else if (s->mode == CUBIC) sample_squares(t, 4, s->width, a, b, found_a, found_b);
+    else sample_nearest(t, a, found_a), sample_nearest(t, b, found_b);
+    finish_block(s, t, count, a, found_a, ya);
+    if (b != a) finish_block(s, t, count, b, found_b, yb);
 }
 
 static void sample_task(void *context, int64_t task) {

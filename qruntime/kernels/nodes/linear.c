@@ -11,10 +11,16 @@ static bool has_dims(const qrt_tensor *t, int32_t rank, const int64_t *dims) {
     return true;
 }
 
+/// Whether `t` is one row that broadcasts to `rank` dimensions, the last of them `n`.
+static bool is_row(const qrt_tensor *t, int32_t rank, int64_t n) {
+    return t->dtype == QRT_F32 && t->rank >= 1 && t->rank <= rank && t->dims[t->rank - 1] == n && t->size == n;
+}
+
 /// One or several layers that read the same activations.
 /// packed: qrt_weights of each. ints: activation of each, then the qrt_range_mode of those that quantize activations.
 /// floats: p and q of each activation.
-/// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N]. Outputs: one for each.
+/// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N] or one
+/// row for all of them. Outputs: one for each.
 static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
     if (count < 1 || count > MAX_LAYERS || node->num_ints != count + 1 || node->num_outputs != count) return QRT_DECLINE;
@@ -32,9 +38,12 @@ static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *c
         qrt_epilogue epilogue = {.residual = residual ? residual->data : NULL};
         if (!w || a->dims[last] != w->k) return QRT_DECLINE;
         if (!qrt_read_activation(node, node->ints[i], i, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
-        epilogue.residual_stride_elems = w->n;
         dims[last] = w->n;
-        if (residual && !has_dims(residual, a->rank, dims)) return QRT_DECLINE;
+        if (residual) {
+            const bool is_whole = has_dims(residual, a->rank, dims);
+            if (!is_whole && !is_row(residual, a->rank, w->n)) return QRT_DECLINE;
+            epilogue.residual_stride_elems = is_whole ? w->n : 0;
+        }
         layers[i] = (qrt_layer){w, epilogue, NULL, w->n};
     }
     for (int i = 0; i < count; i++) {

@@ -9,11 +9,12 @@
 #include "../threads.h"
 #include "arguments.h"
 #include "enumerations.h"
+#include "four.h"
 
 enum { QRT_INTERPOLATIONS(QRT_ENUMERATOR) };
 enum { QRT_COORDINATES(QRT_ENUMERATOR) };
 enum { QRT_NEAREST_MODES(QRT_ENUMERATOR) };
-enum { PARALLEL_BYTES = 256 * 1024, SHORT_LINE = 1024 };
+enum { PARALLEL_BYTES = 256 * 1024, SHORT_LINE = 512 };
 
 /// What becomes of one axis. Without `index` it stays as it is.
 typedef struct {
@@ -86,22 +87,25 @@ typedef struct {
     char *scratch;                     ///< a row of the input for each task
 } pass;
 
-typedef uint32_t u32x4 __attribute__((vector_size(16)));
+/// Four elements in memory. Vectors that are copied to two places with memcpy go through general registers in gcc.
+typedef uint32_t u32x4_there __attribute__((vector_size(16), aligned(4), may_alias));
 
-/// Each of four elements twice.
-static inline void double_four(const uint32_t *x, uint32_t *y) {
-    u32x4 v;
-    memcpy(&v, x, sizeof v);
+/// Each of four elements twice, in two lines.
+static inline void double_four(const uint32_t *x, uint32_t *y, uint32_t *z) {
+    const u32x4 v = *(const u32x4_there *)x;
     const u32x4 low = __builtin_shufflevector(v, v, 0, 0, 1, 1), high = __builtin_shufflevector(v, v, 2, 2, 3, 3);
-    memcpy(y, &low, sizeof low);
-    memcpy(y + 4, &high, sizeof high);
+    *(u32x4_there *)y = low;
+    *(u32x4_there *)(y + 4) = high;
+    *(u32x4_there *)z = low;
+    *(u32x4_there *)(z + 4) = high;
 }
 
-/// Each of n elements twice. Where four do not divide n the last four overlap others, which beats single elements.
-static void double_line(const uint32_t *x, int64_t n, uint32_t *y) {
-    for (int64_t i = 0; i + 4 <= n; i += 4) double_four(x + i, y + 2 * i);
-    if (n % 4 && n > 4) double_four(x + n - 4, y + 2 * n - 8);
-    for (int64_t i = 0; n < 4 && i < n; i++) y[2 * i] = y[2 * i + 1] = x[i];
+/// Each of n elements twice, in two lines, which may be the same. Where four do not divide n the last four overlap others,
+/// which beats single elements.
+static void double_line(const uint32_t *x, int64_t n, uint32_t *y, uint32_t *z) {
+    for (int64_t i = 0; i + 4 <= n; i += 4) double_four(x + i, y + 2 * i, z + 2 * i);
+    if (n % 4 && n > 4) double_four(x + n - 4, y + 2 * n - 8, z + 2 * n - 8);
+    for (int64_t i = 0; n < 4 && i < n; i++) y[2 * i] = y[2 * i + 1] = z[2 * i] = z[2 * i + 1] = x[i];
 }
 
 /// Repeats each element `times` over.
@@ -118,7 +122,7 @@ static void double_line(const uint32_t *x, int64_t n, uint32_t *y) {
 static void pick_line(const axis_table *columns, int64_t times, int64_t item, const void *from, void *to) {
     const int64_t n = columns->size;
     if (times == 2 && item == 4) {
-        double_line(from, n, to);
+        double_line(from, n, to, to);
         return;
     }
     switch (item) {
@@ -149,6 +153,8 @@ static void pick_task(void *context, int64_t task) {
     const axis_table *rows = p->rows;
     const int64_t row_bytes = p->row_elems * p->item, line_bytes = p->line_elems * p->item;
     const int64_t times = p->columns ? repetitions(p->columns) : 0;
+    // Two short lines at once cost less than the call of a copy.
+    const bool doubles = times == 2 && p->item == 4 && line_bytes < SHORT_LINE;
     int64_t line = task * p->lines_per_task, end = line + p->lines_per_task;
     if (end > p->num_lines) end = p->num_lines;
     int64_t outer = rows ? line / rows->output : 0, o = rows ? line % rows->output : line;
@@ -157,10 +163,13 @@ static void pick_task(void *context, int64_t task) {
         if (rows && o == rows->output) o = 0, outer++;
         const char *from = p->x + (rows ? outer * rows->size + rows->index[o] : line) * row_bytes;
         copies = copies_of(rows, o, rows && rows->output - o < end - line ? rows->output - o : end - line);
+        if (doubles && copies == 2) {
+            double_line((const uint32_t *)from, p->row_elems, (uint32_t *)to, (uint32_t *)(to + line_bytes));
+            continue;
+        }
         for (int64_t i = 0; i < copies; i++) {
             char *y = to + i * line_bytes;
-            // To pick a short line again costs less than the call of a copy.
-            if (p->columns && (i == 0 || (times == 2 && line_bytes < SHORT_LINE))) pick_line(p->columns, times, p->item, from, y);
+            if (p->columns && i == 0) pick_line(p->columns, times, p->item, from, y);
             else memcpy(y, p->columns ? to : from, (size_t)line_bytes);
         }
     }

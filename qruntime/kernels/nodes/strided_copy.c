@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "../threads.h"
+#include "four.h"
 
 /// Below this many bytes a second thread costs more than it brings.
 enum { PARALLEL_BYTES = 512 * 1024 };
@@ -100,22 +101,12 @@ enum { LINE = 64 };
         for (int64_t r = 0; r < rows; r++)                                                                   \
             memcpy(to + r * to_row + c * (int64_t)sizeof(T), from + c * from_column + r * (int64_t)sizeof(T), sizeof(T))
 
-typedef uint32_t u32x4 __attribute__((vector_size(16)));
-
 /// to[r][c] = from[c][r] for r, c < 4.
 static inline void transpose_4x4(char *to, int64_t to_row, const char *from, int64_t from_column) {
-    u32x4 a, b, c, d;
-    memcpy(&a, from, 16);
-    memcpy(&b, from + from_column, 16);
-    memcpy(&c, from + 2 * from_column, 16);
-    memcpy(&d, from + 3 * from_column, 16);
-    u32x4 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    u32x4 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    u32x4 rows[4] = {
-        __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7),
-        __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7),
-    };
-    for (int r = 0; r < 4; r++) memcpy(to + r * to_row, &rows[r], 16);
+    u32x4 v[4];
+    for (int c = 0; c < 4; c++) memcpy(&v[c], from + c * from_column, sizeof v[c]);
+    transpose_four(v);
+    for (int r = 0; r < 4; r++) memcpy(to + r * to_row, &v[r], sizeof v[r]);
 }
 
 static void transpose_tile(char *to, int64_t to_row, const char *from, int64_t from_column, size_t item, int64_t rows, int64_t columns) {

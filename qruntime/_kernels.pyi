@@ -91,8 +91,11 @@ class PackedNBits(PackedWeights):
         k: int | None = None,
         offset: int = 0,
         high_half_first: bool = False,
+        activations: str = "float",
         origin: np.ndarray | None = None,
     ) -> None: ...
+    @property
+    def activations(self) -> str: ...
     def unpacked(self) -> np.ndarray: ...
 
 class PackedArray(Packed):

@@ -134,6 +134,10 @@ cdef extern from "gemm_f32.h" nogil:
     size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
     qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
 
+cdef extern from "gemm_nbits_q8.h" nogil:
+    ctypedef struct qrt_gemm_nbits_q8:
+        pass
+
 cdef extern from "gemm_nbits.h" nogil:
     ctypedef struct qrt_gemm_nbits:
         const char *name
@@ -143,6 +147,7 @@ cdef extern from "kernels.h" nogil:
         const char *isa
         qrt_gemm_q8 gemm_q8
         qrt_gemm_nbits gemm_nbits
+        qrt_gemm_nbits_q8 gemm_nbits_q8
         qrt_gemm_f32 gemm_f32
     ctypedef struct qrt_rung:
         const char *name

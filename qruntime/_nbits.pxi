@@ -14,7 +14,6 @@ cdef extern from "nbits_weights.h" nogil:
         const float *scales
         const float *zero_points
         const float *bias
-        const int32_t *integers
     ctypedef struct qrt_nbits_source:
         const uint8_t *rows
         int64_t row_stride_bytes
@@ -26,6 +25,17 @@ cdef extern from "nbits_weights.h" nogil:
     bint qrt_nbits_fill(qrt_nbits_weights *, int64_t, int64_t, const qrt_nbits_source *, int)
     void qrt_nbits_unpack(const qrt_nbits_weights *, int64_t, int64_t, uint8_t *, int64_t)
 
+cdef extern from "gemm_nbits_q8.h" nogil:
+    ctypedef struct qrt_nbits_q8_weights:
+        qrt_nbits_weights w
+    ctypedef struct qrt_nbits_q8_spec:
+        qrt_nbits_spec weights
+        const signed char *integers
+        const uint8_t *zero_points
+    size_t qrt_nbits_q8_packed_bytes(const qrt_nbits_q8_spec *)
+    qrt_nbits_q8_weights *qrt_nbits_q8_new(const qrt_nbits_q8_spec *, const qrt_gemm_nbits_q8 *, qrt_arena *)
+    void qrt_nbits_q8_finish(qrt_nbits_q8_weights *, int)
+
 
 cdef class PackedNBits(PackedWeights):
     """Weights [K, N] of 2, 3, 4 or 8 bits: decoded[n, k] = scale[n, g] · (value(code[n, k]) − zero[n, g]), g = k // group.
@@ -36,16 +46,22 @@ cdef class PackedNBits(PackedWeights):
     `group` along K, K by default. A uniform code stands for code − zero point: `zero_point` [N, groups] in codes, which need not
     be whole, 2^(bits − 1) by default. With `table`, float32 [2^bits], it stands for an entry less `zero_point`, 0 by default. `bias`
     float32 [N] or None. ValueError for anything else; codes beyond the bits are found when they are packed.
+
+    With `activations` "per_token" or "per_tensor" instead of "float" the layer quantizes them to 8 bits, by the range that the node
+    is told. Then zero points have to be codes, and a table of 16 entries, without zero points: whole numbers from −128 to 127 times
+    a power of two from 1 to 1 / 128.
     """
 
     cdef cnp.ndarray scale, zero_point, table
+    cdef cnp.ndarray integers      # of a table, for quantized activations; `scale` is theirs then
+    cdef readonly str activations
     cdef int64_t k, n, group
     cdef int bits, source_bits
     cdef uint8_t offset
     cdef bint high_half_first
 
     def __cinit__(self, codes, scale, zero_point=None, bias=None, *, int bits=0, table=None, group=None, k=None, int offset=0,
-                  bint high_half_first=False, origin=None):
+                  bint high_half_first=False, str activations="float", origin=None):
         cdef cnp.ndarray q = np.asarray(codes)
         if q.dtype != np.uint8 or q.ndim != 2:
             raise ValueError(f"codes must be uint8 [N, K], got {shape_text(q)}")
@@ -76,9 +92,43 @@ cdef class PackedNBits(PackedWeights):
         self.scale = _factors(scale, "scale", shape)
         self.zero_point = None if zero_point is None else _factors(zero_point, "zero_point", shape)
         self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
-        cdef qrt_nbits_spec spec = self._spec()
-        if qrt_nbits_packed_bytes(&spec) == 0:
+        if activations not in ("float", "per_token", "per_tensor"):
+            raise ValueError(f"activations must be float, per_token or per_tensor, got {activations}")
+        self.activations = activations
+        if activations != "float":
+            self._for_codes()
+        if self._bytes_to_pack() == 0:
             raise ValueError(f"weights [{self.k}, {self.n}] in groups of {self.group} are too large")
+
+    cdef int _for_codes(self) except -1:
+        """Zero points and table in integers."""
+        if self.table is not None:
+            if self.table.size != 16 or self.zero_point is not None:
+                raise ValueError("quantized activations need a table of 16 entries, without zero points")
+            for factor in [2.0**-e for e in range(8)]:
+                integers = self.table / np.float32(factor)
+                if (integers == np.rint(integers)).all() and (np.abs(integers + 0.5) < 128.5).all():
+                    break
+            else:
+                raise ValueError(f"quantized activations need a table of whole numbers −128 … 127 times a power of two, got {self.table}")
+            self.integers = integers.astype(np.int8)
+            self.scale = self.scale * np.float32(factor)
+        elif self.zero_point is not None:
+            codes = self.zero_point.astype(np.uint8)
+            if (codes != self.zero_point).any() or codes.max(initial=0) >> self.bits:
+                raise ValueError(f"quantized activations need zero points that are codes of {self.bits} bits")
+            self.zero_point = codes
+
+    cdef qrt_nbits_q8_spec _codes_spec(self):
+        cdef qrt_nbits_q8_spec spec
+        memset(&spec, 0, sizeof(spec))
+        spec.weights = self._spec()
+        spec.weights.zero_points = NULL
+        if self.zero_point is not None:
+            spec.zero_points = <const uint8_t *>cnp.PyArray_DATA(self.zero_point)
+        if self.integers is not None:
+            spec.integers = <const signed char *>cnp.PyArray_DATA(self.integers)
+        return spec
 
     cdef qrt_nbits_spec _spec(self):
         cdef qrt_nbits_spec spec
@@ -94,35 +144,52 @@ cdef class PackedNBits(PackedWeights):
         return spec
 
     cdef tuple _vectors(self):
-        kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first])
+        quantized = self.activations != "float"
+        kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first, quantized])
         parts = [self.scale, self.zero_point, self.table, self.bias, kind]
         digests = [b"" if part is None else blake2b(np.ascontiguousarray(part).view(np.uint8).reshape(-1)).digest() for part in parts]
         return (np.frombuffer(b"".join(digests), np.uint8),)
 
     cdef size_t _bytes_to_pack(self):
-        cdef qrt_nbits_spec spec = self._spec()
-        return qrt_nbits_packed_bytes(&spec)
+        cdef qrt_nbits_spec spec
+        cdef qrt_nbits_q8_spec codes_spec
+        if self.activations == "float":
+            spec = self._spec()
+            return qrt_nbits_packed_bytes(&spec)
+        codes_spec = self._codes_spec()
+        return qrt_nbits_q8_packed_bytes(&codes_spec)
+
+    cdef qrt_nbits_weights *_new(self, qrt_arena *arena):
+        cdef qrt_nbits_spec spec
+        cdef qrt_nbits_q8_spec codes_spec
+        if self.activations == "float":
+            spec = self._spec()
+            with nogil:
+                return qrt_nbits_new(&spec, &qrt_kernels.gemm_nbits, &qrt_kernels.gemm_f32, arena)
+        codes_spec = self._codes_spec()
+        with nogil:
+            return <qrt_nbits_weights *>qrt_nbits_q8_new(&codes_spec, &qrt_kernels.gemm_nbits_q8, arena)
 
     cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
-        cdef qrt_nbits_spec spec = self._spec()
+        cdef qrt_nbits_weights *made = self._new(arena)
         cdef cnp.ndarray q = self.weight
         cdef qrt_nbits_source source
-        cdef qrt_nbits_weights *made
-        cdef bint fits
+        cdef bint fits, quantized = self.activations != "float"
+        if made == NULL:
+            return NULL
         source.rows, source.row_stride_bytes = <const uint8_t *>cnp.PyArray_DATA(q), q.strides[0]
         source.bits, source.high_half_first, source.offset = self.source_bits, self.high_half_first, self.offset
         with nogil:
-            made = qrt_nbits_new(&spec, &qrt_kernels.gemm_nbits, &qrt_kernels.gemm_f32, arena)
-            if made == NULL:
-                return NULL
-            fits = qrt_nbits_fill(made, 0, spec.n, &source, num_threads)
+            fits = qrt_nbits_fill(made, 0, made.base.n, &source, num_threads)
+            if quantized:
+                qrt_nbits_q8_finish(<qrt_nbits_q8_weights *>made, num_threads)
         if not fits:
             qrt_weights_free(&made.base)
             raise ValueError(f"codes of {self.bits} bits must lie in 0..{(1 << self.bits) - 1}, got {q.max()}")
         return &made.base
 
     cdef void _forget(self):
-        self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = None
+        self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = self.integers = None
 
     def unpacked(self):
         """The codes again, uint8 [N, K], `offset` added."""

@@ -70,6 +70,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_f64(t);
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_nbits(t);
+    qrt_portable_gemm_nbits_q8(t);
     qrt_portable_pointwise(t);
     qrt_portable_qlinear(t);
     qrt_portable_rows(t);
@@ -83,6 +84,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f64(t);
     qrt_avx2_gemm_q8(t);
     qrt_avx2_gemm_nbits(t);
+    qrt_avx2_gemm_nbits_q8(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_qlinear(t);
     qrt_avx2_rows(t);
@@ -91,6 +93,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
+    qrt_avx_vnni_gemm_nbits_q8(t);
     qrt_avx_vnni_attention(t);
 }
 static void overlay_avx512(qrt_kernel_table *t) {
@@ -105,6 +108,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);
+    qrt_avx512vnni_gemm_nbits_q8(t);
     qrt_avx512vnni_attention(t);
 }
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
@@ -114,13 +118,17 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_f64(t);
     qrt_neon_gemm_q8(t);
     qrt_neon_gemm_nbits(t);
+    qrt_neon_gemm_nbits_q8(t);
     qrt_neon_pointwise(t);
     qrt_neon_qlinear(t);
     qrt_neon_rows(t);
     qrt_neon_rnn(t);
     qrt_neon_attention(t);
 }
-static void overlay_neon_dotprod(qrt_kernel_table *t) { qrt_neon_dotprod_gemm_q8(t); }
+static void overlay_neon_dotprod(qrt_kernel_table *t) {
+    qrt_neon_dotprod_gemm_q8(t);
+    qrt_neon_dotprod_gemm_nbits_q8(t);
+}
 #endif
 
 const qrt_rung qrt_ladder[] = {

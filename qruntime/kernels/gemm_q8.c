@@ -5,20 +5,6 @@
 
 #include "threads.h"
 
-/// Less work than this a thread is done sooner than shared, even with threads that are awake. The unit is a weight that
-/// is read; a row multiplies in a quarter of that time. Two cores of a Zen 4 guest, November 2026: two threads gain a
-/// quarter at 1×512×512, a tenth at 4×320×320, a seventh at 16×256×256; they lose at 1×384×384, 16×128×128, 16×192×192.
-enum { WORK_PER_THREAD = 3 << 15 };
-
-/// Less work than this is done sooner than sleeping threads have woken and warmed up their caches.
-enum { WORK_WORTH_WAKING = 1 << 24 };
-
-/// Fewer rows a thread do not repay that each thread reads all weights.
-enum { ROWS_PER_THREAD = 64 };
-
-/// Quantizing fewer values is done sooner by one thread.
-enum { VALUES_PER_THREAD = 1 << 14 };
-
 /// Packing fewer weights is done sooner by one thread.
 enum { WEIGHTS_PER_THREAD = 1 << 14 };
 
@@ -34,8 +20,6 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 // ------------------------------------------------------------------------------------------ weights
 
 static const qrt_weights_ops q8_ops;
-
-static const qrt_q8_weights *weights_of(const qrt_layer *layer) { return (const qrt_q8_weights *)layer->w; }
 
 /// Packed weights as parts of one buffer, in order, each aligned.
 typedef struct {
@@ -136,12 +120,6 @@ size_t qrt_q8_packed_bytes(const struct qrt_gemm_q8 *kernel, int64_t k, int64_t 
     return l.overflow ? 0 : l.size;
 }
 
-/// Bytes from one packed row to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
-static int64_t row_bytes(const qrt_gemm_q8 *kernel, int64_t k_padded) {
-    int64_t bytes = round_up(k_padded * kernel->item_bytes, QRT_ALIGNMENT) + QRT_ALIGNMENT;
-    return bytes / QRT_ALIGNMENT % 2 ? bytes : bytes + QRT_ALIGNMENT;
-}
-
 static int64_t block_rows(const qrt_gemm_q8 *kernel, int64_t row_bytes) {
     int64_t fitting = kernel->block_bytes / row_bytes / kernel->mr * kernel->mr;
     return fitting < kernel->mr ? kernel->mr : min_i64(fitting, kernel->block_rows);
@@ -161,11 +139,12 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
         return NULL;
     }
     char *base = buffer->data;
+    const int64_t stride = qrt_q8_row_stride(l.k_padded * kernel->item_bytes + QRT_ALIGNMENT);
     *made = (qrt_q8_weights){
         .kernel = memcpy(base + l.at_kernel, kernel, sizeof *kernel),
         .base = {&q8_ops, k, n, buffer},
         .k_padded = l.k_padded, .num_panels = l.columns / kernel->nr, .panel_bytes = l.panel_bytes,
-        .row_bytes = row_bytes(kernel, l.k_padded), .block_rows = block_rows(kernel, row_bytes(kernel, l.k_padded)),
+        .row_bytes = stride, .block_rows = block_rows(kernel, stride),
         .panels = base + l.at_panels,
         .col_sums = (int32_t *)(base + l.at_sums),
         .scales = (float *)(base + l.at_scales),
@@ -201,7 +180,7 @@ void qrt_q8_unpack(const qrt_q8_weights *w, int8_t *codes, int64_t row_stride_el
     }
 }
 
-// ------------------------------------------------------------------------------------------- blocks
+// ------------------------------------------------------------------------------------------ product
 
 /// K too long for int32: chunks, summed in int64.
 static void multiply_long(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
@@ -230,213 +209,49 @@ static void multiply_long(const qrt_q8_weights *w, const qrt_q8_block *block, in
         }
 }
 
-static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+static const qrt_q8_weights *weights_of(const qrt_weights *w) { return (const qrt_q8_weights *)w; }
+
+static qrt_q8_shape shape_of(const qrt_weights *weights) {
+    const qrt_q8_weights *w = weights_of(weights);
+    return (qrt_q8_shape){
+        .codes = &w->kernel->codes, .mr = w->kernel->mr, .nr = w->kernel->nr, .num_panels = w->num_panels,
+        .row_bytes = w->row_bytes, .block_rows = w->block_rows,
+    };
+}
+
+static bool are_packed_alike(const qrt_weights *w, const qrt_weights *other) {
+    const qrt_q8_weights *a = weights_of(w), *b = weights_of(other);
+    return a->k_padded == b->k_padded && a->kernel->codes.quantize == b->kernel->codes.quantize;
+}
+
+static void quantize(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m,
+                     const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work) {
+    (void)work;
+    const qrt_q8_weights *w = weights_of(layers[0].w);
+    bool sums = false;
+    for (int i = 0; i < num_layers; i++) sums |= weights_of(layers[i].w)->zero_points != NULL;
+    qrt_q8_quantize_rows(&w->kernel->codes, a, lda_elems, m, w->base.k, w->k_padded, shared, sums, rows, packed, stride_bytes);
+}
+
+static void multiply(const qrt_weights *weights, const qrt_q8_block *block, int64_t first, int64_t last) {
+    const qrt_q8_weights *w = weights_of(weights);
     if (w->k_padded > QRT_Q8_MAX_K) multiply_long(w, block, first, last);
     else w->kernel->multiply(w, block, first, last);
 }
 
-/// One call of `linear` whose layers are packed alike.
-typedef struct {
-    const qrt_layer *layers;
-    int num_layers;
-    const qrt_q8_weights *w;    ///< of the first layer: how to quantize for all of them
-    bool sums;                  ///< some weights have zero points
-    const float *a;
-    int64_t lda_elems, m;
-    const qrt_q8_row *shared;   ///< parameters of the whole tensor, or NULL
-    int64_t stride_bytes;       ///< of packed rows
-    int64_t rows_per_block, rows_per_share, panels_per_task, num_panels;
-    qrt_q8_row *rows;
-    char *packed;
-    int64_t next_block;         ///< atomic
-} job;
+static const qrt_q8_kind kind = {shape_of, are_packed_alike, quantize, multiply};
 
-static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
-    const qrt_q8_weights *w = weights_of(&layers[0]);
-    job j = {
-        .layers = layers, .num_layers = num_layers, .w = w, .a = a, .lda_elems = lda_elems, .m = m,
-        .stride_bytes = w->row_bytes, .rows_per_block = min_i64(m, w->block_rows),
-    };
-    for (int i = 0; i < num_layers; i++) {
-        j.sums |= weights_of(&layers[i])->zero_points != NULL;
-        j.num_panels += weights_of(&layers[i])->num_panels;
-    }
-    return j;
-}
-
-/// Parameters for the whole of `a`, kept in `shared`, where the mode asks for them.
-static void share_range(job *j, qrt_range_mode mode, qrt_q8_row *shared) {
-    if (mode != QRT_PER_TENSOR) return;
-    *shared = qrt_q8_tensor_parameters(&j->w->kernel->codes, j->a, j->lda_elems, j->m, j->w->base.k);
-    j->shared = shared;
-}
-
-/// The block against some panels, with all of its epilogue.
-static void multiply_block(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
-    const qrt_elementwise map = block->epilogue.map;
-    if (!map.fn) {
-        multiply(w, block, first, last);
-        return;
-    }
-    qrt_q8_block sums = *block;
-    sums.epilogue = (qrt_epilogue){.activation = QRT_ACT_NONE};
-    multiply(w, &sums, first, last);
-    int64_t column = first * w->kernel->nr, columns = min_i64(last * w->kernel->nr, w->base.n) - column;
-    for (int r = 0; r < block->num_rows; r++) {
-        float *y = block->y + r * block->ldy_elems + column;
-        const float *residual = block->epilogue.residual;
-        map.fn(y, y, columns, map.p, map.q);
-        if (residual) residual += r * block->epilogue.residual_stride_elems + column;
-        for (int64_t j = 0; residual && j < columns; j++) y[j] += residual[j];
-    }
-}
-
-/// Quantized rows, the first of them row `first_row`, against panels first … last-1, counted through all layers.
-static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, const qrt_q8_row *rows,
-                            const char *packed, int64_t first, int64_t last) {
-    for (int i = 0; i < j->num_layers && last > 0; i++) {
-        const qrt_layer *layer = &j->layers[i];
-        const qrt_q8_weights *w = weights_of(layer);
-        int64_t panels = w->num_panels;
-        if (first < panels) {
-            qrt_q8_block block = {
-                .a = packed, .a_stride_bytes = j->stride_bytes, .rows = rows, .num_rows = (int)num_rows,
-                .epilogue = layer->epilogue, .y = layer->y + first_row * layer->ldy_elems, .ldy_elems = layer->ldy_elems,
-            };
-            if (block.epilogue.residual) block.epilogue.residual += first_row * block.epilogue.residual_stride_elems;
-            multiply_block(w, &block, first, min_i64(last, panels));
-        }
-        first = first > panels ? first - panels : 0;
-        last -= panels;
-    }
-}
-
-/// Rows [first, first + count) into codes.
-static void quantize(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
-    const qrt_q8_weights *w = j->w;
-    qrt_q8_quantize_rows(&w->kernel->codes, j->a + first * j->lda_elems, j->lda_elems, count, w->base.k, w->k_padded,
-                         j->shared, j->sums, rows, packed, j->stride_bytes);
-}
-
-/// Rows [first, first + count) from float to float.
-static void run_rows(const job *j, int64_t first, int64_t count, qrt_q8_row *rows, char *packed) {
-    quantize(j, first, count, rows, packed);
-    multiply_layers(j, first, count, rows, packed, 0, j->num_panels);
-}
-
-static size_t rows_scratch(const qrt_q8_weights *w, int64_t m) {
-    return (size_t)round_up((int64_t)sizeof(qrt_q8_row) * m, QRT_ALIGNMENT) + (size_t)(m * w->row_bytes);
-}
-
-static size_t scratch_bytes(const qrt_weights *weights, int64_t m) {
-    const qrt_q8_weights *w = (const qrt_q8_weights *)weights;
-    return rows_scratch(w, min_i64(m, w->block_rows));
-}
-
-/// All rows on this thread.
-static void run_blocks(const job *j, char *scratch) {
-    char *packed = scratch + round_up((int64_t)sizeof(qrt_q8_row) * j->rows_per_block, QRT_ALIGNMENT);
-    for (int64_t i = 0; i < j->m; i += j->rows_per_block)
-        run_rows(j, i, min_i64(j->rows_per_block, j->m - i), (qrt_q8_row *)scratch, packed);
+static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode) {
+    return qrt_q8_linear(&kind, layers, num_layers, run, a, lda_elems, m, mode);
 }
 
 static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    const qrt_layer layer = {w, *epilogue, y, ldy_elems};
-    job j = job_of(&layer, 1, a, lda_elems, m);
-    qrt_q8_row shared;
-    share_range(&j, mode, &shared);
-    run_blocks(&j, scratch);
+    qrt_q8_linear_serial(&kind, w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch);
 }
 
-// ------------------------------------------------------------------------------------------ threads
-
-/// Each task takes blocks of rows until none is left; it owns one block of scratch.
-static void take_blocks(void *context, int64_t task) {
-    job *j = context;
-    for (;;) {
-        int64_t first = __atomic_fetch_add(&j->next_block, 1, __ATOMIC_RELAXED) * j->rows_per_block;
-        if (first >= j->m) return;
-        run_rows(j, first, min_i64(j->rows_per_block, j->m - first), j->rows + task * j->rows_per_block,
-                 j->packed + task * j->rows_per_block * j->stride_bytes);
-    }
-}
-
-static void quantize_share(void *context, int64_t task) {
-    job *j = context;
-    int64_t first = task * j->rows_per_share, count = min_i64(j->rows_per_share, j->m - first);
-    quantize(j, first, count, j->rows + first, j->packed + first * j->stride_bytes);
-}
-
-/// All rows of a short batch against some panels.
-static void take_panels(void *context, int64_t task) {
-    job *j = context;
-    int64_t first = task * j->panels_per_task, last = min_i64(first + j->panels_per_task, j->num_panels);
-    for (int64_t i = 0; i < j->m; i += j->rows_per_block) {
-        int64_t count = min_i64(j->rows_per_block, j->m - i);
-        multiply_layers(j, i, count, j->rows + i, j->packed + i * j->stride_bytes, first, last);
-    }
-}
-
-/// Whether one packing of the activations serves both.
-static bool are_packed_alike(const qrt_q8_weights *a, const qrt_q8_weights *b) {
-    return a->k_padded == b->k_padded && a->kernel->codes.quantize == b->kernel->codes.quantize;
-}
-
-static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
-    int alike = 1;
-    while (alike < num_layers && are_packed_alike(weights_of(&layers[0]), weights_of(&layers[alike]))) alike++;
-    if (alike < num_layers) {
-        qrt_status status = linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
-        if (status != QRT_OK) return status;
-    }
-    job j = job_of(layers, alike, a, lda_elems, m);
-    const qrt_q8_weights *w = j.w;
-    if (m <= 0 || j.num_panels == 0) return QRT_OK;
-    double work = 0;
-    for (int i = 0; i < alike; i++) work += (1.0 + (double)m / 4) * (double)w->base.k * (double)layers[i].w->n;
-    int64_t threads = run->num_threads;
-    if (work < (double)threads * WORK_PER_THREAD) threads = (int64_t)(work / WORK_PER_THREAD);
-    bool alone = threads > 1 && work < WORK_WORTH_WAKING && !qrt_threads_are_warm();
-    if (alone) threads = 1;
-    qrt_q8_row shared;
-    if (threads <= 1) {
-        qrt_buffer *scratch = qrt_scratch(run, scratch_bytes(&w->base, m));
-        if (!scratch) return QRT_NO_MEMORY;
-        share_range(&j, mode, &shared);
-        run_blocks(&j, scratch->data);
-        qrt_scratch_free(run, scratch);
-        if (alone) qrt_unshared_work_ended();
-        return QRT_OK;
-    }
-    // Whole rows for each thread when there are enough of them, so that none is quantized twice or waits.
-    bool by_rows = m >= threads * ROWS_PER_THREAD;
-    j.rows_per_block = w->block_rows;
-    if (by_rows) {
-        int64_t share = round_up(ceil_div(m, threads), w->kernel->mr);
-        int64_t blocks = ceil_div(share, j.rows_per_block);
-        j.rows_per_block = min_i64(j.rows_per_block, round_up(ceil_div(share, blocks), w->kernel->mr));
-    } else {
-        j.panels_per_task = ceil_div(j.num_panels, threads * 2);
-    }
-    int64_t held = by_rows ? threads * j.rows_per_block : m;
-    qrt_buffer *scratch = qrt_scratch(run, rows_scratch(w, held));
-    if (!scratch) return QRT_NO_MEMORY;
-    j.rows = scratch->data;
-    j.packed = (char *)scratch->data + round_up((int64_t)sizeof(qrt_q8_row) * held, QRT_ALIGNMENT);
-    share_range(&j, mode, &shared);
-    if (by_rows) {
-        qrt_parallel_for((int)threads, threads, take_blocks, &j);
-    } else {
-        int64_t shares = min_i64(threads, m * w->base.k / VALUES_PER_THREAD);
-        j.rows_per_share = shares > 1 ? ceil_div(m, shares) : m;
-        qrt_parallel_for((int)threads, ceil_div(m, j.rows_per_share), quantize_share, &j);
-        qrt_parallel_for((int)threads, ceil_div(j.num_panels, j.panels_per_task), take_panels, &j);
-    }
-    qrt_scratch_free(run, scratch);
-    return QRT_OK;
-}
+static size_t scratch_bytes(const qrt_weights *w, int64_t m) { return qrt_q8_scratch_bytes(&kind, w, m); }
 
 static const qrt_weights_ops q8_ops = {
     .name = "q8", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,

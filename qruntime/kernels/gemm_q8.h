@@ -13,8 +13,7 @@
 #ifndef QRT_GEMM_Q8_H
 #define QRT_GEMM_Q8_H
 
-#include "codes_q8.h"
-#include "weights.h"
+#include "linear_q8.h"
 
 /// Blocks for an L2 cache of 512 KB.
 enum { QRT_Q8_BLOCK_ROWS = 128, QRT_Q8_BLOCK_BYTES = 192 * 1024 };
@@ -54,17 +53,6 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
 
 /// The weights that were packed, [k, n] at the strides given; scales, zero points and bias stand in `w` as they are.
 void qrt_q8_unpack(const qrt_q8_weights *w, int8_t *codes, int64_t row_stride_elems, int64_t col_stride_elems);
-
-/// Quantized rows against all or some panels of weights.
-typedef struct {
-    const void *a;              ///< packed rows, 0 … 255, followed by zeros up to k_padded
-    int64_t a_stride_bytes;
-    const qrt_q8_row *rows;
-    int num_rows;
-    qrt_epilogue epilogue;   ///< residual at the first row of the block
-    float *y;
-    int64_t ldy_elems;
-} qrt_q8_block;
 
 /// What a rung provides. Packed activations are row after row of `item_bytes` each; a rung may keep QRT_ALIGNMENT bytes
 /// of its own behind a row.

@@ -22,6 +22,7 @@
 #include "gemm_f32.h"
 #include "gemm_f64.h"
 #include "gemm_nbits.h"
+#include "gemm_nbits_q8.h"
 #include "gemm_q8.h"
 #include "pointwise.h"
 #include "qlinear.h"
@@ -30,7 +31,9 @@
 
 typedef struct qrt_kernel_table {
     const char *isa;          ///< name of the rung
+    qrt_codes_q8 codes_q8;    ///< activations as codes of a byte each; nothing to `pack`
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
+    qrt_gemm_nbits_q8 gemm_nbits_q8;  ///< weights of 2 to 8 bits in groups, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_gemm_f64 gemm_f64;    ///< double GEMM
     qrt_gemm_nbits gemm_nbits;  ///< weights of 2 to 8 bits in groups, float activations

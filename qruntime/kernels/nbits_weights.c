@@ -17,7 +17,7 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 /// Parts of the buffer, in order, each aligned.
 typedef struct {
     int64_t num_groups, num_panels, group_bytes, panel_bytes;
-    size_t at_codes, at_scales, at_zeros, at_sums, at_integers, at_bias, at_values;
+    size_t at_codes, at_scales, at_zeros, at_bias, at_values, at_more;
     size_t size;
     bool fits;
 } layout;
@@ -54,10 +54,9 @@ static layout layout_of(const qrt_nbits_spec *s) {
     add_part(&l, QRT_ALIGNMENT, 1, 1);
     l.at_scales = add_part(&l, l.num_panels, groups, sizeof(float));
     l.at_zeros = add_part(&l, l.num_panels, s->zero_points ? groups : 0, sizeof(float));
-    l.at_sums = add_part(&l, l.num_panels, s->integers ? groups : 0, sizeof(int32_t));
-    l.at_integers = add_part(&l, s->integers ? 1 << s->bits : 0, 1, sizeof(int32_t));
     l.at_bias = add_part(&l, l.num_panels, s->bias ? QRT_NBITS_NR : 0, sizeof(float));
     l.at_values = add_part(&l, 1 << s->bits, 1, sizeof(float));
+    l.at_more = add_part(&l, 1, 1, s->more_bytes);
     return l;
 }
 
@@ -94,7 +93,7 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
                                  const struct qrt_gemm_f32 *float_kernel, qrt_arena *arena) {
     layout l = layout_of(spec);
     if (!l.fits) return NULL;
-    qrt_nbits_weights *w = malloc(sizeof *w);
+    qrt_nbits_weights *w = calloc(1, spec->object_bytes ? spec->object_bytes : sizeof *w);
     qrt_buffer *buffer = w ? qrt_arena_take(arena, l.size) : NULL;
     if (!buffer) {
         free(w);
@@ -108,10 +107,9 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
         .codes = (uint8_t *)(base + l.at_codes),
         .scales = (float *)(base + l.at_scales),
         .zeros = spec->zero_points ? (float *)(base + l.at_zeros) : NULL,
-        .sums = spec->integers ? (int32_t *)(base + l.at_sums) : NULL,
-        .integers = spec->integers ? (int32_t *)(base + l.at_integers) : NULL,
         .bias = spec->bias ? (float *)(base + l.at_bias) : NULL,
         .values = (float *)(base + l.at_values),
+        .more = base + l.at_more,
     };
     const float centre = spec->table ? 0.0f : (float)(1 << (spec->bits - 1));
     for (int code = 0; code < 1 << spec->bits; code++) w->values[code] = spec->table ? spec->table[code] : (float)code - centre;
@@ -121,10 +119,6 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     memset(w->codes + whole, 0, (size_t)(l.num_panels * l.panel_bytes - whole) + QRT_ALIGNMENT);
     spread(w, spec->scales, 0.0f, w->scales);
     if (w->zeros) spread(w, spec->zero_points, centre, w->zeros);
-    if (w->sums) {
-        memset(w->sums, 0, sizeof *w->sums * (size_t)(l.num_panels * l.num_groups * QRT_NBITS_NR));
-        memcpy(w->integers, spec->integers, sizeof *w->integers << spec->bits);
-    }
     for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->base.n ? spec->bias[j] : 0.0f;
     return w;
 }
@@ -234,7 +228,6 @@ static inline __attribute__((always_inline)) uint64_t fill_row(const filling *f,
         int64_t g = k / w->group, start = g * w->group;
         end = min_i64(start + w->group, k1);
         uint8_t *to = w->codes + panel * w->panel_bytes + g * w->group_bytes + (k - start) / step * step_bytes;
-        int32_t *sum = w->sums ? w->sums + qrt_nbits_group_at(w, panel, g) + column : NULL;
         for (; k < end; k += step, to += step_bytes) {
             const int count = (int)min_i64(step, end - k);
             uint64_t x[2];
@@ -245,7 +238,6 @@ static inline __attribute__((always_inline)) uint64_t fill_row(const filling *f,
             if (count < 8) x[0] &= (1ull << 8 * count) - 1;
             if (count < 16) x[1] &= (1ull << 8 * (count > 8 ? count - 8 : 0)) - 1;
             write_step(bits, x, (int)column, to);
-            for (int j = 0; sum && j < count; j++) *sum += w->integers[x[j / 8] >> j % 8 * 8 & 255];
         }
     }
     return beyond;

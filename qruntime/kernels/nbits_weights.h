@@ -53,10 +53,9 @@ typedef struct qrt_nbits_weights {
     uint8_t *codes;             ///< QRT_ALIGNMENT bytes more may be read
     float *scales;              ///< [panels][groups][QRT_NBITS_NR], 0 beyond column n
     float *zeros;               ///< the same, in values; NULL when all are 0
-    int32_t *sums;              ///< the same: Σ integers[code] over a group; NULL unless asked for
-    int32_t *integers;          ///< [2^bits], or NULL like `sums`
     float *bias;                ///< [panels][QRT_NBITS_NR], or NULL
     float *values;              ///< [2^bits] of the codes
+    void *more;                 ///< the more_bytes of the spec
 } qrt_nbits_weights;
 
 /// What qrt_nbits_new needs to know.
@@ -67,7 +66,8 @@ typedef struct {
     const float *scales;        ///< [n, groups]
     const float *zero_points;   ///< [n, groups] in codes (uniform: need not be whole) or values (table); NULL: the value 0
     const float *bias;          ///< [n] or NULL
-    const int32_t *integers;    ///< [2^bits] what `sums` adds up of each code, or NULL for no sums
+    size_t object_bytes;        ///< of a struct that begins with qrt_nbits_weights; 0: it is all
+    size_t more_bytes;          ///< of the buffer, for that struct
 } qrt_nbits_spec;
 
 /// Rows of codes, K along a row.
@@ -90,7 +90,7 @@ static inline int64_t qrt_nbits_depth(const qrt_nbits_weights *w, int64_t g) {
 static inline const uint8_t *qrt_nbits_codes(const qrt_nbits_weights *w, int64_t panel, int64_t g) {
     return w->codes + panel * w->panel_bytes + g * w->group_bytes;
 }
-/// Where the scales, zeros and sums of a group of a panel begin.
+/// Where the scales and zeros of a group of a panel begin.
 static inline int64_t qrt_nbits_group_at(const qrt_nbits_weights *w, int64_t panel, int64_t g) {
     return (panel * w->num_groups + g) * QRT_NBITS_NR;
 }

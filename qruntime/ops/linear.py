@@ -136,9 +136,9 @@ def _linear_q8(node: Node) -> NativeCall | None:
     weight = node.input(1)
     if node.attr("engine", "qruntime") != "qruntime" or weight is None or weight.stored is None:
         return None
-    if weight.stored.block or weight.stored.format is not INT8:
+    packed = _packed_for_codes(weight, node.input(2), node.attr("range", "per_token"))
+    if packed is None:
         return None
-    packed = _packed_q8(node.input(1), node.input(2))
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     ints = [code, _kernels.RANGE[node.attr("range", "per_token")]]
@@ -156,14 +156,21 @@ def merged_dynamic_quantized_linear(
 
 @merged_dynamic_quantized_linear.native
 def _merged_linear_q8(node: Node) -> NativeCall | None:
-    packed = [_packed_q8(*node.inputs[i : i + 2]) for i in range(1, len(node.inputs), 2)]
-    ints = [*map(activation_code, node.attr("activations")), _kernels.RANGE[node.attr("range", "per_token")]]
+    mode = node.attr("range", "per_token")
+    packed = [_packed_for_codes(node.input(i), node.input(i + 1), mode) for i in range(1, len(node.inputs), 2)]
+    if None in packed:
+        return None
+    ints = [*map(activation_code, node.attr("activations")), _kernels.RANGE[mode]]
     return NativeCall("linear", ints=ints, packed=packed, inputs=[0])
 
 
-def _packed_q8(weight: Value | None, bias: Value | None) -> _kernels.PackedQ8:
+def _packed_for_codes(weight: Value | None, bias: Value | None, mode: str) -> _kernels.Packed | None:
+    """A weight that codes of activations are multiplied by; None where no kernel has its form."""
     stored = None if weight is None else weight.stored
-    assert stored is not None and isinstance(stored.codes, np.ndarray) and stored.scale is not None
+    assert stored is not None
+    if stored.block or stored.format is not INT8:
+        return pack_nbits(stored, _data(bias), mode)
+    assert isinstance(stored.codes, np.ndarray) and stored.scale is not None
     return _kernels.PackedQ8(stored.codes, stored.scale, stored.zero_point, _data(bias))
 
 

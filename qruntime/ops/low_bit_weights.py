@@ -1,4 +1,4 @@
-"""Stored weights as the kernels of few bits take them (kernels/gemm_nbits.h)."""
+"""Stored weights as the kernels of few bits take them (kernels/gemm_nbits.h, kernels/gemm_nbits_q8.h)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import StoredTensor
+from qruntime.ir.formats import FP4
 from qruntime.ir.narrow import NarrowArray
 
 _KERNEL_BITS = (2, 3, 4, 8)
@@ -21,9 +22,15 @@ def fits_kernels(stored: StoredTensor) -> bool:
     return bool(stored.block) or stored.scale.shape[0] == 1
 
 
-def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.PackedNBits | None:
-    """A weight [K, N]; None where no kernel has its form."""
-    if not fits_kernels(stored):
+def fits_quantized_activations(stored: StoredTensor) -> bool:
+    """Whether kernels multiply it by codes of activations, in whole numbers."""
+    whole = stored.zero_point is None or stored.zero_point.dtype.kind in "iu"
+    return fits_kernels(stored) and whole and (stored.format.is_integer or stored.format is FP4)
+
+
+def pack_nbits(stored: StoredTensor, bias: np.ndarray | None, activations: str = "float") -> _kernels.PackedNBits | None:
+    """A weight [K, N] for activations that stay float, or are quantized "per_token" or "per_tensor"; None where no kernel has its form."""
+    if not (fits_kernels if activations == "float" else fits_quantized_activations)(stored):
         return None
     rows = stored.transposed()
     assert rows.scale is not None
@@ -42,14 +49,14 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None) -> _kernels.Packed
     if isinstance(codes, NarrowArray):
         if not codes.is_transposed and not codes.in_halves and bits == codes.bits and k * bits % 8 == 0:
             packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up, "high_half_first": codes.high_first}
-            return _packed(stored, packed, scale, zero, bias, bits, group, up)
+            return _packed(stored, packed, scale, zero, bias, bits, group, up, activations)
         codes = codes.unpacked()
     if bits == stored.format.bits == 8:
         codes, offset = codes.view(np.uint8), up
     else:
         codes = (codes.astype(np.int16) + up).astype(np.uint8)
     whole = {"codes": codes, "offset": offset}
-    return _packed(stored, whole, scale, zero, bias, bits, group, up)
+    return _packed(stored, whole, scale, zero, bias, bits, group, up, activations)
 
 
 def _summed_together(block: int, k: int) -> tuple[int, int]:
@@ -68,9 +75,13 @@ def _by_group(values: np.ndarray, groups: tuple[int, int], repeats: int) -> np.n
 
 
 def _packed(
-    stored: StoredTensor, codes: dict, scale: np.ndarray, zero: np.ndarray | None, bias: np.ndarray | None, bits: int, group: int, up: int
-) -> _kernels.PackedNBits:
+    stored: StoredTensor, codes: dict, scale: np.ndarray, zero: np.ndarray | None, bias: np.ndarray | None, bits: int, group: int, up: int,
+    activations: str,
+) -> _kernels.PackedNBits:  # fmt: skip
+    options = {**codes, "group": group, "activations": activations}
     if stored.format.table is not None:
-        return _kernels.PackedNBits(scale=scale, bias=bias, table=stored.format.values, group=group, **codes)
-    offsets = np.full(scale.shape, up, np.float32) if zero is None else zero + np.float32(up)
-    return _kernels.PackedNBits(scale=scale, zero_point=offsets, bias=bias, bits=bits, group=group, **codes)
+        return _kernels.PackedNBits(scale=scale, bias=bias, table=stored.format.values, **options)
+    offsets = None
+    if up != 1 << (bits - 1) or (zero is not None and zero.any()):  # else zero points are what the kernels expect
+        offsets = np.full(scale.shape, up, np.float32) if zero is None else zero + np.float32(up)
+    return _kernels.PackedNBits(scale=scale, zero_point=offsets, bias=bias, bits=bits, **options)

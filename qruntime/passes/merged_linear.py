@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
 from qruntime.ir.formats import INT8
+from qruntime.ops.low_bit_weights import fits_quantized_activations
 from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice, trace
 
 _MOST = 16
@@ -47,8 +48,10 @@ def _runs(graph: Graph) -> Iterator[list[Node]]:
 
 def _is_plain(node: Node) -> bool:
     weight = node.input(1)
-    is_int8 = weight is not None and weight.stored is not None and weight.stored.format is INT8 and not weight.stored.block
-    return is_int8 and node.input(3) is None and not {"engine", "parameters"} & node.attributes.keys()
+    stored = None if weight is None else weight.stored
+    if stored is None or node.input(3) is not None or {"engine", "parameters"} & node.attributes.keys():
+        return False
+    return (stored.format is INT8 and not stored.block) or fits_quantized_activations(stored)
 
 
 def _fits(first: Node, node: Node) -> bool:

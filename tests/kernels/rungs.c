@@ -219,6 +219,124 @@ static void check_gemm_q8(void) {
     }
 }
 
+// ---------------------------------------------------------------- low-bit weights, quantized activations
+
+typedef struct {
+    int64_t m, k, n, group;
+    int bits;
+    const int8_t *integers;
+    bool zero_points, with_bias, residual;
+    qrt_activation activation;
+    code_fill activations, weights;
+} nbits_case;
+
+static float *nbits_q8_linear(const qrt_gemm_nbits_q8 *kernel, const nbits_case *c, int64_t m, const float *a,
+                              const qrt_nbits_q8_spec *spec, const uint8_t *codes, const float *residual, int64_t ldy) {
+    qrt_nbits_q8_weights *packed = qrt_nbits_q8_new(spec, kernel, NULL);
+    const qrt_nbits_source source = {.rows = codes, .row_stride_bytes = c->k, .bits = 8};
+    if (!packed || !qrt_nbits_fill(&packed->w, 0, c->n, &source, 1)) abort();
+    qrt_nbits_q8_finish(packed, 1);
+    const qrt_weights *w = &packed->w.base;
+    qrt_buffer *scratch = qrt_buffer_new(qrt_scratch_bytes(w, m));
+    if (!scratch) abort();
+    qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
+    float *y = untouched(m * ldy);
+    qrt_linear_serial(w, a, c->k, m, QRT_PER_TOKEN, &epilogue, y, ldy, scratch->data);
+    qrt_buffer_drop(scratch);
+    qrt_weights_free(&packed->w.base);
+    return y;
+}
+
+static void check_nbits_q8(const nbits_case *c) {
+    int64_t m = c->m, k = c->k, n = c->n, ldy = n + 3, groups = (k + c->group - 1) / c->group;
+    float *a = floats(m * k), *scales = floats(n * groups), *bias = floats(n), *residual = floats(m * n), values[16];
+    uint8_t *codes = array(n * k, 1), *zero_points = array(n * groups, 1);
+    const int most = (1 << c->bits) - 1;
+    fill_activations(a, m, k, c->activations);
+    for (int64_t i = 0; i < n * k; i++)
+        codes[i] = (uint8_t)(c->weights == RANDOM_CODES ? random_bits() & (uint32_t)most
+                             : c->weights == LOWEST     ? 0
+                             : c->weights == HIGHEST    ? most
+                             : i & 1                    ? 0
+                                                        : most);
+    for (int64_t i = 0; i < n * groups; i++) {
+        scales[i] = uniform(1e-3f, 1e-1f);
+        zero_points[i] = (uint8_t)(random_bits() & (uint32_t)most);
+    }
+    fill_uniform(bias, n, 2);
+    fill_uniform(residual, m * n, 2);
+    for (int i = 0; c->integers && i < 16; i++) values[i] = c->integers[i];
+    qrt_nbits_q8_spec spec = {
+        .weights = {.k = k, .n = n, .group = c->group, .bits = c->bits, .table = c->integers ? values : NULL, .scales = scales,
+                    .bias = c->with_bias ? bias : NULL},
+        .integers = c->integers, .zero_points = c->zero_points && !c->integers ? zero_points : NULL,
+    };
+    float *want = nbits_q8_linear(&definition.gemm_nbits_q8, c, m, a, &spec, codes, residual, ldy);
+    float *got = nbits_q8_linear(&rung.gemm_nbits_q8, c, m, a, &spec, codes, residual, ldy);
+    for (int64_t i = 0; i < m * ldy; i++) {
+        double x = want[i];
+        if (c->activation <= QRT_ACT_RELU || i % ldy >= n) check_same(got[i], want[i], "gemm_nbits_q8", i / ldy, i % ldy);
+        else check_close(got[i], x, 8 * EPS * (fabs(x) + 3), "gemm_nbits_q8 activation", i / ldy, i % ldy);
+    }
+    if (m > 1) {
+        float *alone = nbits_q8_linear(&rung.gemm_nbits_q8, c, 1, a + (m - 1) * k, &spec, codes, residual + (m - 1) * n, ldy);
+        for (int64_t j = 0; j < n; j++) check_same(alone[j], got[(m - 1) * ldy + j], "gemm_nbits_q8, a row alone", m - 1, j);
+    }
+    release();
+}
+
+static void check_gemm_nbits_q8(void) {
+    static const int8_t narrow[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+    static const int8_t wide[16] = {0, 1, 2, 3, 4, 5, 6, 7, -128, -7, -6, -5, -4, 96, 127, -1};
+    static const struct { int bits; const int8_t *integers; } formats[] = {{2, NULL}, {3, NULL}, {4, NULL}, {8, NULL}, {4, narrow}, {4, wide}};
+    static const int64_t ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 17}, ks[] = {0, 1, 4, 7, 8, 15, 16, 33, 64, 130, 257};
+    static const int64_t ns[] = {1, 15, 16, 17, 31, 33, 48, 65}, groups[] = {5, 16, 32, 64, 100, 128, 1000};
+    for (int f = 0; f < COUNT(formats); f++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int i = 0; i < 40; i++) {
+                uint32_t bits = random_bits() >> 8;
+                nbits_case c = {
+                    .m = ms[i % COUNT(ms)], .k = ks[j], .n = ns[random_bits() % COUNT(ns)], .group = groups[random_bits() % COUNT(groups)],
+                    .bits = formats[f].bits, .integers = formats[f].integers, .zero_points = bits & 1, .with_bias = bits & 2,
+                    .residual = bits & 4, .activation = (qrt_activation)(bits >> 3 & 1),
+                    .activations = (code_fill)(bits >> 4 & 3), .weights = (code_fill)(bits >> 6 & 3),
+                };
+                check_nbits_q8(&c);
+            }
+    // Sums as large as they come, in groups that are long for int16 and for int32.
+    static const int64_t longs[] = {300, 2500, 33000, 33100};
+    for (int f = 0; f < COUNT(formats); f++)
+        for (int i = 0; i < COUNT(longs); i++)
+            for (int fill = 0; fill < 16; fill++) {
+                nbits_case c = {
+                    .m = 3, .k = longs[i], .n = 5, .group = longs[i], .bits = formats[f].bits, .integers = formats[f].integers,
+                    .zero_points = i & 1, .activations = (code_fill)(fill % 4), .weights = (code_fill)(fill / 4),
+                };
+                check_nbits_q8(&c);
+            }
+    for (int activation = QRT_ACT_GELU; activation <= QRT_ACT_TANH; activation++)
+        for (int64_t n = 1; n < 70; n += 17) {
+            nbits_case c = {.m = 5, .k = 40, .n = n, .group = 32, .bits = 4, .with_bias = true, .residual = n & 1,
+                            .activation = (qrt_activation)activation};
+            check_nbits_q8(&c);
+        }
+}
+
+static void check_codes_q8(void) {
+    for (int64_t k = 0; k < 140; k++) {
+        float *a = floats(k);
+        uint8_t *got = array(k, 1), *want = array(k, 1);
+        fill_activations(a, 1, k, k % 3 ? RANDOM_CODES : TIES);
+        if (k) a[random_bits() % k] = k % 5 ? 300.0f : NAN;
+        int64_t sum = 0, want_sum = 0;
+        rung.codes_q8.quantize(a, k, k, 50.0f, 100, got, &sum);
+        definition.codes_q8.quantize(a, k, k, 50.0f, 100, want, &want_sum);
+        for (int64_t i = 0; i < k; i++) check(got[i] == want[i], "codes_q8", k, i, got[i], want[i]);
+        check(sum == want_sum, "codes_q8, sum", k, 0, (double)sum, (double)want_sum);
+        release();
+    }
+}
+
 // --------------------------------------------------------------------------------------- float GEMM
 
 static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_first) {
@@ -1057,6 +1175,8 @@ int main(void) {
         num_checks = num_failures = 0;
         check_gemm_q8();
         check_qlinear();
+        check_codes_q8();
+        check_gemm_nbits_q8();
         check_gemm_f32();
         check_gemm_nbits();
         check_gemm_f64();

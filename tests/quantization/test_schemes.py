@@ -16,6 +16,7 @@ import qruntime
 from qruntime.errors import QuantizationError
 from qruntime.ir import clone
 from qruntime.ir.formats import FORMATS, FP4, FP8, NF4
+from qruntime.ops.linear import dynamic_quantized_linear
 from qruntime.passes.stored import decode_what_is_left
 from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.rounding import Matrix
@@ -166,6 +167,20 @@ def test_integer_products_with_rows_of_eight_bits(scheme: str, tmp_path: Path):
     assert_same_bits(quantized(x[2:3]), y[2:3])
     quantized.save(tmp_path / "q.onnx")
     assert_same_bits(qruntime.load(tmp_path / "q.onnx")(x), y)
+
+
+@pytest.mark.parametrize("scheme", ["W4A8-g32", "W4A8-g32-sym", "W3A8", "W2A8-g64", "W6A8-g64", "W8A8-g32", "Wfp4A8-g16"])
+def test_a_kernel_has_the_bits_of_the_definition(scheme: str):
+    """Two layers that read the same rows, which are quantized once for both."""
+    nodes = [helper.make_node("MatMul", ["x", weight], [output]) for weight, output in (("w", "y"), ("v", "z"))]
+    weights = {"w": random(75, 13), "v": random(75, 40, seed=1)}
+    outputs = [("y", FLOAT, ["m", 13]), ("z", FLOAT, ["m", 40])]
+    quantized = qruntime.load(model_bytes(nodes, [("x", FLOAT, ["m", 75])], outputs, weights)).quantize(scheme=scheme)
+    x = random(6, 75, seed=4)
+    for i, got in enumerate(quantized(x)):
+        assert_same_bits(got, dynamic_quantized_linear(x, stored(quantized, i), None))
+    (node,) = quantized.profile({"x": x}, repeat=1).nodes
+    assert (node.op_type, node.kernel) == ("MergedDynamicQuantizedLinear", "linear_nbits_q8")
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])

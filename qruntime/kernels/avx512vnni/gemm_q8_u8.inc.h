@@ -45,10 +45,4 @@ static inline vi vi_codes(const void *a) {
     return vi_set(codes);
 }
 
-/// By hand, so that the region of simd_avx512.h needs no further target.
-#ifndef QRT_EMULATE_VNNI
-static inline vi vi_dot4(vi acc, vi codes, vi weights) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "vm"(weights));
-    return acc;
-}
-#endif
+#include "dot4.inc.h"

@@ -23,13 +23,7 @@ static inline vi vi_codes(const void *a) {
     return vi_set(codes);
 }
 
-/// By hand, so that compilers without the target avxvnni do. {vex}: the other encoding is AVX-512's.
-#ifndef QRT_EMULATE_VNNI
-static inline vi vi_dot4(vi acc, vi codes, vi weights) {
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(codes), "xm"(weights));
-    return acc;
-}
-#endif
+#include "dot4.inc.h"
 
 #include "../vector/gemm_q8_dot4.inc.h"
 

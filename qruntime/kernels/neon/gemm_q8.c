@@ -34,6 +34,11 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
 #define ITEM int16_t
 #include "../vector/pack_codes.inc.h"
 
+static void quantize_bytes(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+                           void *packed, int64_t *sum) {
+    quantize_bytes_with(0, a, k, k_padded, inverse_scale, zero_point, packed, sum);
+}
+
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }
 
 /// [k][NR]
@@ -141,4 +146,7 @@ const qrt_gemm_q8 qrt_neon_gemm_q8_widening = {
     .multiply = multiply, .dot = dot, .finish = finish,
 };
 
-void qrt_neon_gemm_q8(qrt_kernel_table *t) { t->gemm_q8 = qrt_neon_gemm_q8_widening; }
+void qrt_neon_gemm_q8(qrt_kernel_table *t) {
+    t->codes_q8 = (qrt_codes_q8){range, quantize_bytes, NULL};
+    t->gemm_q8 = qrt_neon_gemm_q8_widening;
+}

@@ -14,3 +14,25 @@ static inline uint8x8_t codes_of_rest(const float *a, int64_t rest, vf inverse_s
     uint64_t valid = ((uint64_t)1 << 8 * rest) - 1;
     return vand_u8(codes_of_8(x0, x1, inverse_scale, zero_point), vcreate_u8(valid));
 }
+
+/// A byte each, with the bits of `flipped` flipped. k_padded − k < 8.
+static inline __attribute__((always_inline)) void
+quantize_bytes_with(const uint8_t flipped, const float *a, int64_t k, int64_t k_padded, float inverse_scale,
+                    int32_t zero_point, void *packed, int64_t *sum) {
+    uint8_t *q = packed;
+    vf inverse = vf_set(inverse_scale), zero = vf_set((float)zero_point);
+    int64_t total = 0, i = 0;
+    for (; i + 8 <= k; i += 8) {
+        uint8x8_t codes = codes_of_8(vf_load(a + i), vf_load(a + i + VL), inverse, zero);
+        total += vaddlv_u8(codes);
+        vst1_u8(q + i, veor_u8(codes, vdup_n_u8(flipped)));
+    }
+    if (i < k) {
+        uint8x8_t codes = codes_of_rest(a + i, k - i, inverse, zero);
+        total += vaddlv_u8(codes);
+        uint8_t bytes[8];
+        vst1_u8(bytes, veor_u8(codes, vdup_n_u8(flipped)));
+        memcpy(q + i, bytes, (size_t)(k_padded - i));
+    }
+    if (sum) *sum = total;
+}

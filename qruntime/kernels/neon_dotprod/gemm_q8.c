@@ -23,23 +23,7 @@ enum { CODE_OFFSET = 128 };
 
 static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
                      void *packed, int64_t *sum) {
-    uint8_t *q = packed;
-    vf inverse = vf_set(inverse_scale), zero = vf_set((float)zero_point);
-    uint8x8_t offset = vdup_n_u8(CODE_OFFSET);
-    int64_t total = 0, i = 0;
-    for (; i + 8 <= k; i += 8) {
-        uint8x8_t codes = codes_of_8(vf_load(a + i), vf_load(a + i + VL), inverse, zero);
-        total += vaddlv_u8(codes);
-        vst1_u8(q + i, veor_u8(codes, offset));
-    }
-    if (i < k) {
-        uint8x8_t codes = codes_of_rest(a + i, k - i, inverse, zero);
-        total += vaddlv_u8(codes);
-        uint8_t bytes[8];
-        vst1_u8(bytes, veor_u8(codes, offset));
-        memcpy(q + i, bytes, (size_t)(k_padded - i));
-    }
-    if (sum) *sum = total;
+    quantize_bytes_with(CODE_OFFSET, a, k, k_padded, inverse_scale, zero_point, packed, sum);
 }
 
 /// sdot itself reads lane 0 for every lane.

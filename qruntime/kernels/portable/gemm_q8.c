@@ -100,6 +100,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 }
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t) {
+    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL};
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "portable", .mr = 1, .nr = NR, .kr = 1, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,

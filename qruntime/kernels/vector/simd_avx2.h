@@ -213,3 +213,18 @@ static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
 }
 /// Lanes 0 … 255 times lanes that fit 16 bits: cheaper than vi_mul where 32-bit products are slow.
 static inline vi vi_mul_code(vi code, vi weight) { return _mm256_madd_epi16(code, weight); }
+
+/// VL numbers of 16 bits.
+static inline vi vi_load_i16(const int16_t *p) { return _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)p)); }
+
+/// v, which from here on is in a register: gcc loads what two instructions read twice.
+static inline vi vi_hold(vi v) {
+    __asm__("" : "+x"(v));
+    return v;
+}
+
+/// A table of 16 bytes, and its entries for indices of 0 … 15 in every byte.
+static inline vi vi_table16(const uint8_t *table) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+}
+static inline vi vi_lookup16(vi table, vi indices) { return _mm256_shuffle_epi8(table, indices); }

@@ -155,6 +155,15 @@ static inline void vi_hmax4(const vi *v, float *greatest) {
     _mm_storeu_ps(greatest, _mm_castsi128_ps(q));
 }
 static inline void vi_store_i16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v)); }
+static inline vi vi_load_i16(const int16_t *p) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vi vi_hold(vi v) {
+    __asm__("" : "+v"(v));
+    return v;
+}
+static inline vi vi_table16(const uint8_t *table) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table));
+}
+static inline vi vi_lookup16(vi table, vi indices) { return _mm512_shuffle_epi8(table, indices); }
 
 /// Not every vocabulary has it: table[index modulo 16].
 #define VF_LOOKUP_SIZE 16

@@ -117,6 +117,15 @@ static inline void vi_hmax4(const vi *v, float *greatest) {
     vst1q_f32(greatest, vi_as_vf(w));
 }
 static inline void vi_store_i16(int16_t *p, vi v) { vst1_s16(p, vmovn_s32(v)); }
+static inline vi vi_load_i16(const int16_t *p) { return vmovl_s16(vld1_s16(p)); }
+static inline vi vi_hold(vi v) {
+    __asm__("" : "+w"(v));
+    return v;
+}
+static inline vi vi_table16(const uint8_t *table) { return vreinterpretq_s32_u8(vld1q_u8(table)); }
+static inline vi vi_lookup16(vi table, vi indices) {
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(table), vreinterpretq_u8_s32(indices)));
+}
 static inline vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
 static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 #define vi_sll(a, bits) vshlq_n_s32(a, bits)

@@ -1,0 +1,283 @@
+/// Low-bit GEMM with quantized activations over the vocabulary of simd_*.h, after activation.inc.h, with
+///
+///     TILE_ROWS                 4 or 8
+///     PANELS                    side by side in a tile, where they share broadcast activations
+///     WIDE_BYTES, WIDE_OFFSET   the bytes of four activations that add_wide reads, and what it takes off u
+///     IS_EXACT                  whether add_narrow adds to int32
+///     vi add_narrow(vi sums, vi u, const void *a)   four u < 32 a lane times four activations
+///     vi widened(vi sums)                           sums of add_narrow as int32
+///     MOST_PRODUCTS(most)                           how often add_narrow may be called in between, when u ≤ most
+///     vi add_wide(vi sums, vi u, const void *a)     four u < 256 a lane, to int32
+///
+/// Activations are a − 128, so that they are signed and u need not be:
+///
+///     Σ (qa − zero_point_a) · (u − z)  =  Σ (qa − 128) · u  −  z · Σ (qa − 128)  −  (zero_point_a − 128) · Σ (u − z)
+///
+/// Sums begin with the second part where all z are one; the sums of the third were made while the weights were packed.
+
+/// Some hundred cycles of one row.
+enum { PREFETCH_BYTES = 4096 };
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum { NR = QRT_NBITS_NR, PANEL_VECTORS = NR / VL, VECTORS = PANELS * PANEL_VECTORS, CODE_OFFSET = 128 };
+
+#define IS_WIDE(kind) ((kind) == QRT_NBITS_8 || (kind) == QRT_NBITS_WIDE_TABLE)
+#define IS_TABLE(kind) ((kind) == QRT_NBITS_TABLE || (kind) == QRT_NBITS_WIDE_TABLE)
+#define QUAD_BYTES(kind) (IS_WIDE(kind) ? WIDE_BYTES : 4)
+
+/// Of one panel: 64 bytes of codes, and the high bits of 3.
+#define STEP_BYTES(kind) ((kind) == QRT_NBITS_3 ? 96 : 64)
+
+// -------------------------------------------------------------------------------------- activations
+
+/// Codes are followed, for each group, by what its sums begin with, and by Σ (qa − 128).
+static inline int32_t *row_starts(const qrt_nbits_q8_weights *w, const void *row) {
+    return (int32_t *)((char *)row + qrt_nbits_q8_quads(w) * QUAD_BYTES(w->kind));
+}
+
+static int64_t row_bytes(const qrt_nbits_q8_weights *w) {
+    return qrt_nbits_q8_quads(w) * QUAD_BYTES(w->kind) + 2 * w->w.num_groups * (int64_t)sizeof(int32_t);
+}
+
+/// A plain loop, which the compiler vectorizes.
+static void pack_row(const qrt_nbits_q8_weights *w, const uint8_t *codes, void *row) {
+    int8_t *out = row;
+    int32_t *starts = row_starts(w, row), *sums = starts + w->w.num_groups;
+    const int32_t centre = w->centre - (IS_WIDE(w->kind) ? WIDE_OFFSET : 0);
+    for (int64_t g = 0; g < w->w.num_groups; g++) {
+        int64_t count = qrt_nbits_depth(&w->w, g), padded = 4 * qrt_nbits_quads(w->kind) * qrt_nbits_q8_steps(w, g);
+        int32_t sum = 0;
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = (int8_t)(codes[i] - CODE_OFFSET);
+            sum += out[i];
+        }
+        memset(out + count, 0, (size_t)(padded - count));
+        starts[g] = -centre * sum;
+        sums[g] = sum;
+        codes += count;
+        out += padded;
+    }
+}
+
+// ------------------------------------------------------------------------------------------ weights
+
+/// The lower 16 bits of a lane, four of them in each byte.
+static inline vi spread_nibbles(vi bits) {
+    bits = vi_add(vi_and(bits, vi_set(0x000000ff)), vi_and(vi_sll(bits, 8), vi_set(0x00ff0000)));
+    return vi_add(vi_and(bits, vi_set(0x000f000f)), vi_and(vi_sll(bits, 4), vi_set(0x0f000f00)));
+}
+
+/// u of VL columns of a step, four k a lane.
+ALWAYS_INLINE void unpack(const int kind, const uint8_t *step, int column, vi table, vi *u) {
+    const vi packed = vi_hold(vi_load((const int32_t *)(const void *)(step + 4 * column)));
+    const vi two = vi_set(0x03030303), four = vi_set(0x0f0f0f0f);
+    if (kind == QRT_NBITS_8) {
+        u[0] = packed;
+    } else if (kind == QRT_NBITS_2 || kind == QRT_NBITS_3) {
+        u[0] = vi_and(packed, two);
+        u[1] = vi_and(vi_srl(packed, 2), two);
+        u[2] = vi_and(vi_srl(packed, 4), two);
+        u[3] = vi_and(vi_srl(packed, 6), two);
+    } else {
+        u[0] = vi_and(packed, four);
+        u[1] = vi_and(vi_srl(packed, 4), four);
+    }
+    if (kind == QRT_NBITS_3) {
+        const vi high = spread_nibbles(vi_load_i16((const int16_t *)(const void *)(step + 64 + 2 * column)));
+        const vi bit = vi_set(0x04040404);
+        u[0] = vi_add(u[0], vi_and(vi_sll(high, 2), bit));
+        u[1] = vi_add(u[1], vi_and(vi_sll(high, 1), bit));
+        u[2] = vi_add(u[2], vi_and(high, bit));
+        u[3] = vi_add(u[3], vi_and(vi_srl(high, 1), bit));
+    }
+    if (IS_TABLE(kind)) {
+        u[0] = vi_lookup16(table, u[0]);
+        u[1] = vi_lookup16(table, u[1]);
+    }
+}
+
+#define MOST_U(kind) ((kind) == QRT_NBITS_2 ? 3 : (kind) == QRT_NBITS_3 ? 7 : (kind) == QRT_NBITS_4 ? 15 : 31)
+
+/// Chains of sums in a tile that hide the latency of a dot product, and the most that one sum is split into.
+enum { CHAINS = 8, MOST_SPLIT = CHAINS / VECTORS };
+
+#define FOR_SUMS(split)                                                                                                \
+    _Pragma("GCC unroll 8") for (int r = 0; r < rows; r++)                                                             \
+    _Pragma("GCC unroll 4") for (int v = 0; v < VECTORS; v++)                                                          \
+    _Pragma("GCC unroll 4") for (int c = 0; c < (split); c++)
+
+/// sums[rows][VECTORS][split] += products of `steps` steps; consecutive groups of four k go to the splits in turn. All but
+/// pointers and strides are constants where it is inlined. From one panel to the next are `panel_stride` bytes.
+ALWAYS_INLINE void add_steps(const int kind, const int rows, const int steps, const int split, const uint8_t *b,
+                             int64_t panel_stride, const uint8_t *a, int64_t a_stride, vi table,
+                             vi sums[TILE_ROWS][VECTORS][MOST_SPLIT]) {
+    const int quads = qrt_nbits_quads(kind);
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; s++, b += STEP_BYTES(kind), a += quads * QUAD_BYTES(kind)) {
+        if (rows == 1)
+            for (int p = 0; p < PANELS; p++) __builtin_prefetch(b + p * panel_stride + PREFETCH_BYTES, 0, 3);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            vi u[4];
+            unpack(kind, b + v / PANEL_VECTORS * panel_stride, v % PANEL_VECTORS * VL, table, u);
+#pragma GCC unroll 4
+            for (int q = 0; q < quads; q++)
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++) {
+                    const uint8_t *four = a + r * a_stride + q * QUAD_BYTES(kind);
+                    vi *sum = &sums[r][v][(s * quads + q) % split];
+                    *sum = IS_WIDE(kind) ? add_wide(*sum, u[q], four) : add_narrow(*sum, u[q], four);
+                }
+        }
+    }
+}
+
+/// sums[rows][VECTORS] += products of a group.
+ALWAYS_INLINE void add_group(const int kind, const int rows, int64_t steps, const uint8_t *b, int64_t panel_stride,
+                             const uint8_t *a, int64_t a_stride, vi table, vi sums[TILE_ROWS][VECTORS]) {
+    const bool direct = IS_EXACT || IS_WIDE(kind);
+    const int quads = qrt_nbits_quads(kind), step_bytes = STEP_BYTES(kind), step_quads = quads * QUAD_BYTES(kind);
+    const int split = IS_EXACT && rows * VECTORS < CHAINS ? CHAINS / VECTORS / rows : 1;
+    const int together = split > quads ? split / quads : 1;
+    const int64_t most = direct ? INT64_MAX : MOST_PRODUCTS(MOST_U(kind)) / quads;
+    while (steps > 0) {
+        int64_t count = steps < most ? steps : most;
+        steps -= count;
+        vi partial[TILE_ROWS][VECTORS][MOST_SPLIT];
+        FOR_SUMS(split) partial[r][v][c] = direct && c == 0 ? sums[r][v] : vi_set(0);
+        for (; count >= together; count -= together, b += together * step_bytes, a += together * step_quads)
+            add_steps(kind, rows, together, split, b, panel_stride, a, a_stride, table, partial);
+        if (together > 1)
+            for (; count > 0; count--, b += step_bytes, a += step_quads)
+                add_steps(kind, rows, 1, split, b, panel_stride, a, a_stride, table, partial);
+        FOR_SUMS(1) sums[r][v] = direct ? partial[r][v][0] : vi_add(sums[r][v], widened(partial[r][v][0]));
+        FOR_SUMS(split) if (c > 0) sums[r][v] = vi_add(sums[r][v], partial[r][v][c]);
+    }
+}
+
+// -------------------------------------------------------------------------------------------- tiles
+
+/// totals[rows][PANELS · NR] of rows `first` … of the block; of panels up to last-1, an odd one beside itself.
+ALWAYS_INLINE void tile(const int kind, const int rows, const qrt_nbits_q8_weights *w, const qrt_q8_block *block,
+                        int64_t panel, int64_t last, int first, float *totals) {
+    const int64_t a_stride = block->a_stride_bytes, num_groups = w->w.num_groups;
+    const bool beside = PANELS > 1 && panel + 1 < last;
+    const int64_t panel_stride = beside ? w->w.panel_bytes : 0, group_stride = beside ? num_groups * NR : 0;
+    const uint8_t *b = w->w.codes + panel * w->w.panel_bytes;
+    const uint8_t *a = (const uint8_t *)block->a + first * a_stride;
+    const int32_t *starts = row_starts(w, a);
+    const int64_t start_stride = a_stride / (int64_t)sizeof(int32_t);
+    const qrt_q8_row *row = block->rows + first;
+    const vi table = IS_TABLE(kind) ? vi_table16(w->table) : vi_set(0);
+    vf total[TILE_ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) total[r][v] = vf_zero();
+    for (int64_t g = 0, at = panel * num_groups * NR; g < num_groups; g++, at += NR) {
+        const int64_t steps = qrt_nbits_q8_steps(w, g);
+        vi sums[TILE_ROWS][VECTORS];
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = vi_set(starts[r * start_stride + g]);
+        add_group(kind, rows, steps, b, panel_stride, a, a_stride, table, sums);
+        b += steps * STEP_BYTES(kind);
+        a += steps * qrt_nbits_quads(kind) * QUAD_BYTES(kind);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t here = at + v / PANEL_VECTORS * group_stride + v % PANEL_VECTORS * VL;
+            const vf scales = vf_load(w->w.scales + here);
+            const vi weights = w->short_sums ? vi_load_i16(w->short_sums + here) : vi_load(w->sums + here);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                vi t = vi_sub(sums[r][v], vi_mul(weights, vi_set(row[r].zero_point - CODE_OFFSET)));
+                if (w->zero_points) {
+                    const int32_t activations = starts[r * start_stride + num_groups + g];
+                    t = vi_sub(t, vi_mul(vi_load_bytes(w->zero_points + here), vi_set(activations)));
+                }
+                total[r][v] = vf_add(total[r][v], vf_mul(vi_to_vf(t), scales));
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) vf_store(totals + r * PANELS * NR + v * VL, total[r][v]);
+}
+
+typedef void (*tile_fn)(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t last, int first,
+                        float *totals);
+
+#define TILE(kind, rows)                                                                                               \
+    static __attribute__((noinline)) void tile_##kind##_##rows(const qrt_nbits_q8_weights *w,                          \
+                                                               const qrt_q8_block *block, int64_t panel, int64_t last, \
+                                                               int first, float *totals) {                             \
+        tile(QRT_NBITS_##kind, rows, w, block, panel, last, first, totals);                                            \
+    }
+#if TILE_ROWS == 8
+#define TILES(kind) TILE(kind, 1) TILE(kind, 2) TILE(kind, 3) TILE(kind, 4) TILE(kind, 8)
+#define NAMES(kind) \
+    {NULL, tile_##kind##_1, tile_##kind##_2, tile_##kind##_3, tile_##kind##_4, [8] = tile_##kind##_8}
+#else
+#define TILES(kind) TILE(kind, 1) TILE(kind, 2) TILE(kind, 3) TILE(kind, 4)
+#define NAMES(kind) {NULL, tile_##kind##_1, tile_##kind##_2, tile_##kind##_3, tile_##kind##_4}
+#endif
+
+TILES(2) TILES(3) TILES(4) TILES(TABLE) TILES(8) TILES(WIDE_TABLE)
+
+static const tile_fn tiles[QRT_NUM_NBITS_KINDS][TILE_ROWS + 1] = {
+    [QRT_NBITS_2] = NAMES(2), [QRT_NBITS_3] = NAMES(3), [QRT_NBITS_4] = NAMES(4), [QRT_NBITS_TABLE] = NAMES(TABLE),
+    [QRT_NBITS_8] = NAMES(8), [QRT_NBITS_WIDE_TABLE] = NAMES(WIDE_TABLE),
+};
+
+// ----------------------------------------------------------------------------------------- epilogue
+
+ALWAYS_INLINE void finish_with(const qrt_activation activation, const qrt_nbits_q8_weights *w, const qrt_q8_block *block,
+                               int64_t panel, int64_t last, int first, int rows, const float *totals) {
+    const int64_t column = panel * NR, residual_stride = block->epilogue.residual_stride_elems;
+    const int64_t end = w->w.base.n < last * NR ? w->w.base.n : last * NR;
+    const int64_t columns = end - column < PANELS * NR ? end - column : PANELS * NR;
+    float *y = block->y + first * block->ldy_elems + column;
+    const float *residual = block->epilogue.residual, *bias = w->w.bias ? w->w.bias + column : NULL;
+    if (residual) residual += first * residual_stride + column;
+    for (int r = 0; r < rows; r++, totals += PANELS * NR, y += block->ldy_elems) {
+        const vf scale = vf_set(block->rows[first + r].scale);
+        for (int64_t j = 0; j < columns; j += VL) {
+            const int64_t count = columns - j < VL ? columns - j : VL;
+            vf x = vf_mul(vf_load(totals + j), scale);
+            if (bias) x = vf_add(x, vf_load(bias + j));
+            x = vf_activate(x, activation);
+            if (residual) x = vf_add(x, vf_load_n(residual + j, count));
+            vf_store_n(y + j, x, count);
+        }
+        if (residual) residual += residual_stride;
+    }
+}
+
+#define FINISH(activation)                                                                                             \
+    case activation: finish_with(activation, w, block, panel, last, first, rows, totals); return;
+
+static __attribute__((noinline)) void finish_tile(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, int64_t panel,
+                                                  int64_t last, int first, int rows, const float *totals) {
+    switch (block->epilogue.activation) {
+        FINISH(QRT_ACT_NONE) FINISH(QRT_ACT_RELU) FINISH(QRT_ACT_GELU) FINISH(QRT_ACT_GELU_TANH)
+        FINISH(QRT_ACT_SILU) FINISH(QRT_ACT_SIGMOID) FINISH(QRT_ACT_TANH)
+    }
+}
+
+static void multiply(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; panel += PANELS)
+        for (int r = 0, rows; r < block->num_rows; r += rows) {
+            const int left = block->num_rows - r;
+            rows = left >= TILE_ROWS ? TILE_ROWS : left > 4 ? 4 : left;
+            float totals[TILE_ROWS * PANELS * NR];
+            tiles[w->kind][rows](w, block, panel, last, r, totals);
+            finish_tile(w, block, panel, last, r, rows, totals);
+        }
+}
+
+static const qrt_gemm_nbits_q8 nbits_q8 = {
+    .mr = TILE_ROWS, .row_bytes = row_bytes, .pack_row = pack_row, .multiply = multiply,
+};

@@ -39,7 +39,7 @@ def both(model, x):
     plan = Planner(graph, num_threads=1).plan()
     expected, found = plain.executable.run([x])[0], plan.executable.run([x])[0]
     assert not any(plan.executable.declined)
-    linear = next(node for node in graph.nodes if node.op_type == "Linear")
+    linear = next(node for node in graph.nodes if node.op_type in ("Linear", "DynamicQuantizedLinear"))
     return expected, found, linear.input(1), [node.op_type for node in graph.nodes]
 
 
@@ -173,6 +173,29 @@ def test_a_bias_that_does_not_fit_is_reported():
     model = load("MatMulNBits", x, [b, scales, None, None, np.zeros(1, np.float32)], K=64, N=4, bits=4, block_size=32)
     with pytest.raises(QRuntimeError, match="bias must be"):
         model.run({"x": x})
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zero", ["none", "packed", "float"])
+@pytest.mark.parametrize(("k", "block"), [(64, 16), (256, 128), (40, 16), (20, 64)])
+def test_activations_in_eight_bits_where_the_file_asks_for_them(bits, zero, k, block):
+    """A number of a row is off by half a step of the row's range at most."""
+    n, x = 35, RNG.standard_normal((3, k)).astype(np.float32)
+    b, scales, zero_points = weights(n, k, bits, block, zero=zero)
+    bias = RNG.standard_normal(n).astype(np.float32)
+    sizes = {"K": k, "N": n, "bits": bits, "block_size": block}
+    model = load("MatMulNBits", x, [b, scales, zero_points, None, bias], **sizes, accuracy_level=4)
+    expected, found, weight, ops = both(model, x)
+    if zero == "float":  # no whole numbers to sum exactly
+        assert ops == ["Linear"]
+        return check(expected, found, x, weight)
+    assert ops == ["DynamicQuantizedLinear"]
+    low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
+    step = ((high - low) / 255)[:, None]
+    reach = np.abs(weight.stored.decoded()).sum(axis=0)
+    assert (np.abs(found - expected) <= 0.51 * step * reach + 1e-4).all()
+    assert np.array_equal(np.concatenate([model.run({"x": row[None]})["y"] for row in x]), model.run({"x": x})["y"])
+    return None
 
 
 def test_memory_is_that_of_the_codes():

@@ -211,16 +211,7 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
     def _(node: Node) -> NativeCall | None:
         if node.attr("engine", "qruntime") != "qruntime":
             return None
-        w, r = (None if v is None else v.stored for v in node.inputs[1:3])
-        bias = node.input(3)
-        b = None if bias is None else bias.data
-        if w is None or r is None or (b is None and bias is not None) or (b is not None and not is_packable(b.dtype)):
-            return None
-        b = None if b is None else widen(b)
-        hidden = _checked_hidden(node, op, w, r, b)
-        if hidden is None:
-            return None
-        return _call(node, op, hidden, b, _pack_codes(w), _pack_codes(r), node.attr("range", "per_token"), kernel_inputs)
+        return _stored_call(node, op, _pack_codes, kernel_inputs)
 
 
 def _pack_codes(stored: StoredTensor) -> Pack:
@@ -244,20 +235,25 @@ def _register_stored(op: str, definition: OpSpec, kernel_inputs: list[int]) -> N
 
     @stored.native
     def _(node: Node) -> NativeCall | None:
-        w, r = (None if v is None else v.stored for v in node.inputs[1:3])
-        bias = node.input(3)
-        b = None if bias is None else bias.data
-        if w is None or r is None or (b is None and bias is not None) or (b is not None and not is_packable(b.dtype)):
-            return None
-        b = None if b is None else widen(b)
-        hidden = _checked_hidden(node, op, w, r, b)
-        if hidden is None:
-            return None
+        return _stored_call(node, op, _pack_few_bits, kernel_inputs)
 
-        def pack(weight: StoredTensor) -> Pack:
-            return lambda d, rows, bias: pack_nbits(weight[d].rows(np.arange(rows.start, rows.stop)).transposed(), bias)
 
-        return _call(node, op, hidden, b, pack(w), pack(r), "per_token", kernel_inputs)
+def _pack_few_bits(stored: StoredTensor) -> Pack:
+    return lambda d, rows, bias: pack_nbits(stored[d].rows(np.arange(rows.start, rows.stop)).transposed(), bias)
+
+
+def _stored_call(node: Node, op: str, pack: Callable[[StoredTensor], Pack], kernel_inputs: list[int]) -> NativeCall | None:
+    """The kernel call of a layer over stored weights, each of them packed by `pack`."""
+    w, r = (None if v is None else v.stored for v in node.inputs[1:3])
+    bias = node.input(3)
+    b = None if bias is None else bias.data
+    if w is None or r is None or (b is None and bias is not None) or (b is not None and not is_packable(b.dtype)):
+        return None
+    b = None if b is None else widen(b)
+    hidden = _checked_hidden(node, op, w, r, b)
+    if hidden is None:
+        return None
+    return _call(node, op, hidden, b, pack(w), pack(r), node.attr("range", "per_token"), kernel_inputs)
 
 
 _register_stored("LSTM", recurrent.lstm, [0, 4, 5, 6, 7])

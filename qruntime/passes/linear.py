@@ -107,7 +107,9 @@ def _add_bias(builder: Builder, product: Value, node: Node, weight: Value) -> Va
 def is_grouped(weight: Value) -> bool:
     """Whether a stored weight is one for kernels of few bits or of groups, with the arithmetic of our own engine."""
     stored = weight.stored
-    return stored is not None and bool(stored.block or stored.format is not INT8) and stored.format.is_integer | (stored.format is FP4)
+    if stored is None or (stored.format is INT8 and not stored.block):
+        return False
+    return stored.format.is_integer or stored.format is FP4
 
 
 def is_dynamic(node: Node) -> bool:

@@ -16,8 +16,8 @@ from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layers import Layer, layer_of, missing_form
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
-from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
+from qruntime.quantization.reasons import Excluded, Reason, Stored, Unselected
+from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.spectra import spectral_role
@@ -72,10 +72,8 @@ def quantize_graph(
         others = f", and {len(clamped) - 1} more layers" if len(clamped) > 1 else ""
         advice = "quantize to int8, or leave such layers float with exclude="
         warnings.warn(f"{clamped[0].name}: {clamped[0].reason}{others}; {advice}", stacklevel=3)
-    faults = [s for s in call.skipped if not isinstance(s.reason, (Unselected, NoWeight, Stored))]
-    if strict and faults:
-        listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
-        raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
+    if strict:
+        raise_faults(call.skipped)
     if call.protected:
         warnings.warn(_stay_quantized(call.protected), stacklevel=3)
     remove_dead_nodes(graph)

@@ -16,8 +16,8 @@ from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.layers import layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.patterns import matches_any, mistaken, nothing_selected, rank
-from qruntime.quantization.reasons import Excluded, NoWeight, Reason, Stored, Unselected
-from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer
+from qruntime.quantization.reasons import Excluded, Reason, Unselected
+from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.rounding import RoundToHalf
 from qruntime.quantization.scheme import GROUP, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name, pattern_name
@@ -102,9 +102,9 @@ def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, thr
         raise QuantizationError(f"strict=True and {nothing_selected(unknown, layers)}")
     kept = {row.name: row for row in describe_existing(graph).layers}
     schemes = {node: recipe.scheme_of(node, kind) for node, kind in candidates}
-    static = [node for node, scheme in schemes.items() if _has_static_form(graph, node, scheme)]
+    static = {node: None for node, scheme in schemes.items() if _has_static_form(graph, node, scheme)}
     if static and data is not None:
-        insert_ranges(graph, static, data, threads)
+        insert_ranges(graph, list(static), data, threads)
     storing, made, skipped = Storing(graph), [], held_by_others(nodes)
     for node, scheme in schemes.items():
         row = _quantize(storing, node, scheme, node in static)
@@ -113,10 +113,8 @@ def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, thr
             made.append(row)
         elif not (isinstance(row, Unselected) and layer_name(node) in kept):
             skipped.append(SkippedLayer(layer_name(node), node.op_type, row))
-    faults = [s for s in skipped if not isinstance(s.reason, (Unselected, NoWeight, Stored))]
-    if strict and faults:
-        listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
-        raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")
+    if strict:
+        raise_faults(skipped)
     remove_dead_nodes(graph)
     return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept), held_weights(graph.walk_nodes()))
 

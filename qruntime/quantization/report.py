@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from qruntime.errors import QuantizationError
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import FLOAT16, INT8, UINT4, UINT8
 from qruntime.quantization.layers import Layer
+from qruntime.quantization.reasons import NoWeight, Stored, Unselected
 
 
 class QuantizedLayer(NamedTuple):
@@ -138,3 +140,11 @@ class Report(NamedTuple):
         for layer in self.skipped:
             groups.setdefault(layer.reason, []).append(layer)
         return groups
+
+
+def raise_faults(skipped: Sequence[SkippedLayer]) -> None:
+    """Raises QuantizationError that lists the layers which were asked for and cannot be quantized, if there are any."""
+    faults = [s for s in skipped if not isinstance(s.reason, (Unselected, NoWeight, Stored))]
+    if faults:
+        listed = "; ".join(f"{s.op_type} {s.name!r}: {s.reason}" for s in faults)
+        raise QuantizationError(f"strict=True and {len(faults)} layers cannot be quantized: {listed}. Name them in exclude= to go on.")

@@ -31,8 +31,7 @@ def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
     copy = clone(graph)
     write_stored(copy)
     called = dict.fromkeys(node.op_type for node in copy.walk_nodes() if node.domain == QRUNTIME)
-    opset = next((node.version for node in copy.walk_nodes() if not node.domain and node.version), DEFAULT_OPSET)
-    return copy, [functions.function(name, opset) for name in called]
+    return copy, [functions.function(name, _standard_opset(copy)) for name in called]
 
 
 def write_stored(graph: Graph) -> None:
@@ -53,9 +52,11 @@ def write_stored(graph: Graph) -> None:
 
 def opset_beside(graph: Graph, node: Node) -> int:
     """The opset for standard nodes beside `node`, which may be of another domain."""
-    if not node.domain:
-        return node.version
-    return next((other.version for other in graph.walk_nodes() if not other.domain and other.version), DEFAULT_OPSET)
+    return _standard_opset(graph) if node.domain else node.version
+
+
+def _standard_opset(graph: Graph) -> int:
+    return next((node.version for node in graph.walk_nodes() if not node.domain and node.version), DEFAULT_OPSET)
 
 
 def _written(value: Value, version: int, nodes: list[Node]) -> Value:

@@ -35,6 +35,7 @@ aarch64: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(VENV)/.lint $(VENV)/.build
 	$(BIN)/mypy

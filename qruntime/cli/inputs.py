@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,6 +14,7 @@ from qruntime.cli.made_up import Feed, Sizes
 from qruntime.errors import InputError, QRuntimeError
 from qruntime.ir import Value
 from qruntime.ir.dtypes import numpy_dtype
+from qruntime.runtime.npz import npz_files, read_npz
 
 SEED = 0
 
@@ -37,7 +36,7 @@ def make_feeds(
     Raises InputError for arguments that do not fit the model or inputs that cannot be made up.
     """
     given = _Given(model, arguments)
-    files = _npz_files(arguments.npz) if arguments.npz else []
+    files = npz_files(arguments.npz) if arguments.npz else []
     if files:
         feeds = [given.complete(read_npz(path), path, batch, padded, seed) for seed, path in enumerate(files)]
     else:
@@ -45,30 +44,6 @@ def make_feeds(
     if given.guesses:
         tell("guessed " + "; ".join(dict.fromkeys(given.guesses)) + ". Choose with --shape, --fill or --npz.")
     return feeds
-
-
-def _npz_files(path: str) -> list[str]:
-    """`path`, or the .npz files in it where it is a folder, in the order of their names."""
-    if not os.path.isdir(path):
-        return [path]
-    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(".npz")]
-    if not files:
-        raise InputError(f"{path!r} has no .npz files; save the inputs of one run in each, by name, with numpy.savez")
-    return files
-
-
-def read_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; pickled objects are refused. Raises InputError."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise InputError(f"{path!r} is a single array; save inputs by name with numpy.savez")
-        with archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise InputError(f"cannot read {path!r}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
-        raise InputError(f"{path!r} is not a NumPy .npz file of plain arrays: {error}") from error
 
 
 class _Given:

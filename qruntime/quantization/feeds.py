@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime.errors import InputError, QuantizationError
+from qruntime.runtime.npz import npz_files, read_npz
 
 Feed = Mapping[str, Any]
 Data = Feed | Iterable[Feed] | Callable[[], Iterable[Feed]] | str | os.PathLike[str]
@@ -34,7 +34,7 @@ def _iterated(data: Any) -> Iterable[Any]:
     if isinstance(data, Mapping):
         return [data]
     if isinstance(data, (str, os.PathLike)):
-        return _from_files(Path(data))
+        return _from_files(data)
     if callable(data):
         data = data()
     if not isinstance(data, Iterable):
@@ -42,11 +42,9 @@ def _iterated(data: Any) -> Iterable[Any]:
     return data
 
 
-def _from_files(path: Path) -> Iterator[dict[str, np.ndarray]]:
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    for file in files:
-        try:
-            with np.load(file, allow_pickle=False) as held:
-                yield {name: held[name] for name in held.files}
-        except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-            raise QuantizationError(f"data {str(file)!r} is no .npz file of plain arrays: {error}") from error
+def _from_files(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        for file in npz_files(path):
+            yield read_npz(file)
+    except InputError as error:
+        raise QuantizationError(f"data: {error}") from error

@@ -63,9 +63,7 @@ class build_kernels(build_ext):  # noqa: N801 (distutils names commands so)
         self, compiler, sources, output_dir=None, macros=None, include_dirs=None, debug=0,
         extra_preargs=None, extra_postargs=None, depends=None,
     ):  # fmt: skip
-        macros, objects, extra, pp_opts, build = compiler._setup_compile(
-            output_dir, macros, include_dirs, sources, depends, extra_postargs
-        )
+        macros, objects, extra, pp_opts, build = compiler._setup_compile(output_dir, macros, include_dirs, sources, depends, extra_postargs)
         cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
 
         def compile_one(obj: str) -> None:

@@ -80,9 +80,7 @@ def measure(shape: tuple[int, int, int], options: argparse.Namespace) -> float:
     return least_seconds(one_node("linear", a, (activation, 0), packed, options.threads), options.seconds)
 
 
-def share(
-    peaks: dict[str, float], shape: tuple[int, int, int], isa: str, row: dict[str, Any], use_float: bool
-) -> float | None:
+def share(peaks: dict[str, float], shape: tuple[int, int, int], isa: str, row: dict[str, Any], use_float: bool) -> float | None:
     """Of the bandwidth for one row, else of the products; None where the limit was not measured."""
     m, k, n = shape
     if m == 1:

@@ -124,10 +124,7 @@ def file_size(model: Any, path: str) -> float:
 
 def size_and_speed(options: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     model = build(**TUTORIAL).eval()
-    paths = {
-        name: os.path.join(folder, name.replace(" ", "-") + ".onnx")
-        for name in ("float", "int8", "int8, embedding too")
-    }
+    paths = {name: os.path.join(folder, name.replace(" ", "-") + ".onnx") for name in ("float", "int8", "int8, embedding too")}
     export(model, TUTORIAL["layers"], TUTORIAL["hidden"], paths["float"])
     quantized(paths["float"], False).save(paths["int8"])
     quantized(paths["float"], True).save(paths["int8, embedding too"])
@@ -156,9 +153,7 @@ def size_and_speed(options: argparse.Namespace, folder: str) -> list[dict[str, A
 
 def read_words(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     """Word numbers of both texts, by the vocabulary of the first."""
-    texts = [
-        (folder / f"{split}.txt").read_text("utf-8").replace("\n", " <eos> ").split() for split in ("valid", "test")
-    ]
+    texts = [(folder / f"{split}.txt").read_text("utf-8").replace("\n", " <eos> ").split() for split in ("valid", "test")]
     known = [word for word, count in collections.Counter(texts[0]).items() if count > 1 and word != "<unk>"]
     number = {word: i for i, word in enumerate(["<unk>", *known])}
     train, test = (np.array([number.get(word, 0) for word in text]) for text in texts)

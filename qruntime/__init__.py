@@ -5,6 +5,8 @@
     quantized = model.quantize_dynamic()
     outputs = quantized.run({"ids": ids})
     quantized.save("model.int8.onnx")
+
+docs/quantization.md is where to read on.
 """
 
 from __future__ import annotations

@@ -47,9 +47,7 @@ class TensorInfo(NamedTuple):
         return f"{self.name}: {self.dtype}[{dims}]"
 
 
-def load(
-    source: Source, *, threads: int | None = None, external_data_dir: str | os.PathLike[str] | None = None
-) -> Model:
+def load(source: Source, *, threads: int | None = None, external_data_dir: str | os.PathLike[str] | None = None) -> Model:
     """Load an ONNX model from a path, bytes or a binary file.
 
     Weights stay memory-mapped. `threads` is the most threads that one run uses, the caller's included
@@ -293,9 +291,7 @@ class Model:
 
         wanted = specification.read(qconfig_spec, dtype, mapping, per_channel, only, exclude)
         graph, fixed = self._copied()
-        report = dynamic.quantize_graph(
-            graph, wanted, activation=activation, engine=engine, strict=strict, faster_only=faster_only
-        )
+        report = dynamic.quantize_graph(graph, wanted, activation=activation, engine=engine, strict=strict, faster_only=faster_only)
         return self._quantized(graph, fixed, report, inplace)
 
     def quantize(

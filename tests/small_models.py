@@ -52,9 +52,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def linear_bytes(
-    k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17, weight: np.ndarray | None = None
-) -> bytes:
+def linear_bytes(k: int = 16, n: int = 8, *, bias: bool = True, opset: int = 17, weight: np.ndarray | None = None) -> bytes:
     """y = relu(x @ w + b), x float32 [batch, k]."""
     weight = random(k, n) if weight is None else weight
     k, n = weight.shape
@@ -67,9 +65,7 @@ def linear_bytes(
     return model_bytes(nodes, [("x", FLOAT, ["batch", k])], [("y", FLOAT, ["batch", n])], weights, opset)
 
 
-def recurrent_bytes(
-    op: str, input_size: int = 5, hidden: int = 4, *, directions: int = 1, opset: int = 17, bias: bool = True
-) -> bytes:
+def recurrent_bytes(op: str, input_size: int = 5, hidden: int = 4, *, directions: int = 1, opset: int = 17, bias: bool = True) -> bytes:
     """x [time, batch, input_size] → y [time, directions, batch, hidden] and the last state."""
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
     quarter = np.float32(0.25)  # larger weights make the states chaotic, and int8 follows another path than float
@@ -132,9 +128,7 @@ def encoder_bytes(width: int = 32, *, layers: int = 2) -> bytes:
         gelu = add("Mul", [add("Mul", [up, erf], f"l{i}.g4"), "half"], f"l{i}.gelu")
         x = normalize(add("Add", [x, linear(gelu, f"l{i}.down", 4 * width, width)], f"l{i}.sum2"), f"l{i}.norm2")
     add("Identity", [x], "y")
-    return model_bytes(
-        nodes, [("x", FLOAT, ["batch", "time", width])], [("y", FLOAT, ["batch", "time", width])], weights
-    )
+    return model_bytes(nodes, [("x", FLOAT, ["batch", "time", width])], [("y", FLOAT, ["batch", "time", width])], weights)
 
 
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:

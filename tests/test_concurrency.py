@@ -44,10 +44,7 @@ def test_many_threads_share_a_model(threads: int):
 
 
 def test_models_run_side_by_side():
-    models = [
-        qruntime.load(data, threads=2)
-        for data in (encoder_bytes(64), linear_bytes(64, 200), recurrent_bytes("GRU", 64, 32))
-    ]
+    models = [qruntime.load(data, threads=2) for data in (encoder_bytes(64), linear_bytes(64, 200), recurrent_bytes("GRU", 64, 32))]
     inputs = [random(2, 9, 64), random(65, 64), random(9, 3, 64)]
     expected = [np.asarray(_first(m(x))) for m, x in zip(models, inputs, strict=True)]
     failures: list[BaseException] = []
@@ -150,9 +147,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert done.stdout.strip() == "interrupted", done.stderr
     assert done.returncode == 0
 

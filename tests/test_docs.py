@@ -19,9 +19,7 @@ def test_the_examples_of_quantization_run(example: str):
     exec(compile(example, "docs/quantization.md", "exec"), {})
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_files_that_are_named_exist(path: str):
     """`qruntime/model.py`, `docs/kernels.md` …: whatever looks like a path from the root of the repository."""
     named = re.findall(r"`((?:qruntime|docs|tests|tools|benchmarks|examples)/[\w./]*)`", (ROOT / path).read_text())

@@ -110,9 +110,7 @@ def test_threads_do_not_matter(mode: str, threads: int):
     ):
         one = MODES[mode](qruntime.load(data, threads=1))(x)
         many = MODES[mode](qruntime.load(data, threads=threads))(x)
-        for a, b in zip(
-            one if isinstance(one, tuple) else [one], many if isinstance(many, tuple) else [many], strict=True
-        ):
+        for a, b in zip(one if isinstance(one, tuple) else [one], many if isinstance(many, tuple) else [many], strict=True):
             assert_same_bits(a, b)
 
 
@@ -218,6 +216,4 @@ def test_float_models_agree_across_instruction_sets():
             y = qruntime.load(data)(x)
             results.append(y[0] if isinstance(y, tuple) else y)
         for y in results[1:]:
-            np.testing.assert_allclose(
-                y, results[0], rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(results[0]).max()
-            )
+            np.testing.assert_allclose(y, results[0], rtol=0, atol=64 * np.finfo(np.float32).eps * np.abs(results[0]).max())

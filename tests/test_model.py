@@ -217,9 +217,7 @@ def test_outputs_can_be_chosen(three_outputs: qruntime.Model, names: list[str]):
 
 
 def test_unknown_outputs_are_refused(three_outputs: qruntime.Model):
-    with pytest.raises(
-        InputError, match=r"unknown output 'nothing'; the model's outputs are: total: float32\[n\]; same"
-    ):
+    with pytest.raises(InputError, match=r"unknown output 'nothing'; the model's outputs are: total: float32\[n\]; same"):
         three_outputs.run({"a": A, "b": B}, ["nothing"])
 
 
@@ -295,9 +293,7 @@ def test_an_output_that_is_a_constant_is_a_copy():
 
 def test_a_string_constant_can_be_an_output():
     node = helper.make_node("Identity", ["w"], ["y"])
-    model = qruntime.load(
-        model_bytes([node], [], [("y", TensorProto.STRING, [2])], {"w": np.array(["a", "b"], object)})
-    )
+    model = qruntime.load(model_bytes([node], [], [("y", TensorProto.STRING, [2])], {"w": np.array(["a", "b"], object)}))
     for _ in range(2):
         y = model()
         assert y.tolist() == ["a", "b"]
@@ -360,9 +356,7 @@ def test_an_optional_input_may_be_left_out_or_none():
     maybe = helper.make_value_info("x", helper.make_optional_type_proto(tensor))
     answer = helper.make_tensor_value_info("y", TensorProto.BOOL, [])
     graph = helper.make_graph([helper.make_node("OptionalHasElement", ["x"], ["y"])], "g", [maybe], [answer])
-    model = qruntime.load(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-    )
+    model = qruntime.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString())
     assert not model.run({})["y"]
     assert not model.run({"x": None})["y"]
     assert model.run({"x": A})["y"]
@@ -503,9 +497,7 @@ def test_a_number_of_threads_below_one_is_refused(threads: int):
 
 
 def test_all_missing_operators_are_listed_at_once():
-    nodes = [
-        helper.make_node(op, ["x"], [op], domain="my.domain", name=op.lower()) for op in ("Alpha", "Beta", "Alpha")
-    ]
+    nodes = [helper.make_node(op, ["x"], [op], domain="my.domain", name=op.lower()) for op in ("Alpha", "Beta", "Alpha")]
     nodes[2].output[0] = "other"
     model = helper.make_model(
         helper.make_graph(

@@ -31,14 +31,10 @@ def gemm_bytes(
     if bias is not None:
         weights["b"] = random(*bias, seed=1)
     node = helper.make_node("Gemm", ["x", *weights], ["y"], name="/fc/Gemm", **attributes)
-    return model_bytes(
-        [node], [("x", FLOAT, ["k", "m"] if trans_a else ["m", k])], [("y", FLOAT, ["m", n])], weights, opset
-    )
+    return model_bytes([node], [("x", FLOAT, ["k", "m"] if trans_a else ["m", k])], [("y", FLOAT, ["m", n])], weights, opset)
 
 
-def dynamic_reference(
-    x: np.ndarray, w: np.ndarray, *, per_channel: bool = False, per_tensor_x: bool = False
-) -> np.ndarray:
+def dynamic_reference(x: np.ndarray, w: np.ndarray, *, per_channel: bool = False, per_tensor_x: bool = False) -> np.ndarray:
     """x @ w in float64 over the integers of both: what the definition of dynamic quantization says."""
     amax = np.abs(w).max(axis=0) if per_channel else np.abs(w).max()
     w_scale = np.where(amax == 0, 1, amax / np.float32(127.5)).astype(np.float32)
@@ -238,9 +234,7 @@ def two_layers_bytes() -> bytes:
         helper.make_node("MatMul", ["x", "w1"], ["h"], name="/encoder/layer.0/fc/MatMul"),
         helper.make_node("Gemm", ["h", "w2"], ["y"], name="/decoder/out/Gemm"),
     ]
-    return model_bytes(
-        nodes, [("x", FLOAT, ["n", 8])], [("y", FLOAT, ["n", 4])], {"w1": random(8, 6), "w2": random(6, 4)}
-    )
+    return model_bytes(nodes, [("x", FLOAT, ["n", 8])], [("y", FLOAT, ["n", 4])], {"w1": random(8, 6), "w2": random(6, 4)})
 
 
 FIRST, SECOND = "/encoder/layer.0/fc/MatMul", "/decoder/out/Gemm"
@@ -437,9 +431,7 @@ def test_a_strict_failure_leaves_an_inplace_model_whole():
     ]
     bad = random(6, 4)
     bad[0] = np.nan
-    model = qruntime.load(
-        model_bytes(nodes, [("x", FLOAT, ["n", 8])], [("y", FLOAT, ["n", 4])], {"w1": random(8, 6), "w2": bad})
-    )
+    model = qruntime.load(model_bytes(nodes, [("x", FLOAT, ["n", 8])], [("y", FLOAT, ["n", 4])], {"w1": random(8, 6), "w2": bad}))
     with pytest.raises(QuantizationError, match="bad"):
         model.quantize_dynamic(strict=True, inplace=True)
     assert "Quantized" not in str(model)
@@ -461,10 +453,7 @@ def test_what_the_report_says():
 
 def test_how_models_print():
     text = str(qruntime.load(two_layers_bytes()).quantize_dynamic())
-    assert (
-        "(fc): DynamicQuantizedLinear(in_features=8, out_features=6, dtype=torch.qint8, qscheme=torch.per_tensor_affine)"
-        in text
-    )
+    assert "(fc): DynamicQuantizedLinear(in_features=8, out_features=6, dtype=torch.qint8, qscheme=torch.per_tensor_affine)" in text
     assert "(encoder): Module(" in text
     text = str(qruntime.load(recurrent_bytes("LSTM", 12, 16)).quantize_dynamic())
     assert "DynamicQuantizedLSTM(12, 16" in text
@@ -474,9 +463,7 @@ def test_exact_weights_lose_nothing():
     """Weights that are integers up to 127 are their own codes."""
     w = np.arange(-127, 128, dtype=np.float32)[:, None]
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    model = qruntime.load(
-        model_bytes([node], [("x", FLOAT, ["n", 255])], [("y", FLOAT, ["n", 1])], {"w": w})
-    ).quantize_dynamic()
+    model = qruntime.load(model_bytes([node], [("x", FLOAT, ["n", 255])], [("y", FLOAT, ["n", 1])], {"w": w})).quantize_dynamic()
     assert model.report.layers[0].snr_db == math.inf
     x = np.eye(255, dtype=np.float32) * 255
     assert_same_bits(model(x), 255 * w)

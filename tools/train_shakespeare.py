@@ -28,9 +28,7 @@ State = tuple[Tensor, Tensor]
 class CharacterModel(nn.Module):
     """Embedding, LSTM layers and a linear layer giving the logits of the next character."""
 
-    def __init__(
-        self, vocabulary: int, embedding: int, hidden: int, layers: int, dropout: float
-    ) -> None:
+    def __init__(self, vocabulary: int, embedding: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.lstm = nn.LSTM(embedding, hidden, layers, dropout=dropout)
@@ -185,9 +183,7 @@ def main() -> None:
         weight_decay=args.weight_decay,
     )
     steps = args.epochs * ((len(train) // args.batch - 1) // args.time)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, args.warmup, steps)
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args.warmup, steps))
 
     best = math.inf
     started = time.monotonic()

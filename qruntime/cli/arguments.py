@@ -71,15 +71,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="most threads one run uses (default: what this process may)"
-    )
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="most threads one run uses (default: what this process may)")
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "inputs", "Without --npz they are random (always the same), of the declared types."
-    )
+    group = parser.add_argument_group("inputs", "Without --npz they are random (always the same), of the declared types.")
     group.add_argument(
         "--npz",
         metavar="FILE",

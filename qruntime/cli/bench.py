@@ -40,12 +40,8 @@ def add_parser(subparsers: Subparsers) -> None:
         default=3.0,
         help=f"measure for this long, and at least {MIN_RUNS} runs (default: 3)",
     )
-    parser.add_argument(
-        "--warmup", type=non_negative, default=0.5, metavar="SECONDS", help="run for this long before (default: 0.5)"
-    )
-    parser.add_argument(
-        "--threads", type=positive_int, nargs="+", metavar="N", help="thread counts to measure, one after the other"
-    )
+    parser.add_argument("--warmup", type=non_negative, default=0.5, metavar="SECONDS", help="run for this long before (default: 0.5)")
+    parser.add_argument("--threads", type=positive_int, nargs="+", metavar="N", help="thread counts to measure, one after the other")
     parser.add_argument("--profile", action="store_true", help="show where the time goes, operator by operator")
     parser.add_argument(
         "--trace", metavar="FILE", help="write the times of all nodes for chrome://tracing or Perfetto, of the last thread count"

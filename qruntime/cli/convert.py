@@ -110,18 +110,10 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="PATTERN",
         help="quantize nothing but these: names, module paths from anywhere (layer.0), globs, operator types, kinds",
     )
-    parser.add_argument(
-        "--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="leave these as they are"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="fail when a layer cannot be quantized or a pattern selects nothing"
-    )
-    parser.add_argument(
-        "--faster-only", action="store_true", help="leave layers float that are too small for int8 to be faster"
-    )
-    parser.add_argument(
-        "--no-compare", action="store_true", help="do not run both models to say what quantizing costs in accuracy"
-    )
+    parser.add_argument("--exclude", nargs="+", action="extend", default=[], metavar="PATTERN", help="leave these as they are")
+    parser.add_argument("--strict", action="store_true", help="fail when a layer cannot be quantized or a pattern selects nothing")
+    parser.add_argument("--faster-only", action="store_true", help="leave layers float that are too small for int8 to be faster")
+    parser.add_argument("--no-compare", action="store_true", help="do not run both models to say what quantizing costs in accuracy")
     add_comparison(parser)
     add_inputs(parser)
     add_threads(parser)
@@ -218,9 +210,7 @@ def _list_nodes(arguments: argparse.Namespace) -> str:
     return f"list the nodes with: qruntime inspect --nodes {arguments.input}"
 
 
-def _fields(
-    arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]
-) -> dict[str, Any]:
+def _fields(arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]) -> dict[str, Any]:
     report = model.report
     return {
         "input": arguments.input,
@@ -243,9 +233,7 @@ def _fields(
     }
 
 
-def _lines(
-    arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]
-) -> list[str]:
+def _lines(arguments: argparse.Namespace, model: qruntime.Model, sizes: tuple[int, int], seconds: dict[str, float]) -> list[str]:
     report = model.report
     kept = [layer for layer in report.layers if layer.name in report.kept]
     before, after = sizes

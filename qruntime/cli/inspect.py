@@ -58,9 +58,7 @@ def _operator(domain: str, op_type: str) -> str:
     return f"{domain}.{op_type}" if domain else op_type
 
 
-_FOREIGN = re.compile(
-    r"(com\.microsoft\.)?(QLinear\w+|QGemm|QAttention|\w+Integer(ToFloat)?|DynamicQuantize\w+|\w+NBits)"
-)
+_FOREIGN = re.compile(r"(com\.microsoft\.)?(QLinear\w+|QGemm|QAttention|\w+Integer(ToFloat)?|DynamicQuantize\w+|\w+NBits)")
 
 
 def _foreign(model: qruntime.Model) -> dict[str, int]:

@@ -116,9 +116,7 @@ def values(value: Value, shape: tuple[int, ...], random: np.random.Generator, pa
     return random.standard_normal(shape).astype(dtype)
 
 
-def _integers(
-    value: Value, dtype: np.dtype, shape: tuple[int, ...], random: np.random.Generator, guesses: list[str]
-) -> np.ndarray:
+def _integers(value: Value, dtype: np.dtype, shape: tuple[int, ...], random: np.random.Generator, guesses: list[str]) -> np.ndarray:
     name = printable(value.name)
     if math.prod(shape) == 1:
         number = _compared_with(value)

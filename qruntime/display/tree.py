@@ -29,7 +29,7 @@ def tree(graph: Graph) -> str:
     root: Module = {}
     for stack in stacks:
         names = module_names(stack[0])
-        for below, text in (_projections(stack[0]) or [([], describe_layer(stack[0], num_layers=len(stack)) or "")]):
+        for below, text in _projections(stack[0]) or [([], describe_layer(stack[0], num_layers=len(stack)) or "")]:
             _insert(root, [*names, *below], text)
     return "\n".join(["Model(", *_lines(root, 2), ")"]) if root else "Model()"
 

@@ -297,8 +297,7 @@ class Graph:
         """Name and type of every output: as declared, or what is known of its value where nothing is declared."""
         declared = [*self.output_types, *[None] * len(self._outputs)]
         return [
-            (name, _more_telling(kind, value.type))
-            for name, kind, value in zip(self.output_names, declared, self._outputs, strict=False)
+            (name, _more_telling(kind, value.type)) for name, kind, value in zip(self.output_names, declared, self._outputs, strict=False)
         ]
 
     def append(self, node: Node) -> None:

@@ -51,9 +51,7 @@ def attribute_type(proto: AttributeProto, node: NodeProto) -> tuple[AttributeTyp
     kind, field_name = known
     # Writers may leave out an empty list and, with proto3 rules, a zero or an empty string.
     if present or (getattr(proto, field_name) is None):
-        raise InvalidModel(
-            f"{where}: attribute {proto.name!r} is declared as {kind.name} but has values in {present or 'no field'}"
-        )
+        raise InvalidModel(f"{where}: attribute {proto.name!r} is declared as {kind.name} but has values in {present or 'no field'}")
     return known
 
 

@@ -75,9 +75,7 @@ def save_graph(
             external_data = size > EMBEDDED_LIMIT
         if not external_data:
             if size > EMBEDDED_LIMIT:
-                raise SaveError(
-                    f"the model takes {size} bytes, more than one protobuf file can; use external_data=True"
-                )
+                raise SaveError(f"the model takes {size} bytes, more than one protobuf file can; use external_data=True")
             files.write({path: parts}, replaced=[data_path])
             return
         data = _move_out(model, os.path.basename(data_path))
@@ -255,9 +253,7 @@ class _Exporter:
     def node(self, node: Node) -> NodeProto:
         proto = NodeProto(op_type=node.op_type)
         proto.input = [self.name_read(value) for value in node.inputs]
-        proto.output = _trimmed(
-            ["" if isinstance(v, UnusedValue) and not v.uses else self.names[v] for v in node.outputs]
-        )
+        proto.output = _trimmed(["" if isinstance(v, UnusedValue) and not v.uses else self.names[v] for v in node.outputs])
         for field, text in (
             ("name", node.name),
             ("domain", node.domain),
@@ -275,9 +271,7 @@ class _Exporter:
 
     def identity(self, value: Value, name: str) -> NodeProto:
         self.has_identity = True
-        return NodeProto(
-            op_type="Identity", input=[self.name_read(value)], output=[name], name=self.names.fresh(name + "_copy")
-        )
+        return NodeProto(op_type="Identity", input=[self.name_read(value)], output=[name], name=self.names.fresh(name + "_copy"))
 
     def name_read(self, value: Value | None) -> str:
         """Name by which a node reads `value`; constants become initializers on the way."""

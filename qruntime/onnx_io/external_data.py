@@ -74,9 +74,7 @@ class ExternalData:
             raise InvalidModel(f"{who}: length is {length} bytes but its dims and element type need {size}")
         data = self._file(entries["location"], who)
         if offset + length > len(data):
-            raise InvalidModel(
-                f"{who}: bytes {offset} to {offset + length} lie outside {entries['location']!r}, which has {len(data)}"
-            )
+            raise InvalidModel(f"{who}: bytes {offset} to {offset + length} lie outside {entries['location']!r}, which has {len(data)}")
         return data[offset : offset + length]
 
     def find(self, tensor: TensorProto) -> str:
@@ -97,17 +95,10 @@ class ExternalData:
         shown = repr(location[:200])
         if not self._folders:
             raise InvalidModel(
-                f"{who} lies in {shown}, but a model given as bytes has no folder; "
-                "pass its path, or say external_data_dir=..."
+                f"{who} lies in {shown}, but a model given as bytes has no folder; pass its path, or say external_data_dir=..."
             )
         parts = re.split(r"[/\\]" if os.name == "nt" else "/", location)
-        if (
-            not location
-            or "\0" in location
-            or os.path.isabs(location)
-            or os.path.splitdrive(location)[0]
-            or ".." in parts
-        ):
+        if not location or "\0" in location or os.path.isabs(location) or os.path.splitdrive(location)[0] or ".." in parts:
             raise InvalidModel(f"{who}: location {shown} is not a relative path below the folder of the model")
         found = None
         for folder in self._folders:

@@ -18,9 +18,7 @@ Key = tuple[str, str, str]
 """Domain, name and overload."""
 
 
-OURS = frozenset(
-    ("qruntime", f"Dequantize{grid}{width}", "") for grid in ("Affine", "Symmetric", "Table") for width in ("", "Bytes")
-)
+OURS = frozenset(("qruntime", f"Dequantize{grid}{width}", "") for grid in ("Affine", "Symmetric", "Table") for width in ("", "Bytes"))
 """Functions that files of our own call: passes/stored reads the calls as what they store."""
 
 

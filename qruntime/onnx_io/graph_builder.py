@@ -125,9 +125,7 @@ class GraphBuilder:
         """Add the constants of a graph to `scope`; returns the defaults of its inputs."""
         defaults: dict[Value, np.ndarray] = {}
         seen: set[str] = set()
-        named: list[tuple[str, TensorProto | SparseTensorProto]] = [
-            (tensor.name, tensor) for tensor in proto.initializer
-        ]
+        named: list[tuple[str, TensorProto | SparseTensorProto]] = [(tensor.name, tensor) for tensor in proto.initializer]
         named += [(sparse.values.name if sparse.values else "", sparse) for sparse in proto.sparse_initializer]
         for name, tensor in named:
             if not name or name in seen:
@@ -183,9 +181,7 @@ class GraphBuilder:
                 )
             version = opsets.get(domain)
             if version is None:
-                raise InvalidModel(
-                    f"{label(proto)} needs domain {domain or 'ai.onnx'!r}, which is not among the opset imports"
-                )
+                raise InvalidModel(f"{label(proto)} needs domain {domain or 'ai.onnx'!r}, which is not among the opset imports")
             if op_type == "Constant" and not domain and self.narrow_constant(proto, prefix, scope):
                 continue
             attributes = {}
@@ -196,9 +192,7 @@ class GraphBuilder:
                         raise InvalidModel(f"{label(proto)} has attribute {item.name!r} twice")
                     attributes[item.name] = attribute
             if op_type == "Constant" and not domain:
-                self.define(
-                    proto, 0, constant(prefix + self.output_name(proto), self.constant_data(proto, attributes)), scope
-                )
+                self.define(proto, 0, constant(prefix + self.output_name(proto), self.constant_data(proto, attributes)), scope)
                 continue
             if not op_type:
                 raise InvalidModel(f"{label(proto)} has no op_type")
@@ -213,9 +207,7 @@ class GraphBuilder:
                 else:
                     value = UnusedValue(self.fresh(f"{prefix}{proto.name or op_type}/unused"))
                 outputs.append(value)
-            node = Node(
-                op_type, inputs, outputs, attributes, domain=domain, version=version, doc=proto.doc_string, overload=proto.overload
-            )
+            node = Node(op_type, inputs, outputs, attributes, domain=domain, version=version, doc=proto.doc_string, overload=proto.overload)
             node.name = prefix + proto.name if proto.name else ""
             if proto.metadata_props:
                 node.metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -234,9 +226,7 @@ class GraphBuilder:
     def count(self) -> None:
         self.built_nodes += 1
         if self.built_nodes > self.limits.inlined_nodes:
-            raise InvalidModel(
-                f"functions expand to more than {self.limits.inlined_nodes} nodes (Limits.inlined_nodes)"
-            )
+            raise InvalidModel(f"functions expand to more than {self.limits.inlined_nodes} nodes (Limits.inlined_nodes)")
 
     def call(self, key: functions.Key, proto: NodeProto, body: Body, scope: Scope, out: list[Node]) -> None:
         if self.call_depth >= self.limits.call_depth:
@@ -257,9 +247,7 @@ class GraphBuilder:
                 try:
                     found.append(scope.find(name))
                 except KeyError:
-                    raise InvalidModel(
-                        f"{label(proto)} reads {name!r}, which is no input, initializer or output of a node"
-                    ) from None
+                    raise InvalidModel(f"{label(proto)} reads {name!r}, which is no input, initializer or output of a node") from None
         return found
 
     def define(self, proto: NodeProto, index: int, value: Value | None, scope: Scope) -> None:
@@ -295,8 +283,7 @@ class GraphBuilder:
         if proto.ref_attr_name:
             if body.bindings is None:
                 raise InvalidModel(
-                    f"{label(node)}: attribute {proto.name!r} refers to {proto.ref_attr_name!r}, "
-                    "which is possible only inside functions"
+                    f"{label(node)}: attribute {proto.name!r} refers to {proto.ref_attr_name!r}, which is possible only inside functions"
                 )
             bound = body.bindings.get(proto.ref_attr_name)
             return None if bound is None else self.attribute(bound.proto, node, bound.body, bound.scope)

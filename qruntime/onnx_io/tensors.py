@@ -29,9 +29,7 @@ _TYPED_FIELDS = {
     "int64_data": (wire.INTS, "int64"),
     "uint64_data": (wire.UINTS, "uint32 uint64"),
 }
-_FIELD_OF_CODE = {
-    dtypes.ONNX_CODES[name]: (field, kind) for field, (kind, names) in _TYPED_FIELDS.items() for name in names.split()
-}
+_FIELD_OF_CODE = {dtypes.ONNX_CODES[name]: (field, kind) for field, (kind, names) in _TYPED_FIELDS.items() for name in names.split()}
 _ALL_FIELDS = (*_TYPED_FIELDS, "int32_data", "string_data")
 
 
@@ -100,9 +98,7 @@ def decode_narrow(tensor: TensorProto, external: ExternalData) -> np.ndarray | S
         return _read_only(np.empty(shape, object))
     needed = packed_size(count, bits)
     if len(raw) != needed:
-        raise InvalidModel(
-            f"{what} of {dtypes.type_name(code)} with dims {list(shape)} needs {needed} bytes but holds {len(raw)}"
-        )
+        raise InvalidModel(f"{what} of {dtypes.type_name(code)} with dims {list(shape)} needs {needed} bytes but holds {len(raw)}")
     if code in _NARROW:
         return _bare(np.frombuffer(raw, np.uint8) if count else np.empty(0, np.uint8), code, shape)
     if count == 0:
@@ -204,9 +200,7 @@ def decode_sparse(sparse: SparseTensorProto, external: ExternalData, max_bytes: 
     if indices.dtype != np.int64:
         raise InvalidModel(f"{what}: indices are {indices.dtype}, not int64")
     if values.ndim != 1 or indices.shape not in ((values.size,), (values.size, len(shape))):
-        raise InvalidModel(
-            f"{what}: values of shape {values.shape} and indices of shape {indices.shape} do not fit dims {list(shape)}"
-        )
+        raise InvalidModel(f"{what}: values of shape {values.shape} and indices of shape {indices.shape} do not fit dims {list(shape)}")
     limits = np.asarray(shape if indices.ndim == 2 else math.prod(shape), np.int64)
     if np.any(indices < 0) or np.any(indices >= limits):
         raise InvalidModel(f"{what}: an index lies outside dims {list(shape)}")

@@ -44,17 +44,13 @@ def split_heads(name: str, x: np.ndarray, heads: int | None) -> np.ndarray:
 def _check_heads(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
     """Shapes (N, heads, S, size) of queries, keys and values must fit together."""
     if not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1:3] != v.shape[1:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"Q (N, Hq, Sq, d), K (N, Hkv, Skv, d) and V (N, Hkv, Skv, dv) do not fit: {q.shape}, {k.shape}, {v.shape}"
-        )
+        raise ValueError(f"Q (N, Hq, Sq, d), K (N, Hkv, Skv, d) and V (N, Hkv, Skv, dv) do not fit: {q.shape}, {k.shape}, {v.shape}")
     if k.shape[1] < 1 or q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads")
     limit_shape((*q.shape[:3], k.shape[2]), "the scores")
 
 
-def _positional_mask(
-    queries: int, keys: int, offset: np.ndarray, causal: bool, left: int, right: int
-) -> np.ndarray | None:
+def _positional_mask(queries: int, keys: int, offset: np.ndarray, causal: bool, left: int, right: int) -> np.ndarray | None:
     """Which key each query may see, (1 or N, 1, Sq, Skv) bool; None when all of them."""
     if not causal and left < 0 and right < 0:
         return None
@@ -250,10 +246,7 @@ def rotary_embedding(
             require_rank(name, cache, 2)
             require_shape("position_ids", position_ids, (batch, length))
             if position_ids.size and (position_ids.min() < 0 or position_ids.max() >= cache.shape[0]):
-                raise ValueError(
-                    f"position_ids must lie in [0, {cache.shape[0] - 1}], "
-                    f"got {position_ids.min()} to {position_ids.max()}"
-                )
+                raise ValueError(f"position_ids must lie in [0, {cache.shape[0] - 1}], got {position_ids.min()} to {position_ids.max()}")
             cache = cache[position_ids]
         require_shape(name, cache, (batch, length, rotated // 2))
         caches.append(cache[:, None].astype(x.dtype, copy=False))
@@ -314,10 +307,7 @@ def linear_attention(
     if decay is not None:
         require_rank("decay", decay, 3)
         if decay.shape[:2] != (batch, steps) or decay.shape[2] not in (kv_num_heads, kv_num_heads * size):
-            raise ValueError(
-                f"decay must have the shape ({batch}, {steps}, {kv_num_heads} or {kv_num_heads * size}), "
-                f"got {decay.shape}"
-            )
+            raise ValueError(f"decay must have the shape ({batch}, {steps}, {kv_num_heads} or {kv_num_heads * size}), got {decay.shape}")
         growth = np.exp(split_heads("decay", decay.astype(np.float32), kv_num_heads))
     if beta is not None:
         require_rank("beta", beta, 3)

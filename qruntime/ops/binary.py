@@ -35,9 +35,7 @@ def _register(name: str, since: int, function: Function) -> None:
     if since == 7:
 
         @operator(name, since=1)
-        def legacy_definition(
-            a: np.ndarray, b: np.ndarray, *, axis: int | None = None, broadcast: int = 0
-        ) -> np.ndarray:
+        def legacy_definition(a: np.ndarray, b: np.ndarray, *, axis: int | None = None, broadcast: int = 0) -> np.ndarray:
             return function(a, _align_legacy(a, b, axis, broadcast))
 
 
@@ -202,9 +200,7 @@ def clip(x: np.ndarray, low: np.ndarray | None = None, high: np.ndarray | None =
 
 
 @operator("Clip", since=1)
-def clip_attributes(
-    x: np.ndarray, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38
-) -> np.ndarray:
+def clip_attributes(x: np.ndarray, *, min: float = -3.4028234663852886e38, max: float = 3.4028234663852886e38) -> np.ndarray:
     if not is_float(x.dtype):
         raise ValueError(f"Clip before opset 11 takes floats, got {x.dtype}")
     kind = np.float32 if is_narrow_float(x.dtype) else x.dtype

@@ -40,10 +40,7 @@ def _stack(index: int, values: list[Any], axis: int = 0) -> np.ndarray:
     first = np.asarray(values[0])
     for step, value in enumerate(values):
         if np.shape(value) != first.shape:
-            raise ValueError(
-                f"scan output {index} must keep one shape, got {first.shape} first "
-                f"and {np.shape(value)} in iteration {step}"
-            )
+            raise ValueError(f"scan output {index} must keep one shape, got {first.shape} first and {np.shape(value)} in iteration {step}")
     return np.stack(values, axis=normalize_axis(axis, first.ndim + 1))
 
 
@@ -69,9 +66,7 @@ def loop(
     while go and (limit is None or iteration < limit):
         results = tuple(body(np.asarray(iteration, np.int64), condition, *carried))
         if len(results) < 1 + len(carried):
-            raise ValueError(
-                f"the body must return a condition and {len(carried)} carried values, it returns {len(results)}"
-            )
+            raise ValueError(f"the body must return a condition and {len(carried)} carried values, it returns {len(results)}")
         condition = np.asarray(results[0])
         go = bool(_scalar("the condition that the body returns", condition))
         carried = results[1 : 1 + len(carried)]
@@ -117,9 +112,7 @@ def _scan(
     for t in range(length):
         results = tuple(body(*states, *(value[t] for value in inputs)))
         if len(results) != len(states) + outputs:
-            raise ValueError(
-                f"the body must return {len(states)} states and {outputs} elements, it returns {len(results)}"
-            )
+            raise ValueError(f"the body must return {len(states)} states and {outputs} elements, it returns {len(results)}")
         states = results[: len(states)]
         for values, value in zip(scanned, results[len(states) :], strict=True):
             values.append(value)

@@ -30,9 +30,7 @@ def check_convolution(x: np.ndarray, w: np.ndarray, group: int, kernel_shape: Se
     if group < 1 or x.shape[1] % group or w.shape[0] % group:
         raise ValueError(f"group {group} must divide the channels of X {x.shape} and of W {w.shape}")
     if w.shape[1] * group != x.shape[1]:
-        raise ValueError(
-            f"W must have {x.shape[1] // group} input channels ({x.shape[1]} of X / group {group}), got shape {w.shape}"
-        )
+        raise ValueError(f"W must have {x.shape[1] // group} input channels ({x.shape[1]} of X / group {group}), got shape {w.shape}")
     if kernel_shape is not None and tuple(kernel_shape) != w.shape[2:]:
         raise ValueError(f"kernel_shape {tuple(kernel_shape)} differs from that of W {w.shape}")
 
@@ -96,8 +94,6 @@ def conv(
     wide = working_dtype(x.dtype)
     y = convolve(x.astype(wide, copy=False), w.astype(wide, copy=False), group, win)
     return add_bias(y, b).astype(x.dtype, copy=False)
-
-
 
 
 def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
@@ -271,10 +267,7 @@ def conv_transpose(
     strides = per_axis("strides", strides, rank, 1, 1)
     dilations = per_axis("dilations", dilations, rank, 1, 1)
     extra = per_axis("output_padding", output_padding, rank, 0, 0)
-    full = [
-        (n - 1) * s + (k - 1) * d + 1 + e
-        for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)
-    ]
+    full = [(n - 1) * s + (k - 1) * d + 1 + e for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER") or output_shape:
         if output_shape:
             wanted = per_axis("output_shape", tuple(output_shape)[-rank:], rank, 0, 0)
@@ -314,8 +307,7 @@ def col2im(
     block, positions = math.prod(win.kernel), math.prod(win.output)
     if x.shape[1] % block or x.shape[2] != positions:
         raise ValueError(
-            f"input must have the shape (N, C · {block}, {positions}) for image_shape {spatial} "
-            f"and block_shape {win.kernel}, got {x.shape}"
+            f"input must have the shape (N, C · {block}, {positions}) for image_shape {spatial} and block_shape {win.kernel}, got {x.shape}"
         )
     return fold(x.reshape(x.shape[0], x.shape[1] // block, *win.kernel, *win.output), win, spatial)
 

@@ -135,9 +135,7 @@ def _reduction(opcode: str) -> Binder:
 
 
 def _arg_reduction(kernel: str) -> Binder:
-    return lambda node: NativeCall(
-        kernel, ints=[node.attr("axis", 0), node.attr("keepdims", 1), node.attr("select_last_index", 0)]
-    )
+    return lambda node: NativeCall(kernel, ints=[node.attr("axis", 0), node.attr("keepdims", 1), node.attr("select_last_index", 0)])
 
 
 def _along_axis(kernel: str) -> Binder:

@@ -10,9 +10,7 @@ from qruntime.ops.registry import NativeCall, operator
 
 
 @operator("QuantizedEmbedding", domain="qruntime")
-def quantized_embedding(
-    codes: np.ndarray, scale: np.ndarray, offset: np.ndarray, indices: np.ndarray, *, bits: int = 8
-) -> np.ndarray:
+def quantized_embedding(codes: np.ndarray, scale: np.ndarray, offset: np.ndarray, indices: np.ndarray, *, bits: int = 8) -> np.ndarray:
     """Rows scale · q + offset, float32 [*indices, D]; codes uint8 [N, D], or with 4 bits [N, D/2]; scale, offset [N, 1].
 
     Of two 4-bit codes in a byte the low one belongs to column j, the high one to column j + D/2.

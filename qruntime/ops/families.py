@@ -8,8 +8,7 @@ from __future__ import annotations
 
 FAMILIES = {
     "activations": {
-        "": "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Shrink Sigmoid Softplus Softsign Swish "
-        "ThresholdedRelu",
+        "": "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Shrink Sigmoid Softplus Softsign Swish ThresholdedRelu",
     },
     "attention": {"": "Attention LinearAttention RotaryEmbedding", "ai.onnx.preview": "FlexAttention"},
     "binary": {
@@ -29,12 +28,10 @@ FAMILIES = {
     "fused_normalization": {"qruntime": "LayerNormalization RMSNormalization"},
     "image": {"": "AffineGrid GridSample Resize Upsample"},
     "indexing": {
-        "": "Compress Gather GatherElements GatherND NonZero OneHot ReverseSequence Scatter ScatterElements ScatterND "
-        "TensorScatter Unique",
+        "": "Compress Gather GatherElements GatherND NonZero OneHot ReverseSequence Scatter ScatterElements ScatterND TensorScatter Unique",
     },
     "layout": {
-        "": "CenterCropPad Concat DepthToSpace Expand Flatten Pad Reshape Slice SpaceToDepth Split Squeeze Tile "
-        "Transpose Trilu Unsqueeze",
+        "": "CenterCropPad Concat DepthToSpace Expand Flatten Pad Reshape Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unsqueeze",
     },
     "linear": {"qruntime": "DynamicQuantizedLinear Linear MergedDynamicQuantizedLinear"},
     "linear_algebra": {"": "Det Gemm MatMul MatMulInteger"},
@@ -86,8 +83,7 @@ FAMILIES = {
     "contrib.convolution": {"com.microsoft": "ConvTransposeWithDynamicPads FusedConv"},
     "contrib.fused_matmul": {"com.microsoft": "FusedGemm FusedMatMul GemmFastGelu TransposeMatMul"},
     "contrib.gating": {
-        "com.microsoft": "BranchwiseRMSNorm EngramGate GatedAdd GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix "
-        "ScaledSiLU",
+        "com.microsoft": "BranchwiseRMSNorm EngramGate GatedAdd GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix ScaledSiLU",
     },
     "contrib.generation": {"com.microsoft": "BeamSearch GreedySearch Sampling"},
     "contrib.group_query_attention": {"com.microsoft": "GroupQueryAttention"},

@@ -227,9 +227,7 @@ class _Questions:
             features, thresholds, first, other = (np.asarray(column) for column in zip(*search.rows, strict=True))
             self._append(features, thresholds.astype(dtype), first, other, np.zeros(len(features), np.bool_))
 
-    def _append(
-        self, features: np.ndarray, thresholds: np.ndarray, first: np.ndarray, other: np.ndarray, nan_to_other: np.ndarray
-    ) -> None:
+    def _append(self, features: np.ndarray, thresholds: np.ndarray, first: np.ndarray, other: np.ndarray, nan_to_other: np.ndarray) -> None:
         self.inner = np.concatenate((self.inner, np.ones(len(features), np.bool_)))
         self.features = np.concatenate((self.features, features))
         self.thresholds = np.concatenate((self.thresholds, thresholds))

@@ -31,9 +31,7 @@ def concat_into(
     if stack is None:
         stack = np.zeros(shape, item.dtype)
     elif stack.shape != shape or stack.dtype != item.dtype:
-        raise ValueError(
-            f"item {index} of a stack {stack.dtype}{list(stack.shape)} cannot be {item.dtype}{list(item.shape)}"
-        )
+        raise ValueError(f"item {index} of a stack {stack.dtype}{list(stack.shape)} cannot be {item.dtype}{list(item.shape)}")
     else:
         stack = stack.copy()
     stack.reshape(-1, *item.shape)[index] = item

@@ -76,10 +76,7 @@ def taps_by_remainder(w: np.ndarray, group: int, strides: Sequence[int], dilatio
     channels, per_group, *kernel = w.shape
     grouped = w.reshape(group, channels // group, per_group, *kernel).swapaxes(1, 2)
     flat = grouped.reshape(group * per_group, channels // group, *kernel)
-    taps = [
-        [np.flatnonzero(np.arange(k) * d % s == r)[::-1] for r in range(s)]
-        for k, s, d in zip(kernel, strides, dilations, strict=True)
-    ]
+    taps = [[np.flatnonzero(np.arange(k) * d % s == r)[::-1] for r in range(s)] for k, s, d in zip(kernel, strides, dilations, strict=True)]
     parts = []
     for remainders in np.ndindex(*strides):
         chosen = [taps[i][r] for i, r in enumerate(remainders)]

@@ -9,9 +9,7 @@ from qruntime.ops.elementwise import rounded_once
 from qruntime.ops.registry import NativeCall, operator
 
 
-def _finish(
-    y: np.ndarray, total: np.ndarray, scale: np.ndarray | None, bias: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _finish(y: np.ndarray, total: np.ndarray, scale: np.ndarray | None, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     y = y if scale is None else y * scale
     return (y if bias is None else y + bias), total
 

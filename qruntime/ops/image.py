@@ -29,9 +29,7 @@ NEAREST_MODES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _original_coordinates(
-    mode: str, size: int, scale: float, output: int, roi: tuple[float, float] | None
-) -> np.ndarray:
+def _original_coordinates(mode: str, size: int, scale: float, output: int, roi: tuple[float, float] | None) -> np.ndarray:
     """Positions on an input axis of `size` that the `output` positions of the resized axis stand for."""
     x = np.arange(output, dtype=np.float64)
     resized = scale * size

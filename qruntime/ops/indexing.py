@@ -29,9 +29,7 @@ def _(node: Node) -> NativeCall:
 def _along_axis(x: np.ndarray, indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
     """Index arrays that visit `indices` at their own coordinates except along `axis`."""
     axis = normalize_axis(axis, x.ndim)
-    if indices.ndim != x.ndim or any(
-        i > d for a, (i, d) in enumerate(zip(indices.shape, x.shape, strict=True)) if a != axis
-    ):
+    if indices.ndim != x.ndim or any(i > d for a, (i, d) in enumerate(zip(indices.shape, x.shape, strict=True)) if a != axis):
         raise ValueError(f"indices of shape {indices.shape} do not fit data of shape {x.shape} along axis {axis}")
     grid = list(np.ogrid[tuple(slice(d) for d in indices.shape)])
     grid[axis] = wrap_indices(indices, x.shape[axis])
@@ -68,9 +66,7 @@ def _scatter_elements(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, a
 
 
 @operator("ScatterElements", since=11)
-def scatter_elements(
-    x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0, reduction: str = "none"
-) -> np.ndarray:
+def scatter_elements(x: np.ndarray, indices: np.ndarray, updates: np.ndarray, *, axis: int = 0, reduction: str = "none") -> np.ndarray:
     """A copy of `x` with `updates` at `indices`; of equal indices the last wins without `reduction`."""
     return _scatter_elements(x, indices, updates, axis, reduction)
 
@@ -171,14 +167,10 @@ def tensor_scatter(
 
 
 @operator("ReverseSequence", since=10)
-def reverse_sequence(
-    x: np.ndarray, sequence_lens: np.ndarray, *, batch_axis: int = 1, time_axis: int = 0
-) -> np.ndarray:
+def reverse_sequence(x: np.ndarray, sequence_lens: np.ndarray, *, batch_axis: int = 1, time_axis: int = 0) -> np.ndarray:
     """The first sequence_lens[b] steps of sequence b reversed, the rest as it was."""
     if x.ndim < 2 or {batch_axis, time_axis} != {0, 1}:
-        raise ValueError(
-            f"rank 2 or more and the axes 0 and 1 are needed, got {x.shape}, time {time_axis}, batch {batch_axis}"
-        )
+        raise ValueError(f"rank 2 or more and the axes 0 and 1 are needed, got {x.shape}, time {time_axis}, batch {batch_axis}")
     rows = x if batch_axis == 0 else x.swapaxes(0, 1)
     batch, steps = rows.shape[:2]
     if sequence_lens.shape != (batch,) or np.any((sequence_lens < 0) | (sequence_lens > steps)):
@@ -247,18 +239,14 @@ def non_zero(x: np.ndarray) -> np.ndarray:
 
 
 @operator("Unique", since=11, shape_inputs=None)
-def unique(
-    x: np.ndarray, *, axis: int | None = None, sorted: int = 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def unique(x: np.ndarray, *, axis: int | None = None, sorted: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Unique elements (or slices along `axis`), first positions, positions in the result, counts."""
     if axis is None:
         x, axis = x.reshape(-1), 0
         values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
     else:
         axis = normalize_axis(axis, x.ndim)
-        values, first, inverse, counts = np.unique(
-            x, return_index=True, return_inverse=True, return_counts=True, axis=axis
-        )
+        values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, axis=axis)
     inverse = inverse.reshape(-1)
     if not sorted:
         order = np.argsort(first, kind="stable")

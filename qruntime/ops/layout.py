@@ -223,9 +223,7 @@ def split_at(x: np.ndarray, sizes: list[int], axis: int) -> tuple[np.ndarray, ..
     return tuple(pieces)
 
 
-def _split(
-    x: np.ndarray, sizes: Sequence[int] | np.ndarray | None, axis: int, count: int, uneven: bool
-) -> tuple[np.ndarray, ...]:
+def _split(x: np.ndarray, sizes: Sequence[int] | np.ndarray | None, axis: int, count: int, uneven: bool) -> tuple[np.ndarray, ...]:
     axis = normalize_axis(axis, x.ndim)
     if sizes is not None:
         parts = integers(sizes, "split")
@@ -251,9 +249,7 @@ def _(node: Node) -> NativeCall:
 
 
 @operator("Split", since=13, shape_inputs=(1,))
-def split_13(
-    x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int
-) -> tuple[np.ndarray, ...]:
+def split_13(x: np.ndarray, sizes: np.ndarray | None = None, *, axis: int = 0, num_outputs: int) -> tuple[np.ndarray, ...]:
     return _split(x, sizes, axis, num_outputs, uneven=False)
 
 
@@ -263,9 +259,7 @@ def _(node: Node) -> NativeCall:
 
 
 @operator("Split", since=2)
-def split_2(
-    x: np.ndarray, *, axis: int = 0, split: Sequence[int] | None = None, num_outputs: int
-) -> tuple[np.ndarray, ...]:
+def split_2(x: np.ndarray, *, axis: int = 0, split: Sequence[int] | None = None, num_outputs: int) -> tuple[np.ndarray, ...]:
     return _split(x, split, axis, num_outputs, uneven=False)
 
 
@@ -335,9 +329,7 @@ def _(node: Node) -> NativeCall:
 
 
 @operator("Slice", since=1)
-def slice_1(
-    x: np.ndarray, *, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int] | None = None
-) -> np.ndarray:
+def slice_1(x: np.ndarray, *, starts: Sequence[int], ends: Sequence[int], axes: Sequence[int] | None = None) -> np.ndarray:
     chosen = list(range(len(starts))) if axes is None else list(axes)
     return _slice(x, list(starts), list(ends), chosen, [1] * len(starts))
 

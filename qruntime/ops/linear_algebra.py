@@ -35,9 +35,7 @@ def _columns(zero_point: np.ndarray | None, x: np.ndarray, per_row: bool) -> np.
     return wide.reshape(()) if wide.size == 1 else wide
 
 
-def integer_product(
-    a: np.ndarray, b: np.ndarray, a_zero_point: np.ndarray | None, b_zero_point: np.ndarray | None
-) -> np.ndarray:
+def integer_product(a: np.ndarray, b: np.ndarray, a_zero_point: np.ndarray | None, b_zero_point: np.ndarray | None) -> np.ndarray:
     """(a − a_zero_point) · (b − b_zero_point) of 8-bit tensors, in int32, wrapping."""
     left = a.astype(np.float32) - _columns(a_zero_point, a, per_row=True)
     right = b.astype(np.float32) - _columns(b_zero_point, b, per_row=False)

@@ -395,9 +395,7 @@ _CASTS: dict[str, np.dtype] = {"TO_FLOAT": np.dtype(np.float32), "TO_INT64": np.
 
 
 @operator("CastMap", domain=DOMAIN, shape_inputs=None)
-def cast_map(
-    x: Mapping[int, Any], *, cast_to: str = "TO_FLOAT", map_form: str = "DENSE", max_map: int = 1
-) -> np.ndarray:
+def cast_map(x: Mapping[int, Any], *, cast_to: str = "TO_FLOAT", map_form: str = "DENSE", max_map: int = 1) -> np.ndarray:
     """A dictionary with integer keys → its values (1, entries) in the order of the keys, or with map_form SPARSE at the
     places that the keys name in (1, max_map), elsewhere 0 or "0.f", which is what ONNX Runtime writes."""
     if cast_to not in _CASTS or map_form not in ("DENSE", "SPARSE"):

@@ -107,9 +107,7 @@ def batch_normalization_7(
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """Version 7: as 9, and with `spatial` 0 one set of parameters per activation instead of per channel."""
     if spatial:
-        return batch_normalization_9.definition(
-            x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, num_outputs=num_outputs
-        )
+        return batch_normalization_9.definition(x, scale, bias, mean, variance, epsilon=epsilon, momentum=momentum, num_outputs=num_outputs)
     if num_outputs != 1:
         raise ValueError("training mode needs spatial = 1")
     for name, value in (("scale", scale), ("B", bias), ("mean", mean), ("var", variance)):
@@ -191,9 +189,7 @@ def _grouped(x: np.ndarray, num_groups: int, epsilon: float, stash: np.dtype) ->
 
 
 @operator("GroupNormalization", since=18)
-def group_normalization_18(
-    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *, num_groups: int, epsilon: float = 1e-5
-) -> np.ndarray:
+def group_normalization_18(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, *, num_groups: int, epsilon: float = 1e-5) -> np.ndarray:
     """Version 18: scale and bias have one value per group."""
     require_shape("scale", scale, (num_groups,))
     require_shape("bias", bias, (num_groups,))
@@ -279,9 +275,7 @@ def layer_normalization(
 
 
 @operator("RMSNormalization", since=23)
-def rms_normalization(
-    x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> np.ndarray:
+def rms_normalization(x: np.ndarray, scale: np.ndarray, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> np.ndarray:
     """X over its root mean square on the axes from `axis` on, times scale."""
     axis = normalize_axis(axis, x.ndim)
     _check_suffix("scale", scale, x.shape)

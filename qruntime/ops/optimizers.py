@@ -30,11 +30,7 @@ def _groups(
 
 def _flat(groups: Sequence[tuple[np.ndarray, ...]], like: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """All new values, then all of the first accumulator, … in the dtypes of the inputs they replace."""
-    return tuple(
-        group[k].astype(old[0].dtype, copy=False)
-        for k in range(len(groups[0]))
-        for group, old in zip(groups, like, strict=True)
-    )
+    return tuple(group[k].astype(old[0].dtype, copy=False) for k in range(len(groups[0])) for group, old in zip(groups, like, strict=True))
 
 
 @operator("Adagrad", domain=DOMAIN)

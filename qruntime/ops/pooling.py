@@ -59,9 +59,7 @@ def max_pool(
     if num_outputs > 1:
         return _max_with_indices(x, win, storage_order)
     wide = working_dtype(x.dtype) if x.dtype.kind == "V" else x.dtype
-    return reduce_windows(np.maximum, padded(x.astype(wide, copy=False), win, _lowest(wide)), win).astype(
-        x.dtype, copy=False
-    )
+    return reduce_windows(np.maximum, padded(x.astype(wide, copy=False), win, _lowest(wide)), win).astype(x.dtype, copy=False)
 
 
 def sliding(node: Node, kernel: str) -> NativeCall | None:
@@ -195,10 +193,7 @@ def max_unpool(
     kernel = per_axis("kernel_shape", kernel_shape, rank, 1, 1)
     strides = per_axis("strides", strides, rank, 1, 1)
     pads = per_axis("pads", pads, 2 * rank, 0, 0)
-    spatial = [
-        (n - 1) * s + k - p - q
-        for n, s, k, p, q in zip(x.shape[2:], strides, kernel, pads[:rank], pads[rank:], strict=True)
-    ]
+    spatial = [(n - 1) * s + k - p - q for n, s, k, p, q in zip(x.shape[2:], strides, kernel, pads[:rank], pads[rank:], strict=True)]
     shape = limit_shape((*x.shape[:2], *spatial))
     y = np.zeros(shape, x.dtype)
     if indices.size and (indices.min() < 0 or indices.max() >= y.size):
@@ -302,9 +297,7 @@ def roi_align_10(
     spatial_scale: float = 1.0,
 ) -> np.ndarray:
     """As version 16 with regions that are not shifted by half a pixel."""
-    return _roi_align(
-        x, rois, batch_indices, mode, output_height, output_width, sampling_ratio, spatial_scale, half_pixel=False
-    )
+    return _roi_align(x, rois, batch_indices, mode, output_height, output_width, sampling_ratio, spatial_scale, half_pixel=False)
 
 
 @operator("RoiAlign", since=16)
@@ -322,14 +315,9 @@ def roi_align(
 ) -> np.ndarray:
     """X (N, C, H, W), rois (R, 4) as x1, y1, x2, y2, batch_indices (R) → (R, C, output_height, output_width)."""
     if coordinate_transformation_mode not in ("half_pixel", "output_half_pixel"):
-        raise ValueError(
-            "coordinate_transformation_mode must be half_pixel or output_half_pixel, "
-            f"got {coordinate_transformation_mode!r}"
-        )
+        raise ValueError(f"coordinate_transformation_mode must be half_pixel or output_half_pixel, got {coordinate_transformation_mode!r}")
     half_pixel = coordinate_transformation_mode == "half_pixel"
-    return _roi_align(
-        x, rois, batch_indices, mode, output_height, output_width, sampling_ratio, spatial_scale, half_pixel
-    )
+    return _roi_align(x, rois, batch_indices, mode, output_height, output_width, sampling_ratio, spatial_scale, half_pixel)
 
 
 def _roi_align_call(node: Node) -> NativeCall:
@@ -349,9 +337,7 @@ roi_align.native(_roi_align_call)
 
 
 @operator("MaxRoiPool", since=1)
-def max_roi_pool(
-    x: np.ndarray, rois: np.ndarray, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0
-) -> np.ndarray:
+def max_roi_pool(x: np.ndarray, rois: np.ndarray, *, pooled_shape: Sequence[int], spatial_scale: float = 1.0) -> np.ndarray:
     """X (N, C, H, W), rois (R, 5) as batch, x1, y1, x2, y2 → (R, C, *pooled_shape); empty bins are 0."""
     require_rank("X", x, 4)
     require_rank("rois", rois, 2)

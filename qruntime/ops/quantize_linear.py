@@ -90,9 +90,7 @@ def spread(name: str, parameter: np.ndarray, shape: tuple[int, ...], axis: int, 
     blocks = -(-shape[axis] // block_size)
     expected = (*shape[:axis], blocks, *shape[axis + 1 :])
     if parameter.shape != expected:
-        raise ValueError(
-            f"{name} must have the shape {expected} (blocks of {block_size}, axis {axis}), got {parameter.shape}"
-        )
+        raise ValueError(f"{name} must have the shape {expected} (blocks of {block_size}, axis {axis}), got {parameter.shape}")
     index = np.arange(shape[axis]) // block_size
     return np.take(parameter, index, axis=axis)
 

@@ -31,9 +31,7 @@ def _like(x: np.ndarray, dtype: int | None) -> np.dtype:
 
 
 @operator("RandomNormal", since=1, deterministic=False)
-def random_normal(
-    *, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None
-) -> np.ndarray:
+def random_normal(*, shape: Sequence[int], dtype: int = 1, mean: float = 0.0, scale: float = 1.0, seed: float | None = None) -> np.ndarray:
     return _normal(shape, numpy_dtype(dtype), mean, scale, seed)
 
 
@@ -45,9 +43,7 @@ def random_normal_like(
 
 
 @operator("RandomUniform", since=1, deterministic=False)
-def random_uniform(
-    *, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0, seed: float | None = None
-) -> np.ndarray:
+def random_uniform(*, shape: Sequence[int], dtype: int = 1, low: float = 0.0, high: float = 1.0, seed: float | None = None) -> np.ndarray:
     return _uniform(shape, numpy_dtype(dtype), low, high, seed)
 
 

@@ -97,9 +97,7 @@ def activation_functions(
     return [functions[i : i + len(defaults)] for i in range(0, len(functions), len(defaults))]
 
 
-def _bind(
-    function: Callable[[np.ndarray, float, float], np.ndarray], alpha: float, beta: float, clip: float | None
-) -> Activation:
+def _bind(function: Callable[[np.ndarray, float, float], np.ndarray], alpha: float, beta: float, clip: float | None) -> Activation:
     if clip:  # ONNX Runtime too reads 0 as "no clipping"
         return lambda x: function(np.clip(x, -clip, clip), alpha, beta)
     return lambda x: function(x, alpha, beta)
@@ -205,9 +203,7 @@ def scan_direction(layer: Layer, d: int, bias: np.ndarray, state: State, step: S
     steps, batch, features = layer.x.shape
     y = np.zeros((steps, batch, layer.hidden), layer.x.dtype)
     if layer.lengths is None:
-        projected = (
-            layer.products.input(d, layer.x.reshape(steps * batch, features)).reshape(steps, batch, bias.size) + bias
-        )
+        projected = layer.products.input(d, layer.x.reshape(steps * batch, features)).reshape(steps, batch, bias.size) + bias
         for t in reversed(range(steps)) if layer.reverse[d] else range(steps):
             state = step(projected[t], state)
             y[t] = state[0]
@@ -263,9 +259,7 @@ def rnn(
     With layout 1 the batch comes first: X (N, T, I), Y (N, T, D, H), Y_h and initial_h (N, D, H).
     """
     layer = prepare(1, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
-    functions = activation_functions(
-        activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip
-    )
+    functions = activation_functions(activations, ("Tanh",), len(layer.reverse), activation_alpha, activation_beta, clip)
     ys, states = [], []
     for d, (f,) in enumerate(functions):
 
@@ -303,9 +297,7 @@ def gru(
     With layout 1 the batch comes first, as in RNN.
     """
     layer = prepare(3, x, w, r, b, sequence_lens, initial_h, direction, hidden_size, layout, products)
-    functions = activation_functions(
-        activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip
-    )
+    functions = activation_functions(activations, ("Sigmoid", "Tanh"), len(layer.reverse), activation_alpha, activation_beta, clip)
     n = layer.hidden
     ys, states = [], []
     for d, (f, g) in enumerate(functions):

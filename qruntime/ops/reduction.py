@@ -84,9 +84,7 @@ def _log_sum_exp(x: np.ndarray, axes: Axes) -> np.ndarray:
     return np.log(_sum(np.exp(x - largest), axes)) + largest
 
 
-def _reduce(
-    function: Reduction, x: np.ndarray, axes: Sequence[int] | np.ndarray | None, keepdims: int, noop: int
-) -> np.ndarray:
+def _reduce(function: Reduction, x: np.ndarray, axes: Sequence[int] | np.ndarray | None, keepdims: int, noop: int) -> np.ndarray:
     """No axes: all of them, or with `noop` none (the elementwise part of the operator remains)."""
     chosen = normalize_axes(integers(axes, "axes"), x.ndim)
     if not chosen and not noop:
@@ -104,9 +102,7 @@ def _register_reduction(name: str, function: Reduction, axes_input_since: int) -
         return _reduce(function, x, axes, keepdims, noop=0)
 
     @operator(name, since=axes_input_since, shape_inputs=(1,))
-    def with_input(
-        x: np.ndarray, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0
-    ) -> np.ndarray:
+    def with_input(x: np.ndarray, axes: np.ndarray | None = None, *, keepdims: int = 1, noop_with_empty_axes: int = 0) -> np.ndarray:
         return _reduce(function, x, axes, keepdims, noop_with_empty_axes)
 
 
@@ -125,9 +121,7 @@ for _name, _function, _since in (
     _register_reduction(_name, _function, _since)
 
 
-def _arg(
-    function: Callable[..., np.ndarray], x: np.ndarray, axis: int, keepdims: int, select_last_index: int
-) -> np.ndarray:
+def _arg(function: Callable[..., np.ndarray], x: np.ndarray, axis: int, keepdims: int, select_last_index: int) -> np.ndarray:
     axis = normalize_axis(axis, x.ndim)
     if x.shape[axis] == 0:
         raise ValueError(f"axis {axis} must not be empty, got shape {x.shape}")
@@ -193,9 +187,7 @@ def _top_k(x: np.ndarray, k: int, axis: int, largest: int) -> tuple[np.ndarray, 
 
 
 @operator("TopK", since=11, shape_inputs=(1,))
-def top_k(
-    x: np.ndarray, k: np.ndarray, *, axis: int = -1, largest: int = 1, sorted: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def top_k(x: np.ndarray, k: np.ndarray, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Values and their indices, always sorted."""
     return _top_k(x, int(scalar(k, "k")), axis, largest)
 

@@ -62,9 +62,7 @@ def sequence_length(sequence: list[Any]) -> np.ndarray:
 
 
 @operator("SequenceMap", since=17, shape_inputs=None)
-def sequence_map(
-    sequence: list[Any], *others: Any, body: Callable[..., Any], num_outputs: int = 1
-) -> list[Any] | tuple[list[Any], ...]:
+def sequence_map(sequence: list[Any], *others: Any, body: Callable[..., Any], num_outputs: int = 1) -> list[Any] | tuple[list[Any], ...]:
     """`body` on every element; other sequences go along, tensors are the same for all."""
     for other in others:
         if isinstance(other, list) and len(other) != len(sequence):
@@ -90,9 +88,7 @@ def concat_from_sequence(sequence: list[np.ndarray], *, axis: int, new_axis: int
 
 
 @operator("SplitToSequence", since=11, shape_inputs=(1,))
-def split_to_sequence(
-    x: np.ndarray, split: np.ndarray | None = None, *, axis: int = 0, keepdims: int = 1
-) -> list[np.ndarray]:
+def split_to_sequence(x: np.ndarray, split: np.ndarray | None = None, *, axis: int = 0, keepdims: int = 1) -> list[np.ndarray]:
     """Pieces of size `split` (a scalar, the last may be smaller) or of the sizes `split`.
 
     Without `split` the pieces have size 1, and lose the axis if `keepdims` is 0.

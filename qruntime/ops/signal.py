@@ -63,9 +63,7 @@ def dft(
 
 
 @operator("DFT", since=17, shape_inputs=(1,))
-def dft_17(
-    x: np.ndarray, length: np.ndarray | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0
-) -> np.ndarray:
+def dft_17(x: np.ndarray, length: np.ndarray | None = None, *, axis: int = 1, inverse: int = 0, onesided: int = 0) -> np.ndarray:
     return _dft(x, length, axis, inverse, onesided)
 
 

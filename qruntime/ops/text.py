@@ -25,9 +25,7 @@ def string_concat(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @operator("StringSplit", since=20, shape_inputs=None)
-def string_split(
-    x: np.ndarray, *, delimiter: str | None = None, maxsplit: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def string_split(x: np.ndarray, *, delimiter: str | None = None, maxsplit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Parts of every string, padded with empty strings to one length, and their numbers.
 
     Without a delimiter, runs of whitespace separate.

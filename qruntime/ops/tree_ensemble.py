@@ -82,9 +82,7 @@ class Ensemble:
         return NativeCall("tree_ensemble", ints=ints, packed=[*arrays.packed(), base, labels], inputs=[0])
 
 
-def _sorted_votes(
-    nodes: np.ndarray, targets: Sequence[int], weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _sorted_votes(nodes: np.ndarray, targets: Sequence[int], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     order = np.argsort(nodes, kind="stable")
     return nodes[order], np.asarray(targets, np.int64)[order], weights.astype(np.float64)[order]
 
@@ -310,9 +308,7 @@ def tree_ensemble(
         *_sorted_votes(inner + np.arange(leaves), leaf_targetids, np.asarray(leaf_weights)),
         _member_sets(modes, membership_values),
     )
-    return Ensemble(
-        forest, n_targets, AGGREGATES[aggregate_function], POST_TRANSFORMS[post_transform], "same_type", np.zeros(0)
-    )
+    return Ensemble(forest, n_targets, AGGREGATES[aggregate_function], POST_TRANSFORMS[post_transform], "same_type", np.zeros(0))
 
 
 tree_ensemble_regressor.native(lambda node: tree_ensemble_regressor.prepared(node).native_call(node))

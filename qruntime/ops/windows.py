@@ -83,8 +83,7 @@ def window(
             room = size + begin[i] + end[i] - extent
             if room < 0 and size:
                 raise ValueError(
-                    f"the kernel reaches over {extent} positions of axis {i + 2}, "
-                    f"which has {size} and {begin[i] + end[i]} of padding"
+                    f"the kernel reaches over {extent} positions of axis {i + 2}, which has {size} and {begin[i] + end[i]} of padding"
                 )
             out = max(room // stride + 1, 0)
             # A window that would start in the padding behind the input does not count.

@@ -166,9 +166,7 @@ def _chosen(value: Value) -> tuple[Value, bool, float] | None:
     node = value.producer
     if node is None or not node.is_op("Where") or node.input(0) is None:
         return None
-    numbers = [
-        scalar(v) if v is not None and v.data is not None and v.data.ndim == 0 else None for v in node.inputs[1:]
-    ]
+    numbers = [scalar(v) if v is not None and v.data is not None and v.data.ndim == 0 else None for v in node.inputs[1:]]
     if None in numbers or 0 not in numbers:
         return None
     is_inverted = numbers[1] == 0

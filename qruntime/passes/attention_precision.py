@@ -30,8 +30,4 @@ def _is_projected(value: Value | None) -> bool:
     while value is not None and value.producer is not None and value.producer.is_op(*_MOVES):
         value = value.producer.input(0)
     producer: Node | None = value.producer if value is not None else None
-    return (
-        producer is not None
-        and producer.is_op(*_PROJECTIONS, domain=QRUNTIME)
-        and "engine" not in producer.attributes
-    )
+    return producer is not None and producer.is_op(*_PROJECTIONS, domain=QRUNTIME) and "engine" not in producer.attributes

@@ -1,9 +1,11 @@
-"""Functions of a single 8-bit code become tables of 256: exactly what the nodes compute, for every code there is.
+"""Functions of a single 8-bit code become tables of 256: exactly what the nodes compute.
 
     DequantizeLinear → elementwise operators → QuantizeLinear       CodeTable
     QLinearSigmoid, QLinearLeakyRelu                                CodeTable
     QLinearAdd, QLinearMul of codes that one code decides           CodeTable, as SiLU and hard swish are
     a table behind a table                                          one table
+
+Codes stay what they were: a table holds what the operators make of each of the 256.
 """
 
 from __future__ import annotations

@@ -236,9 +236,7 @@ def _unlike_the_kernel(node: Node, columns: int) -> Skip | None:
     return None
 
 
-def _attend(
-    op: Pieces, node: Node, projected: Value | None, width: int, mask: Value | None, attention_bias: Value | None
-) -> Skip | Value:
+def _attend(op: Pieces, node: Node, projected: Value | None, width: int, mask: Value | None, attention_bias: Value | None) -> Skip | Value:
     """softmax(q · kᵀ) · v of the three parts of `projected` [B, S, 3 · width]."""
     heads = node.attr("num_heads")
     added = _mask(op, node, mask)
@@ -261,11 +259,7 @@ def _mask(op: Pieces, node: Node, mask: Value | None) -> Skip | Value | None:
     if mask is None:
         return None
     embedding = mask.producer
-    if (
-        embedding is not None
-        and embedding.is_op("EmbedLayerNormalization", domain=MICROSOFT)
-        and mask is not embedding.outputs[0]
-    ):
+    if embedding is not None and embedding.is_op("EmbedLayerNormalization", domain=MICROSOFT) and mask is not embedding.outputs[0]:
         if embedding.input(7) is None:
             return None  # all ends are 0: every score of a row gets the same value added
         position = op.Range(_integer(0), op.Gather(op.Shape(node.input(0)), _integer(1)), _integer(1))

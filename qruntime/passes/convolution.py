@@ -67,9 +67,7 @@ def _lower_float(node: Node, sorted_taps: _SortedTaps) -> Skip | tuple[Builder, 
     key = (weight, group, strides, dilations)
     if key not in sorted_taps:
         sorted_taps[key] = constant(f"{weight.name}/by_remainder", taps_by_remainder(w, group, strides, dilations))
-    return builder, builder.ConvTranspose(
-        node.input(0), weight, node.input(2), sorted_taps[key], activation="none", **node.attributes
-    )
+    return builder, builder.ConvTranspose(node.input(0), weight, node.input(2), sorted_taps[key], activation="none", **node.attributes)
 
 
 def _per_axis(node: Node, name: str, rank: int) -> tuple[int, ...] | None:

@@ -31,9 +31,7 @@ def lower_foreign_quantization(graph: Graph) -> None:
             elif node.is_op("MatMulIntegerToFloat", domain=MICROSOFT):
                 made = _integer_to_float(node)
             elif node.is_op("DynamicQuantizeMatMul", domain=MICROSOFT):
-                made = dynamic_linear(
-                    node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4)
-                )
+                made = dynamic_linear(node, node, node.input(0), node.input(1), node.input(2), node.input(3), node.input(4))
             elif node.is_op("DynamicQuantizeLSTM", domain=MICROSOFT):
                 made = _lstm(node)
             else:

@@ -55,9 +55,7 @@ def operand_of(value: Value | None, layouts: Mapping[Perm, str], *, may_scale: b
                 scale *= by
             else:
                 scales = (*scales, by)
-        elif (
-            node.is_op("Transpose") and (step := perm_of(node)) is not None and (perm is None or len(step) == len(perm))
-        ):
+        elif node.is_op("Transpose") and (step := perm_of(node)) is not None and (perm is None or len(step) == len(perm)):
             perm = step if perm is None else tuple(step[i] for i in perm)
             rank, value = len(perm), node.input(0)
         else:

@@ -59,10 +59,10 @@ CANONICAL: list[Pass] = [
 ]  # fmt: skip
 
 LOWERED: list[Pass] = [
-    decode_bare_codes,   # element types that numpy lacks, before what reads them is computed
+    decode_bare_codes,  # element types that numpy lacks, before what reads them is computed
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
-    compute_on_codes,    # static quantization, while weights and biases are stored as codes
-    decode_stored,       # weights that are stored in fewer bits, but for kernels that read them so
+    compute_on_codes,  # static quantization, while weights and biases are stored as codes
+    decode_stored,  # weights that are stored in fewer bits, but for kernels that read them so
     # What other tools fused or quantized, in the terms of the passes below.
     lower_foreign_quantization,
     lower_static_quantization,

@@ -157,8 +157,8 @@ def _operand(node: Node, index: int) -> Codes | Skip:
 
 class _Weight(NamedTuple):
     codes: np.ndarray
-    scale: np.ndarray        # float32 [1] or one for each slice of `axis`
-    zero_point: np.ndarray   # of the type of the codes and the size of the scale
+    scale: np.ndarray  # float32 [1] or one for each slice of `axis`
+    zero_point: np.ndarray  # of the type of the codes and the size of the scale
 
 
 def _weight(value: Value | None, axis: int) -> _Weight | Skip:

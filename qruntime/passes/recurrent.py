@@ -50,9 +50,7 @@ def _with_float_activations(node: Node) -> Skip | Node:
 def _made(node: Node, op_type: str, inputs: Sequence[Value | None], attributes: dict[str, Attribute]) -> Node:
     outputs = [Value(f"{o.name}/quantized", o.type) for o in node.outputs]
     metadata = dict(node.metadata)
-    return Node(
-        op_type, inputs, outputs, dict(attributes), domain=QRUNTIME, version=1, name=node.name, metadata=metadata, origin=[node]
-    )
+    return Node(op_type, inputs, outputs, dict(attributes), domain=QRUNTIME, version=1, name=node.name, metadata=metadata, origin=[node])
 
 
 def _gates(value: Value | None) -> Value | None:

@@ -22,9 +22,7 @@ def stack_concats(graph: Graph) -> None:
                 continue
             reason = _fuse(nested, root)
             fused += reason is None
-            trace(
-                f"stack_concats {'at' if reason is None else 'declines at'} {root.label}{f': {reason}' if reason else ''}"
-            )
+            trace(f"stack_concats {'at' if reason is None else 'declines at'} {root.label}{f': {reason}' if reason else ''}")
     if fused:
         remove_dead_nodes(graph)
 

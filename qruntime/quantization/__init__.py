@@ -3,6 +3,8 @@
     from qruntime.quantization import quantize_dynamic, per_channel_dynamic_qconfig
     quantized = quantize_dynamic(model, {"Linear": per_channel_dynamic_qconfig})
     quantize_dynamic("model.onnx", "model.int8.onnx", per_channel=True)
+
+Models have both as methods: `model.quantize_dynamic()` and, for other schemes than int8, `model.quantize()`.
 """
 
 from __future__ import annotations

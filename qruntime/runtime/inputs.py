@@ -42,9 +42,7 @@ def convert_input(declared: Value, value: Any) -> Any:
     elif array.dtype != wanted:
         raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}; convert it with .astype(np.{wanted.name})")
     if typ.shape is not None:
-        fits = array.ndim == len(typ.shape) and all(
-            not isinstance(d, int) or d < 0 or d == n for d, n in zip(typ.shape, array.shape)
-        )
+        fits = array.ndim == len(typ.shape) and all(not isinstance(d, int) or d < 0 or d == n for d, n in zip(typ.shape, array.shape))
         if not fits:
             raise InputError(f"input {name!r}: needs {typ}, got {_kernels.shape_text(array)}")
     return array

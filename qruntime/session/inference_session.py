@@ -61,9 +61,7 @@ class InferenceSession:
             threads = int(self._options.intra_op_num_threads)
             self.model = load(path_or_bytes, threads=threads if threads > 0 else None)
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: RunOptions | None = None
-    ) -> list[Any]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: RunOptions | None = None) -> list[Any]:
         """The outputs named (None or empty: all), in that order, for {input name: array, list or OrtValue}.
 
         Raises InputError (a ValueError) when a name, an element type or a shape does not fit, RunError when a node fails.
@@ -104,9 +102,7 @@ class InferenceSession:
     def get_modelmeta(self) -> ModelMetadata:
         """What the file says of the model."""
         info, graph = self.model.info, self.model.graph
-        return ModelMetadata(
-            info.producer_name, graph.name, info.domain, info.doc, graph.doc, info.model_version, dict(info.metadata)
-        )
+        return ModelMetadata(info.producer_name, graph.name, info.domain, info.doc, graph.doc, info.model_version, dict(info.metadata))
 
     def get_session_options(self) -> SessionOptions:
         """The options that the session was made with."""

@@ -62,9 +62,7 @@ class OrtValue:
         return OrtValue(np.asarray(array))
 
     @staticmethod
-    def ortvalue_from_shape_and_type(
-        shape: Sequence[int], element_type: Any, device_type: str = "cpu", device_id: int = 0
-    ) -> OrtValue:
+    def ortvalue_from_shape_and_type(shape: Sequence[int], element_type: Any, device_type: str = "cpu", device_id: int = 0) -> OrtValue:
         """Of zeros; `element_type` is a numpy type, an ONNX code or its name."""
         _check_device(device_type, device_id)
         return OrtValue(np.zeros(shape, _dtype(element_type)))
@@ -150,9 +148,7 @@ class IOBinding:
         """Feed what `value` holds when the run starts."""
         self._inputs[name] = value
 
-    def bind_input(
-        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int
-    ) -> None:
+    def bind_input(self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int) -> None:
         """Feed the memory at `buffer_ptr`, which must hold elements of that type and shape until it is bound no more."""
         _check_device(device_type, device_id)
         self._inputs[name] = _at_address(buffer_ptr, element_type, shape)

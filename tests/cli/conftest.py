@@ -41,9 +41,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def save(path: Path, nodes: list, inputs: list, outputs: list, constants: dict[str, np.ndarray]) -> Path:
-    graph = helper.make_graph(
-        nodes, "g", inputs, outputs, [numpy_helper.from_array(data, name) for name, data in constants.items()]
-    )
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(data, name) for name, data in constants.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name="tests")
     model.ir_version = 8
     onnx.save(model, path)

@@ -22,9 +22,7 @@ def test_identical(command: Command, linear: Path) -> None:
 
 
 def test_measures(command: Command, scaled: Scaled) -> None:
-    done = command(
-        "compare", scaled(1.0), scaled(1.25), "--fill", "x=2", "--shape", "n=10", "--tolerance", 0.3, "--json"
-    )
+    done = command("compare", scaled(1.0), scaled(1.25), "--fill", "x=2", "--shape", "n=10", "--tolerance", 0.3, "--json")
     assert done.code == 0
     found = done.json
     assert found["schema"] == 1

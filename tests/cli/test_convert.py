@@ -191,18 +191,14 @@ def test_a_failed_write_leaves_the_folder_alone(command: Command, linear: Path, 
     assert linear.read_bytes() == before
 
 
-def test_an_output_that_cannot_be_written_is_said_before_the_work(
-    command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_that_cannot_be_written_is_said_before_the_work(command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qruntime, "load", lambda *_, **__: pytest.fail("it was loaded"))
     assert command("convert", linear, linear.parent / "missing" / "out.onnx").code == 5
     assert command("convert", linear, linear / "out.onnx").code == 5
     assert command("convert", linear, linear).code == 2
 
 
-def test_a_crash_while_writing_keeps_the_old_file(
-    command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_writing_keeps_the_old_file(command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = linear.read_bytes()
 
     def fail(*_: object) -> None:

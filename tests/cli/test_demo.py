@@ -12,9 +12,7 @@ from tests.cli.conftest import SHAKESPEARE
 
 def test_demo(tmp_path: Path) -> None:
     demo = SHAKESPEARE.parent / "demo.py"
-    done = subprocess.run(
-        [sys.executable, str(demo)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([sys.executable, str(demo)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "(lstm): DynamicQuantizedLSTM(64, 288, num_layers=2)" in done.stdout

@@ -113,9 +113,7 @@ def test_unsupported_operators(command: Command, tmp_path: Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
-def test_unexpected_errors_are_one_line_unless_debugging(
-    command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_errors_are_one_line_unless_debugging(command: Command, linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("first\nsecond \x1b[2J")
 

@@ -124,9 +124,7 @@ def test_tree_of_scopes_and_weight_names() -> None:
     )
     model = load(nodes, constants, ["y"])
     assert str(model) == expected
-    quantized = (
-        "DynamicQuantizedLinear(in_features=2, out_features=2, dtype=torch.qint8, qscheme=torch.per_channel_affine)"
-    )
+    quantized = "DynamicQuantizedLinear(in_features=2, out_features=2, dtype=torch.qint8, qscheme=torch.per_channel_affine)"
     assert str(model.quantize_dynamic(per_channel=True)) == expected.replace(line, quantized)
 
 
@@ -254,9 +252,7 @@ def test_report_is_data() -> None:
     report = Report(layers, (SkippedLayer("f", "Gemm", "why"), SkippedLayer("g", "MatMul", "why")))
     assert [found.name for found in report.worst(9)] == ["b", "a", "e"]
     assert [found.name for found in report.worst(1)] == ["b"]
-    assert {reason: [s.name for s in group] for reason, group in report.skipped_by_reason().items()} == {
-        "why": ["f", "g"]
-    }
+    assert {reason: [s.name for s in group] for reason, group in report.skipped_by_reason().items()} == {"why": ["f", "g"]}
     assert report.bytes_before == 80
     assert report.bytes_after == 45
 

@@ -47,9 +47,7 @@ def run_native(
         return None
     chosen = range(len(inputs)) if call.inputs is None else call.inputs
     arrays = [inputs[i] if i < len(inputs) else None for i in chosen]
-    return _kernels.call_node(
-        call.kernel, arrays, call.ints, call.floats, call.packed, num_outputs=num_outputs, num_threads=num_threads
-    )
+    return _kernels.call_node(call.kernel, arrays, call.ints, call.floats, call.packed, num_outputs=num_outputs, num_threads=num_threads)
 
 
 def run_definition(

@@ -105,9 +105,7 @@ def bound(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> float:
     if in_int16:
         limit = min(32767.0, np.sqrt(2**31 / max(d, 1)))
         return (4 * np.sqrt(d) * largest / limit + np.sqrt(s) / 32767 + 1 / 4095) * float(np.abs(v).max(initial=0))
-    return (4 * EPS * np.sqrt(d) * np.sqrt(d) * largest + 4 * EPS * np.sqrt(s) + 8 * EPS) * max(
-        1.0, float(np.abs(v).max(initial=0))
-    )
+    return (4 * EPS * np.sqrt(d) * np.sqrt(d) * largest + 4 * EPS * np.sqrt(s) + 8 * EPS) * max(1.0, float(np.abs(v).max(initial=0)))
 
 
 def random_heads(
@@ -140,9 +138,7 @@ def test_agrees_with_numpy(sq: int, sk: int) -> None:
 def test_larger_sizes(sq: int, sk: int) -> None:
     rng = np.random.default_rng(sk)
     q, k, v = random_heads(rng, 1, 2, sq, sk, 64, 64)
-    np.testing.assert_allclose(
-        attend(q, k, v, scale=0.125), expected(q, k, v, scale=0.125), rtol=0, atol=bound(q, k, v, 0.125)
-    )
+    np.testing.assert_allclose(attend(q, k, v, scale=0.125), expected(q, k, v, scale=0.125), rtol=0, atol=bound(q, k, v, 0.125))
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(1, 7), (16, 16), (40, 33)])
@@ -173,18 +169,14 @@ def test_causal(sq: int, sk: int) -> None:
     for offset in (-1, 0, 3):
         actual = sk - sq if offset == -1 else offset
         got = attend(q, k, v, scale=0.25, causal=True, causal_offset=offset)
-        np.testing.assert_allclose(
-            got, expected(q, k, v, scale=0.25, causal_offset=actual), rtol=0, atol=bound(q, k, v, 0.25)
-        )
+        np.testing.assert_allclose(got, expected(q, k, v, scale=0.25, causal_offset=actual), rtol=0, atol=bound(q, k, v, 0.25))
 
 
 @pytest.mark.parametrize(("sq", "sk"), [(3, 4), (30, 31)])
 def test_grouped_query_heads(sq: int, sk: int) -> None:
     q, k, v = random_heads(np.random.default_rng(3), 2, 6, sq, sk, 8, 8, kv_heads=2)
     for threads in (1, 2, 3):
-        np.testing.assert_allclose(
-            attend(q, k, v, threads=threads), expected(q, k, v), rtol=0, atol=bound(q, k, v, 1.0)
-        )
+        np.testing.assert_allclose(attend(q, k, v, threads=threads), expected(q, k, v), rtol=0, atol=bound(q, k, v, 1.0))
 
 
 @pytest.mark.parametrize("s", [1, 5, 16, 45])

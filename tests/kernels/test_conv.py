@@ -58,15 +58,11 @@ def expected(
     r = x.ndim - 2
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     x = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *zip(pads[:r], pads[r:], strict=True)])
-    out = [
-        (n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], w.shape[2:], dilations, strides, strict=True)
-    ]
+    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], w.shape[2:], dilations, strides, strict=True)]
     y = np.zeros((x.shape[0], w.shape[0], *out))
     maps, channels = w.shape[0] // group, w.shape[1]
     for tap in itertools.product(*map(range, w.shape[2:])):
-        window = tuple(
-            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, out, strides, strict=True)
-        )
+        window = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, out, strides, strict=True))
         for g in range(group):
             part = x[(slice(None), slice(g * channels, (g + 1) * channels), *window)]
             weight = w[(slice(g * maps, (g + 1) * maps), slice(None), *tap)].astype(np.float64)
@@ -100,9 +96,7 @@ def random(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("length", [3, 4, 15, 16, 17, 33, 100])
-@pytest.mark.parametrize(
-    ("stride", "pads", "dilation"), [(1, [0, 0], 1), (2, [1, 2], 1), (3, [0, 1], 2), (1, [4, 4], 1)]
-)
+@pytest.mark.parametrize(("stride", "pads", "dilation"), [(1, [0, 0], 1), (2, [1, 2], 1), (3, [0, 1], 2), (1, [4, 4], 1)])
 def test_one_dimension(length: int, stride: int, pads: list[int], dilation: int) -> None:
     rng = np.random.default_rng(length)
     if length + sum(pads) < 2 * dilation + 1:
@@ -208,9 +202,7 @@ def test_sizes_of_zero() -> None:
     assert conv(zeros((0, 2, 5), "f"), zeros((3, 2, 3), "f")).shape == (0, 3, 3)
     assert conv(zeros((1, 2, 5), "f"), zeros((0, 2, 3), "f")).shape == (1, 0, 3)
     b = np.arange(3, dtype="f")
-    np.testing.assert_array_equal(
-        conv(zeros((1, 0, 5), "f"), zeros((3, 0, 3), "f"), b), np.broadcast_to(b[:, None], (1, 3, 3))
-    )
+    np.testing.assert_array_equal(conv(zeros((1, 0, 5), "f"), zeros((3, 0, 3), "f"), b), np.broadcast_to(b[:, None], (1, 3, 3)))
     np.testing.assert_array_equal(conv(zeros((1, 2, 0), "f"), np.ones((3, 2, 2), "f"), pads=[1, 1]), zeros((1, 3, 1)))
 
 

@@ -35,9 +35,7 @@ def run(x: Array, w: Array, b: Array | None = None, threads: int = 1, **attribut
     spread = taps_by_remainder(w, attributes.get("group", 1), strides, dilations)
     arrays = [x, w, b, spread]
     values = [None if a is None else Value(f"v{i}", data=a) for i, a in enumerate(arrays)]
-    node = Node(
-        "ConvTranspose", values, [Value("y")], {k: as_attribute(v) for k, v in attributes.items()}, domain="qruntime", version=1
-    )
+    node = Node("ConvTranspose", values, [Value("y")], {k: as_attribute(v) for k, v in attributes.items()}, domain="qruntime", version=1)
     spec = registry.find("qruntime", "ConvTranspose", 1)
     assert spec is not None
     assert spec.binder is not None

@@ -142,9 +142,7 @@ def test_rows_do_not_depend_on_their_neighbours_nor_on_threads(activation: int, 
         np.testing.assert_array_equal(linear(x, w, packed=packed, activation=activation, threads=threads), together)
     for rows in (1, 2, 3, 4, 5, 8):
         for i in range(0, m - rows, 7):
-            np.testing.assert_array_equal(
-                linear(x[i : i + rows], w, packed=packed, activation=activation), together[i : i + rows]
-            )
+            np.testing.assert_array_equal(linear(x[i : i + rows], w, packed=packed, activation=activation), together[i : i + rows])
 
 
 def test_zero_padded_depth_changes_no_bit() -> None:
@@ -158,9 +156,7 @@ def test_zero_padded_depth_changes_no_bit() -> None:
 def test_fused_steps_give_the_bits_of_separate_ones() -> None:
     rng = np.random.default_rng(4)
     x, w, b, residual = random(rng, 10, 90), random(rng, 90, 30), random(rng, 30), random(rng, 10, 30)
-    np.testing.assert_array_equal(
-        linear(x, w, b, residual, activation=RELU), np.maximum(linear(x, w) + b, 0) + residual
-    )
+    np.testing.assert_array_equal(linear(x, w, b, residual, activation=RELU), np.maximum(linear(x, w) + b, 0) + residual)
 
 
 def test_not_finite_values_stay_in_their_row_and_column() -> None:

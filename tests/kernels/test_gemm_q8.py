@@ -66,9 +66,7 @@ def run(a, packed, activation=NONE, mode=PER_TOKEN, residual=None, threads=1):
 
 
 def run_layers(a, layers, activations, mode=PER_TOKEN, threads=1):
-    return _kernels.call_node(
-        "linear", [a], ints=(*activations, mode), packed=layers, num_outputs=len(layers), num_threads=threads
-    )
+    return _kernels.call_node("linear", [a], ints=(*activations, mode), packed=layers, num_outputs=len(layers), num_threads=threads)
 
 
 def same_bits(x: np.ndarray, y: np.ndarray) -> None:

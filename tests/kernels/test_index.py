@@ -54,9 +54,7 @@ def test_gather_and_scatter_elements(data: st.DataObject, x: np.ndarray, dtype: 
     dims = [data.draw(st.integers(0, d)) for d in x.shape]
     dims[axis] = data.draw(st.integers(0, 7))
     indices = draw_indices(data, tuple(dims), x.shape[axis], dtype)
-    if indices.ndim == x.ndim and all(
-        i <= d for a, (i, d) in enumerate(zip(indices.shape, x.shape, strict=True)) if a != axis % x.ndim
-    ):
+    if indices.ndim == x.ndim and all(i <= d for a, (i, d) in enumerate(zip(indices.shape, x.shape, strict=True)) if a != axis % x.ndim):
         check("GatherElements", [x, indices], axis=axis)
         updates = np.array(np.flip(filled(indices.shape, x.dtype)), order="C")
         check("ScatterElements", [x, indices, updates], axis=axis)
@@ -113,9 +111,7 @@ def test_scatter_large_in_place_or_not() -> None:
 def test_one_hot(data: st.DataObject, dims: list[int], depth: int, dtype: type, version: int) -> None:
     indices = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))).integers(-8, 8, dims).astype(dtype)
     axis = data.draw(st.integers(-len(dims) - 1, len(dims)))
-    values = data.draw(
-        st.sampled_from([np.array([0, 1], np.float32), np.array([7, -2], np.int64), np.array([False, True])])
-    )
+    values = data.draw(st.sampled_from([np.array([0, 1], np.float32), np.array([7, -2], np.int64), np.array([False, True])]))
     check("OneHot", [indices, np.array(depth), values], axis=axis, version=version)
     check("OneHot", [indices, np.array([depth], np.int32), values], axis=axis, version=version)
 

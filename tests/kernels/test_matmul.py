@@ -21,9 +21,7 @@ def rung(request: pytest.FixtureRequest) -> Iterator[str]:
     _kernels.set_isa(before)
 
 
-def matmul(
-    a: np.ndarray, b: np.ndarray, *, transpose_b: bool = False, alpha: float = 1.0, threads: int = 1
-) -> np.ndarray | None:
+def matmul(a: np.ndarray, b: np.ndarray, *, transpose_b: bool = False, alpha: float = 1.0, threads: int = 1) -> np.ndarray | None:
     result = _kernels.call_node("matmul", [a, b], [int(transpose_b)], [alpha], num_threads=threads)
     return None if result is None else result[0]
 
@@ -107,9 +105,7 @@ def test_batches_and_ranks(a: tuple[int, ...], b: tuple[int, ...], dtype: Any) -
     check(random(rng, *a, dtype=dtype), random(rng, *b, dtype=dtype), threads=3)
 
 
-@pytest.mark.parametrize(
-    ("m", "k", "n"), [(1, 3000, 200), (3, 300, 1000), (6, 257, 700), (130, 1000, 90), (300, 64, 2000)]
-)
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 3000, 200), (3, 300, 1000), (6, 257, 700), (130, 1000, 90), (300, 64, 2000)])
 def test_larger_matrices(m: int, k: int, n: int, dtype: Any) -> None:
     rng = np.random.default_rng(1)
     a, b = random(rng, m, k, dtype=dtype), random(rng, k, n, dtype=dtype)

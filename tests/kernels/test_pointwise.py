@@ -105,9 +105,7 @@ def assert_close(actual: np.ndarray, exact: np.ndarray, ulp: float, absolute: fl
         error = np.abs(actual.astype(np.float64) - exact)
     np.testing.assert_array_equal(actual[edge], rounded[edge])
     bad = ~edge & (error > ulp * spacing + absolute)
-    assert not bad.any(), (
-        f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
-    )
+    assert not bad.any(), f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -190,9 +188,7 @@ def test_unary_shapes(isa: str) -> None:
 def test_clip_takes_bounds_as_inputs(isa: str) -> None:
     x = np.float32([-2, -1, 0, np.nan, 5])
     ints = [kernels.UNARY["clip"]]
-    np.testing.assert_array_equal(
-        kernels.call_node("unary", [x, np.float32(-1), np.float32(2)], ints=ints)[0], np.clip(x, -1, 2)
-    )
+    np.testing.assert_array_equal(kernels.call_node("unary", [x, np.float32(-1), np.float32(2)], ints=ints)[0], np.clip(x, -1, 2))
     np.testing.assert_array_equal(kernels.call_node("unary", [x, None, np.float32(2)], ints=ints)[0], np.minimum(x, 2))
     np.testing.assert_array_equal(kernels.call_node("unary", [x], ints=ints)[0], x)
     assert kernels.call_node("unary", [x, np.zeros(2, np.float32)], ints=ints) is None
@@ -369,9 +365,7 @@ def test_cast(isa: str, source: str, target: str) -> None:
     np.testing.assert_array_equal(result[0], wanted.astype(target))
     assert result[0].dtype == np.dtype(target)
     for n in SIZES:
-        np.testing.assert_array_equal(
-            kernels.call_node("cast", [wanted[:n]], ints=[CODES[target]])[0], wanted[:n].astype(target)
-        )
+        np.testing.assert_array_equal(kernels.call_node("cast", [wanted[:n]], ints=[CODES[target]])[0], wanted[:n].astype(target))
 
 
 def test_cast_of_what_does_not_fit(isa: str) -> None:
@@ -395,8 +389,6 @@ def test_half_precision_conversions_are_exact(isa: str) -> None:
     np.testing.assert_array_equal(single, every.astype(np.float32))
     numbers = single[np.isfinite(single)]
     between = np.concatenate([numbers, np.nextafter(numbers, np.float32(9e9)), (numbers + np.roll(numbers, 1)) / 2])
-    between = np.concatenate([between, SPECIAL, np.float32([65504, 65519.99, 65520, 1e-8, 2.98e-8, 2.99e-8])]).astype(
-        np.float32
-    )
+    between = np.concatenate([between, SPECIAL, np.float32([65504, 65519.99, 65520, 1e-8, 2.98e-8, 2.99e-8])]).astype(np.float32)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(kernels.call_node("cast", [between], ints=[10])[0], between.astype(np.float16))

@@ -10,9 +10,7 @@ from tests.kernels.native_call import run_native
 
 RNG = np.random.default_rng(5)
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2, 3, 4), (2, 0, 4), (1, 20000), (3, 16385)]
-ODD = np.array(
-    [0.0, -0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 1e38, -1e38, np.inf, -np.inf, np.nan, 127.5, 126.5, 2**24 + 1], np.float32
-)
+ODD = np.array([0.0, -0.0, 0.5, 1.5, 2.5, -0.5, -1.5, 1e38, -1e38, np.inf, -np.inf, np.nan, 127.5, 126.5, 2**24 + 1], np.float32)
 
 
 def definition(op, *inputs, **attributes):
@@ -50,9 +48,7 @@ def test_per_tensor(dtype, shape, threads):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
-@pytest.mark.parametrize(
-    ("shape", "axis"), [((3, 5), 0), ((3, 5), 1), ((3, 5), -1), ((2, 3, 4), 1), ((2, 0, 4), 2), ((9, 5000), 1)]
-)
+@pytest.mark.parametrize(("shape", "axis"), [((3, 5), 0), ((3, 5), 1), ((3, 5), -1), ((2, 3, 4), 1), ((2, 0, 4), 2), ((9, 5000), 1)])
 def test_per_axis(dtype, shape, axis):
     x = (RNG.standard_normal(shape) * 50).astype(np.float32)
     scale, zero = parameters(dtype, (shape[axis],))

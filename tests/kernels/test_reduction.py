@@ -54,9 +54,7 @@ def assert_reduced(name: str, x: np.ndarray, axes: tuple[int, ...], keepdims: bo
     if name in ("max", "min"):
         np.testing.assert_array_equal(actual, exact)
         return
-    magnitude = (
-        np.abs(exact) if name == "prod" else FORMULAS[name](np.abs(x.astype(np.float64)), axis=axes, keepdims=keepdims)
-    )
+    magnitude = np.abs(exact) if name == "prod" else FORMULAS[name](np.abs(x.astype(np.float64)), axis=axes, keepdims=keepdims)
     roundings = n + 2 if name == "prod" else min(n, 160 + n / 2048) + 3
     assert (np.abs(actual - exact) <= EPSILON * roundings * magnitude).all()
 

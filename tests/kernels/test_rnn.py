@@ -192,9 +192,7 @@ class Layer:
         c = f * c + i * second(limit(g))
         return first(limit(o + po * c)) * third(c), c
 
-    def define(
-        self, x: Array, lengths: Any = None, h: Any = None, c: Any = None, forced: Array | None = None
-    ) -> list[Array]:
+    def define(self, x: Array, lengths: Any = None, h: Any = None, c: Any = None, forced: Array | None = None) -> list[Array]:
         """Y, Y_h, Y_c in float64. `forced`, a Y, gives the hidden state that each next step starts from."""
         if self.layout:
             x = x.transpose(1, 0, 2)

@@ -28,12 +28,8 @@ def exact_softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return shifted / shifted.sum(axis=axis, keepdims=True)
 
 
-def norm(
-    name: str, inputs: list, axis: int = -1, epsilon: float = 1e-5, num_outputs: int = 1, num_threads: int = 1
-) -> list:
-    return kernels.call_node(
-        name, inputs, ints=[axis], floats=[epsilon], num_outputs=num_outputs, num_threads=num_threads
-    )
+def norm(name: str, inputs: list, axis: int = -1, epsilon: float = 1e-5, num_outputs: int = 1, num_threads: int = 1) -> list:
+    return kernels.call_node(name, inputs, ints=[axis], floats=[epsilon], num_outputs=num_outputs, num_threads=num_threads)
 
 
 def exact_norm(name: str, s: np.ndarray, axes: tuple[int, ...], epsilon: float = 1e-5) -> np.ndarray:
@@ -185,9 +181,7 @@ def test_results_go_into_inputs_that_die(isa: str) -> None:
     steps = {
         "softmax": kernels.Step("softmax", 3, kernel="softmax", ints=[-1], inputs=[2], dying=1, released=[2]),
         "column": kernels.Step("softmax", 3, kernel="softmax", ints=[0], inputs=[2], dying=1, released=[2]),
-        "layer_norm": kernels.Step(
-            "norm", 3, kernel="layer_norm", ints=[-1], floats=[1e-5], inputs=[2, -1, -1, 1], dying=1, released=[2]
-        ),
+        "layer_norm": kernels.Step("norm", 3, kernel="layer_norm", ints=[-1], floats=[1e-5], inputs=[2, -1, -1, 1], dying=1, released=[2]),
     }
     expected = {"softmax": softmax(-x), "column": softmax(-x, 0), "layer_norm": norm("layer_norm", [residual - x])[0]}
     for name, step in steps.items():

@@ -30,9 +30,7 @@ def function(name: str, inputs, outputs, nodes, attributes=(), defaults=()) -> o
 
 
 def model(nodes, functions, outputs=("y",), inputs=("x",), initializers=()) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes, "g", [info(name, 3) for name in inputs], [info(name, 3) for name in outputs], initializers
-    )
+    graph = helper.make_graph(nodes, "g", [info(name, 3) for name in inputs], [info(name, 3) for name in outputs], initializers)
     return helper.make_model(graph, functions=functions, opset_imports=IMPORTS, ir_version=10)
 
 
@@ -169,10 +167,7 @@ def chain(length: int) -> list[onnx.FunctionProto]:
 
 
 def doubling(levels: int, last) -> list[onnx.FunctionProto]:
-    links = [
-        function(f"F{i}", ["a"], ["b"], [call(f"F{i + 1}", "a", "t"), call(f"F{i + 1}", "t", "b")])
-        for i in range(levels)
-    ]
+    links = [function(f"F{i}", ["a"], ["b"], [call(f"F{i + 1}", "a", "t"), call(f"F{i + 1}", "t", "b")]) for i in range(levels)]
     return [*links, function(f"F{levels}", ["a"], ["b"], last)]
 
 

@@ -128,9 +128,7 @@ RELU = helper.make_node("Relu", ["x"], ["y"], name="act")
 BAD_MODELS = {
     "no outputs": (model(outputs=[]), "no outputs"),
     "cycle": (
-        model(
-            [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], outputs=[info("b")]
-        ),
+        model([helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Relu", ["a"], ["b"])], outputs=[info("b")]),
         "cycle",
     ),
     "self-loop": (model([helper.make_node("Add", ["x", "y"], ["y"])]), "cycle"),
@@ -517,9 +515,7 @@ def test_external_data_dir(folder) -> None:
 
 def rich_model() -> bytes:
     branch = helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], "branch", [], [info("t", 3)])
-    other = helper.make_graph(
-        [helper.make_node("Constant", [], ["e"], value_floats=[1.0, 2.0, 3.0])], "other", [], [info("e", 3)]
-    )
+    other = helper.make_graph([helper.make_node("Constant", [], ["e"], value_floats=[1.0, 2.0, 3.0])], "other", [], [info("e", 3)])
     call = helper.make_node("F", ["i"], ["f"], domain="mine", axis=1)
     body = [helper.make_node("Relu", ["a"], ["t"]), helper.make_node("Neg", ["t"], ["b"])]
     nodes = [

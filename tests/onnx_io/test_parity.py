@@ -25,9 +25,9 @@ FILES = sorted(glob.glob(os.path.join(DATA, "**", "*.onnx"), recursive=True))
 def assert_same_tensor(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
     assert ours.shape == theirs.shape, what
     if ours.dtype == object:
-        assert ours.tolist() == [
-            s.decode() if isinstance(s, bytes) else s for s in theirs.reshape(-1)
-        ] or np.array_equal(ours.astype(str), theirs.astype(str)), what
+        assert ours.tolist() == [s.decode() if isinstance(s, bytes) else s for s in theirs.reshape(-1)] or np.array_equal(
+            ours.astype(str), theirs.astype(str)
+        ), what
         return
     assert ours.dtype == theirs.dtype, what
     low_bits = {"int4": 15, "uint4": 15, "float4_e2m1fn": 15, "int2": 3, "uint2": 3}.get(ours.dtype.name, 255)

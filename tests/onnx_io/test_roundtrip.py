@@ -169,9 +169,7 @@ def test_control_flow_with_captures_runs_the_same() -> None:
     outputs = [helper.make_tensor_value_info("z", FLOAT, [2]), helper.make_tensor_value_info("trace", FLOAT, [3, 2])]
     imports = [helper.make_opsetid("", 18)]
     before = helper.make_model(helper.make_graph(nodes, "g", infos, outputs, given), opset_imports=imports)
-    shuffled = helper.make_model(
-        helper.make_graph(nodes[::-1], "g", infos, outputs, given), opset_imports=imports, ir_version=8
-    )
+    shuffled = helper.make_model(helper.make_graph(nodes[::-1], "g", infos, outputs, given), opset_imports=imports, ir_version=8)
     graph, info = load_graph(shuffled)
     graph.check()
     assert [n.op_type for n in graph.nodes] == ["Relu", "If", "Loop"]
@@ -213,9 +211,7 @@ def test_names_become_unique_and_absent_inputs_stay_empty() -> None:
     saved = onnx.load_from_string(serialize(graph, ModelInfo(opset_imports={"": 17})))
     onnx.checker.check_model(saved, full_check=True)
     assert list(saved.graph.node[0].input) == ["x", "x_1", ""]
-    np.testing.assert_array_equal(
-        ReferenceEvaluator(saved).run(None, {"x": np.array([-1, 2], np.float32)})[0], np.float32([0, -2])
-    )
+    np.testing.assert_array_equal(ReferenceEvaluator(saved).run(None, {"x": np.array([-1, 2], np.float32)})[0], np.float32([0, -2]))
 
 
 def one_weight_graph(array: np.ndarray) -> Graph:

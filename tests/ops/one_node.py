@@ -22,11 +22,7 @@ def run(op, inputs, *, constants=(), outputs=1, domain="com.microsoft", opset=17
     graph = helper.make_graph(
         [helper.make_node(op, names, [f"o{i}" for i in range(outputs)], domain=domain, **attributes)],
         "g",
-        [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in given.items()
-            if n not in fixed
-        ],
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in given.items() if n not in fixed],
         [helper.make_tensor_value_info(f"o{i}", TensorProto.UNDEFINED, None) for i in range(outputs)],
         [numpy_helper.from_array(a, n) for n, a in given.items() if n in fixed],
     )

@@ -122,10 +122,7 @@ def _node_cases() -> Iterator[NodeCase]:
                 version=version,
                 attributes={a.name: _attribute(a, case.model.opset_import) for a in node.attribute},
                 inputs=[fed[name] if name else None for name in node.input],
-                outputs=[
-                    (list(node.output).index(name), value)
-                    for name, value in zip(graph_outputs, map(value_of, outputs), strict=True)
-                ],
+                outputs=[(list(node.output).index(name), value) for name, value in zip(graph_outputs, map(value_of, outputs), strict=True)],
                 num_outputs=len(node.output),
                 output_types=tuple(map(_type, graph.output)),
                 rtol=case.rtol,
@@ -151,9 +148,7 @@ def difference(actual: Any, expected: Any, rtol: float, atol: float) -> str | No
     if isinstance(expected, list):
         if not isinstance(actual, list) or len(actual) != len(expected):
             return f"expected a sequence of {len(expected)}, got {actual!r}"
-        return next(
-            (d for a, e in zip(actual, expected, strict=True) if (d := difference(a, e, rtol, atol)) is not None), None
-        )
+        return next((d for a, e in zip(actual, expected, strict=True) if (d := difference(a, e, rtol, atol)) is not None), None)
     if expected is None:
         return None if actual is None else f"expected nothing, got {actual!r}"
     if not isinstance(actual, np.ndarray):

@@ -23,9 +23,7 @@ def test_a_branch_that_returns_what_it_captures(tmp_path: Path) -> None:
 
     def branch(name: str, op_type: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])
-        return helper.make_graph(
-            [helper.make_node(op_type, ["y", "x"][: 2 if op_type == "CastLike" else 1], [name])], name, [], [out]
-        )
+        return helper.make_graph([helper.make_node(op_type, ["y", "x"][: 2 if op_type == "CastLike" else 1], [name])], name, [], [out])
 
     nodes = [
         helper.make_node("Add", ["x", "x"], ["y"]),
@@ -55,9 +53,7 @@ def test_sequences_outlive_the_inputs_they_hold(tmp_path: Path) -> None:
 
 def test_an_output_never_shares_memory_with_an_input(tmp_path: Path) -> None:
     like = helper.make_node("CastLike", ["x", "y"], ["out"])
-    model = _load(
-        tmp_path / "m.onnx", [like], ["x", "y"], helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n"])
-    )
+    model = _load(tmp_path / "m.onnx", [like], ["x", "y"], helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n"]))
     x = np.ones(1000, np.float32)
     out = model.run({"x": x, "y": x})["out"]
     assert not np.shares_memory(out, x)

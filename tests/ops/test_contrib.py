@@ -70,9 +70,7 @@ def test_embeddings():
     ids = np.array([[1, 0, 3], [2, 2, 0]], np.int32)
     words, places, segments, gamma, beta = floats(4, 8), floats(5, 8), floats(2, 8), floats(8), floats(8)
     mask = np.array([[1, 1, 0], [1, 0, 0]], np.int32)
-    y, counts, total = run(
-        "EmbedLayerNormalization", [ids, ids % 2, words, places, segments, gamma, beta, mask], outputs=3, epsilon=1e-3
-    )
+    y, counts, total = run("EmbedLayerNormalization", [ids, ids % 2, words, places, segments, gamma, beta, mask], outputs=3, epsilon=1e-3)
     expected = words[ids] + places[:3] + segments[ids % 2]
     close(total, expected)
     close(y, normal(expected, gamma, beta, 1e-3))
@@ -182,14 +180,10 @@ def lstm_inputs(dtype, per_channel, directions=2, features=6, hidden=5):
 @pytest.mark.parametrize("constants", [(), LSTM_CONSTANTS])
 def test_dynamic_quantize_lstm(dtype, per_channel, constants):
     inputs = lstm_inputs(dtype, per_channel)
-    y, h, c = run(
-        "DynamicQuantizeLSTM", inputs, constants=constants, outputs=3, direction="bidirectional", hidden_size=5
-    )
+    y, h, c = run("DynamicQuantizeLSTM", inputs, constants=constants, outputs=3, direction="bidirectional", hidden_size=5)
     x, w, r, b, _, h0, c0, _, ws, wz, rs, rz = inputs
     for d in range(2):
-        real = [
-            (q[d].astype(np.float64) - z[d]) * s[d] for q, s, z in ((w, ws, wz.astype(int)), (r, rs, rz.astype(int)))
-        ]
+        real = [(q[d].astype(np.float64) - z[d]) * s[d] for q, s, z in ((w, ws, wz.astype(int)), (r, rs, rz.astype(int)))]
         expected = lstm(x[::-1] if d else x, *real, b[d], h0[d], c0[d])
         close(y[:, d], expected[0][::-1] if d else expected[0], atol=0.03)
         close(h[d], expected[1], atol=0.03)
@@ -246,9 +240,7 @@ def test_matmul_nbits(bits, k, block, zero_points, constants):
 
 
 @pytest.mark.parametrize("constants", [(), (1, 2)])
-@pytest.mark.parametrize(
-    "change", [{"K": 65}, {"N": 6}, {"bits": 3}, {"block_size": 48}, {"K": 0}, {"N": 2**40}, {"K": 2**62}]
-)
+@pytest.mark.parametrize("change", [{"K": 65}, {"N": 6}, {"bits": 3}, {"block_size": 48}, {"K": 0}, {"N": 2**40}, {"K": 2**62}])
 def test_matmul_nbits_refuses_sizes_that_do_not_fit(change, constants):
     sizes = {"K": 64, "N": 5, "bits": 4, "block_size": 32, **change}
     with pytest.raises(QRuntimeError, match="MatMulNBits"):
@@ -270,9 +262,7 @@ RAW = (np.arange(5) < ENDS[:, None]).astype(np.int32)
 
 
 @pytest.mark.parametrize("constants", [(), (1, 2)])
-@pytest.mark.parametrize(
-    "mask", [None, RAW, ENDS, np.concatenate([ENDS, [0, 0]]).astype(np.int32), np.repeat(RAW[:, None], 5, 1)]
-)
+@pytest.mark.parametrize("mask", [None, RAW, ENDS, np.concatenate([ENDS, [0, 0]]).astype(np.int32), np.repeat(RAW[:, None], 5, 1)])
 @pytest.mark.parametrize("causal", [0, 1])
 def test_packed_attention(mask, causal, constants):
     x, w, b = floats(2, 5, 8), floats(8, 24), floats(24)

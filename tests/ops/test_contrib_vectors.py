@@ -26,9 +26,7 @@ def compared(name: str, found: np.ndarray, expected: np.ndarray, meant: np.ndarr
     if meant is not None:
         found, expected = found[meant], expected[meant]
     allowed = (tolerance, tolerance) if found.dtype.kind == "f" else (0, codes)
-    np.testing.assert_allclose(
-        found.astype(np.float64), expected.astype(np.float64), rtol=allowed[0], atol=allowed[1], err_msg=name
-    )
+    np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=allowed[0], atol=allowed[1], err_msg=name)
 
 
 @pytest.mark.parametrize("key", VECTORS.files)

@@ -112,9 +112,7 @@ def test_scan_of_length_zero() -> None:
 
 def test_scan_8_pads_short_sequences_with_zeros() -> None:
     x = np.arange(1.0, 7.0).reshape(2, 3, 1)
-    total, sums = scan_8(
-        np.array([3, 1]), np.zeros((2, 1)), x, body=_running_sum, num_scan_inputs=1, num_outputs=2, directions=(1,)
-    )
+    total, sums = scan_8(np.array([3, 1]), np.zeros((2, 1)), x, body=_running_sum, num_scan_inputs=1, num_outputs=2, directions=(1,))
     assert total.tolist() == [[6], [4]]
     assert sums[..., 0].tolist() == [[3, 5, 6], [4, 0, 0]]
 

@@ -23,10 +23,7 @@ def _loop_conv(x: np.ndarray, w: np.ndarray, group: int, win: Window) -> np.ndar
         for position in np.ndindex(*win.output):
             for c in range(per_in):
                 for tap in np.ndindex(*win.kernel):
-                    at = [
-                        p * s - b + t * d
-                        for p, s, b, t, d in zip(position, win.strides, win.begin, tap, win.dilations, strict=True)
-                    ]
+                    at = [p * s - b + t * d for p, s, b, t, d in zip(position, win.strides, win.begin, tap, win.dilations, strict=True)]
                     if all(0 <= a < size for a, size in zip(at, x.shape[2:], strict=True)):
                         channel = m // per_out * per_in + c
                         y[(n, m, *position)] += float(x[(n, channel, *at)]) * float(w[(m, c, *tap)])
@@ -70,17 +67,13 @@ def test_conv_equals_loops(case: tuple[np.ndarray, np.ndarray, dict[str, Any]]) 
     bias = np.arange(w.shape[0], dtype=np.float32)
     actual = conv(x, w, bias, **attributes)
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(
-        actual, expected + bias.reshape(-1, *(1,) * (x.ndim - 2)), rtol=1e-4, atol=1e-4, strict=False
-    )
+    np.testing.assert_allclose(actual, expected + bias.reshape(-1, *(1,) * (x.ndim - 2)), rtol=1e-4, atol=1e-4, strict=False)
     assert actual.shape == expected.shape
 
 
 @settings(max_examples=40, deadline=None)
 @given(_convolutions(), st.integers(0, 255), st.integers(-128, 127))
-def test_conv_integer_equals_loops(
-    case: tuple[np.ndarray, np.ndarray, dict[str, Any]], x_zero: int, w_zero: int
-) -> None:
+def test_conv_integer_equals_loops(case: tuple[np.ndarray, np.ndarray, dict[str, Any]], x_zero: int, w_zero: int) -> None:
     x, w, attributes = case
     quantized = np.clip(x * 60 + 128, 0, 255).astype(np.uint8)
     weights = np.clip(w * 60, -128, 127).astype(np.int8)
@@ -108,9 +101,7 @@ def test_conv_transpose_is_the_adjoint_of_conv(case: tuple[np.ndarray, np.ndarra
     back = conv_transpose(y, w, output_padding=rest, **attributes)
     assert back.shape == x.shape
     forth = conv(x, w, **attributes)
-    np.testing.assert_allclose(
-        np.vdot(forth.astype(np.float64), y), np.vdot(x.astype(np.float64), back), rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(np.vdot(forth.astype(np.float64), y), np.vdot(x.astype(np.float64), back), rtol=1e-3, atol=1e-3)
 
 
 def test_integer_sums_are_exact_where_float32_is_not() -> None:

@@ -279,9 +279,7 @@ def test_legacy_broadcast() -> None:
 def test_matrix_products_of_integers_wrap_at_32_bits() -> None:
     a, b = np.full((1, 70_000), 255, np.uint8), np.full((70_000, 1), 255, np.uint8)
     assert call("MatMulInteger", a, b).item() == (255 * 255 * 70_000 + 2**31) % 2**32 - 2**31
-    rows = call(
-        "MatMulInteger", np.array([[1, 2], [3, 4]], np.uint8), np.eye(2, dtype=np.int8), np.array([1, 3], np.uint8)
-    )
+    rows = call("MatMulInteger", np.array([[1, 2], [3, 4]], np.uint8), np.eye(2, dtype=np.int8), np.array([1, 3], np.uint8))
     assert rows.tolist() == [[0, 1], [0, 1]]
 
 

@@ -111,9 +111,7 @@ def test_scatter_nd(shape: tuple[int, ...], reduction: str, data: st.DataObject)
     )
     x = numbered(shape)
     updates = data.draw(hnp.arrays(np.float32, (len(rows), *shape[depth:]), elements=st.integers(-9, 9)))
-    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}.get(
-        reduction, lambda old, new: new
-    )
+    combine = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}.get(reduction, lambda old, new: new)
     expected = x.copy()
     for row, update in zip(rows, updates, strict=True):
         expected[row] = combine(expected[row], update)

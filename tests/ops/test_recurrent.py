@@ -79,11 +79,7 @@ def _loops(op: str, case: dict[str, Any]) -> tuple[np.ndarray, ...]:
             times = range(lengths[s])
             for t in reversed(times) if reverse[d] else times:
                 a = [
-                    [
-                        sum(float(w[d, g * n + u, k]) * float(x[t, s, k]) for k in range(features))
-                        + float(b[d, g * n + u])
-                        for u in range(n)
-                    ]
+                    [sum(float(w[d, g * n + u, k]) * float(x[t, s, k]) for k in range(features)) + float(b[d, g * n + u]) for u in range(n)]
                     for g in range(gates)
                 ]
                 h, c = _cell(op, a, h, c, r[d], b[d, gates * n :], p[d], case["options"])

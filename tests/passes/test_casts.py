@@ -49,12 +49,7 @@ def test_of_comparisons_and_shapes():
 
 
 def test_a_change_of_type_stays():
-    assert (
-        ops([cast("x", "a", 10), cast("a", "b", FLOAT), ("Neg", ["b"], ["y"], {})])[
-            "Cast"
-        ]
-        == 2
-    )
+    assert ops([cast("x", "a", 10), cast("a", "b", FLOAT), ("Neg", ["b"], ["y"], {})])["Cast"] == 2
 
 
 def test_what_a_graph_gives_out_stays():

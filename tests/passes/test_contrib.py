@@ -144,7 +144,6 @@ def test_a_matrix_of_unknown_rank_stays(capsys, monkeypatch):
 
 def test_in_a_branch_too():
 
-
     made = [helper.make_tensor_value_info("t", 1, None)]
     then = helper.make_graph([helper.make_node("QuickGelu", ["x"], ["t"], domain=MICROSOFT)], "b", [], made)
     other = helper.make_graph([helper.make_node("Neg", ["x"], ["t"])], "o", [], made)

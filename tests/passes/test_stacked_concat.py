@@ -59,9 +59,7 @@ def test_items_are_read_and_given_out():
 
 
 def test_parts_of_one_projection_are_read_where_they_lie():
-    inputs = {f"qkv_{i}": rng(B, S, 3, H, D, seed=i) for i in range(2)} | {
-        f"past_{i}": rng(B, H, PAST, D) for i in range(2)
-    }
+    inputs = {f"qkv_{i}": rng(B, S, 3, H, D, seed=i) for i in range(2)} | {f"past_{i}": rng(B, H, PAST, D) for i in range(2)}
     nodes = []
     for i in range(2):
         nodes += [

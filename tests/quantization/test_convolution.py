@@ -39,9 +39,7 @@ def rung(request: pytest.FixtureRequest):
     _kernels.set_isa(before)
 
 
-def by_hand(
-    x: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, attributes: dict[str, Any]
-) -> np.ndarray:
+def by_hand(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
     """Window by window: one range, integer products, one scale."""
     group = attributes.get("group", 1)
     geometry = {name: attributes.get(name) for name in ("strides", "dilations", "pads")}
@@ -51,10 +49,7 @@ def by_hand(
     for n, g, position in itertools.product(range(x.shape[0]), range(group), np.ndindex(*win.output)):
         seen = np.zeros((per_in, *win.kernel), np.float32)
         for tap in np.ndindex(*win.kernel):
-            at = [
-                p * s - b + t * d
-                for p, s, b, t, d in zip(position, win.strides, win.begin, tap, win.dilations, strict=True)
-            ]
+            at = [p * s - b + t * d for p, s, b, t, d in zip(position, win.strides, win.begin, tap, win.dilations, strict=True)]
             if all(0 <= a < size for a, size in zip(at, x.shape[2:], strict=True)):
                 seen[(slice(None), *tap)] = x[(n, slice(g * per_in, (g + 1) * per_in), *at)]
         low, high = min(seen.min(), 0), max(seen.max(), 0)
@@ -67,9 +62,7 @@ def by_hand(
     return y
 
 
-def model(
-    shape: tuple[int, ...], w: np.ndarray, attributes: dict[str, Any], threads: int | None = None, opset: int = 17
-) -> qruntime.Model:
+def model(shape: tuple[int, ...], w: np.ndarray, attributes: dict[str, Any], threads: int | None = None, opset: int = 17) -> qruntime.Model:
     weights = {"w": w, "b": random(w.shape[0], seed=7)}
     dims = ["n", shape[1], *(f"d{i}" for i in range(len(shape) - 2))]
     return one_node(
@@ -138,9 +131,7 @@ def test_the_file_is_standard_and_loads_to_the_same_bits(opset: int, per_channel
     again = qruntime.load(tmp_path / "q.onnx")
     assert_same_bits(again(x), quantized(x))
     assert str(again) == str(quantized)
-    assert [layer._replace(snr_db=0) for layer in again.report.layers] == [
-        layer._replace(snr_db=0) for layer in quantized.report.layers
-    ]
+    assert [layer._replace(snr_db=0) for layer in again.report.layers] == [layer._replace(snr_db=0) for layer in quantized.report.layers]
     assert not again.quantize_dynamic({"Conv"}).report.skipped
 
 
@@ -254,8 +245,6 @@ def test_weights_that_cannot_be_quantized():
     (skipped,) = model((1, 3, 8, 8), w, {}).quantize_dynamic({"Conv"}).report.skipped
     assert skipped.reason == "the weight holds NaN or infinity"
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
-    computed = qruntime.load(
-        model_bytes([node], [("x", FLOAT, [1, 3, 8, 8]), ("w", FLOAT, [4, 3, 3, 3])], [("y", FLOAT, None)])
-    )
+    computed = qruntime.load(model_bytes([node], [("x", FLOAT, [1, 3, 8, 8]), ("w", FLOAT, [4, 3, 3, 3])], [("y", FLOAT, None)]))
     (skipped,) = computed.quantize_dynamic({"Conv"}).report.skipped
     assert skipped.reason == "the weight is computed at run time"

@@ -23,9 +23,7 @@ def chain(*names: str, op: str = "MatMul", weights: list[str] | None = None) -> 
     weights = weights or [f"w{i}" for i in range(len(names))]
     shape = (4, 4, 1) if op == "Conv" else (4, 4)
     values = ["x", *(f"v{i}" for i in range(1, len(names))), "y"]
-    nodes = [
-        helper.make_node(op, [values[i], weights[i]], [values[i + 1]], name=name) for i, name in enumerate(names)
-    ]
+    nodes = [helper.make_node(op, [values[i], weights[i]], [values[i + 1]], name=name) for i, name in enumerate(names)]
     dims = ["n", 4, "length"] if op == "Conv" else ["n", 4]
     data = {name: random(*shape, seed=i) for i, name in enumerate(weights)}
     return qruntime.load(model_bytes(nodes, [("x", FLOAT, dims)], [("y", FLOAT, None)], data))

@@ -212,9 +212,7 @@ def test_embeddings_and_convolutions_are_quantized_where_they_are_named(tmp_path
         helper.make_node("Conv", ["image", "filter"], ["y"], name="conv"),
     ]
     weights = {"table": random(40, 24), "filter": random(6, 24, 3, seed=1)}
-    model = qruntime.load(
-        model_bytes(nodes, [("ids", onnx.TensorProto.INT64, ["b", "s"])], [("y", FLOAT, ["b", 6, "t"])], weights)
-    )
+    model = qruntime.load(model_bytes(nodes, [("ids", onnx.TensorProto.INT64, ["b", "s"])], [("y", FLOAT, ["b", 6, "t"])], weights))
     assert not model.quantize().report.layers
     quantized = model.quantize(overrides={"Embedding": "W4A16-g16", "Conv": "W4A16"})
     rows = [(row.kind, row.scheme) for row in quantized.report.layers]

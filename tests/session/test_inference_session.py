@@ -67,9 +67,7 @@ def test_signatures_are_spelled_as_there():
         (helper.make_tensor_type_proto(TensorProto.STRING, []), "tensor(string)"),
         (helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.INT64, [])), "seq(tensor(int64))"),
         (
-            helper.make_optional_type_proto(
-                helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, []))
-            ),
+            helper.make_optional_type_proto(helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, []))),
             "optional(seq(tensor(float)))",
         ),
     ],

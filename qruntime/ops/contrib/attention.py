@@ -146,9 +146,7 @@ def attention(
     projected = standard("MatMul", x, weights)
     if bias is not None:
         projected = projected + bias
-    return _packed(
-        projected, mask_index, past, attention_bias, num_heads, sizes, unidirectional, scale, mask_filter_value
-    )
+    return _packed(projected, mask_index, past, attention_bias, num_heads, sizes, unidirectional, scale, mask_filter_value)
 
 
 def _hidden_sizes(total: int, sizes: Sequence[int] | None) -> tuple[int, int, int]:

@@ -88,9 +88,7 @@ def attention_lstm(
     if lengths.size and not 1 <= int(lengths.min()) <= int(lengths.max()) <= memory.shape[1]:
         raise ValueError(f"memory_seq_lens must lie in [1, {memory.shape[1]}], got {lengths.min()} to {lengths.max()}")
     layer = prepare(4, x, w[:, :, :inputs], r, b, sequence_lens, initial_h, direction, hidden_size, 0, None)
-    functions = activation_functions(
-        activations, ("Sigmoid", "Tanh", "Tanh"), count, activation_alpha, activation_beta, clip, 2
-    )
+    functions = activation_functions(activations, ("Sigmoid", "Tanh", "Tanh"), count, activation_alpha, activation_beta, clip, 2)
     require_shape("initial_c", initial_c, layer.h0.shape)
     require_shape("P", p, (count, 3 * hidden))
     dtype = layer.h0.dtype

@@ -22,9 +22,7 @@ def _activated(y: np.ndarray, activation: str) -> np.ndarray:
     return y if activation == "none" else y * standard("Sigmoid", y)
 
 
-def _convolved(
-    history: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dilation: int, activation: str
-) -> np.ndarray:
+def _convolved(history: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dilation: int, activation: str) -> np.ndarray:
     """history [N, C, …, L + reach], weight [C, …, k] → [N, C, …, L]: causal along the last axis, padded evenly along others."""
     wide = working_dtype(history.dtype)
     taps, spatial = weight.astype(wide), weight.shape[1:]
@@ -70,8 +68,7 @@ def causal_conv_with_state(
     extended = (input_channel_offset, input_channels, state_length, state_update_capacity)
     if any(extended) or state_channels_last not in (-1, channels_last) or num_outputs > 2:
         raise ValueError(
-            "input_channel_offset, input_channels, state_length, state_update_capacity and a state of another layout "
-            "are not supported"
+            "input_channel_offset, input_channels, state_length, state_update_capacity and a state of another layout are not supported"
         )
     if ndim not in (1, 2, 3) or dilation < 1 or not 0 <= state_window <= _LARGEST_WINDOW or (channels_last and ndim != 1):
         raise ValueError(

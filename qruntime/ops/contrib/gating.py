@@ -20,9 +20,7 @@ def _rms(x: np.ndarray, epsilon: float) -> np.ndarray:
 
 
 @operator("GatedRMSNorm", domain=MICROSOFT)
-def gated_rms_norm(
-    x: np.ndarray, scale: np.ndarray, gate: np.ndarray, *, activation: str = "silu", epsilon: float = 1e-5
-) -> np.ndarray:
+def gated_rms_norm(x: np.ndarray, scale: np.ndarray, gate: np.ndarray, *, activation: str = "silu", epsilon: float = 1e-5) -> np.ndarray:
     """RMS normalization of every C values of x [..., H · C] times scale [C], times silu(gate) or sigmoid(gate)."""
     require_rank("X", x, 1, -1)
     require_rank("scale", scale, 1)
@@ -47,9 +45,7 @@ def _branches(name: str, x: np.ndarray, num_branches: int) -> np.ndarray:
 
 
 @operator("BranchwiseRMSNorm", domain=MICROSOFT)
-def branchwise_rms_norm(
-    x: np.ndarray, scale: np.ndarray | None = None, *, epsilon: float = 1e-5, num_branches: int = 0
-) -> np.ndarray:
+def branchwise_rms_norm(x: np.ndarray, scale: np.ndarray | None = None, *, epsilon: float = 1e-5, num_branches: int = 0) -> np.ndarray:
     """RMS normalization of every branch of x [..., C, H], or [..., C · H] with num_branches, times scale [C · H], [C, H] or [H]."""
     grouped = _branches("X", x, num_branches)
     y = _rms(grouped, epsilon)
@@ -152,9 +148,7 @@ def engram_gate(
         require_shape(name, scale, key.shape[2:])
     if num_outputs > 1 and conv_norm_scale is None:
         raise ValueError("the normalized output needs conv_norm_scale")
-    left, right = (
-        _rms(x, epsilon) * scale.astype(np.float32) for x, scale in ((key, key_norm_scale), (query, query_norm_scale))
-    )
+    left, right = (_rms(x, epsilon) * scale.astype(np.float32) for x, scale in ((key, key_norm_scale), (query, query_norm_scale)))
     dot = (left * right).sum(axis=-1, keepdims=True) / np.float32(math.sqrt(max(key.shape[3], 1)))
     gate = standard("Sigmoid", np.sign(dot) * np.sqrt(np.maximum(np.abs(dot), np.float32(1e-6))))
     gated = gate * value.astype(np.float32)[:, :, None]

@@ -109,9 +109,7 @@ class Processor:
         if self.prefix_mask is not None and first:
             require_rank("prefix_vocab_mask", self.prefix_mask, 2)
             if self.prefix_mask.shape[1] != scores.shape[1] or len(scores) % max(len(self.prefix_mask), 1):
-                raise ValueError(
-                    f"prefix_vocab_mask must have a row of {scores.shape[1]} for each prompt, got {self.prefix_mask.shape}"
-                )
+                raise ValueError(f"prefix_vocab_mask must have a row of {scores.shape[1]} for each prompt, got {self.prefix_mask.shape}")
             scores[np.repeat(self.prefix_mask, len(scores) // len(self.prefix_mask), axis=0) == 0] = _HIDDEN
         if sequences.shape[1] < self.min_length and 0 <= self.eos < scores.shape[1]:
             scores[:, self.eos] = _HIDDEN
@@ -136,10 +134,7 @@ def _check(
     require_rank("input_ids", input_ids, 2)
     limit = int(scalar(max_length, "max_length"))
     if not 1 <= input_ids.shape[1] < limit:
-        raise ValueError(
-            f"max_length must be above the length of the prompts, which must not be empty, "
-            f"got {limit} and {input_ids.shape}"
-        )
+        raise ValueError(f"max_length must be above the length of the prompts, which must not be empty, got {limit} and {input_ids.shape}")
     limit_shape((input_ids.shape[0], limit), "the sequences")
     for name, kinds in inputs.items():
         if len(kinds) < _FIXED_INPUTS:
@@ -198,9 +193,7 @@ def greedy_search(
     kinds = subgraph_inputs or {}
     limit = _check("GreedySearch", input_ids, max_length, model_type, encoder, kinds)
     state = Decoder(input_ids, attention_mask, pad_token_id, decoder, init_decoder, kinds["decoder"])
-    process = Processor(
-        eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask
-    )
+    process = Processor(eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask)
     return _generated(input_ids, limit, state, process, lambda scores: scores.argmax(axis=1), eos_token_id, pad_token_id)
 
 
@@ -239,9 +232,7 @@ def sampling(
     kinds = subgraph_inputs or {}
     limit = _check("Sampling", input_ids, max_length, model_type, encoder, kinds)
     if custom or presence_penalty or presence_mask is not None or num_outputs > 1:
-        raise ValueError(
-            "Sampling with custom, presence_penalty, presence_mask or the output filtered_logits is not supported"
-        )
+        raise ValueError("Sampling with custom, presence_penalty, presence_mask or the output filtered_logits is not supported")
     if not temperature > 0 or not 0 <= top_p <= 1 or min_tokens_to_keep < 0:
         raise ValueError(
             f"needs temperature above 0, top_p in [0, 1] and min_tokens_to_keep from 0 on, "
@@ -249,9 +240,7 @@ def sampling(
         )
     rng = np.random.default_rng(None if seed is None else abs(int(scalar(seed, "seed"))))
     state = Decoder(input_ids, attention_mask, pad_token_id, decoder, init_decoder, kinds["decoder"])
-    process = Processor(
-        eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask
-    )
+    process = Processor(eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask)
 
     def draw(scores: np.ndarray) -> np.ndarray:
         cooled = scores / np.float32(temperature)
@@ -340,9 +329,7 @@ def beam_search(
     prompt = np.repeat(input_ids, beams, axis=0)
     mask = None if attention_mask is None else np.repeat(attention_mask, beams, axis=0)
     state = Decoder(prompt, mask, pad_token_id, decoder, init_decoder, kinds["decoder"])
-    process = Processor(
-        eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask
-    )
+    process = Processor(eos_token_id, min_length, repetition_penalty, no_repeat_ngram_size, vocab_mask, prefix_vocab_mask)
     sequences = np.full((batch * beams, limit), pad_token_id, np.int32)
     sequences[:, :start] = prompt
     totals = np.full((batch, beams), -1e9, np.float32)  # all beams of a prompt begin alike: only the first counts

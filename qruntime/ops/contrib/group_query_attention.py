@@ -49,9 +49,7 @@ def split_projections(
     return q, split_heads("key", key, kv_num_heads), split_heads("value", value, kv_num_heads)
 
 
-def _chunks(
-    batch: int, length: int, seqlens_k: np.ndarray, total_length: int, query_seqlens: np.ndarray | None
-) -> list[Chunk]:
+def _chunks(batch: int, length: int, seqlens_k: np.ndarray, total_length: int, query_seqlens: np.ndarray | None) -> list[Chunk]:
     """Past and new tokens of every sequence; ValueError where the counts do not fit `length` new ones."""
     ends = seqlens_k.reshape(-1)
     require_shape("seqlens_k", ends, (batch,))

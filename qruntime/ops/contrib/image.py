@@ -111,9 +111,7 @@ def crop_and_resize(
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"crop_size must be a positive height and width, got {size}")
     if batch_indices.size and not 0 <= int(batch_indices.min()) <= int(batch_indices.max()) < x.shape[0]:
-        raise ValueError(
-            f"batch_indices must lie in [0, {x.shape[0]}), got {batch_indices.min()} to {batch_indices.max()}"
-        )
+        raise ValueError(f"batch_indices must lie in [0, {x.shape[0]}), got {batch_indices.min()} to {batch_indices.max()}")
     y = np.full(limit_shape((rois.shape[0], x.shape[1], *size)), extrapolation_value, x.dtype)
     for box, image, crop in zip(rois, batch_indices, y, strict=True):
         rows, columns = (_positions(box[i], box[i + 2], n, out) for i, (n, out) in enumerate(zip(x.shape[2:], size, strict=True)))

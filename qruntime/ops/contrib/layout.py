@@ -45,9 +45,7 @@ def gather_nd(x: np.ndarray, indices: np.ndarray) -> np.ndarray:
 def unique(x: np.ndarray) -> tuple[np.ndarray, ...]:
     """The values of x [N] in the order in which they first occur, the place among them of every element, how often each occurs."""
     require_rank("the input", x, 1)
-    values, first, places, counts = np.unique(
-        x, return_index=True, return_inverse=True, return_counts=True, equal_nan=False
-    )
+    values, first, places, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True, equal_nan=False)
     order = np.argsort(first)
     return values[order], np.argsort(order)[places], counts[order]
 
@@ -58,8 +56,7 @@ def unfold_tensor(x: np.ndarray, *, size: int, dim: int = -1, step: int = 1) -> 
     axis = normalize_axis(dim, x.ndim, "dim")
     if not 1 <= size <= x.shape[axis] or step < 1:
         raise ValueError(
-            f"needs a size in [1, {x.shape[axis]}], the length of dimension {axis}, and a positive step, "
-            f"got size {size} and step {step}"
+            f"needs a size in [1, {x.shape[axis]}], the length of dimension {axis}, and a positive step, got size {size} and step {step}"
         )
     count = (x.shape[axis] - size) // step + 1
     limit_shape((*x.shape[:axis], count, *x.shape[axis + 1 :], size))

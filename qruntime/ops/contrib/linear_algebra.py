@@ -38,9 +38,7 @@ def matmul_integer16(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @operator("SparseToDenseMatMul", domain=MICROSOFT)
-def sparse_to_dense_matmul(
-    a: np.ndarray, b: np.ndarray, *, alpha: float = 1.0, transA: int = 0, transB: int = 0
-) -> np.ndarray:
+def sparse_to_dense_matmul(a: np.ndarray, b: np.ndarray, *, alpha: float = 1.0, transA: int = 0, transB: int = 0) -> np.ndarray:
     """alpha · A′ · B′ of matrices; a sparse A was made dense when the model was read."""
     require_rank("A", a, 2)
     require_rank("B", b, 2)
@@ -54,9 +52,7 @@ def cdist(a: np.ndarray, b: np.ndarray, *, metric: str = "sqeuclidean") -> np.nd
     require_rank("A", a, 2)
     require_rank("B", b, 2)
     if metric not in ("euclidean", "sqeuclidean") or a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"needs metric euclidean or sqeuclidean and rows of one length, got {metric!r}, {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"needs metric euclidean or sqeuclidean and rows of one length, got {metric!r}, {a.shape} and {b.shape}")
     limit_shape((a.shape[0], b.shape[0], a.shape[1]), "the differences")
     square = np.stack([((row - b) ** 2).sum(axis=1) for row in a]) if a.shape[0] else np.zeros((0, b.shape[0]), a.dtype)
     return np.sqrt(square) if metric == "euclidean" else square

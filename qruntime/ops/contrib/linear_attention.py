@@ -273,9 +273,7 @@ def _token_major(
             require_rank(name, given, 3)
         q, k, v = query, key, value
     if k.shape != q.shape or v.shape[0] != q.shape[0] or not q.shape[1] or v.shape[1] % q.shape[1] or not v.shape[1]:
-        raise ValueError(
-            f"query and key must agree and value have a multiple of their heads, got {q.shape}, {k.shape} and {v.shape}"
-        )
+        raise ValueError(f"query and key must agree and value have a multiple of their heads, got {q.shape}, {k.shape} and {v.shape}")
     return q.astype(np.float32), k.astype(np.float32), v.astype(np.float32)
 
 

@@ -190,8 +190,7 @@ def _check_block_shapes(
     """`scales` has one value per block of a tensor of shape `full`, `zero_points` too, `width` of them to a byte."""
     expected = (*full[:axis], -(-full[axis] // block), *full[axis + 1 :])
     fits = scales.ndim == len(expected) and all(
-        have == want or (broadcasts and have == 1 and i != axis)
-        for i, (have, want) in enumerate(zip(scales.shape, expected, strict=True))
+        have == want or (broadcasts and have == 1 and i != axis) for i, (have, want) in enumerate(zip(scales.shape, expected, strict=True))
     )
     if not fits:
         raise ValueError(f"scales must have the shape {expected}, got {scales.shape}")

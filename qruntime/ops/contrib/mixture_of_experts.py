@@ -75,9 +75,7 @@ class Layer:
         return y if self.bias is None else y + self.bias[expert].astype(x.dtype, copy=False)
 
 
-def _chosen(
-    router: np.ndarray, weights: np.ndarray | None, k: int, normalize: bool | int
-) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(router: np.ndarray, weights: np.ndarray | None, k: int, normalize: bool | int) -> tuple[np.ndarray, np.ndarray]:
     """The k experts of every row [rows, k], the best first, and their shares."""
     experts = router.shape[1]
     if not 1 <= k <= experts:
@@ -147,9 +145,7 @@ def mixture_of_experts(
     added by the softmax over all experts, or over the chosen ones with normalize_routing_weights.
     """
     _refuse_sparse_mixer(use_sparse_mixer)
-    activation = Activation(
-        activation_type, activation_alpha, activation_beta, swiglu_limit, swiglu_fusion, swiglu_limit_after_activation
-    )
+    activation = Activation(activation_type, activation_alpha, activation_beta, swiglu_limit, swiglu_fusion, swiglu_limit_after_activation)
     require_rank("the input", x, 2, 3)
     require_rank("the weights of fc2", fc2_weights, 3)
     experts, inner = fc2_weights.shape[0], fc2_weights.shape[2]
@@ -247,9 +243,7 @@ def quantized_mixture_of_experts(
     bits = [own or expert_weight_bits for own in (fc1_expert_weight_bits, fc2_expert_weight_bits, fc3_expert_weight_bits)]
     if any(b not in (2, 4, 8) for b in bits) or block_size < 0 or (block_size and (block_size < 16 or block_size & (block_size - 1))):
         raise ValueError(f"needs weights of 2, 4 or 8 bits and block_size 0 or a power of two from 16 on, got {bits} and {block_size}")
-    activation = Activation(
-        activation_type, activation_alpha, activation_beta, swiglu_limit, swiglu_fusion, swiglu_limit_after_activation
-    )
+    activation = Activation(activation_type, activation_alpha, activation_beta, swiglu_limit, swiglu_fusion, swiglu_limit_after_activation)
     require_rank("the input", x, 2, 3)
     require_rank("the weights of fc1", fc1_weights, 3)
     experts, width, size = fc1_weights.shape[0], fc1_weights.shape[1], x.shape[-1]

@@ -11,9 +11,7 @@ from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.registry import operator
 
 
-def _with_bias(
-    bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]
-) -> list[np.ndarray]:
+def _with_bias(bias: np.ndarray | None, parts: list[np.ndarray], num_heads: int, are_heads: list[bool]) -> list[np.ndarray]:
     """q, k and v [B, N, S, H], with their share of bias [Dq + Dk + Dv]; a cross-attention cache has it already."""
     if bias is None:
         return parts

@@ -115,9 +115,7 @@ _WITH_GRIDS = {16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 22: "IQ2_S"}
 
 
 @operator("GatherPacked", domain=MICROSOFT)
-def gather_packed(
-    data: np.ndarray, indices: np.ndarray, *, K: int, packed_type: int, output_dtype: int = 16
-) -> np.ndarray:
+def gather_packed(data: np.ndarray, indices: np.ndarray, *, K: int, packed_type: int, output_dtype: int = 16) -> np.ndarray:
     """Rows of a table of packed bytes [rows, bytes], as [..., K] of the element type `output_dtype` (a float type).
 
     An index that is out of range selects row 0, as in ONNX Runtime.

@@ -37,17 +37,13 @@ def _check_parameters(scale: np.ndarray, zero_point: np.ndarray | None) -> None:
 
 
 @operator("QuantizeLinear", domain=MICROSOFT)
-def quantize_linear(
-    x: np.ndarray, y_scale: np.ndarray, y_zero_point: np.ndarray | None = None, *, axis: int = 1
-) -> np.ndarray:
+def quantize_linear(x: np.ndarray, y_scale: np.ndarray, y_zero_point: np.ndarray | None = None, *, axis: int = 1) -> np.ndarray:
     """As the standard operator."""
     return standard("QuantizeLinear", x, y_scale, y_zero_point, axis=axis)
 
 
 @operator("DequantizeLinear", domain=MICROSOFT)
-def dequantize_linear(
-    x: np.ndarray, x_scale: np.ndarray, x_zero_point: np.ndarray | None = None, *, axis: int = 1
-) -> np.ndarray:
+def dequantize_linear(x: np.ndarray, x_scale: np.ndarray, x_zero_point: np.ndarray | None = None, *, axis: int = 1) -> np.ndarray:
     """As the standard operator."""
     return standard("DequantizeLinear", x, x_scale, x_zero_point, axis=axis)
 
@@ -62,9 +58,7 @@ def _dequantize(node: Node) -> NativeCall:
     return NativeCall("dequantize_linear", ints=[node.attr("axis", 1), 0])
 
 
-def constant_parameters(
-    node: Node, scales: Sequence[int], zeros: Sequence[int]
-) -> tuple[list[np.float32] | None, list[int] | None]:
+def constant_parameters(node: Node, scales: Sequence[int], zeros: Sequence[int]) -> tuple[list[np.float32] | None, list[int] | None]:
     """Scales and zero points among the inputs of `node`, an absent zero point as 0; None for those that kernels do not take.
 
     Kernels take constants of one value; scales that 255 times over are finite, and not 0.
@@ -101,7 +95,6 @@ def _register_binary(op: str, function: Callable[[np.ndarray, np.ndarray], np.nd
         with np.errstate(over="ignore", invalid="ignore"):
             y = function(_real(a, a_scale, a_zero_point), _real(b, b_scale, b_zero_point))
         return _codes(y, c_scale, c_zero_point, a.dtype)
-
 
     @definition.native
     def _(node: Node) -> NativeCall | None:

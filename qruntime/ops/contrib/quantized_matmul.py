@@ -9,9 +9,7 @@ from qruntime.ops.contrib.domain import MICROSOFT, standard
 from qruntime.ops.registry import operator
 
 
-def as_int8(
-    q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def as_int8(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A weight of int8 or uint8 codes [K, N] as int8 codes, scale and zero point [1] or [N] of the same real values.
 
     Raises ValueError for other element types, and for lengths that fit neither one value nor N.
@@ -29,9 +27,7 @@ def int8_codes(q: np.ndarray) -> np.ndarray:
     return np.bitwise_xor(q, np.uint8(128)).view(np.int8)
 
 
-def parameters(
-    q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, sizes: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def parameters(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Scale and int8 zero point of `q` as vectors; each must have one of `sizes` entries."""
     if scale.dtype != np.float32 or scale.size not in sizes or not np.isfinite(scale).all():
         raise ValueError(f"a weight scale must hold {_either(sizes)} finite float32, got {scale.dtype} {scale.shape}")
@@ -39,9 +35,7 @@ def parameters(
     if zero_point is None:
         return scale, np.full(scale.size, -128 if q.dtype == np.uint8 else 0, np.int8)
     if zero_point.dtype != q.dtype or zero_point.size not in sizes:
-        raise ValueError(
-            f"a weight zero point must hold {_either(sizes)} {q.dtype}, got {zero_point.dtype} {zero_point.shape}"
-        )
+        raise ValueError(f"a weight zero point must hold {_either(sizes)} {q.dtype}, got {zero_point.dtype} {zero_point.shape}")
     zero = int8_codes(zero_point).reshape(-1)
     size = max(scale.size, zero.size)
     return np.broadcast_to(scale, size), np.broadcast_to(zero, size)

@@ -12,9 +12,7 @@ from qruntime.ops.contrib.quantized_matmul import int8_codes, parameters
 from qruntime.ops.registry import find, operator
 
 
-def lstm_weight(
-    name: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, directions: int
-) -> StoredTensor:
+def lstm_weight(name: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, directions: int) -> StoredTensor:
     """Codes int8 [D, 4·H, columns] with a scale for each direction or row, of a weight stored as [D, columns, 4·H].
 
     Raises ValueError when a length or element type does not fit.

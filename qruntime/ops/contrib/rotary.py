@@ -33,8 +33,7 @@ def check_caches(cos_cache: np.ndarray, sin_cache: np.ndarray, head_size: int) -
     half = cos_cache.shape[1]
     if cos_cache.shape != sin_cache.shape or not 1 <= half <= head_size // 2:
         raise ValueError(
-            f"the caches must have one shape (positions, at most {head_size // 2}), "
-            f"got {cos_cache.shape} and {sin_cache.shape}"
+            f"the caches must have one shape (positions, at most {head_size // 2}), got {cos_cache.shape} and {sin_cache.shape}"
         )
     return half
 
@@ -62,16 +61,13 @@ def _split(x: np.ndarray, num_heads: int, rotary_embedding_dim: int, half: int) 
     return x.reshape(*x.shape[:2], x.shape[2] // size, size)
 
 
-def _apply(
-    x: np.ndarray, cos: np.ndarray, sin: np.ndarray, num_heads: int, rotary_embedding_dim: int, interleaved: int
-) -> np.ndarray:
+def _apply(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, num_heads: int, rotary_embedding_dim: int, interleaved: int) -> np.ndarray:
     """x in its own layout, turned by the angles of cos and sin [B, S, R]."""
     half = cos.shape[-1]
     heads = _split(x, num_heads, rotary_embedding_dim, half)
     if (rotary_embedding_dim or 2 * half) != 2 * half or 2 * half > heads.shape[3]:
         raise ValueError(
-            f"caches of width {half} turn {2 * half} of the {heads.shape[3]} values of a head, "
-            f"asked are {rotary_embedding_dim or 2 * half}"
+            f"caches of width {half} turn {2 * half} of the {heads.shape[3]} values of a head, asked are {rotary_embedding_dim or 2 * half}"
         )
     y = rotated(heads, cos[:, :, None], sin[:, :, None], interleaved)
     return np.ascontiguousarray(y.transpose(0, 2, 1, 3)) if x.ndim == 4 else y.reshape(x.shape)

@@ -22,8 +22,7 @@ def _block_masks(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     require_rank("block_col_indices", columns, 2)
     if rows.shape[1] < 2 or rows.shape[0] < 1 or columns.shape[0] != rows.shape[0]:
         raise ValueError(
-            f"block_row_indices [layouts, blocks + 1] and block_col_indices [layouts, entries] do not fit: "
-            f"{rows.shape} and {columns.shape}"
+            f"block_row_indices [layouts, blocks + 1] and block_col_indices [layouts, entries] do not fit: {rows.shape} and {columns.shape}"
         )
     layouts, blocks = rows.shape[0], rows.shape[1] - 1
     seen = np.zeros(limit_shape((layouts, blocks, blocks), "the mask of blocks"), bool)
@@ -73,8 +72,7 @@ def sparse_attention(
         require_shape(name, past, (batch, kv_num_heads, past_key.shape[2], size))
     if k.shape[2] != length or sparse_block_size < 1:
         raise ValueError(
-            f"needs as many keys as queries and a positive sparse_block_size, "
-            f"got {k.shape[2]}, {length} and {sparse_block_size}"
+            f"needs as many keys as queries and a positive sparse_block_size, got {k.shape[2]}, {length} and {sparse_block_size}"
         )
     seen = _block_masks(block_row_indices, block_col_indices)
     capacity = min(past_key.shape[2], seen.shape[1] * sparse_block_size)

@@ -72,10 +72,7 @@ def tokenizer(
     if x.dtype.kind not in "OUT":
         raise ValueError(f"the input must hold strings, got {x.dtype}")
     if (separators is None or not len(separators)) == (not tokenexp) or mincharnum < 1:
-        raise ValueError(
-            f"needs either separators or tokenexp and mincharnum above 0, "
-            f"got {separators!r}, {tokenexp!r} and {mincharnum}"
-        )
+        raise ValueError(f"needs either separators or tokenexp and mincharnum above 0, got {separators!r}, {tokenexp!r} and {mincharnum}")
     if mincharnum > 1 and (tokenexp == "." or (separators and list(separators) == [""])):
         raise ValueError(f"characters are one character long, mincharnum asks for {mincharnum}")
     cut = _by_separators(separators, mincharnum) if separators else _by_expression(str(tokenexp), mincharnum)

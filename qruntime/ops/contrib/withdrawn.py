@@ -58,16 +58,12 @@ def crop(x: np.ndarray, *, border: Sequence[int], scale: Sequence[int] | None = 
     left, top, right, bottom = border
     last = (top + scale[0], left + scale[1]) if scale else (height - bottom, width - right)
     if not (top <= last[0] <= height and left <= last[1] <= width):
-        raise ValueError(
-            f"rows {top} to {last[0]} and columns {left} to {last[1]} must lie in an image of {height} × {width}"
-        )
+        raise ValueError(f"rows {top} to {last[0]} and columns {left} to {last[1]} must lie in an image of {height} × {width}")
     return x[:, :, top : last[0], left : last[1]]
 
 
 @operator("DynamicSlice", shape_inputs=(1, 2, 3))
-def dynamic_slice(
-    x: np.ndarray, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None
-) -> np.ndarray:
+def dynamic_slice(x: np.ndarray, starts: np.ndarray, ends: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
     """Slice with steps of 1."""
     return standard("Slice", x, starts, ends, axes)
 

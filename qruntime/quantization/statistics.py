@@ -1,0 +1,79 @@
+"""What calibration saw of the rows that a weight multiplies.
+
+Sums are exact, so that they do not depend on how rows are cut into batches, on the order of batches or on threads:
+each channel is rounded to a step of its own, a power of two, so coarse that no sum of products leaves what float64 counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+EXTREMES, MEANS, SIGMA, SAMPLE = "extremes", "means", "sigma", "sample"
+KINDS = frozenset({EXTREMES, MEANS, SIGMA, SAMPLE})
+"""What steps may ask for, in `requires`. Extremes are always there; the others only where a step asks."""
+
+_EXACT_BITS = 52
+"""Sums of whole numbers up to 2^52 are exact in float64, whatever their order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Of the rows [T, K] of one tensor."""
+
+    rows: int
+    """T"""
+    low: np.ndarray
+    """[K] float32: the least value of each channel."""
+    high: np.ndarray
+    """[K] float32: the greatest."""
+    mean_abs: np.ndarray | None = None
+    """[K] float64: mean |x|."""
+    sigma: np.ndarray | None = None
+    """[K, K] float64: Σ = XᵀX."""
+    sample: np.ndarray | None = None
+    """[≤ T, K] float32: rows in the order of the data, as evenly apart as can be."""
+
+    @property
+    def absmax(self) -> np.ndarray:
+        """[K] float32: max |x|."""
+        return np.maximum(-self.low, self.high)
+
+
+def exact_gram(batches: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Σ = XᵀX of the rows in `batches` (each [T_i, K], float32), the same bits for every order and every cut of the rows.
+
+    `low` and `high` [K] bound them. A channel is rounded to a step between 2⁻¹⁷ and 2⁻²³ of its extreme for 2³⁴ down to 2²
+    rows: nothing beside the damping of any solver.
+    """
+    rows = max(1, sum(len(batch) for batch in batches))
+    steps = _steps(np.maximum(-low, high).astype(np.float64), rows)
+    total = np.zeros((len(steps), len(steps)))
+    for batch in batches:
+        units = np.rint(batch / steps)
+        total += units.T @ units
+    return total * steps * steps[:, None]
+
+
+def _steps(absmax: np.ndarray, rows: int) -> np.ndarray:
+    """Powers of two: rows · (absmax / step + 1/2)² ≤ 2^52."""
+    most = math.isqrt((1 << _EXACT_BITS) // rows) - 1
+    with np.errstate(divide="ignore"):
+        steps = np.exp2(np.ceil(np.log2(absmax / max(1, most))))
+    return np.where(steps > 0, steps, 1.0)
+
+
+def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:
+    """e = ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖² of weights [N, K]: from Σ where it is known, else on the sample; NaN when neither is."""
+    difference = (weight - restored).astype(np.float64)
+    weight = weight.astype(np.float64)
+    if statistics.sigma is not None:
+        lost, whole = np.sum((difference @ statistics.sigma) * difference), np.sum((weight @ statistics.sigma) * weight)
+    elif statistics.sample is not None:
+        sample = statistics.sample.astype(np.float64)
+        lost, whole = np.sum((sample @ difference.T) ** 2), np.sum((sample @ weight.T) ** 2)
+    else:
+        return math.nan
+    return float(max(0.0, lost) / whole) if whole > 0 else 0.0

@@ -1,0 +1,130 @@
+"""The verbs of quantization: what turns a float model into one of a scheme. A method of a paper is a scheme and a few steps.
+
+Steps are frozen, comparable and printable, and pure: they see arrays and statistics, never graphs, nodes or passes.
+They are taken in this order, those of one kind in the order of the recipe:
+
+    Transform   changes a tensor and all that reads it, so that the float function stays: scales, shifts, orders of channels
+    Choose      decides the scheme of a layer: its format, its bits, how its activations are quantized
+    Solve       makes the codes of a weight
+    Branch      adds to a layer what makes good for a part of what its codes lost
+
+A step says what it needs to know of activations in `requires` (statistics.py); a recipe whose steps need nothing takes no data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from qruntime.quantization.reasons import Reason
+from qruntime.quantization.rounding import Rounded
+from qruntime.quantization.scheme import QArgs, Scheme
+from qruntime.quantization.statistics import Statistics
+
+Facts = dict[str, Any]
+"""What a step found out, for the report: numbers, texts and short lists, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Equivalence:
+    """What becomes of a tensor t of K channels: ((t − shift) / scale)[…, order]. None leaves that part out."""
+
+    scale: np.ndarray | None = None
+    """[K] float32, above 0."""
+    shift: np.ndarray | None = None
+    """[K] float32"""
+    order: np.ndarray | None = None
+    """[K] int64: a permutation; channel j becomes what channel order[j] was."""
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteView:
+    """A tensor that linear layers read and whose producer can absorb a change, as a Transform sees it."""
+
+    name: str
+    role: str
+    """What stands before the tensor: norm, linear, relu, gated, values (of attention), keys (of attention), table, none."""
+    statistics: Statistics
+    """Of the tensor, before any change."""
+    weights: tuple[np.ndarray, ...]
+    """[N_i, K] of the layers that read it."""
+    schemes: tuple[Scheme, ...]
+    """Of these layers."""
+    allows: frozenset[str]
+    """Of "scale", "shift" and "order" what can be absorbed without cost at run time."""
+    ties: np.ndarray | None
+    """[K] int64: channels of one number share one scale (heads that read the same, rotary pairs); None where all are free."""
+    outputs: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[np.ndarray]]
+    """outputs(inputs, weights): what lies where the paths of the readers meet again (the output of attention, the gated
+    product), else the outputs of the readers side by side. Inputs [t, K] float32, one for each run of `runs`."""
+    runs: Sequence[np.ndarray]
+    """[t, K] float32: the tensor in a few runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What a step made of a weight."""
+
+    rounded: Rounded
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """x ↦ (x · rightᵀ) · leftᵀ beside a layer."""
+
+    left: np.ndarray
+    """[N, rank] float32"""
+    right: np.ndarray
+    """[rank, K] float32"""
+    facts: Facts = field(default_factory=dict)
+
+
+@runtime_checkable
+class Transform(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def choose(self, site: SiteView) -> Equivalence | Reason:
+        """What is to become of the tensor of `site`, or why it stays as it is."""
+        ...
+
+
+@runtime_checkable
+class Choose(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def scheme(self, name: str, weight: np.ndarray, scheme: Scheme, statistics: Statistics | None) -> tuple[Scheme | Reason, Facts]:
+        """The scheme of the layer `name` with the weight [N, K], which was to have `scheme`; or why it stays float."""
+        ...
+
+
+@runtime_checkable
+class Solve(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def solve(self, weight: np.ndarray, args: QArgs, statistics: Statistics | None, start: Rounded | None) -> Solved:
+        """Codes of a weight [N, K] float32. `start` is what the Solve before this one in the recipe made of it.
+
+        Raises ValueError with what is wrong with the weight.
+        """
+        ...
+
+
+@runtime_checkable
+class Branch(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def branch(self, weight: np.ndarray, restored: np.ndarray, statistics: Statistics | None) -> LowRank:
+        """What is added to a layer with the weight [N, K] whose codes stand for `restored`."""
+        ...
+
+
+Step = Transform | Choose | Solve | Branch

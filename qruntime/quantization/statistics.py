@@ -45,8 +45,8 @@ class Statistics:
 def exact_gram(batches: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Σ = XᵀX of the rows in `batches` (each [T_i, K], float32), the same bits for every order and every cut of the rows.
 
-    `low` and `high` [K] bound them. A channel is rounded to a step between 2⁻¹⁷ and 2⁻²³ of its extreme for 2³⁴ down to 2²
-    rows: nothing beside the damping of any solver.
+    `low` and `high` [K] bound them. A channel is rounded to 2⁻¹⁸ of its extreme for 2¹⁵ rows, to 2⁻¹⁵ for 2²¹: nothing
+    beside the damping of any solver.
     """
     rows = max(1, sum(len(batch) for batch in batches))
     steps = _steps(np.maximum(-low, high).astype(np.float64), rows)

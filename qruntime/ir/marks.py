@@ -30,6 +30,8 @@ class LayerMark(NamedTuple):
     """What decided that the weights are stored otherwise than was preferred."""
     source: str = "float"
     """What the codes were made from: float weights, or codes of that element type."""
+    codes: str = "uint8"
+    """Format of activations that are quantized."""
 
     @property
     def is_dynamic(self) -> bool:
@@ -65,7 +67,7 @@ def _parsed(text: str) -> LayerMark | None:
         said = json.loads(text)
         if not isinstance(said, dict) or said.get("version") != VERSION:
             return None
-        texts = {name: said[name] for name in ("activations", "engine", "reason", "source") if isinstance(said.get(name), str)}
+        texts = {name: said[name] for name in ("activations", "engine", "reason", "source", "codes") if isinstance(said.get(name), str)}
         return LayerMark(**texts, snr_db=_number(said.get("snr_db", "nan")))
     except (ValueError, RecursionError):
         return None

@@ -18,6 +18,7 @@ from qruntime.quantization.layers import Layer, layer_of, missing_form
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.reasons import Excluded, Reason, Stored, Unselected
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
+from qruntime.quantization.scheme import TENSOR, TOKEN, Inputs
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.spectra import spectral_role
@@ -33,7 +34,7 @@ from qruntime.quantization.torch_names.arithmetic import solve_of
 from qruntime.quantization.torch_names.qconfig import Observer
 from qruntime.quantization.torch_names.specification import Specification, default_observer
 
-ACTIVATIONS = ("per_token", "per_tensor")
+ACTIVATIONS = {"per_token": Inputs(granularity=TOKEN), "per_tensor": Inputs(granularity=TENSOR)}
 ENGINES = ("qruntime", *engines.ENGINES)
 _NAME_IT = "name the layer in qconfig_spec to quantize it anew"
 
@@ -182,7 +183,7 @@ class _Call:
         """Replace the weights of one layer; a string says why that cannot be."""
         if layer is None:
             return missing_form(node) or "it is no layer"
-        return self.storing.store(layer, solve_of(observer, self.engine), self.activation, self.engine)
+        return self.storing.store(layer, solve_of(observer, self.engine), ACTIVATIONS[self.activation], self.engine)
 
 
 def _checked_activation(activation: str | None, engine: str) -> str:

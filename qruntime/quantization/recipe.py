@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node
-from qruntime.ir.formats import FLOAT16, INT8
-from qruntime.ir.marks import STATIC, WEIGHT_ONLY
+from qruntime.ir.formats import FLOAT16, INT8, UINT8
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization import scheme as scheme_names
@@ -92,6 +91,8 @@ def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, thr
     Raises QuantizationError for data that do not fit, and where `strict` and a layer cannot be what was asked for, or a
     pattern selects nothing.
     """
+    if any(scheme is not None and scheme.cache is not None for scheme in (recipe.scheme, *recipe.overrides.values())):
+        raise QuantizationError("caches of keys and values stay float: leave -KV out of the scheme")
     linear_einsum(graph, tied=True)
     nodes = list(graph.walk_nodes())
     candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]
@@ -122,7 +123,7 @@ def quantize_with(graph: Graph, recipe: Recipe, *, data: Data | None = None, thr
 def _has_static_form(graph: Graph, node: Node, scheme: Scheme | Reason) -> bool:
     """Whether a layer that is to have static activations can: a linear one, of the graph itself, with a constant weight."""
     layer = layer_of(node)
-    if isinstance(scheme, Reason) or scheme.inputs != STATIC or layer is None or layer.kind != "Linear" or node.graph is not graph:
+    if isinstance(scheme, Reason) or not scheme.needs_data or layer is None or layer.kind != "Linear" or node.graph is not graph:
         return False
     return all(obstacle(layer, value) is None for value in layer.weights) and unfit_attributes(node) is None
 
@@ -135,12 +136,14 @@ def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason, is_static: 
     if isinstance(scheme, Reason):
         return scheme
     layer = layer_of(node)
-    if scheme.inputs == STATIC and not is_static and layer is not None and obstacle(layer, layer.weights[0]) is None:
+    if scheme.needs_data and not is_static and layer is not None and obstacle(layer, layer.weights[0]) is None:
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
     if layer is None:
         return Reason(missing_form(node) or "it is no layer")
     assert scheme.weights is not None
-    if scheme.inputs != WEIGHT_ONLY and layer.kind != "Linear" and not _is_plain_int8(scheme.weights):
+    if scheme.inputs is not None and (scheme.inputs.format is not UINT8 or scheme.inputs.clusters):
+        return Reason(f"there is no kernel for {scheme.inputs}")
+    if scheme.inputs is not None and layer.kind != "Linear" and not _is_plain_int8(scheme.weights):
         return Reason(f"8-bit activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
     solve: Solve = RoundToHalf() if scheme.weights.format is FLOAT16 else RoundToGrid(scheme.weights)
     before, node.mark = node.mark, None

@@ -1,11 +1,12 @@
-"""What the numbers of a layer are to look like: `W4A16-g128`, `W8A8-static`, `Wnf4A16-g64`.
+"""What the numbers of a layer are to look like: `W4A16-g128`, `W8A8-static`, `Wnf4A16-g64`, `Wfp4Afp8-g256`, `W4A4-KV4`.
 
-    W<format>A<format>[-g<size> | -channel | -tensor][-sym | -asym][-static | -token]
+    W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token]
 
 Formats are 2 to 8 (bits of integers), 16, nf4, fp4 and fp8. Weights have a scale per output channel unless -g says one for
 every <size> input channels of it, or -tensor one for all; integers are affine below 8 bits and symmetric at 8 unless -sym or
--asym say otherwise. Activations are affine and quantized per token at every run, unless -static gives one range to the
-tensor for ever; A16 leaves them float.
+-asym say otherwise. Activations have 2 to 8 bits or are fp8; integers are affine, and their ranges are those of each token at
+every run, unless -static gives one range to the tensor for ever. A16 leaves activations float. -KV4 and -KV8 say how the keys
+and values of a cache are stored.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import re
 from dataclasses import dataclass, field
 
 from qruntime.errors import QuantizationError
-from qruntime.ir.formats import FLOAT16, FORMATS, FP4, FP8, NF4, Format
-from qruntime.ir.marks import PER_TENSOR, PER_TOKEN, STATIC, WEIGHT_ONLY
+from qruntime.ir.formats import FLOAT16, FORMATS, FP4, FP8, NF4, UINT4, UINT8, UNSIGNED, Format
+from qruntime.ir.marks import PER_TENSOR, PER_TOKEN, STATIC
 
 TENSOR, CHANNEL, GROUP = "tensor", "channel", "group"
+TOKEN, CLUSTER = "token", "cluster"
 SCALES = ("float32", "float16", "pow2")
 
 SMALLEST_GROUP = 16
@@ -63,24 +65,73 @@ class QArgs:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """How the activations that a layer reads are quantized.
+
+    Integers are affine, codes 0 … 2^bits − 1 of a range that holds 0. The ranges belong to each `token`, a row of the tensor;
+    to the whole `tensor`; or to each of so many `clusters` of its channels. `is_static`: from calibration data and for ever,
+    else anew at every run. fp8 is symmetric, the largest of a token at 448.
+    """
+
+    format: Format = UINT8
+    granularity: str = TOKEN
+    clusters: int = 0
+    is_static: bool = False
+
+    def __post_init__(self) -> None:
+        if self.format not in (*UNSIGNED, FP8):
+            raise QuantizationError(f"activations of a scheme have 2 to 8 bits or are fp8, got {self.format}")
+        if self.granularity not in (TOKEN, TENSOR, CLUSTER):
+            raise QuantizationError(f"granularity of activations must be token, tensor or cluster, got {self.granularity!r}")
+        if (self.granularity == CLUSTER) != (self.clusters > 0) or self.clusters < 0:
+            raise QuantizationError(
+                f"granularity cluster, and no other, has a number of clusters, got {self.granularity!r} with {self.clusters}"
+            )
+        if self.granularity == (TOKEN if self.is_static else CLUSTER):
+            when = "static" if self.is_static else "found at every run"
+            raise QuantizationError(f"granularity {self.granularity} of activations cannot be {when}")
+        if self.format is FP8 and self.granularity != TOKEN:
+            raise QuantizationError(f"fp8 activations of a scheme have a scale for each token, got granularity {self.granularity}")
+
+    @property
+    def ranges(self) -> str:
+        """What a mark says of them (ir/marks.py)."""
+        return STATIC if self.is_static else PER_TOKEN if self.granularity == TOKEN else PER_TENSOR
+
+    def __str__(self) -> str:
+        ranges = f"in {self.clusters} clusters" if self.clusters else f"per {self.granularity}"
+        return f"{self.format} activations {ranges}{', static' if self.is_static else ''}"
+
+
+@dataclass(frozen=True)
 class Scheme:
-    """`weights` None: they stay float. `inputs`: how activations are quantized, see ir/marks.py."""
+    """`weights` None: they stay float. `inputs` None: activations stay float. `cache`: of keys and values, None: float."""
 
     weights: QArgs | None
-    inputs: str = WEIGHT_ONLY
+    inputs: Inputs | None = None
+    cache: Format | None = None
+
+    def __post_init__(self) -> None:
+        if self.inputs is not None and self.inputs.format is not FP8 and (self.weights is None or not integer_grid(self.weights)):
+            raise QuantizationError(
+                f"a scheme with {self.inputs.format} activations needs weights of 2 to 8 bits or fp4, "
+                f"got {self.weights or 'float'}; write A16"
+            )
 
     @property
     def needs_data(self) -> bool:
-        return self.inputs == STATIC
+        return self.inputs is not None and self.inputs.is_static
 
     def __str__(self) -> str:
-        activations = "float activations" if self.inputs == WEIGHT_ONLY else f"8-bit activations {self.inputs}"
-        return f"{self.weights or 'float'} weights, {activations}"
+        cache = "" if self.cache is None else f", {self.cache} cache"
+        return f"{self.weights or 'float'} weights, {self.inputs or 'float activations'}{cache}"
 
 
 _TABLES = {"nf4": NF4, "fp4": FP4, "fp8": FP8}
-_TEXT = re.compile(r"W(?P<weights>nf4|fp4|fp8|\d+)A(?P<inputs>nf4|fp4|fp8|\d+)(?P<rest>(-[A-Za-z]+\d*)*)", re.IGNORECASE)
-_KNOWN = "W4A16-g128, W8A8, W8A8-static, Wnf4A16-g64, Wfp4A16-g32, W3A16"
+_INPUT_TABLES = {"fp8": FP8}
+_CACHES = {"kv4": UINT4, "kv8": UINT8}
+_TEXT = re.compile(r"W(?P<weights>nf4|fp4|fp8|\d+)A(?P<inputs>[a-z]+\d|\d+)(?P<rest>(-[A-Za-z]+\d*)*)", re.IGNORECASE)
+_KNOWN = "W4A16-g128, W8A8, W8A8-static, Wnf4A16-g64, Wfp4Afp8-g256, W4A4-KV4, W3A16"
 
 
 def parse(text: str | Scheme) -> Scheme:
@@ -92,14 +143,16 @@ def parse(text: str | Scheme) -> Scheme:
         raise QuantizationError(f"scheme must be like {_KNOWN}, got {text!r}")
     options = [option.lower() for option in found["rest"].split("-") if option]
     granularity, rest = _granularity(options, text)
+    caches = [option for option in rest if option in _CACHES]
+    if len(caches) > 1:
+        raise QuantizationError(f"scheme {text!r} has {' and '.join(caches)}: one of them")
+    rest = [option for option in rest if option not in _CACHES]
     unknown = [option for option in rest if option not in ("sym", "asym", "static", "token")]
     if unknown or len(set(rest)) < len(rest) or {"sym", "asym"} <= set(rest) or {"static", "token"} <= set(rest):
         option = unknown[0] if unknown else rest[-1]
         raise QuantizationError(f"scheme {text!r}: {option!r} means nothing there; schemes are like {_KNOWN}")
     weights, inputs = _weights(found["weights"].lower(), granularity, rest, text), _inputs(found["inputs"].lower(), rest, text)
-    if inputs != WEIGHT_ONLY and (weights is None or not integer_grid(weights)):
-        raise QuantizationError(f"scheme {text!r}: 8-bit activations need weights of 2 to 8 bits or fp4; write A16")
-    return Scheme(weights, inputs)
+    return Scheme(weights, inputs, _CACHES[caches[0]] if caches else None)
 
 
 def _granularity(options: list[str], text: str) -> tuple[Granularity, list[str]]:
@@ -127,19 +180,24 @@ def _weights(name: str, granularity: Granularity, options: list[str], text: str)
     return QArgs(FORMATS[f"int{bits}" if symmetric or bits == 8 else f"uint{bits}"], granularity, symmetric)
 
 
-def _inputs(name: str, options: list[str], text: str) -> str:
+def _inputs(name: str, options: list[str], text: str) -> Inputs | None:
+    is_static = "static" in options
+    if name in _INPUT_TABLES:
+        if is_static:
+            raise QuantizationError(f"scheme {text!r}: {name} activations have a scale for each token; leave out -static")
+        return Inputs(_INPUT_TABLES[name])
     if name == "16":
         if {"static", "token"} & set(options):
             raise QuantizationError(f"scheme {text!r}: A16 leaves activations float, so they have no range")
-        return WEIGHT_ONLY
-    if name != "8":
-        raise QuantizationError(f"scheme {text!r}: activations have 8 or 16 bits, got {name}")
-    return STATIC if "static" in options else PER_TOKEN
+        return None
+    if name not in map(str, range(2, 9)):
+        raise QuantizationError(f"scheme {text!r}: activations have 2 to 8 bits, or 16, or are fp8, got {name}")
+    return Inputs(FORMATS[f"uint{name}"], TENSOR if is_static else TOKEN, is_static=is_static)
 
 
 def integer_grid(args: QArgs) -> bool:
-    """Whether codes are integers, or a table of integers times a factor: sums of products with 8-bit activations are exact."""
+    """Whether codes are integers, or a table of integers times a factor: sums of products with integer activations are exact."""
     return args.format.is_integer or args.format is FP4
 
 
-__all__ = ["CHANNEL", "GROUP", "PER_TENSOR", "TENSOR", "Granularity", "QArgs", "Scheme", "parse"]
+__all__ = ["CHANNEL", "CLUSTER", "GROUP", "TENSOR", "TOKEN", "Granularity", "Inputs", "QArgs", "Scheme", "parse"]

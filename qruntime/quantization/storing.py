@@ -13,7 +13,7 @@ from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.report import QuantizedLayer, Report, row_of
 from qruntime.quantization.rounding import Rounded
-from qruntime.quantization.scheme import GROUP
+from qruntime.quantization.scheme import GROUP, Inputs
 from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.solving import Solve
@@ -27,9 +27,9 @@ class Storing:
         self.graph = graph
         self.solved: dict[tuple[Value, Solve, int], tuple[Value, list[Rounded]]] = {}
 
-    def store(self, layer: Layer, solve: Solve, activations: str = WEIGHT_ONLY, engine: str = "qruntime") -> QuantizedLayer | str:
+    def store(self, layer: Layer, solve: Solve, inputs: Inputs | None = None, engine: str = "qruntime") -> QuantizedLayer | str:
         """Replace the weights of one layer; a string says why that cannot be. Float and embedding layers have float activations
-        whatever `activations` says."""
+        whatever `inputs` says."""
         node = layer.node
         reason = missing_form(node)
         for value in layer.weights:
@@ -47,12 +47,14 @@ class Storing:
         for position, (stored, _) in zip(layer.form.weights, made, strict=True):
             node.set_input(position, stored)
         rounded = [one for _, parts in made for one in parts]
-        reads_codes = solve.format is not FLOAT16 and layer.kind != "Embedding"
+        if solve.format is FLOAT16 or layer.kind == "Embedding":
+            inputs, engine = None, "qruntime"
         node.mark = LayerMark(
-            activations if reads_codes else WEIGHT_ONLY,
-            engine if reads_codes else "qruntime",
+            WEIGHT_ONLY if inputs is None else inputs.ranges,
+            engine,
             min(one.snr_db for one in rounded),
             next((one.reason for one in rounded if one.reason), ""),
+            codes=LayerMark().codes if inputs is None else inputs.format.name,
         )
         return row_of_layer(layer, {value for (value, _), before in zip(made, known, strict=True) if before})
 

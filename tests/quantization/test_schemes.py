@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qruntime.ops.linear import dynamic_quantized_linear
 from qruntime.passes.stored import decode_what_is_left
 from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.rounding import Matrix
-from qruntime.quantization.scheme import Granularity, QArgs, parse
+from qruntime.quantization.scheme import TENSOR, Granularity, Inputs, QArgs, Scheme, parse
 from qruntime.runtime.plan import Planner
 from tests.small_models import assert_same_bits, model_bytes, random, recurrent_bytes
 
@@ -48,7 +49,15 @@ def test_what_a_scheme_says():
     assert parse("W4A16-g128").weights == QArgs(FORMATS["uint4"], Granularity("group", 128), symmetric=False)
     assert parse("w3a16").weights == QArgs(FORMATS["uint3"], symmetric=False)
     assert parse("W8A8").weights == QArgs(FORMATS["int8"])
-    assert (parse("W8A8").inputs, parse("W8A8-static").inputs, parse("W8A16").inputs) == ("per_token", "static", "none")
+    static = Inputs(granularity=TENSOR, is_static=True)
+    assert (parse("W8A8").inputs, parse("W8A8-static").inputs, parse("W8A16").inputs) == (Inputs(), static, None)
+    assert parse("W4A4-KV4") == Scheme(parse("W4A16").weights, Inputs(FORMATS["uint4"]), FORMATS["uint4"])
+    assert parse("W6A6-static").inputs == replace(static, format=FORMATS["uint6"])
+    assert parse("Wfp4Afp8-g256").inputs == parse("Wnf4Afp8").inputs == Inputs(FP8)
+    assert parse("w16a16-kv8") == Scheme(QArgs(FORMATS["float16"], Granularity("tensor")), cache=FORMATS["uint8"])
+    assert str(parse("W4A4-KV4")) == "uint4 channel affine weights, uint4 activations per token, uint4 cache"
+    assert parse("W4A4").inputs.ranges == "per_token"
+    assert static.ranges == "static"
     assert parse("W4A16-sym-tensor").weights == QArgs(FORMATS["int4"], Granularity("tensor"))
     assert [parse(f"W{name}A16-g64").weights.format for name in ("nf4", "fp4", "fp8")] == [NF4, FP4, FP8]
     assert parse(parse("W2A16")) == parse("W2A16")
@@ -56,13 +65,35 @@ def test_what_a_scheme_says():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "W4", "W9A16", "W1A16", "W4A16-g8", "W4A16-g64-channel", "W4A16-sym-asym", "W4A16-static", "Wnf4A8", "Wnf4A16-asym", "W4A4",
-     "W4A16-g", "W4A16-fast", "W4A16-sym-sym", None, 4],
+    ["", "W4", "W9A16", "W1A16", "W4A16-g8", "W4A16-g64-channel", "W4A16-sym-asym", "W4A16-static", "Wnf4A8", "Wnf4A16-asym", "W4A1",
+     "W4A9", "W4Anf4", "W8Afp8-static", "W16A8", "W4A4-KV3", "W4A4-KV4-KV8", "W4A4-KV4-KV4", "W4A16-g", "W4A16-fast",
+     "W4A16-sym-sym", None, 4],
     ids=str,
 )  # fmt: skip
 def test_schemes_that_mean_nothing(text: Any):
     with pytest.raises(QuantizationError, match=r"scheme|group|granularity"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"format": FORMATS["int8"]}, {"format": NF4}, {"granularity": "channel"}, {"granularity": "cluster", "is_static": True},
+        {"clusters": 4}, {"granularity": "cluster", "clusters": -1, "is_static": True}, {"granularity": "cluster", "clusters": 4},
+        {"is_static": True}, {"format": FP8, "granularity": "tensor"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_inputs_that_mean_nothing(fields: dict[str, Any]):
+    with pytest.raises(QuantizationError, match=r"activations|granularity"):
+        Inputs(**fields)
+
+
+def test_integer_activations_need_weights_whose_products_are_exact():
+    with pytest.raises(QuantizationError, match="needs weights of 2 to 8 bits or fp4, got nf4 g64"):
+        Scheme(parse("Wnf4A16-g64").weights, Inputs())
+    with pytest.raises(QuantizationError, match="got float"):
+        Scheme(None, Inputs())
 
 
 def test_tables_are_those_of_their_standards():

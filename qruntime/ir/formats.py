@@ -30,6 +30,11 @@ class Format:
         return self.qmin < 0
 
     @property
+    def code_dtype(self) -> type[np.int8] | type[np.uint8]:
+        """Of codes of at most 8 bits, a byte each."""
+        return np.int8 if self.is_signed else np.uint8
+
+    @property
     def is_integer(self) -> bool:
         return self.table is None and not self.is_float
 

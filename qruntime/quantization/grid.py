@@ -9,42 +9,28 @@ Scales of float16 or powers of two are rounded before the codes are, so that the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.quantization.ranges import row_blocks
-from qruntime.quantization.rounding import Matrix, Rounded, decibels, power
+from qruntime.quantization.rounding import Rounded, decibels, power
 from qruntime.quantization.scheme import GROUP, TENSOR, QArgs
 
 
-@dataclass(frozen=True)
-class RoundToGrid:
-    """Weights to the nearest codes of `args`."""
-
-    args: QArgs
-
-    @property
-    def format(self) -> Format:
-        return self.args.format
-
-    def solve(self, matrix: Matrix) -> Rounded:
-        """Raises ValueError when the weight holds NaN or infinity."""
-        weight = matrix.values.T if matrix.along else matrix.values
-        n, k = weight.shape
-        scale, zero_point = parameters(weight, self.args)
-        codes = np.empty((n, k), np.int8 if self.format.is_signed else np.uint8)
-        signal = noise = 0.0
-        for part in row_blocks(weight):
-            block = np.ascontiguousarray(weight[part], np.float32)
-            own = (scale, zero_point) if scale.shape[0] == 1 else (scale[part], None if zero_point is None else zero_point[part])
-            codes[part] = round_to(block, self.args, *own)
-            restored = stored_as(self.args, codes[part], *own).decoded()
-            signal, noise = signal + power(block), noise + power(restored - block)
-        return Rounded(stored_as(self.args, codes, scale, zero_point), decibels(signal, noise))
+def nearest(weight: np.ndarray, args: QArgs) -> Rounded:
+    """`weight` [N, K] float32 as the nearest codes of `args`. Raises ValueError when it holds NaN or infinity."""
+    scale, zero_point = parameters(weight, args)
+    codes = np.empty(weight.shape, args.format.code_dtype)
+    signal = noise = 0.0
+    for part in row_blocks(weight):
+        block = np.ascontiguousarray(weight[part], np.float32)
+        own = (scale, zero_point) if scale.shape[0] == 1 else (scale[part], None if zero_point is None else zero_point[part])
+        codes[part] = round_to(block, args, *own)
+        restored = stored_as(args, codes[part], *own).decoded()
+        signal, noise = signal + power(block), noise + power(restored - block)
+    return Rounded(stored_as(args, codes, scale, zero_point), decibels(signal, noise))
 
 
 def stored_as(args: QArgs, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> StoredTensor:
@@ -66,7 +52,7 @@ def parameters(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray 
     steps = form.qmax - form.qmin
     scale = rounded_scale((high - low) / steps, args)
     zero_point = np.clip(np.rint(-low / scale.astype(np.float64)) + form.qmin, form.qmin, form.qmax)
-    return scale, zero_point.astype(np.int8 if form.is_signed else np.uint8)
+    return scale, zero_point.astype(form.code_dtype)
 
 
 def _extremes(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +92,7 @@ def round_to(weight: np.ndarray, args: QArgs, scale: np.ndarray, zero_point: np.
     codes = np.rint(shares, out=shares)
     if zero_point is not None:
         codes += zero_point
-        return np.clip(codes, form.qmin, form.qmax).astype(np.int8 if form.is_signed else np.uint8)
+        return np.clip(codes, form.qmin, form.qmax).astype(form.code_dtype)
     return np.clip(codes, -form.qmax, form.qmax).astype(np.int8)
 
 

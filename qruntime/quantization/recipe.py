@@ -12,15 +12,15 @@ from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization import scheme as scheme_names
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
-from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.layers import layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.patterns import matches_any, mistaken, nothing_selected, rank
 from qruntime.quantization.reasons import Excluded, Reason, Unselected
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.rounding import RoundToHalf
 from qruntime.quantization.scheme import GROUP, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name, pattern_name
-from qruntime.quantization.solving import Solve
+from qruntime.quantization.solving import Rounding, Solving
 from qruntime.quantization.static_ranges import insert_ranges
 from qruntime.quantization.storing import Storing, describe_existing
 
@@ -145,9 +145,9 @@ def _quantize(storing: Storing, node: Node, scheme: Scheme | Reason, is_static: 
         return Reason(f"there is no kernel for {scheme.inputs}")
     if scheme.inputs is not None and layer.kind != "Linear" and not _is_plain_int8(scheme.weights):
         return Reason(f"8-bit activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
-    solve: Solve = RoundToHalf() if scheme.weights.format is FLOAT16 else RoundToGrid(scheme.weights)
+    rounding: Rounding = RoundToHalf() if scheme.weights.format is FLOAT16 else Solving((RTN(),), scheme.weights)
     before, node.mark = node.mark, None
-    made = storing.store(layer, solve, scheme.inputs)
+    made = storing.store(layer, rounding, scheme.inputs)
     if isinstance(made, str):
         node.mark = before
         return made if isinstance(made, Reason) else Reason(made)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import StoredTensor
@@ -37,6 +37,8 @@ class QuantizedLayer(NamedTuple):
     for one. What those had lost stays lost, and `snr_db` does not count it."""
     bits: float = math.nan
     """Per weight, with scales and zero points."""
+    facts: tuple[Mapping[str, Any], ...] = ()
+    """What the steps that made the codes found out, for each matrix: one of a Linear, one for each weight and direction of an LSTM."""
 
 
 FLOAT_QPARAMS = "per_channel_affine_float_qparams"

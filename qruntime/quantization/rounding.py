@@ -8,8 +8,10 @@ Weights are rounded half to even. Affine ranges include 0, symmetric ones are âˆ
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +46,8 @@ class Rounded(NamedTuple):
     """Power of the weight over the power of its rounding error, in decibels; inf when nothing was lost."""
     reason: str = ""
     """What decided that it is stored otherwise than was preferred, or that something was lost beyond rounding."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """What the steps that made it found out, by name."""
 
 
 @dataclass(frozen=True)

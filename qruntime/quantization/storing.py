@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qruntime.ir import Graph, LayerMark, Value
 from qruntime.ir.formats import FLOAT16
 from qruntime.ir.marks import WEIGHT_ONLY
@@ -9,14 +11,13 @@ from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops.elementwise import is_narrow_float
 from qruntime.passes.stored.writing import opset_beside
 from qruntime.quantization.foreign import held_weights
-from qruntime.quantization.grid import RoundToGrid
 from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.report import QuantizedLayer, Report, row_of
 from qruntime.quantization.rounding import Rounded
 from qruntime.quantization.scheme import GROUP, Inputs
 from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
 from qruntime.quantization.small_layers import slower_as_int8
-from qruntime.quantization.solving import Solve
+from qruntime.quantization.solving import Rounding, Solving
 from qruntime.quantization.stored import stored_form
 
 
@@ -25,29 +26,40 @@ class Storing:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.solved: dict[tuple[Value, Solve, int], tuple[Value, list[Rounded]]] = {}
+        self.solved: dict[tuple[Value, tuple[Rounding, ...], int], tuple[Value, list[Rounded]]] = {}
 
-    def store(self, layer: Layer, solve: Solve, inputs: Inputs | None = None, engine: str = "qruntime") -> QuantizedLayer | str:
+    def store(
+        self,
+        layer: Layer,
+        rounding: Rounding | Sequence[Sequence[Rounding]],
+        inputs: Inputs | None = None,
+        engine: str = "qruntime",
+    ) -> QuantizedLayer | str:
         """Replace the weights of one layer; a string says why that cannot be. Float and embedding layers have float activations
-        whatever `inputs` says."""
-        node = layer.node
+        whatever `inputs` says.
+
+        `rounding` makes the codes of all matrices; or there is, for each weight, one for each of its matrices, all of one format.
+        """
+        node, every = layer.node, layer.weights
+        each = [tuple(row) for row in rounding] if isinstance(rounding, Sequence) else [(rounding,)] * len(every)
         reason = missing_form(node)
-        for value in layer.weights:
+        for value in every:
             reason = reason or obstacle(layer, value)
-        reason = reason or unfit_attributes(node) or self._misfit(layer, solve, engine)
+        reason = reason or unfit_attributes(node) or self._misfit(layer, each[0][0], engine)
         if reason:
             return reason
-        along = 0 if solve.format is FLOAT16 else layer.along
-        values = [value for value in layer.weights if value is not None]
-        known = [(value, solve, along) in self.solved for value in values]
+        form = each[0][0].format
+        along = 0 if form is FLOAT16 else layer.along
+        asked = [(value, row, along) for value, row in zip(every, each, strict=True) if value is not None]
+        known = [key in self.solved for key in asked]
         try:
-            made = [self._solved(layer, value, solve, along) for value in values]
+            made = [self._solved(layer, *key) for key in asked]
         except ValueError as error:
             return str(error)
         for position, (stored, _) in zip(layer.form.weights, made, strict=True):
             node.set_input(position, stored)
         rounded = [one for _, parts in made for one in parts]
-        if solve.format is FLOAT16 or layer.kind == "Embedding":
+        if form is FLOAT16 or layer.kind == "Embedding":
             inputs, engine = None, "qruntime"
         node.mark = LayerMark(
             WEIGHT_ONLY if inputs is None else inputs.ranges,
@@ -56,15 +68,16 @@ class Storing:
             next((one.reason for one in rounded if one.reason), ""),
             codes=LayerMark().codes if inputs is None else inputs.format.name,
         )
-        return row_of_layer(layer, {value for (value, _), before in zip(made, known, strict=True) if before})
+        row = row_of_layer(layer, {value for (value, _), before in zip(made, known, strict=True) if before})
+        return row._replace(facts=tuple(one.facts for one in rounded if one.facts))
 
-    def _misfit(self, layer: Layer, solve: Solve, engine: str) -> str | None:
+    def _misfit(self, layer: Layer, rounding: Rounding, engine: str) -> str | None:
         """Why there is no form of that format for a layer; None when there is one."""
         node, shape = layer.node, weight_shape(layer.node)
         opset = opset_beside(self.graph, node)
         if layer.kind == "Embedding":
             return f"opset {opset} lacks the arithmetic, need 6" if opset < 6 else None
-        if solve.format is FLOAT16:
+        if rounding.format is FLOAT16:
             narrow = [v.data.dtype for v in layer.weights if v is not None and v.data is not None and is_narrow_float(v.data.dtype)]
             if narrow:
                 return f"the weight is {narrow[0]} already"
@@ -74,7 +87,7 @@ class Storing:
             return "the bias is computed at run time"
         if layer.kind not in CONVOLUTIONS:
             return None
-        if isinstance(solve, RoundToGrid) and solve.args.granularity.kind == GROUP:
+        if isinstance(rounding, Solving) and rounding.args.granularity.kind == GROUP:
             return f"weights of a {layer.kind} have one scale or one per output channel, not groups"
         if layer.kind == "ConvTranspose":
             return "there is no int8 form of ConvTranspose; dtype='float16' has one"
@@ -84,10 +97,12 @@ class Storing:
             return "a depthwise Conv has one weight for each tap, too few for an int8 kernel"
         return None
 
-    def _solved(self, layer: Layer, value: Value, solve: Solve, along: int) -> tuple[Value, list[Rounded]]:
-        key = (value, solve, along)
+    def _solved(self, layer: Layer, value: Value, each: tuple[Rounding, ...], along: int) -> tuple[Value, list[Rounded]]:
+        key = (value, each, along)
         if key not in self.solved:
-            rounded = [solve.solve(matrix) for matrix in layer.matrices(value)]
+            matrices = layer.matrices(value)
+            each = each * len(matrices) if len(each) == 1 else each
+            rounded = [rounding.solve(matrix) for rounding, matrix in zip(each, matrices, strict=True)]
             self.solved[key] = layer.store(value, [one.stored for one in rounded]), rounded
             drop_pages(value.arrays())
         return self.solved[key]

@@ -19,8 +19,7 @@ from qruntime.ir import clone
 from qruntime.ir.formats import FORMATS, FP4, FP8, NF4
 from qruntime.ops.linear import dynamic_quantized_linear
 from qruntime.passes.stored import decode_what_is_left
-from qruntime.quantization.grid import RoundToGrid
-from qruntime.quantization.rounding import Matrix
+from qruntime.quantization.grid import nearest
 from qruntime.quantization.scheme import TENSOR, Granularity, Inputs, QArgs, Scheme, parse
 from qruntime.runtime.plan import Planner
 from tests.small_models import assert_same_bits, model_bytes, random, recurrent_bytes
@@ -106,12 +105,12 @@ def test_tables_are_those_of_their_standards():
 
 
 @pytest.mark.parametrize("scheme", WEIGHT_ONLY[:-1])
-@pytest.mark.parametrize("along", [0, 1])
-def test_codes_are_the_nearest(scheme: str, along: int):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_codes_are_the_nearest(scheme: str, transposed: bool):
     """No other code of the group is closer, and the least scale reaches every weight."""
     args, w = parse(scheme).weights, random(11, 75)
     assert args is not None
-    made = RoundToGrid(args).solve(Matrix(np.ascontiguousarray(w.T) if along else w, along)).stored
+    made = nearest(np.ascontiguousarray(w.T).T if transposed else w, args).stored
     codes, values = made.unpacked(), made.values()
     assert codes.min() >= args.format.qmin
     assert codes.max() <= args.format.qmax

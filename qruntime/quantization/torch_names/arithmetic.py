@@ -18,11 +18,11 @@ from qruntime.ir.formats import INT8, UINT4, UINT8, Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.quantization.ranges import best_share, row_blocks
 from qruntime.quantization.rounding import Matrix, Rounded, RoundToHalf, RoundToNearest, decibels, snr_db
-from qruntime.quantization.solving import Solve
+from qruntime.quantization.solving import Rounding
 from qruntime.quantization.torch_names.qconfig import RANGES, EngineObserver, HistogramObserver, Observer
 
 
-def solve_of(observer: Observer, engine: str) -> Solve:
+def solve_of(observer: Observer, engine: str) -> Rounding:
     """How an observer's weights become codes: in our own way, where it leaves that to our engine; else to the letter.
 
     Raises QuantizationError for an observer of another element type than layers have.

@@ -9,16 +9,10 @@ import pytest
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
 
+pytestmark = pytest.mark.usefixtures("rung")
+
 EPS = float(np.finfo(np.float32).eps)
 BHSD, BSR = 0, 1
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 in_int16 = False

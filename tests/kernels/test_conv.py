@@ -1,7 +1,6 @@
 """Convolution against float64 numpy, on every rung."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,11 @@ import pytest
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
 
+pytestmark = pytest.mark.usefixtures("rung")
+
 EPS = float(np.finfo(np.float32).eps)
 NONE, RELU = 0, 1
 AUTO = {"NOTSET": 0, "SAME_UPPER": 1, "SAME_LOWER": 2}
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def conv(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,6 @@ from qruntime.passes.rewriting import as_attribute
 
 Array = np.ndarray
 EPS = float(np.finfo(np.float32).eps)
-
-
-@pytest.fixture(params=_kernels.available_isas())
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def run(x: Array, w: Array, b: Array | None = None, threads: int = 1, **attributes: Any) -> Array | None:

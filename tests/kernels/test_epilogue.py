@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,14 +16,6 @@ PARAMETERS: dict[str, tuple[float, ...]] = {
     "hard_sigmoid": (0.25, 0.5), "hard_swish": (), "softplus": (), "softsign": (), "mish": (), "quick_gelu": (1.75,),
     "clip": (0.0, 6.0),
 }  # fmt: skip
-
-
-@pytest.fixture(params=_kernels.available_isas())
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def data(*shape: int) -> Array:

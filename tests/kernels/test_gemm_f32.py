@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,16 +9,10 @@ import pytest
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
 
+pytestmark = pytest.mark.usefixtures("rung")
+
 EPS = float(np.finfo(np.float32).eps)
 NONE, RELU, GELU, GELU_TANH, SILU, SIGMOID, TANH = range(7)
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def linear(

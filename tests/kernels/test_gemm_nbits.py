@@ -1,12 +1,12 @@
 """Linear layers of few bits with float activations against float64 numpy, on every rung."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
+
+pytestmark = pytest.mark.usefixtures("rung")
 
 EPS = float(np.finfo(np.float32).eps)
 RELU, SILU = 1, 4
@@ -32,14 +32,6 @@ FORMATS: dict[str, tuple[int, np.ndarray | None]] = {
     "2": (2, None), "3": (3, None), "4": (4, None), "8": (8, None), "nf4": (4, NF4), "fp4": (4, FP4), "fp8": (8, FP8),
     "2 of a table": (2, NF4[::5]), "3 of a table": (3, NF4[::2]), "8 of a table": (8, CODEBOOK),
 }  # fmt: skip
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 class Layer:

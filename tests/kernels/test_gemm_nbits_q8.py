@@ -7,7 +7,6 @@ activation and no tolerance is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ import pytest
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
 from qruntime.ops.linear import quantize_rows
+
+pytestmark = pytest.mark.usefixtures("rung")
 
 NONE, RELU, GELU = 0, 1, 2
 PER_TOKEN, PER_TENSOR = range(2)
@@ -27,14 +28,6 @@ FORMATS: dict[str, tuple[int, np.ndarray | None]] = {
     "2": (2, None), "3": (3, None), "4": (4, None), "8": (8, None),
     "fp4": (4, FP4), "outliers": (4, OUTLIERS), "positive": (4, POSITIVE),
 }  # fmt: skip
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 class Layer:

@@ -5,23 +5,17 @@ reproduces it exactly and no tolerance is needed.
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from qruntime import _kernels
 
+pytestmark = pytest.mark.usefixtures("rung")
+
 NONE, RELU, GELU, GELU_TANH, SILU, SIGMOID, TANH = range(7)
 PER_TOKEN, PER_TENSOR = range(2)
 F32 = np.float32
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(_kernels.available_isas()[-1])
 
 
 def quantize_rows(a: np.ndarray, mode: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """Products of two variable tensors, floats or doubles, against wider numpy, on every rung."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,9 @@ import pytest
 import qruntime  # noqa: F401 (puts a rung in force)
 from qruntime import _kernels
 
+pytestmark = pytest.mark.usefixtures("rung")
+
 DTYPES = (np.float32, np.float64)
-
-
-@pytest.fixture(params=_kernels.available_isas(), autouse=True)
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, *, transpose_b: bool = False, alpha: float = 1.0, threads: int = 1) -> np.ndarray | None:

@@ -1,25 +1,15 @@
 """Normalisation of images by channels, images and groups, on every rung against float64."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qruntime import _kernels
 from tests.kernels.native_call import run_native
 
 Array = np.ndarray
 EPS = float(np.finfo(np.float32).eps)
 SHAPES = [(2, 3, 5, 7), (1, 4, 1), (3, 6), (2, 2, 3, 4, 5), (1, 6, 2500), (5, 130), (2, 4, 3, 0), (0, 4, 3), (1, 32, 33, 31)]
-
-
-@pytest.fixture(params=_kernels.available_isas())
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def wide(vector: Array, rank: int) -> Array:

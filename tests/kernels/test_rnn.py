@@ -21,14 +21,6 @@ LAYER_KINDS = [("lstm", 0), ("lstm", 1), ("gru", 0), ("gru", 1), ("rnn", 0)]
 FEW_KINDS = [("lstm", 0), ("gru", 0), ("gru", 1), ("rnn", 0)]
 
 
-@pytest.fixture(params=_kernels.available_isas())
-def rung(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
-
-
 # ---------------------------------------------------------------------------------- definition in numpy
 
 

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 import qruntime
-from qruntime import _kernels, quantization
+from qruntime import quantization
 from qruntime.ops.quantized_convolution import dynamic_quantized_conv
 from qruntime.ops.windows import window
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, one_node, random
@@ -29,14 +29,6 @@ CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((1, 2, 5, 6, 7), (4, 2, 2, 3, 2), {"pads": [0, 1, 1, 1, 0, 0]}),
     ((1, 40, 30, 31), (33, 40, 3, 3), {"pads": [1, 1, 1, 1]}),
 ]
-
-
-@pytest.fixture(params=_kernels.available_isas())
-def rung(request: pytest.FixtureRequest):
-    before = _kernels.isa()
-    _kernels.set_isa(request.param)
-    yield request.param
-    _kernels.set_isa(before)
 
 
 def by_hand(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:

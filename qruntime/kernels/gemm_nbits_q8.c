@@ -83,7 +83,7 @@ static qrt_nbits_kind kind_of(const qrt_nbits_q8_spec *spec) {
     }
 }
 
-static const qrt_weights_ops nbits_q8_ops;
+static const qrt_q8_kind nbits_q8_kind;
 
 qrt_nbits_q8_weights *qrt_nbits_q8_new(const qrt_nbits_q8_spec *spec, const qrt_gemm_nbits_q8 *kernel, qrt_arena *arena) {
     extent e = extent_of(spec);
@@ -93,7 +93,7 @@ qrt_nbits_q8_weights *qrt_nbits_q8_new(const qrt_nbits_q8_spec *spec, const qrt_
     if (!made) return NULL;
     qrt_nbits_weights *w = &made->w;
     const int step = qrt_nbits_step(w->bits);
-    made->w.base.ops = &nbits_q8_ops;
+    made->w.base.ops = &nbits_q8_kind.ops;
     made->kernel = has_short_products(spec) ? kernel : &qrt_portable_nbits_q8;
     made->kind = kind_of(spec);
     made->group_steps = w->group_bytes / qrt_nbits_step_bytes(w->bits);
@@ -177,20 +177,9 @@ static void multiply(const qrt_weights *weights, const qrt_q8_block *block, int6
     w->kernel->multiply(w, block, first, last);
 }
 
-static const qrt_q8_kind kind = {shape_of, are_packed_alike, quantize, multiply};
-
-static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
-    return qrt_q8_linear(&kind, layers, num_layers, run, a, lda_elems, m, mode);
-}
-
-static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
-                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    qrt_q8_linear_serial(&kind, w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch);
-}
-
-static size_t scratch_bytes(const qrt_weights *w, int64_t m) { return qrt_q8_scratch_bytes(&kind, w, m); }
-
-static const qrt_weights_ops nbits_q8_ops = {
-    .name = "nbits_q8", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
+static const qrt_q8_kind nbits_q8_kind = {
+    .ops = {
+        .name = "nbits_q8", .linear = qrt_q8_linear, .linear_serial = qrt_q8_linear_serial, .scratch_bytes = qrt_q8_scratch_bytes,
+    },
+    .shape = shape_of, .are_packed_alike = are_packed_alike, .quantize = quantize, .multiply = multiply,
 };

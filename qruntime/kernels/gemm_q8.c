@@ -19,7 +19,7 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ------------------------------------------------------------------------------------------ weights
 
-static const qrt_weights_ops q8_ops;
+static const qrt_q8_kind q8_kind;
 
 /// Packed weights as parts of one buffer, in order, each aligned.
 typedef struct {
@@ -142,7 +142,7 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
     const int64_t stride = qrt_q8_row_stride(l.k_padded * kernel->item_bytes + QRT_ALIGNMENT);
     *made = (qrt_q8_weights){
         .kernel = memcpy(base + l.at_kernel, kernel, sizeof *kernel),
-        .base = {&q8_ops, k, n, buffer},
+        .base = {&q8_kind.ops, k, n, buffer},
         .k_padded = l.k_padded, .num_panels = l.columns / kernel->nr, .panel_bytes = l.panel_bytes,
         .row_bytes = stride, .block_rows = block_rows(kernel, stride),
         .panels = base + l.at_panels,
@@ -239,20 +239,9 @@ static void multiply(const qrt_weights *weights, const qrt_q8_block *block, int6
     else w->kernel->multiply(w, block, first, last);
 }
 
-static const qrt_q8_kind kind = {shape_of, are_packed_alike, quantize, multiply};
-
-static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
-    return qrt_q8_linear(&kind, layers, num_layers, run, a, lda_elems, m, mode);
-}
-
-static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
-                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    qrt_q8_linear_serial(&kind, w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch);
-}
-
-static size_t scratch_bytes(const qrt_weights *w, int64_t m) { return qrt_q8_scratch_bytes(&kind, w, m); }
-
-static const qrt_weights_ops q8_ops = {
-    .name = "q8", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
+static const qrt_q8_kind q8_kind = {
+    .ops = {
+        .name = "q8", .linear = qrt_q8_linear, .linear_serial = qrt_q8_linear_serial, .scratch_bytes = qrt_q8_scratch_bytes,
+    },
+    .shape = shape_of, .are_packed_alike = are_packed_alike, .quantize = quantize, .multiply = multiply,
 };

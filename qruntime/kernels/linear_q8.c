@@ -47,8 +47,10 @@ typedef struct {
     int64_t next_block;         ///< atomic
 } job;
 
-static job job_of(const qrt_q8_kind *kind, const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems,
-                  int64_t m) {
+static const qrt_q8_kind *kind_of(const qrt_weights *w) { return (const qrt_q8_kind *)w->ops; }
+
+static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
+    const qrt_q8_kind *kind = kind_of(layers[0].w);
     job j = {
         .kind = kind, .layers = layers, .num_layers = num_layers, .shape = kind->shape(layers[0].w), .a = a,
         .lda_elems = lda_elems, .m = m,
@@ -135,8 +137,8 @@ static void run_rows(const job *j, int64_t first, int64_t count, const room *in)
     multiply_layers(j, first, count, in, 0, j->num_panels);
 }
 
-size_t qrt_q8_scratch_bytes(const qrt_q8_kind *kind, const qrt_weights *w, int64_t m) {
-    qrt_q8_shape shape = kind->shape(w);
+size_t qrt_q8_scratch_bytes(const qrt_weights *w, int64_t m) {
+    qrt_q8_shape shape = kind_of(w)->shape(w);
     return room_bytes(&shape, min_i64(m, shape.block_rows), 1);
 }
 
@@ -146,10 +148,10 @@ static void run_blocks(const job *j, void *scratch) {
     for (int64_t i = 0; i < j->m; i += j->rows_per_block) run_rows(j, i, min_i64(j->rows_per_block, j->m - i), &in);
 }
 
-void qrt_q8_linear_serial(const qrt_q8_kind *kind, const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                          qrt_range_mode mode, const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
+void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
     const qrt_layer layer = {w, *epilogue, y, ldy_elems};
-    job j = job_of(kind, &layer, 1, a, lda_elems, m);
+    job j = job_of(&layer, 1, a, lda_elems, m);
     qrt_q8_row shared;
     share_range(&j, mode, &shared);
     run_blocks(&j, scratch);
@@ -185,15 +187,16 @@ static void take_panels(void *context, int64_t task) {
     }
 }
 
-qrt_status qrt_q8_linear(const qrt_q8_kind *kind, const qrt_layer *layers, int num_layers, qrt_run *run, const float *a,
-                         int64_t lda_elems, int64_t m, qrt_range_mode mode) {
+qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode) {
+    const qrt_q8_kind *kind = kind_of(layers[0].w);
     int alike = 1;
     while (alike < num_layers && kind->are_packed_alike(layers[0].w, layers[alike].w)) alike++;
     if (alike < num_layers) {
-        qrt_status status = qrt_q8_linear(kind, layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
+        qrt_status status = qrt_q8_linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
         if (status != QRT_OK) return status;
     }
-    job j = job_of(kind, layers, alike, a, lda_elems, m);
+    job j = job_of(layers, alike, a, lda_elems, m);
     const int64_t k = layers[0].w->k;
     if (m <= 0 || j.num_panels == 0) return QRT_OK;
     double work = 0;

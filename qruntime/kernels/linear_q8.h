@@ -26,8 +26,10 @@ typedef struct {
     int64_t work_bytes;         ///< what `quantize` needs for itself
 } qrt_q8_shape;
 
-/// A kind of weights.
+/// A kind of weights: a qrt_weights whose ops are `ops`.
 typedef struct qrt_q8_kind {
+    qrt_weights_ops ops;        ///< qrt_q8_linear and kin
+
     qrt_q8_shape (*shape)(const qrt_weights *w);
 
     /// Whether rows packed for one serve the other.
@@ -44,12 +46,12 @@ typedef struct qrt_q8_kind {
 /// Bytes from one packed row of `bytes` to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
 int64_t qrt_q8_row_stride(int64_t bytes);
 
-/// What qrt_weights_ops asks for, of weights that are all of `kind`. A row is quantized once for neighbours that are packed
-/// alike.
-qrt_status qrt_q8_linear(const qrt_q8_kind *kind, const qrt_layer *layers, int num_layers, qrt_run *run, const float *a,
-                         int64_t lda_elems, int64_t m, qrt_range_mode mode);
-void qrt_q8_linear_serial(const qrt_q8_kind *kind, const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m,
-                          qrt_range_mode mode, const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
-size_t qrt_q8_scratch_bytes(const qrt_q8_kind *kind, const qrt_weights *w, int64_t m);
+/// What qrt_weights_ops asks for, of weights that are all of one qrt_q8_kind. A row is quantized once for neighbours that are
+/// packed alike.
+qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
+                         qrt_range_mode mode);
+void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                          const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
+size_t qrt_q8_scratch_bytes(const qrt_weights *w, int64_t m);
 
 #endif

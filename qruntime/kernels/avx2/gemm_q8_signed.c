@@ -312,9 +312,17 @@ static inline __attribute__((always_inline)) void prefetch(const __m256i *b, int
     for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)b + PREFETCH_BYTES + i, _MM_HINT_T0);
 }
 
+/// Two products each of four codes and weights, of |a'| and the sign of a', or of codes in seven bits.
+static inline __attribute__((always_inline)) __m256i products(const bool has_signs, __m256i codes, __m256i sign, __m256i w) {
+    return _mm256_maddubs_epi16(codes, has_signs ? _mm256_xor_si256(sign, w) : w);
+}
+
+/// acc[rows][NR] of rows that split_signs made, or that pack_inside made, without what lies outside.
 static inline __attribute__((always_inline)) void
-tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    const __m256i ones = _mm256_set1_epi16(1);
+tile(const int rows, const bool has_signs, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
+    const int half = has_signs ? 0 : 1;  // places are counted in two bytes a code
+    const bool streams = rows == 1 && has_signs;  // codes in seven bits come from convolutions: many rows, weights in cache
+    const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
     const __m256i *b = (const __m256i *)((const char *)head + head_bytes(head->num_items));
     const int32_t *place = head->places, *pairs_end = place + head->num_paired, *end = place + head->num_items;
     __m256i c[MR][VECTORS];
@@ -323,30 +331,30 @@ tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const pa
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) c[r][v] = _mm256_set1_epi32(*row_start(a + r * stride, k_padded));
     for (; place < pairs_end; place += 2, b += 2 * VECTORS) {
-        const int8_t *first = a + place[0], *second = a + place[1];
-        if (rows == 1) prefetch(b, 2 * ITEM);
+        const int8_t *first = a + (place[0] >> half), *second = a + (place[1] >> half);
+        if (streams) prefetch(b, 2 * ITEM);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);
-            __m256i y = four_at(second + r * stride), y_sign = four_at(second + r * stride + KR);
+            __m256i x = four_at(first + r * stride), x_sign = has_signs ? four_at(first + r * stride + KR) : none;
+            __m256i y = four_at(second + r * stride), y_sign = has_signs ? four_at(second + r * stride + KR) : none;
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
-                __m256i s = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
-                s = _mm256_add_epi16(s, _mm256_maddubs_epi16(y, _mm256_xor_si256(y_sign, b[VECTORS + v])));
+                __m256i s = products(has_signs, x, x_sign, b[v]);
+                s = _mm256_add_epi16(s, products(has_signs, y, y_sign, b[VECTORS + v]));
                 c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
                 HOLD(c[r][v]);
             }
         }
     }
     for (; place < end; place++, b += VECTORS) {
-        const int8_t *first = a + *place;
-        if (rows == 1) prefetch(b, ITEM);
+        const int8_t *first = a + (*place >> half);
+        if (streams) prefetch(b, ITEM);
 #pragma GCC unroll 2
         for (int r = 0; r < rows; r++) {
-            __m256i x = four_at(first + r * stride), x_sign = four_at(first + r * stride + KR);
+            __m256i x = four_at(first + r * stride), x_sign = has_signs ? four_at(first + r * stride + KR) : none;
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; v++) {
-                __m256i s = _mm256_maddubs_epi16(x, _mm256_xor_si256(x_sign, b[v]));
+                __m256i s = products(has_signs, x, x_sign, b[v]);
                 c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
                 HOLD(c[r][v]);
             }
@@ -358,14 +366,15 @@ tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const pa
         for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + r * NR + v * 8), c[r][v]);
 }
 
-static __attribute__((noinline)) void
-tile1(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    tile(1, a, stride, k_padded, head, acc);
-}
-static __attribute__((noinline)) void
-tile2(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    tile(2, a, stride, k_padded, head, acc);
-}
+#define DEFINE_TILE(name, rows, has_signs)                                                                                 \
+    static __attribute__((noinline)) void                                                                                  \
+    name(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {                        \
+        tile(rows, has_signs, a, stride, k_padded, head, acc);                                                             \
+    }
+DEFINE_TILE(tile1, 1, true)
+DEFINE_TILE(tile2, 2, true)
+DEFINE_TILE(inside_tile1, 1, false)
+DEFINE_TILE(inside_tile2, 2, false)
 
 static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
@@ -379,57 +388,6 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
             finish_tile(w, block, panel, r, rows, acc);
         }
     }
-}
-
-/// acc[rows][NR] of codes in seven bits, without what lies outside.
-static inline __attribute__((always_inline)) void
-inside_tile(const int rows, const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    const __m256i *b = (const __m256i *)((const char *)head + head_bytes(head->num_items));
-    const int32_t *place = head->places, *pairs_end = place + head->num_paired, *end = place + head->num_items;
-    __m256i c[MR][VECTORS];
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) c[r][v] = _mm256_set1_epi32(*row_start(a + r * stride, k_padded));
-    for (; place < pairs_end; place += 2, b += 2 * VECTORS) {
-        const int8_t *first = a + place[0] / 2, *second = a + place[1] / 2;
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) {
-            __m256i x = four_at(first + r * stride), y = four_at(second + r * stride);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) {
-                __m256i s = _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, b[VECTORS + v]));
-                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(s, ones));
-                HOLD(c[r][v]);
-            }
-        }
-    }
-    for (; place < end; place++, b += VECTORS) {
-        const int8_t *first = a + *place / 2;
-#pragma GCC unroll 2
-        for (int r = 0; r < rows; r++) {
-            __m256i x = four_at(first + r * stride);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) {
-                c[r][v] = _mm256_add_epi32(c[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), ones));
-                HOLD(c[r][v]);
-            }
-        }
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) _mm256_storeu_si256((__m256i *)(acc + r * NR + v * 8), c[r][v]);
-}
-
-static __attribute__((noinline)) void
-inside_tile1(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    inside_tile(1, a, stride, k_padded, head, acc);
-}
-static __attribute__((noinline)) void
-inside_tile2(const int8_t *a, int64_t stride, int64_t k_padded, const panel_head *head, int32_t *acc) {
-    inside_tile(2, a, stride, k_padded, head, acc);
 }
 
 /// The products of what lies outside.

@@ -31,18 +31,6 @@ static void finish_rows(void *context, int64_t task) {
     qrt_transform_scores(call->transform, scores, end - first, n);
 }
 
-static qrt_status allocate(qrt_run *run, linear_call *call, qrt_tensor *out) {
-    const bool has_labels = call->names != NULL;
-    int64_t dims[2] = {call->num_rows, call->num_scores};
-    if (!qrt_is_buildable(2, dims)) return QRT_DECLINE;
-    qrt_status status = qrt_alloc(run, &out[has_labels], QRT_F32, 2, dims);
-    if (status == QRT_OK && has_labels) status = qrt_alloc(run, &out[0], QRT_I64, 1, dims);
-    if (status != QRT_OK) return status;
-    call->scores = out[has_labels].data;
-    call->labels = has_labels ? out[0].data : NULL;
-    return QRT_OK;
-}
-
 /// Input: rows of features [N, F] or [F]; float32, int32 or int64. Outputs: float32 scores [N, C], of a classifier
 /// behind the labels int64 [N]. ints: transform, decision. floats: threshold. packed: coefficients qrt_weights
 /// [F, C], labels int64 or NULL.
@@ -62,8 +50,10 @@ static qrt_status linear_model(const qrt_node *node, qrt_run *run, const qrt_ten
     qrt_status status = qrt_read_features(qrt_input(node, in, 0), run, &x);
     if (status != QRT_OK) return status;
     call.num_rows = x.num_rows;
-    status = x.num_features == w->k ? allocate(run, &call, out) : QRT_DECLINE;
+    status = x.num_features == w->k ? qrt_alloc_scores(run, QRT_F32, x.num_rows, w->n, is_classifier, out) : QRT_DECLINE;
     if (status == QRT_OK && x.num_rows > 0) {
+        call.scores = out[is_classifier].data;
+        call.labels = is_classifier ? out[0].data : NULL;
         const qrt_layer layer = {.w = w, .epilogue = {.activation = QRT_ACT_NONE}, .y = call.scores, .ldy_elems = w->n};
         status = qrt_linear(&layer, 1, run, x.data, w->k, x.num_rows, QRT_PER_TOKEN);
         call.rows_per_task = qrt_rows_per_task(run, x.num_rows, 8 * w->n);

@@ -23,6 +23,14 @@ void qrt_features_free(qrt_run *run, qrt_features *features) {
     if (features->copy) qrt_scratch_free(run, features->copy);
 }
 
+qrt_status qrt_alloc_scores(qrt_run *run, int32_t dtype, int64_t num_rows, int64_t num_scores, bool has_labels, qrt_tensor *out) {
+    int64_t dims[2] = {num_rows, num_scores};
+    if (!qrt_is_buildable(2, dims)) return QRT_DECLINE;
+    qrt_status status = qrt_alloc(run, &out[has_labels], dtype, 2, dims);
+    if (status == QRT_OK && has_labels) status = qrt_alloc(run, &out[0], QRT_I64, 1, dims);
+    return status;
+}
+
 int64_t qrt_best_class(const float *scores, int64_t n) {
     // Without a branch on the scores, which nobody could predict.
     int64_t best = 0;

@@ -16,6 +16,9 @@ typedef struct {
 qrt_status qrt_read_features(const qrt_tensor *x, qrt_run *run, qrt_features *features);
 void qrt_features_free(qrt_run *run, qrt_features *features);
 
+/// Makes the outputs of a node: labels int64 [num_rows] first where it has them, then scores [num_rows, num_scores].
+qrt_status qrt_alloc_scores(qrt_run *run, int32_t dtype, int64_t num_rows, int64_t num_scores, bool has_labels, qrt_tensor *out);
+
 /// The place of the greatest of n > 0 scores: the first of them, or the first NaN.
 int64_t qrt_best_class(const float *scores, int64_t n);
 

@@ -216,16 +216,13 @@ static bool read_parameters(const qrt_node *node, svm_call *call) {
     return node->num_outputs == 1 + (call->output == CLASSIFIER);
 }
 
+/// Sets where scores and labels go.
 static qrt_status allocate(qrt_run *run, svm_call *call, qrt_tensor *out) {
-    const bool is_classifier = call->output == CLASSIFIER;
-    int64_t dims[2] = {call->x.num_rows, call->num_scores};
-    if (!qrt_is_buildable(2, dims)) return QRT_DECLINE;
-    qrt_status status = qrt_alloc(run, &out[is_classifier], QRT_F32, 2, dims);
-    if (status == QRT_OK && is_classifier) status = qrt_alloc(run, &out[0], QRT_I64, 1, dims);
-    if (status != QRT_OK) return status;
-    call->scores = out[is_classifier].data;
-    call->labels = is_classifier ? out[0].data : NULL;
-    return QRT_OK;
+    const bool has_labels = call->output == CLASSIFIER;
+    qrt_status status = qrt_alloc_scores(run, QRT_F32, call->x.num_rows, call->num_scores, has_labels, out);
+    call->scores = status == QRT_OK ? out[has_labels].data : NULL;
+    call->labels = status == QRT_OK && has_labels ? out[0].data : NULL;
+    return status;
 }
 
 static qrt_status run_all(svm_call *call, qrt_run *run, qrt_tensor *out) {

@@ -10,8 +10,7 @@
 #include <string.h>
 
 #include "../threads.h"
-#include "arguments.h"
-#include "enumerations.h"
+#include "scores.h"
 
 enum {
     LANES = 8,              ///< walks side by side
@@ -356,18 +355,14 @@ static forest forest_of(const qrt_node *node, int32_t dtype) {
 }
 
 /// Outputs: float32 scores [rows, targets] (float64 for v5 and float64 rows), behind the labels [rows] of a classifier.
+/// Sets where scores and labels go.
 static qrt_status allocate(qrt_run *run, ensemble_call *call, qrt_tensor *out) {
     const forest *f = &call->trees;
-    int64_t dims[2] = {call->num_rows, f->num_targets};
-    qrt_tensor *scores = &out[f->output == CLASSIFIER];
-    bool is_wide = f->output == SAME_TYPE && call->x->dtype == QRT_F64;
-    if (!qrt_is_buildable(2, dims)) return QRT_DECLINE;
-    qrt_status status = qrt_alloc(run, scores, is_wide ? QRT_F64 : QRT_F32, 2, dims);
-    if (status == QRT_OK && f->output == CLASSIFIER) status = qrt_alloc(run, &out[0], QRT_I64, 1, dims);
-    if (status != QRT_OK) return status;
-    call->scores = scores->data;
-    call->labels = f->output == CLASSIFIER ? out[0].data : NULL;
-    return QRT_OK;
+    const bool has_labels = f->output == CLASSIFIER, is_wide = f->output == SAME_TYPE && call->x->dtype == QRT_F64;
+    qrt_status status = qrt_alloc_scores(run, is_wide ? QRT_F64 : QRT_F32, call->num_rows, f->num_targets, has_labels, out);
+    call->scores = status == QRT_OK ? out[has_labels].data : NULL;
+    call->labels = status == QRT_OK && has_labels ? out[0].data : NULL;
+    return status;
 }
 
 /// Input: rows of features [N, F] or [F]; float32, float64 (each when its form of the nodes is there), int32, int64,

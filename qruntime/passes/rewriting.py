@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -136,21 +137,23 @@ def splice(graph: Graph, replaced: dict[Node, list[Node]]) -> None:
         node.graph = None
 
 
-class Rewrite:
+class Rewrite(ABC):
     """Base of all rewrites; subclasses define `pattern`, `replace` and perhaps `check`."""
 
     needs: ClassVar[str | None] = None
     """An operator in every alternative of the pattern that few graphs have: for others none is made."""
 
+    @abstractmethod
     def pattern(self, op: Any, *variables: Any) -> Any:
-        raise NotImplementedError
+        """What is looked for: calls of `op` over variables, or a tuple of alternatives."""
 
     def check(self, *args: Any, **bound: Any) -> Skip | None:
         """None to go on, or why not. Receives variables and named nodes by keyword, as `replace` does."""
         return None
 
+    @abstractmethod
     def replace(self, *args: Any, **bound: Any) -> Value:
-        raise NotImplementedError
+        """The value that stands for what was found, made by the `Builder` that is the first argument."""
 
     def patterns(self) -> list[_Call]:
         """The pattern, or several when `pattern` returns a tuple of alternatives."""

@@ -294,10 +294,9 @@ def test_sizes_of_zero() -> None:
     np.testing.assert_allclose(attend(q, k, v), mean, rtol=0, atol=bound(q, k, v, 1.0) if in_int16 else 0)
 
 
+@pytest.mark.parametrize("precision", ["int16"], indirect=True)
 def test_codes_leave_less_than_a_hundredth_of_what_int8_leaves() -> None:
     """The root mean square error relative to the values, next to that of values rounded to 255 steps of their row."""
-    if not in_int16:
-        pytest.skip("of codes")
     rng = np.random.default_rng(14)
     for s in (16, 128, 1100):
         q, k, v = random_heads(rng, 1, 4, s, s, 32, 32)

@@ -7,6 +7,7 @@ each channel is rounded to a step of its own, a power of two, so coarse that no 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,7 @@ class Statistics:
     sigma: np.ndarray | None = None
     """[K, K] float64: Σ = XᵀX."""
     sample: np.ndarray | None = None
-    """[≤ T, K] float32: rows in the order of the data, as evenly apart as can be."""
+    """[≤ T, K] float32: rows that are chosen, and in an order that is given, by their own bits."""
 
     @property
     def absmax(self) -> np.ndarray:
@@ -42,7 +43,7 @@ class Statistics:
         return np.maximum(-self.low, self.high)
 
 
-def exact_gram(batches: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def exact_gram(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Σ = XᵀX of the rows in `batches` (each [T_i, K], float32), the same bits for every order and every cut of the rows.
 
     `low` and `high` [K] bound them. A channel is rounded to 2⁻¹⁸ of its extreme for 2¹⁵ rows, to 2⁻¹⁵ for 2²¹: nothing
@@ -52,9 +53,19 @@ def exact_gram(batches: list[np.ndarray], low: np.ndarray, high: np.ndarray) -> 
     steps = _steps(np.maximum(-low, high).astype(np.float64), rows)
     total = np.zeros((len(steps), len(steps)))
     for batch in batches:
-        units = np.rint(batch / steps)
+        units = np.rint(batch / steps.astype(np.float32)).astype(np.float64)
         total += units.T @ units
     return total * steps * steps[:, None]
+
+
+def exact_mean(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Mean |x| of each channel [K], as `exact_gram` sums."""
+    rows = max(1, sum(len(batch) for batch in batches))
+    steps = _steps(np.maximum(-low, high).astype(np.float64), rows)
+    total = np.zeros(len(steps))
+    for batch in batches:
+        total += np.rint(np.abs(batch) / steps).sum(axis=0)
+    return total * steps / rows
 
 
 def _steps(absmax: np.ndarray, rows: int) -> np.ndarray:
@@ -62,7 +73,7 @@ def _steps(absmax: np.ndarray, rows: int) -> np.ndarray:
     most = math.isqrt((1 << _EXACT_BITS) // rows) - 1
     with np.errstate(divide="ignore"):
         steps = np.exp2(np.ceil(np.log2(absmax / max(1, most))))
-    return np.where(steps > 0, steps, 1.0)
+    return np.where(steps >= np.finfo(np.float32).tiny, steps, 1.0)  # below it, a channel is as good as zero
 
 
 def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:

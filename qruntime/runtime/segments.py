@@ -21,6 +21,7 @@ from qruntime.ir import Graph, Node, Value, clone_part, needed_nodes, read_by
 from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input
 from qruntime.runtime.plan import Planner
+from qruntime.runtime.spilling import Spilling
 
 
 class Segment:
@@ -61,8 +62,9 @@ class Frontier:
     """Batches that go through a graph side by side, from node to node, in running order.
 
     `batches` are the values each batch starts from: of the inputs of the graph (`fed_values`), or of what lies behind
-    them. `outputs` (default: those of the graph) is what the walk is for: nodes that it does not need do not run. What is
-    held is read-only.
+    them. What the walk is for are the inputs of the nodes `stops`, if those are given, and else `outputs` (default: those of
+    the graph): nodes that it does not need do not run. What is held is read-only; beyond `most_bytes` it lies in a temporary
+    file that is mapped into memory.
 
     The graph may change while the walk stands before a node: what follows may read other weights, or other nodes. What
     has run stays as it ran.
@@ -74,13 +76,17 @@ class Frontier:
         batches: Iterable[Mapping[Value, Any]],
         *,
         outputs: Sequence[Value] | None = None,
+        stops: Sequence[Node] = (),
         num_threads: int,
         lower: bool = False,
+        most_bytes: int | None = None,
     ):
         self.graph = graph
-        self.outputs = tuple(graph.outputs if outputs is None else outputs)
+        self.outputs = tuple(outputs if outputs is not None else () if stops else graph.outputs)
         self.num_threads = num_threads
         self.lower = lower
+        self.most_bytes = most_bytes
+        self._stops = tuple(stops)
         self._batches = [{value: _read_only(given) for value, given in batch.items()} for batch in batches]
         first = set(self._batches[0]) if self._batches else set()
         for index, batch in enumerate(self._batches):
@@ -99,37 +105,46 @@ class Frontier:
         InputError for a node that has run, that no output needs, or that lies in a subgraph.
         """
         remaining = self._remaining()
-        if node not in remaining:
+        if node.graph is not self.graph or (node not in self._stops and node not in remaining):
             raise InputError(f"the walk cannot stop before {node.label}: {self._why_not(node)}")
-        at = remaining.index(node)
-        self._run(remaining[:at], remaining[at:])
+        earlier = set(self.graph.nodes[: self.graph.nodes.index(node)])
+        if node in self._stops:
+            self._stops = self._stops[self._stops.index(node) :]
+        self._run([n for n in remaining if n in earlier], [n for n in remaining if n not in earlier])
         inputs = [None if value is None or value.is_constant else value for value in node.inputs]
         return [tuple(None if value is None else batch[value] for value in inputs) for batch in self._batches]
 
     def finish(self) -> list[tuple[Any, ...]]:
         """Run the rest, and return for each batch the outputs, in their order."""
+        self._stops = ()
         self._run(self._remaining(), [])
         return [tuple(batch[value] if value in batch else _held_by(value) for value in self.outputs) for batch in self._batches]
 
     def _remaining(self) -> list[Node]:
-        return needed_nodes(self.graph, self.outputs, self._batches[0] if self._batches else self.graph.inputs)
+        return needed_nodes(self.graph, self._targets(), self._batches[0] if self._batches else self.graph.inputs)
+
+    def _targets(self) -> list[Value]:
+        return [*self.outputs, *(value for node in self._stops for value in read_by(node))]
 
     def _run(self, nodes: list[Node], rest: list[Node]) -> None:
         """Run `nodes`, and keep what the nodes of `rest` and the outputs read."""
         if not self._batches:
             return
         made = {value for node in nodes for value in node.outputs}
-        read = dict.fromkeys(value for node in rest for value in read_by(node)) | dict.fromkeys(self.outputs)
+        read = dict.fromkeys([*(value for node in rest for value in read_by(node)), *self._targets()])
         known = self._batches[0].keys()
         starts = [value for value in dict.fromkeys(value for node in nodes for value in read_by(node)) if value in known]
         wanted = [value for value in read if value in made and value not in known]
         segment = None
         if nodes:
             segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
+        spilling = Spilling(self.most_bytes)
         for index, batch in enumerate(self._batches):
             new = segment.run(batch) if segment is not None else {}
             kept = {value: held for value, held in batch.items() if value in read}
-            self._batches[index] = kept | {value: _read_only(result) for value, result in new.items()}
+            self._batches[index] = {}
+            spilling.take(kept | {value: _read_only(result) for value, result in new.items()})
+        self._batches = list(spilling.taken())
 
     def _why_not(self, node: Node) -> str:
         if node.graph is None:

@@ -1,0 +1,129 @@
+"""Runs of a model on data, and what its layers read in them.
+
+    calibration = Calibration(graph, data, num_threads=2)
+    for group in calibration.groups(layers):            # layers that read the same tensor, in running order
+        statistics = group.statistics(layer, kinds)     # of the rows that each matrix of its weights meets
+        ...                                             # a layer stored now is what later layers see
+
+One pass over the graph serves all groups (runtime/segments.py): a group stands before the first of its layers, and only
+tensors that are still to be read are held, beyond `calibration_bytes` in a temporary file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qruntime.errors import InputError, QuantizationError
+from qruntime.ir import Graph, Node, Value
+from qruntime.quantization.feeds import Data, feeds_of
+from qruntime.quantization.layer_inputs import rows_of
+from qruntime.quantization.layers import Layer
+from qruntime.quantization.observing import statistics_of
+from qruntime.quantization.selection import layer_name
+from qruntime.quantization.statistics import Statistics
+from qruntime.runtime.segments import Frontier, fed_values
+
+Progress = Callable[[int, int, str], None]
+"""progress(done, total, what): called as layers are done."""
+
+
+class Calibration:
+    """Feeds that fit the inputs of `graph`.
+
+    `mask` names an input that is 0 where a feed holds padding: rows of tensors that begin with its shape are left out there.
+    QuantizationError with the place for data that do not fit.
+    """
+
+    def __init__(
+        self, graph: Graph, data: Data, *, num_threads: int, mask: str | None = None, calibration_bytes: int | None = None
+    ):
+        self.graph, self.num_threads = graph, num_threads
+        self.most_bytes = _quarter_of_free_memory() if calibration_bytes is None else calibration_bytes
+        self.batches = [_fed(graph, feed, number) for number, feed in enumerate(feeds_of(data))]
+        self.masks = None if mask is None else [_mask(batch, mask) for batch in self.batches]
+
+    def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
+        """Layers of the graph itself that read the same tensor, in running order, each when the walk stands before it.
+
+        Between two groups weights may be stored, and nodes be inserted before the group at hand.
+        """
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        by_tensor: dict[object, list[Layer]] = {}
+        for layer in sorted(layers, key=lambda layer: order[layer.node]):
+            first = layer.node.input(0)
+            by_tensor.setdefault(first if layer.kind == "Linear" else layer.node, []).append(layer)
+        groups = list(by_tensor.values())
+        walk = Frontier(
+            self.graph, self.batches, stops=[group[0].node for group in groups],
+            num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes,
+        )  # fmt: skip
+        for group in groups:
+            walk.reach(group[0].node)
+            yield Group(self, group, walk.held)
+
+
+class Group:
+    """Layers that read the same tensor, and the values that are known when the walk stands before the first of them."""
+
+    def __init__(self, calibration: Calibration, layers: Sequence[Layer], held: Sequence[Mapping[Value, Any]]):
+        self.calibration, self.layers, self.held = calibration, layers, held
+        self._known: dict[Layer, list[list[np.ndarray]]] = {}
+        self._measured: dict[tuple[Layer, frozenset[str]], list[Statistics | None]] = {}
+
+    @property
+    def tensor(self) -> Value | None:
+        return self.layers[0].node.input(0)
+
+    def rows(self, layer: Layer) -> list[list[np.ndarray]]:
+        """For each matrix of the weights, the rows it meets in each batch, without padding."""
+        same = self.layers[0] if layer.kind == "Linear" else layer
+        if same not in self._known:
+            calibration = self.calibration
+            found = rows_of(calibration.graph, same, self.held, calibration.num_threads)
+            self._known[same] = [self._without_padding(same.node, batches) for batches in found]
+        return self._known[same]
+
+    def statistics(self, layer: Layer, kinds: Collection[str]) -> list[Statistics | None]:
+        """For each matrix of the weights; None of rows that are not known. QuantizationError for NaN, and for no rows."""
+        same = self.layers[0] if layer.kind == "Linear" else layer
+        key = same, frozenset(kinds)
+        if key not in self._measured:
+            name = layer.node.input(0)
+            text = layer_name(layer.node) if name is None else name.name
+            self._measured[key] = [statistics_of(batches, kinds, text) if batches else None for batches in self.rows(layer)]
+        return self._measured[key]
+
+    def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:
+        masks, first = self.calibration.masks, node.input(0)
+        if masks is None or first is None or node.op_type not in ("MatMul", "Gemm"):
+            return batches
+        kept = []
+        for rows, mask, held in zip(batches, masks, self.held, strict=True):
+            fits = np.shape(held[first])[:-1] == mask.shape
+            kept.append(rows[mask.reshape(-1)] if fits else rows)
+        return kept
+
+
+def _fed(graph: Graph, feed: Mapping[str, Any], number: int) -> dict[Value, Any]:
+    try:
+        return fed_values(graph, feed)
+    except InputError as error:
+        raise QuantizationError(f"data[{number}]: {error}") from error
+
+
+def _mask(batch: Mapping[Value, Any], name: str) -> np.ndarray:
+    for value, array in batch.items():
+        if value.name == name:
+            return np.asarray(array) != 0
+    raise QuantizationError(f"mask={name!r} is no input; the inputs are: {', '.join(value.name for value in batch)}")
+
+
+def _quarter_of_free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, ValueError, OSError):
+        return 1 << 30

@@ -1,0 +1,54 @@
+"""Statistics of rows as they come from a run: what steps ask for, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from qruntime.errors import QuantizationError
+from qruntime.quantization.statistics import MEANS, SAMPLE, SIGMA, Statistics, exact_gram, exact_mean
+
+SAMPLE_ROWS = 1024
+_HASHED = 16
+_ODD = np.random.default_rng(0x5EED).integers(1 << 62, size=_HASHED, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: str) -> Statistics:
+    """Of the rows [T_i, K] float32 that the tensor `name` held in each batch.
+
+    Nothing depends on how the rows are cut into batches or on their order. QuantizationError, with the place, where a
+    row holds NaN or infinity, and when there is no row.
+    """
+    rows = [batch for batch in batches if len(batch)]
+    if not rows:
+        raise QuantizationError(f"data: {name!r} has no row in any feed; give feeds that are not empty")
+    low, high = np.min([batch.min(axis=0) for batch in rows], axis=0), np.max([batch.max(axis=0) for batch in rows], axis=0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
+        raise QuantizationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
+    return Statistics(
+        sum(map(len, rows)),
+        low,
+        high,
+        exact_mean(rows, low, high) if MEANS in kinds else None,
+        exact_gram(rows, low, high) if SIGMA in kinds else None,
+        _sample(rows) if SAMPLE in kinds else None,
+    )
+
+
+def _sample(batches: Sequence[np.ndarray]) -> np.ndarray:
+    """`SAMPLE_ROWS` rows that their own bits choose, in an order that depends on nothing else."""
+    hashes = np.concatenate([_hashes(batch) for batch in batches])
+    chosen = np.argsort(hashes, kind="stable")[:SAMPLE_ROWS]
+    starts = np.cumsum([0, *map(len, batches)])
+    which = np.searchsorted(starts, chosen, side="right") - 1
+    return np.stack([batches[i][row - starts[i]] for i, row in zip(which.tolist(), chosen.tolist(), strict=True)])
+
+
+def _hashes(rows: np.ndarray) -> np.ndarray:
+    apart = max(1, rows.shape[1] // _HASHED)
+    bits = np.ascontiguousarray(rows[:, ::apart][:, :_HASHED] + np.float32(0)).view(np.uint32).astype(np.uint64)
+    mixed = (bits * _ODD[: bits.shape[1]]).sum(axis=1, dtype=np.uint64)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed * _ODD[0]

@@ -5,6 +5,7 @@ They are taken in this order, those of one kind in the order of the recipe:
 
     Transform   changes a tensor and all that reads it, so that the float function stays: scales, shifts, orders of channels
     Choose      decides the scheme of a layer: its format, its bits, how its activations are quantized
+    Range       decides the ranges of static activations
     Solve       makes the codes of a weight
     Branch      adds to a layer what makes good for a part of what its codes lost
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rounding import Rounded
-from qruntime.quantization.scheme import QArgs, Scheme
+from qruntime.quantization.scheme import Inputs, QArgs, Scheme
 from qruntime.quantization.statistics import Statistics
 
 Facts = dict[str, Any]
@@ -104,8 +105,30 @@ class Choose(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class InputRange:
+    """The range of static activations, 0 in it: one for the tensor, or one for each channel (of a cluster the same)."""
+
+    low: np.ndarray
+    """[] or [K] float32"""
+    high: np.ndarray
+    facts: Facts = field(default_factory=dict)
+
+
+@runtime_checkable
+class Range(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
+        """The range that static activations of `inputs` have from now on."""
+        ...
+
+
 @runtime_checkable
 class Solve(Protocol):
+    """A step with a true `refines` goes on from the codes of the step before it; others would drop them."""
+
     @property
     def requires(self) -> frozenset[str]: ...
 
@@ -127,4 +150,4 @@ class Branch(Protocol):
         ...
 
 
-Step = Transform | Choose | Solve | Branch
+Step = Transform | Choose | Range | Solve | Branch

@@ -1,0 +1,62 @@
+"""What a call asks for: which layer gets which scheme, and which stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qruntime.errors import QuantizationError
+from qruntime.ir import Node
+from qruntime.quantization import scheme as scheme_names
+from qruntime.quantization.patterns import matches_any, rank
+from qruntime.quantization.reasons import Excluded, Reason, Unselected
+from qruntime.quantization.scheme import Scheme
+from qruntime.quantization.selection import pattern_name
+
+_KINDS = ("Linear", "LSTM", "GRU", "RNN")
+"""What is quantized unless an override names more."""
+
+
+class Request:
+    """A scheme for every layer: `scheme`, or that of the closest pattern of `overrides`, None to leave layers float."""
+
+    def __init__(
+        self,
+        scheme: str | Scheme,
+        overrides: Mapping[object, str | Scheme | None] | None = None,
+        only: Iterable[object] | None = None,
+        exclude: Iterable[object] = (),
+    ):
+        self.scheme = scheme_names.parse(scheme)
+        entries = {} if overrides is None else overrides
+        if not isinstance(entries, Mapping):
+            raise QuantizationError(f"overrides must be a dict from patterns to schemes or None, got {overrides!r}")
+        self.overrides = {pattern_name(key): None if value is None else scheme_names.parse(value) for key, value in entries.items()}
+        self.only = None if only is None else _patterns(only)
+        self.exclude = _patterns(exclude)
+
+    @property
+    def needs_data(self) -> bool:
+        return any(scheme is not None and scheme.needs_data for scheme in (self.scheme, *self.overrides.values()))
+
+    def scheme_of(self, node: Node, kind: str) -> Scheme | Reason:
+        """The scheme of a layer, or why it has none."""
+        if self.only is not None and not matches_any(node, self.only):
+            return Unselected("not selected by only=")
+        if matches_any(node, self.exclude):
+            return Excluded("excluded by exclude=")
+        found = [(place, pattern) for pattern in self.overrides if (place := rank(node, pattern)) is not None]
+        if found:
+            scheme = self.overrides[max(found)[1]]
+            return Excluded("excluded by overrides=") if scheme is None else scheme
+        if kind not in _KINDS:
+            return Unselected(f"not selected: overrides= must name {kind}, or the layer")
+        return self.scheme
+
+    def idle(self, layers: list[Node], nodes: list[Node]) -> list[str]:
+        """Patterns that select nothing."""
+        among = [(pattern, layers) for pattern in (*self.overrides, *(self.only or ()))] + [(pattern, nodes) for pattern in self.exclude]
+        return [pattern for pattern, those in among if pattern and not any(rank(node, pattern) is not None for node in those)]
+
+
+def _patterns(patterns: Iterable[object]) -> tuple[str, ...]:
+    return tuple(map(pattern_name, [patterns] if isinstance(patterns, (str, type)) else patterns))

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, counted
+from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
 from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone
 from qruntime.ir.defaults import FixedInput, fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
@@ -296,38 +296,53 @@ class Model:
 
     def quantize(
         self,
-        method: str | None = None,
+        recipe: object = None,
         *,
         scheme: object = None,
         data: Any = None,
         overrides: Mapping[object, Any] | None = None,
         only: Iterable[object] | None = None,
         exclude: Iterable[object] = (),
+        mask: str | None = None,
+        calibration_bytes: int | None = None,
+        seed: int = 0,
+        progress: bool | Callable[[int, int, str], None] = False,
         strict: bool = False,
         inplace: bool = False,
     ) -> Model:
-        """A model whose weights have 2 to 8 bits, in integers or by a table, with float or 8-bit activations.
+        """A model whose weights have 2 to 8 bits, in integers or by a table, with float or quantized activations.
 
-        `scheme` says what the numbers look like: "W4A16-g128" (the default), "W3A16", "Wnf4A16-g64", "W8A8", …
-        (quantization/scheme.py). `method` is round to nearest, "RTN". MatMul, Gemm, LSTM, GRU and RNN are quantized;
-        `overrides` maps names, module paths, globs and kinds to another scheme or to None, and names embeddings and
-        convolutions where they are wanted. `only`, `exclude`, `strict` and `inplace` are those of `quantize_dynamic`.
-        `data` is for schemes with static activations ("W8A8-static"), whose ranges are those of its runs: feeds
-        {input name: array} in an iterable, a function that returns one, an .npz file or a folder of such.
+        `recipe` says how: the name of a paper's method ("GPTQ", "AWQ", …; `qruntime.quantization.recipes` lists them), a step
+        such as GPTQ(actorder=None), or a list of these in their order; None rounds to nearest. `scheme` says what the numbers
+        look like: "W4A16-g128" (the default), "W3A16", "Wnf4A16-g64", "W8A8", … (quantization/scheme.py); a recipe brings its
+        own. MatMul, Gemm, LSTM, GRU and RNN are quantized; `overrides` maps names, module paths, globs and kinds to another
+        scheme or to None, and names embeddings and convolutions where they are wanted. `only`, `exclude`, `strict` and
+        `inplace` are those of `quantize_dynamic`.
 
-        Raises QuantizationError for arguments that mean nothing or ask for what does not exist.
+        `data`, for recipes that look at activations and for static ranges ("W8A8-static"): feeds {input name: array} in an
+        iterable, a function that returns one, an .npz file or a folder of such. `mask` names an input that is 0 where feeds
+        hold padding, which then does not count. Tensors that wait beyond `calibration_bytes` (a quarter of the free memory)
+        lie in a temporary file. `seed` is that of steps that draw numbers: the same arguments give the same codes.
+        `progress`: True shows a bar, or lines where the output is no terminal; or it is called with (done, total, what).
+
+        Raises QuantizationError for arguments that mean nothing, for data that do not fit and for what does not exist. This
+        model stays as it was then, and when the call is interrupted.
         """
+        from qruntime.display.progress import shown
         from qruntime.quantization import recipe as recipes
+        from qruntime.quantization.methods import RECIPES
+        from qruntime.quantization.quantizing import quantize_with
+        from qruntime.quantization.request import Request
 
-        recipes.checked_method(method)
-        recipe = recipes.Recipe(recipes.DEFAULT if scheme is None else scheme, overrides, only, exclude)  # type: ignore[arg-type]
-        if recipe.needs_data and data is None:
-            raise QuantizationError(
-                f"scheme {scheme!r} has static activations, whose ranges come from runs: give data=, a list of feeds "
-                "{input name: array}, or leave out -static for ranges at every run"
-            )
+        read = recipes.seeded(recipes.read(recipe, RECIPES), seed)
+        request = Request(read.scheme if scheme is None else scheme, overrides, only, exclude)  # type: ignore[arg-type]
         graph, fixed = self._copied()
-        return self._quantized(graph, fixed, recipes.quantize_with(graph, recipe, data=data, threads=self.threads, strict=strict), inplace)
+        with shown(progress) as report_progress:
+            report = quantize_with(
+                graph, read, request, data=data, mask=mask, calibration_bytes=calibration_bytes, progress=report_progress,
+                threads=self.threads, strict=strict,
+            )  # fmt: skip
+        return self._quantized(graph, fixed, report, inplace)
 
     def _copied(self) -> tuple[Graph, list[FixedInput]]:
         """A copy to quantize, and what was fixed of its defaults: a request that fails half-way leaves the model as it was."""

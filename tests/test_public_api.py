@@ -24,7 +24,10 @@ SIGNATURES = {
     qruntime.load: "(source, *, threads=None, external_data_dir=None)",
     Model.run: "(self, feed, outputs=None, *, out=None)",
     Model.__call__: "(self, *values, **named)",
-    Model.quantize: "(self, method=None, *, scheme=None, data=None, overrides=None, only=None, exclude=(), strict=False, inplace=False)",
+    Model.quantize: (
+        "(self, recipe=None, *, scheme=None, data=None, overrides=None, only=None, exclude=(), mask=None, calibration_bytes=None, "
+        "seed=0, progress=False, strict=False, inplace=False)"
+    ),
     Model.quantize_dynamic: (
         "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=None, activation=None, "
         "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"

@@ -35,7 +35,7 @@ def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
         shape = "×".join(map(str, layer.shape))
         before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
         snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
-        bits = "?" if layer.bits != layer.bits else f"{layer.bits:.2f}"
+        bits = "?" if layer.bits_per_weight != layer.bits_per_weight else f"{layer.bits_per_weight:.2f}"
         rows.append((layer.name, layer.kind, shape, layer.scheme, bits, before, after, snr))
     return table(rows, left=range(4))
 

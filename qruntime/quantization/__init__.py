@@ -84,6 +84,10 @@ def quantize_dynamic(*arguments: Any, **keywords: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        from qruntime.quantization.methods import RECIPES
+
+        return RECIPES
     if name == "QuantType":
         from qruntime.session.quantize_files import QuantType
 
@@ -113,4 +117,5 @@ __all__ = [
     "float_qparams_weight_only_qconfig_4bit",
     "per_channel_dynamic_qconfig",
     "quantize_dynamic",
+    "recipes",
 ]

@@ -38,9 +38,7 @@ class Calibration:
     QuantizationError with the place for data that do not fit.
     """
 
-    def __init__(
-        self, graph: Graph, data: Data, *, num_threads: int, mask: str | None = None, calibration_bytes: int | None = None
-    ):
+    def __init__(self, graph: Graph, data: Data, *, num_threads: int, mask: str | None = None, calibration_bytes: int | None = None):
         self.graph, self.num_threads = graph, num_threads
         self.most_bytes = _quarter_of_free_memory() if calibration_bytes is None else calibration_bytes
         self.batches = [_fed(graph, feed, number) for number, feed in enumerate(feeds_of(data))]

@@ -1,9 +1,9 @@
 """The rows that the weights of a layer multiply: one row for each product with a weight [N, K].
 
-    MatMul, Gemm …       the rows of the left-hand side
-    LSTM, GRU, RNN       x_t for W, h_{t−1} for R, of each direction; of a GRU that resets h before R, h as it was
-    Conv                 the windows that the kernel covers, at most 4096 of an image; none of grouped ones
-    Embedding            none
+MatMul, Gemm …       the rows of the left-hand side
+LSTM, GRU, RNN       x_t for W, h_{t−1} for R, of each direction; of a GRU that resets h before R, h as it was
+Conv                 the windows that the kernel covers, at most 4096 of an image; none of grouped ones
+Embedding            none
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def _windows(layer: Layer, images: np.ndarray) -> np.ndarray:
     node, shape = layer.node, layer.shapes[0]
-    attributes = (node.attr(name) for name in ("strides", "dilations", "pads"))
-    win = window(images.shape[2:], shape[2:], *attributes, node.attr("auto_pad", "NOTSET"))
+    strides, dilations, pads = (node.attr(name) for name in ("strides", "dilations", "pads"))
+    win = window(images.shape[2:], shape[2:], strides, dilations, pads, node.attr("auto_pad", "NOTSET"))
     rank = len(win.kernel)
     views = windows_view(padded(widen(images), win), win)  # [images, channels, *positions, *kernel]
     rows = np.moveaxis(views, 1, 1 + rank).reshape(images.shape[0], -1, int(np.prod(shape[1:])))

@@ -9,7 +9,7 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.quantization.statistics import MEANS, SAMPLE, SIGMA, Statistics, exact_gram, exact_mean
 
-SAMPLE_ROWS = 1024
+SAMPLE_ROWS = 512
 _HASHED = 16
 _ODD = np.random.default_rng(0x5EED).integers(1 << 62, size=_HASHED, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 

@@ -1,7 +1,7 @@
 """Recipes: a scheme and the steps that turn a float model into one of it, under the name of the paper that proposes them.
 
-    qruntime.quantization.recipes["GPTQ"]           scheme W4A16-g128
-                                                    1. GPTQ(block_size=128, dampening_frac=0.01, actorder='static')
+qruntime.quantization.recipes["GPTQ"]           scheme W4A16-g128
+                                                1. GPTQ(block_size=128, dampening_frac=0.01, actorder='static')
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from itertools import pairwise
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Transform
@@ -24,8 +24,6 @@ _ORDER = (
     (Branch, "makes good for what the codes lost"),
 )
 """Kinds of steps, as they follow one another."""
-
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,32 @@ class Recipe:
                 f"{type(after).__name__} {_ORDER[ranks[first]][1]}, so it cannot follow {type(before).__name__}, which "
                 f"{_ORDER[ranks[first - 1]][1]}; the order is [{order}]"
             )
-        solving = self.of(Solve)
-        for before, after in zip(solving, solving[1:]):
+        for before, after in pairwise(self.solving):
             if not _refines(after):
                 other = f"; [{type(after).__name__}, {type(before).__name__}] would go on from its codes" if _refines(before) else ""
-                raise QuantizationError(f"{type(after).__name__} makes codes of its own and would drop those of {type(before).__name__}{other}")
+                raise QuantizationError(
+                    f"{type(after).__name__} makes codes of its own and would drop those of {type(before).__name__}{other}"
+                )
 
-    def of(self, kind: type[S]) -> list[S]:
-        """The steps of one kind."""
-        return [step for step in self.steps if isinstance(step, kind)]
+    @property
+    def transforms(self) -> list[Transform]:
+        return [step for step in self.steps if isinstance(step, Transform)]
+
+    @property
+    def choosing(self) -> list[Choose]:
+        return [step for step in self.steps if isinstance(step, Choose)]
+
+    @property
+    def ranges(self) -> list[Range]:
+        return [step for step in self.steps if isinstance(step, Range)]
+
+    @property
+    def solving(self) -> list[Solve]:
+        return [step for step in self.steps if isinstance(step, Solve)]
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [step for step in self.steps if isinstance(step, Branch)]
 
     @property
     def requires(self) -> frozenset[str]:
@@ -131,5 +146,5 @@ def read(given: object, recipes: Recipes) -> Recipe:
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
     """The same with `seed` for every step that draws numbers and was not given one."""
-    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]  # type: ignore[type-var,call-arg]
+    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]  # type: ignore[type-var]
     return replace(recipe, steps=tuple(steps))

@@ -35,10 +35,14 @@ class QuantizedLayer(NamedTuple):
     source: str = "float"
     """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
     for one. What those had lost stays lost, and `snr_db` does not count it."""
-    bits: float = math.nan
-    """Per weight, with scales and zero points."""
+    bits_per_weight: float = math.nan
+    """With scales and zero points."""
     facts: tuple[Mapping[str, Any], ...] = ()
     """What the steps that made the codes found out, for each matrix: one of a Linear, one for each weight and direction of an LSTM."""
+    error: float = math.nan
+    """Of its outputs on the calibration data: ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖², of the worst matrix; NaN without data."""
+    rtn_error: float = math.nan
+    """The same of weights rounded to nearest."""
 
 
 FLOAT_QPARAMS = "per_channel_affine_float_qparams"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from qruntime.errors import QuantizationError
 from qruntime.ir import Node
 from qruntime.quantization import scheme as scheme_names
+from qruntime.quantization.layers import layer_of
 from qruntime.quantization.patterns import matches_any, rank
 from qruntime.quantization.reasons import Excluded, Reason, Unselected
 from qruntime.quantization.scheme import Scheme
@@ -14,6 +15,10 @@ from qruntime.quantization.selection import pattern_name
 
 _KINDS = ("Linear", "LSTM", "GRU", "RNN")
 """What is quantized unless an override names more."""
+
+VOCABULARY = 4
+"""From so many times as many outputs as inputs on, a layer that makes an output of the model scores a vocabulary."""
+_PASSED = ("Add", "Cast", "Identity", "Reshape", "Softmax", "LogSoftmax")
 
 
 class Request:
@@ -50,6 +55,8 @@ class Request:
             return Excluded("excluded by overrides=") if scheme is None else scheme
         if kind not in _KINDS:
             return Unselected(f"not selected: overrides= must name {kind}, or the layer")
+        if self.scheme.weights is not None and self.scheme.weights.format.bits < 8 and _scores_vocabulary(node):
+            return Unselected("scores a vocabulary: below 8 bits it costs more than all other layers; overrides= may name it")
         return self.scheme
 
     def idle(self, layers: list[Node], nodes: list[Node]) -> list[str]:
@@ -60,3 +67,15 @@ class Request:
 
 def _patterns(patterns: Iterable[object]) -> tuple[str, ...]:
     return tuple(map(pattern_name, [patterns] if isinstance(patterns, (str, type)) else patterns))
+
+
+def _scores_vocabulary(node: Node) -> bool:
+    """Whether a layer makes an output of the model that is far wider than what it reads."""
+    layer = layer_of(node)
+    if layer is None or layer.kind != "Linear" or not layer.shapes or len(layer.shapes[0]) != 2:
+        return False
+    inputs, outputs = layer.size
+    value = node.outputs[0]
+    while not value.output_of and len(value.uses) == 1 and next(iter(value.uses))[0].is_op(*_PASSED):
+        value = next(iter(value.uses))[0].outputs[0]
+    return outputs >= VOCABULARY * inputs and any(graph is node.graph for graph in value.output_of)

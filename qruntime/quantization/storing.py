@@ -20,6 +20,9 @@ from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.solving import Rounding, Solving
 from qruntime.quantization.stored import stored_form
 
+Roundings = Rounding | Sequence[Sequence[Rounding]]
+"""What makes the codes of all matrices of a layer; or, for each weight, one for each of its matrices, all of one format."""
+
 
 class Storing:
     """Solves each weight of a graph once for all layers that read it and ask for the same."""
@@ -27,31 +30,21 @@ class Storing:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.solved: dict[tuple[Value, tuple[Rounding, ...], int], tuple[Value, list[Rounded]]] = {}
+        self._counted: set[Value] = set()
 
     def store(
         self,
         layer: Layer,
-        rounding: Rounding | Sequence[Sequence[Rounding]],
+        rounding: Roundings,
         inputs: Inputs | None = None,
         engine: str = "qruntime",
     ) -> QuantizedLayer | str:
         """Replace the weights of one layer; a string says why that cannot be. Float and embedding layers have float activations
-        whatever `inputs` says.
-
-        `rounding` makes the codes of all matrices; or there is, for each weight, one for each of its matrices, all of one format.
-        """
-        node, every = layer.node, layer.weights
-        each = [tuple(row) for row in rounding] if isinstance(rounding, Sequence) else [(rounding,)] * len(every)
-        reason = missing_form(node)
-        for value in every:
-            reason = reason or obstacle(layer, value)
-        reason = reason or unfit_attributes(node) or self._misfit(layer, each[0][0], engine)
-        if reason:
+        whatever `inputs` says."""
+        node = layer.node
+        if (reason := self.misfit(layer, rounding, engine)) is not None:
             return reason
-        form = each[0][0].format
-        along = 0 if form is FLOAT16 else layer.along
-        asked = [(value, row, along) for value, row in zip(every, each, strict=True) if value is not None]
-        known = [key in self.solved for key in asked]
+        asked = _asked(layer, rounding)
         try:
             made = [self._solved(layer, *key) for key in asked]
         except ValueError as error:
@@ -59,7 +52,7 @@ class Storing:
         for position, (stored, _) in zip(layer.form.weights, made, strict=True):
             node.set_input(position, stored)
         rounded = [one for _, parts in made for one in parts]
-        if form is FLOAT16 or layer.kind == "Embedding":
+        if asked[0][1][0].format is FLOAT16 or layer.kind == "Embedding":
             inputs, engine = None, "qruntime"
         node.mark = LayerMark(
             WEIGHT_ONLY if inputs is None else inputs.ranges,
@@ -68,10 +61,23 @@ class Storing:
             next((one.reason for one in rounded if one.reason), ""),
             codes=LayerMark().codes if inputs is None else inputs.format.name,
         )
-        row = row_of_layer(layer, {value for (value, _), before in zip(made, known, strict=True) if before})
+        row = row_of_layer(layer, self._counted)
+        self._counted.update(value for value, _ in made)
         return row._replace(facts=tuple(one.facts for one in rounded if one.facts))
 
-    def _misfit(self, layer: Layer, rounding: Rounding, engine: str) -> str | None:
+    def solve(self, layer: Layer, rounding: Roundings) -> list[Rounded]:
+        """The codes of all matrices of a layer that `misfit` finds no fault with, kept for `store`: layers may be solved in
+        threads side by side. Raises ValueError with what is wrong with a weight."""
+        return [one for key in _asked(layer, rounding) for one in self._solved(layer, *key)[1]]
+
+    def misfit(self, layer: Layer, rounding: Roundings, engine: str = "qruntime") -> str | None:
+        """Why a layer cannot be stored so; None when it can."""
+        reason = missing_form(layer.node)
+        for value in layer.weights:
+            reason = reason or obstacle(layer, value)
+        return reason or unfit_attributes(layer.node) or self._without_form(layer, _each(layer, rounding)[0][0], engine)
+
+    def _without_form(self, layer: Layer, rounding: Rounding, engine: str) -> str | None:
         """Why there is no form of that format for a layer; None when there is one."""
         node, shape = layer.node, weight_shape(layer.node)
         opset = opset_beside(self.graph, node)
@@ -106,6 +112,18 @@ class Storing:
             self.solved[key] = layer.store(value, [one.stored for one in rounded]), rounded
             drop_pages(value.arrays())
         return self.solved[key]
+
+
+def _each(layer: Layer, rounding: Roundings) -> list[tuple[Rounding, ...]]:
+    """For each weight, what makes the codes of each of its matrices, or one for all of them."""
+    return [tuple(row) for row in rounding] if isinstance(rounding, Sequence) else [(rounding,)] * len(layer.weights)
+
+
+def _asked(layer: Layer, rounding: Roundings) -> list[tuple[Value, tuple[Rounding, ...], int]]:
+    """What is solved once."""
+    each = _each(layer, rounding)
+    along = 0 if each[0][0].format is FLOAT16 else layer.along
+    return [(value, row, along) for value, row in zip(layer.weights, each, strict=True) if value is not None]
 
 
 def describe_existing(graph: Graph) -> Report:

@@ -48,11 +48,11 @@ class Spilling:
             self.bytes += value.nbytes
             return value
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="qruntime-")
+            self._file = tempfile.TemporaryFile(prefix="qruntime-")  # noqa: SIM115
         at = self._file.tell()
         self._file.write(b"\0" * (-at % _ALIGNMENT))
         written = _Written(self._file.tell(), value.dtype, value.shape)
-        self._file.write(memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8)))
+        np.ascontiguousarray(value).tofile(self._file)
         return written
 
 

@@ -337,3 +337,27 @@ def test_quantized_layers_run_in_parts() -> None:
     for node in list(graph.nodes):
         walk.reach(node)
     assert_same_bits(walk.finish()[0][0], expected)
+
+
+def test_a_walk_towards_stops_holds_what_they_need_and_no_more() -> None:
+    graph = canonical(encoder_bytes(layers=2))
+    layers = layers_of(graph)[:4]
+    walk = Frontier(graph, [fed_values(graph, FEEDS[0])], stops=layers, num_threads=1)
+    for layer in layers:
+        ((x, _),) = walk.reach(layer)
+        assert_same_bits(x, whole(graph, FEEDS[0], [layer.inputs[0]])[0])
+    assert set(walk.held[0]) == {layers[-1].inputs[0]}
+    with pytest.raises(InputError, match="it has run already, or nothing that the walk is for needs it"):
+        walk.reach(layers[0])
+    with pytest.raises(InputError, match="nothing that the walk is for needs it"):
+        walk.reach(layers_of(graph)[-1])
+
+
+def test_the_last_stop_may_stand_before_nothing() -> None:
+    graph = canonical(encoder_bytes())
+    last = graph.nodes[-1]
+    walk = Frontier(graph, [fed_values(graph, FEEDS[0])], stops=[last], num_threads=1)
+    read = [value for value in last.inputs if value is not None and not value.is_constant]
+    assert set(walk.held[0]) == set(graph.inputs)
+    walk.reach(last)
+    assert set(walk.held[0]) == set(read)

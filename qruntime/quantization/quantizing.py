@@ -1,0 +1,311 @@
+"""`model.quantize`: a recipe over the layers of a graph.
+
+    float stream        statistics of what layers read → equivalences, schemes of layers, ranges of static activations
+    quantized stream    layer after layer in running order: statistics of what the layers before it make → codes, branches
+
+Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qruntime.errors import QuantizationError
+from qruntime.ir import Graph, Node, Value
+from qruntime.ir.formats import FLOAT16, INT8, UINT8
+from qruntime.passes.cleanup import remove_dead_nodes
+from qruntime.passes.einsum import linear_einsum
+from qruntime.quantization.calibration import Calibration, Group, Progress
+from qruntime.quantization.feeds import Data
+from qruntime.quantization.foreign import held_by_others, held_weights
+from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.methods.rtn import RTN
+from qruntime.quantization.patterns import mistaken, nothing_selected
+from qruntime.quantization.reasons import Reason, Unselected
+from qruntime.quantization.recipe import Recipe
+from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
+from qruntime.quantization.request import Request
+from qruntime.quantization.rounding import Rounded, RoundToHalf
+from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
+from qruntime.quantization.selection import layer_kind, layer_name
+from qruntime.quantization.solving import Rounding, Solving
+from qruntime.quantization.static_ranges import insert_range
+from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
+from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
+from qruntime.quantization.storing import Storing, describe_existing
+
+CALIBRATED = ("Linear", "LSTM", "GRU", "RNN", "Conv")
+"""Kinds of layers whose weights meet rows that a run can show."""
+
+
+@dataclass(eq=False)
+class Assignment:
+    """A layer that is to be quantized, and what becomes known of it on the way."""
+
+    layer: Layer
+    scheme: Scheme
+    statistics: list[Statistics | None] = field(default_factory=list)
+    """For each matrix of its weights."""
+    facts: Facts = field(default_factory=dict)
+    left: Reason | None = None
+    """Why a step leaves it float."""
+    rounding: list[list[Rounding]] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    rtn_errors: list[float] = field(default_factory=list)
+
+    @property
+    def node(self) -> Node:
+        return self.layer.node
+
+    @property
+    def is_static(self) -> bool:
+        return self.left is None and self.scheme.inputs is not None and self.scheme.inputs.is_static
+
+    def weights(self) -> list[list[np.ndarray]]:
+        """For each weight, its matrices [N, K]."""
+        every = (self.layer.matrices(value) for value in self.layer.weights if value is not None)
+        return [[matrix.values.T if matrix.along else matrix.values for matrix in matrices] for matrices in every]
+
+
+def quantize_with(
+    graph: Graph,
+    recipe: Recipe,
+    request: Request,
+    *,
+    data: Data | None = None,
+    mask: str | None = None,
+    calibration_bytes: int | None = None,
+    progress: Progress | None = None,
+    threads: int = 1,
+    strict: bool = False,
+) -> Report:
+    """Quantize `graph` in place and report what was done.
+
+    Raises QuantizationError for data that are missing or do not fit, and where `strict` and a layer cannot be what was asked
+    for, or a pattern selects nothing.
+    """
+    linear_einsum(graph, tied=True)
+    nodes = list(graph.walk_nodes())
+    candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]
+    idle = request.idle([node for node, _ in candidates], nodes)
+    unknown = mistaken(idle, nodes)
+    if unknown and strict:
+        raise QuantizationError(f"strict=True and {nothing_selected(unknown, [node for node, _ in candidates])}")
+    kept = {row.name: row for row in describe_existing(graph).layers}
+    decided = {node: _assigned(graph, node, request.scheme_of(node, kind)) for node, kind in candidates}
+    assignments = [one for one in decided.values() if isinstance(one, Assignment)]
+    _check_data(recipe, assignments, data)
+    calibration = None
+    if data is not None and assignments:
+        calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
+    run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads)
+    run.prepare(assignments)
+    rows = run.store(assignments)
+    made, skipped = [], held_by_others(nodes)
+    for node, one in decided.items():
+        row = rows[one] if isinstance(one, Assignment) else one
+        if isinstance(row, QuantizedLayer):
+            kept.pop(row.name, None)
+            made.append(row)
+        elif not (isinstance(row, Unselected) and layer_name(node) in kept):
+            skipped.append(SkippedLayer(layer_name(node), node.op_type, row))
+    if strict:
+        raise_faults(skipped)
+    remove_dead_nodes(graph)
+    return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept), held_weights(graph.walk_nodes()))
+
+
+def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | None) -> None:
+    """Raises QuantizationError where something is to be known of activations and there are no data."""
+    if data is not None:
+        return
+    needing = [type(step).__name__ for step in recipe.steps if step.requires]
+    static = next((one for one in assignments if one.is_static), None)
+    if needing or static is not None:
+        who = f"{needing[0]} looks at activations" if needing else f"scheme {static.scheme} has ranges that are known before a run"  # type: ignore[union-attr]
+        other = "" if needing else "; or leave out -static for ranges at every run"
+        raise QuantizationError(f"{who}, which come from runs: give data=, a list of feeds {{input name: array}}{other}")
+
+
+def _assigned(graph: Graph, node: Node, scheme: Scheme | Reason) -> Assignment | Reason:
+    """What is to be done with a layer, or why nothing can be."""
+    if isinstance(scheme, Reason):
+        return scheme
+    layer = layer_of(node)
+    if layer is None:
+        return Reason(missing_form(node) or "it is no layer")
+    for value in layer.weights:
+        if (reason := obstacle(layer, value)) is not None:
+            return reason if isinstance(reason, Reason) else Reason(reason)
+    if (unfit := unfit_attributes(node)) is not None:
+        return Reason(unfit)
+    if (misfit := _misfit(graph, layer, scheme)) is not None:
+        return misfit
+    return Assignment(layer, scheme)
+
+
+def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
+    """Why a layer cannot have a scheme."""
+    if scheme.needs_data and (layer.kind != "Linear" or layer.node.graph is not graph):
+        return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
+    if scheme.inputs is not None and (scheme.inputs.format is not UINT8 or scheme.inputs.clusters):
+        return Reason(f"there is no kernel for {scheme.inputs}")
+    if scheme.inputs is not None and layer.kind != "Linear" and not (scheme.weights and _is_plain_int8(scheme.weights)):
+        return Reason(f"8-bit activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
+    return None
+
+
+def _is_plain_int8(args: QArgs) -> bool:
+    return args.format is INT8 and args.granularity.kind != GROUP
+
+
+class _Run:
+    """The phases of one call."""
+
+    def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int):
+        self.graph, self.recipe, self.calibration, self.progress, self.threads = graph, recipe, calibration, progress, threads
+        self.early = [step for step in recipe.steps if not isinstance(step, (Solve, Branch))]
+        self.solving: tuple[Solve, ...] = tuple(recipe.solving) or (RTN(),)
+        self.late: list[Step] = [*self.solving, *recipe.branches]
+        self.storing = Storing(graph)
+
+    @property
+    def has_quantized_stream(self) -> bool:
+        """Whether codes depend on what the layers before make of theirs."""
+        return any(step.requires for step in self.late)
+
+    def prepare(self, assignments: Sequence[Assignment]) -> None:
+        """The float stream: statistics, and what steps decide by them before there are codes."""
+        if self.calibration is not None and (self.early or not self.has_quantized_stream or any(one.is_static for one in assignments)):
+            for group, members in self._groups(assignments, "observe"):
+                self._observe(group, members, self.early)
+        for one in assignments:
+            self._choose(one)
+        self._insert_ranges([one for one in assignments if one.is_static])
+
+    def store(self, assignments: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
+        """The quantized stream where the recipe has one: codes, layer after layer."""
+        rows: dict[Assignment, QuantizedLayer | Reason] = {}
+        if self.calibration is not None and self.has_quantized_stream:
+            for group, members in self._groups(assignments, "quantize"):
+                self._observe(group, members, self.late)
+                rows |= self._stored(members)
+        return rows | self._stored([one for one in assignments if one not in rows])
+
+    def _groups(self, assignments: Sequence[Assignment], what: str) -> Iterator[tuple[Group, list[Assignment]]]:
+        """The layers that can be calibrated, those that read the same tensor together."""
+        assert self.calibration is not None
+        by_node = {one.node: one for one in assignments if one.node.graph is self.graph and one.layer.kind in CALIBRATED}
+        done = 0
+        for group in self.calibration.groups([one.layer for one in by_node.values()]):
+            members = [by_node[layer.node] for layer in group.layers]
+            yield group, members
+            done += len(members)
+            self.progress(done, len(by_node), what)
+
+    def _observe(self, group: Group, members: Sequence[Assignment], steps: Sequence[Step]) -> None:
+        kinds = {SAMPLE}.union(*(step.requires for step in steps))
+        for one in members:
+            one.statistics = group.statistics(one.layer, kinds)
+            if SIGMA in kinds:
+                _check_rows(one, group)
+
+    def _choose(self, one: Assignment) -> None:
+        for step in self.recipe.choosing:
+            if one.layer.kind == "Linear" and one.left is None:
+                ((weight,),) = one.weights()
+                scheme, facts = step.scheme(layer_name(one.node), weight, one.scheme, next(iter(one.statistics), None))
+                one.facts |= facts
+                if isinstance(scheme, Reason):
+                    one.left = scheme
+                else:
+                    one.scheme = scheme
+
+    def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
+        """Static activations: layers that read the same tensor share its range."""
+        by_tensor: dict[tuple[Value, Inputs], list[Assignment]] = {}
+        for one in assignments:
+            tensor, inputs = one.node.input(0), one.scheme.inputs
+            assert tensor is not None and inputs is not None
+            by_tensor.setdefault((tensor, inputs), []).append(one)
+        choosing = self.recipe.ranges
+        for (tensor, inputs), members in by_tensor.items():
+            (statistics,) = members[0].statistics
+            assert statistics is not None
+            found = choosing[0].range(inputs, statistics) if choosing else InputRange(statistics.low.min(), statistics.high.max())
+            insert_range(self.graph, tensor, [one.node for one in members], found)
+            for one in members:
+                one.facts |= found.facts
+
+    def _stored(self, members: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
+        """Codes of layers side by side, then each layer stored."""
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            list(pool.map(self._solve, members))
+        return {one: self._store(one) for one in members}
+
+    def _solve(self, one: Assignment) -> None:
+        """Makes the codes, which `storing` keeps, and their errors."""
+        weights = one.weights()
+        places = iter(range(sum(map(len, weights))))
+        one.rounding = [[self._rounding(one, next(places)) for _ in matrices] for matrices in weights]
+        if one.left is not None or self.storing.misfit(one.layer, one.rounding) is not None:
+            return
+        try:
+            made = self.storing.solve(one.layer, one.rounding)
+        except ValueError:  # `store` says it
+            return
+        flat = [weight for matrices in weights for weight in matrices]
+        one.errors = _errors(flat, made, one.statistics)
+        if not one.rtn_errors and one.scheme.weights is not None and one.statistics:
+            one.rtn_errors = one.errors if self.recipe.steps == () else _errors(flat, _nearest(flat, one.scheme.weights), one.statistics)
+
+    def _rounding(self, one: Assignment, at: int) -> Rounding:
+        """What makes the codes of matrix `at`: steps that look at rows leave those to others whose rows are unknown."""
+        weights = one.scheme.weights
+        assert weights is not None
+        if weights.format is FLOAT16:
+            return RoundToHalf()
+        statistics = one.statistics[at] if one.statistics else None
+        steps = tuple(step for step in self.solving if statistics is not None or not step.requires)
+        return Solving(steps or (RTN(),), weights, statistics)
+
+    def _store(self, one: Assignment) -> QuantizedLayer | Reason:
+        if one.left is not None:
+            return one.left
+        before, one.node.mark = one.node.mark, None
+        made = self.storing.store(one.layer, one.rounding, one.scheme.inputs)
+        one.statistics = []
+        if isinstance(made, str):
+            one.node.mark = before
+            return made if isinstance(made, Reason) else Reason(made)
+        facts = [one.facts | dict(found) for found in made.facts or ({},)]
+        return made._replace(facts=tuple(found for found in facts if found), error=_worst(one.errors), rtn_error=_worst(one.rtn_errors))
+
+
+def _errors(weights: Sequence[np.ndarray], made: Sequence[Rounded], statistics: Sequence[Statistics | None]) -> list[float]:
+    pairs = zip(weights, made, statistics or [None] * len(made), strict=True)
+    return [output_error(weight, rounded.stored.decoded(), seen) for weight, rounded, seen in pairs if seen is not None]
+
+
+def _nearest(weights: Sequence[np.ndarray], args: QArgs) -> list[Rounded]:
+    return [RTN().solve(weight, args).rounded for weight in weights] if args.format is not FLOAT16 else []
+
+
+def _worst(errors: Sequence[float]) -> float:
+    return max(errors, default=math.nan)
+
+
+def _check_rows(one: Assignment, group: Group) -> None:
+    """Σ of fewer rows than channels says nothing of most directions."""
+    for statistics in one.statistics:
+        if statistics is not None and statistics.rows < len(statistics.low):
+            tensor = group.tensor
+            raise QuantizationError(
+                f"data: {one.node.label} reads {len(statistics.low)} channels of {'' if tensor is None else repr(tensor.name)}, and all "
+                f"feeds together hold {statistics.rows} rows of it; give at least as many rows, better ten times as many"
+            )

@@ -1,0 +1,92 @@
+"""What a call may ask for: recipes by name, steps in an order, and which layers get which scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+import pytest
+from onnx import helper
+
+import qruntime
+from qruntime.errors import QuantizationError
+from qruntime.quantization.methods import RECIPES
+from qruntime.quantization.methods.rtn import RTN
+from qruntime.quantization.recipe import DEFAULT_SCHEME, Recipe, read, seeded
+from qruntime.quantization.scheme import parse
+from tests.small_models import model_bytes, random
+
+FLOAT = onnx.TensorProto.FLOAT
+
+
+@dataclass(frozen=True)
+class Adds:
+    seed: int | None = None
+    requires = frozenset({"sample"})
+
+    def branch(self, weight, restored, statistics): ...
+
+
+@dataclass(frozen=True)
+class Refines(RTN):
+    refines = True
+
+
+def test_recipes_are_found_whatever_the_case_and_punctuation():
+    for name in RECIPES:
+        spellings = {name, name.lower(), name.upper(), name.replace("-", " ").replace("-", "_"), f" {name}. "}
+        assert all(read(spelling, RECIPES) is RECIPES[name] for spelling in spellings)
+    assert "RTN: W4A16-g128\n  1. RTN()" in str(RECIPES)
+
+
+def test_every_recipe_can_be_read():
+    for recipe in RECIPES.values():
+        assert parse(recipe.scheme)
+        assert Recipe(recipe.name, recipe.scheme, recipe.steps) == recipe
+
+
+def test_steps_make_a_recipe():
+    assert read(None, RECIPES) == Recipe("RTN")
+    assert read(RTN(), RECIPES).steps == (RTN(),)
+    made = read(["rtn", Refines(), Adds()], RECIPES)
+    assert (made.steps, made.scheme, made.requires) == ((RTN(), Refines(), Adds()), DEFAULT_SCHEME, {"sample"})
+    assert made.name == "RTN + Refines + Adds"
+    assert seeded(made, 7).steps[-1] == Adds(7)
+    assert seeded(read(Adds(3), RECIPES), 7).steps == (Adds(3),)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("magic", r"recipe 'magic' is no recipe; there are RTN"),
+        ([Adds(), RTN()], r"RTN makes the codes, so it cannot follow Adds, which makes good for .*; the order is \[RTN, Adds\]"),
+        ([Refines(), RTN()], r"RTN makes codes of its own and would drop those of Refines; \[RTN, Refines\] would go on"),
+        ([RTN(), RTN()], r"would drop those of RTN$"),
+        (RTN, r"the class RTN among its steps; make one: RTN\(\)"),
+        ([3], r"a recipe has steps such as GPTQ\(\) and names of recipes, got 3"),
+    ],
+)
+def test_what_is_no_recipe(given: object, message: str):
+    with pytest.raises(QuantizationError, match=message):
+        read(given, RECIPES)
+
+
+def scores(outputs: int, *, behind: bool = False) -> qruntime.Model:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="fc"), helper.make_node("MatMul", ["h", "v"], ["s"], name="head")]
+    nodes.append(helper.make_node("Add", ["s", "b"], ["t"]))
+    nodes.append(helper.make_node("Relu" if behind else "Softmax", ["t"], ["y"]))
+    weights = {"w": random(32, 32), "v": random(32, outputs), "b": random(outputs)}
+    return qruntime.load(model_bytes(nodes, [("x", FLOAT, ["n", 32])], [("y", FLOAT, None)], weights))
+
+
+def test_scores_of_a_vocabulary_stay_float_below_8_bits():
+    left = scores(128).quantize(scheme="W4A16").report
+    assert [layer.name for layer in left.layers] == ["fc"]
+    assert left.skipped[0].reason.startswith("scores a vocabulary")
+    for model, keywords in (
+        (scores(127), {"scheme": "W4A16"}),
+        (scores(128, behind=True), {"scheme": "W4A16"}),
+        (scores(128), {"scheme": "W8A8"}),
+        (scores(128), {"scheme": "W4A16", "overrides": {"head": "W4A16"}}),
+    ):
+        assert [layer.name for layer in model.quantize(**keywords).report.layers] == ["fc", "head"]

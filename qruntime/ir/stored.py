@@ -6,14 +6,16 @@ whichever kernel multiplies with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import numpy as np
 
 from qruntime.ir.dtypes import ONNX_CODES, numpy_dtype, onnx_code
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
+from qruntime.ir.outliers import Outliers, stack_outliers
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -25,21 +27,24 @@ class StoredTensor:
         real = scale · (code − zero_point)     or, with an `offset` of real numbers,     scale · code + offset
 
     `scale`, `zero_point` and `offset` have the rank of the codes. Along each axis they have one entry for all, or one for
-    each index; along `block_axis` one for every `block` indices, the last of which may be fewer.
+    each index; along `block_axis` one for every `block` indices, the last of which may be fewer. Scales and zero points may
+    themselves be stored as codes, and a few numbers may stand apart from all codes.
     """
 
     format: Format
     codes: np.ndarray | NarrowArray
     """An array of the element type; of FP8 its bytes; packed below a byte."""
-    scale: np.ndarray | None = None
+    scale: np.ndarray | StoredTensor | None = None
     """Floats; None of formats that stand for themselves, and of bare codes."""
-    zero_point: np.ndarray | None = None
-    """Integers in the range of the codes, of weights that other tools rounded maybe floats; None where all are 0."""
+    zero_point: np.ndarray | StoredTensor | None = None
+    """Integers in the range of the codes, or floats that need not be whole; None where all are 0."""
     offset: np.ndarray | None = None
     block: int = 0
     block_axis: int = 0
     dtype: np.dtype = FLOAT32
     """Of the real numbers; they are computed in float32 and rounded to it."""
+    outliers: Outliers | None = None
+    """Real numbers in place of what some of the codes say."""
 
     @property
     def is_bare(self) -> bool:
@@ -66,18 +71,29 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Of the codes and all that belongs to them, as files hold it: zero points that are all 0 are left out."""
-        zero_point = None if self.zero_point is None or not self.zero_point.any() else self.zero_point
-        parts = (self.scale, zero_point, self.offset)
+        parts = (self.scale, self.zero_point if self.is_shifted else None, self.offset, self.outliers)
         return self.codes.nbytes + sum(part.nbytes for part in parts if part is not None)
 
     def arrays(self) -> list[np.ndarray]:
         """Codes as they are held, and all that belongs to them."""
-        codes = self.codes.data if isinstance(self.codes, NarrowArray) else self.codes
-        return [codes, *(part for part in self._parts() if part is not None)]
+        found = [self.codes.data if isinstance(self.codes, NarrowArray) else self.codes]
+        for part in self._parts():
+            found += part.arrays() if isinstance(part, StoredTensor) else [] if part is None else [part]
+        return found if self.outliers is None else [*found, self.outliers.gaps, self.outliers.values]
 
     @property
     def has_one_scale(self) -> bool:
         return self.scale is None or self.scale.size == 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether codes with arrays of scales and zero points are all there is."""
+        return self.outliers is None and not isinstance(self.scale, StoredTensor) and not isinstance(self.zero_point, StoredTensor)
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether there are zero points other than 0."""
+        return isinstance(self.zero_point, StoredTensor) or (self.zero_point is not None and bool(self.zero_point.any()))
 
     def unpacked(self) -> np.ndarray:
         """The codes as an array, of formats below a byte as int8 or uint8."""
@@ -93,6 +109,8 @@ class StoredTensor:
         real = self._values(codes) * self.expanded(self.scale).astype(np.float32)
         if self.offset is not None:
             real += self.expanded(self.offset)
+        if self.outliers is not None:
+            self.outliers.put_into(real)
         with np.errstate(over="ignore"):
             return real.astype(self.dtype, copy=False)
 
@@ -105,13 +123,15 @@ class StoredTensor:
             return self.format.values[codes]
         if self.zero_point is None:
             return codes.astype(np.float32)
-        if self.zero_point.dtype.kind == "f":
-            return codes.astype(np.float32) - self.expanded(self.zero_point)
+        zero_point = self.expanded(self.zero_point)
+        if zero_point.dtype.kind == "f":
+            return codes.astype(np.float32) - zero_point.astype(np.float32, copy=False)
         wide = np.int64 if self.format.bits > 16 else np.int32
-        return (codes.astype(wide) - self.expanded(self.zero_point).astype(wide)).astype(np.float32)
+        return (codes.astype(wide) - zero_point.astype(wide)).astype(np.float32)
 
-    def expanded(self, part: np.ndarray) -> np.ndarray:
+    def expanded(self, part: np.ndarray | StoredTensor) -> np.ndarray:
         """Scales, zero points or offsets with an entry for each index along the blocks."""
+        part = numbers(part)
         if not self.block or part.shape[self.block_axis] == 1:
             return part
         return np.repeat(part, self.block, axis=self.block_axis)[(slice(None),) * self.block_axis + (slice(self.shape[self.block_axis]),)]
@@ -119,48 +139,87 @@ class StoredTensor:
     def transposed(self) -> StoredTensor:
         """Of rank 2, the other way round; nothing is copied."""
         codes = self.codes.transposed() if isinstance(self.codes, NarrowArray) else self.codes.T
-        turned = self._with_parts(codes, [None if part is None else part.T for part in self._parts()])
-        return replace(turned, block_axis=1 - self.block_axis)
+        turned = self._with_parts(codes, self._mapped(lambda array: array.T, StoredTensor.transposed))
+        return replace(turned, block_axis=1 - self.block_axis, outliers=None if self.outliers is None else self.outliers.transposed())
 
     def reshaped(self, *shape: int) -> StoredTensor:
         """With other dims after the first; the scales must not differ along those."""
         codes = self.codes.reshaped(*shape) if isinstance(self.codes, NarrowArray) else self.codes.reshape(shape)
         ones = (1,) * (len(shape) - 1)
-        return self._with_parts(codes, [None if part is None else part.reshape(part.shape[0], *ones) for part in self._parts()])
+        parts = self._mapped(lambda array: array.reshape(array.shape[0], *ones), lambda part: part.reshaped(part.shape[0], *ones))
+        outliers = None if self.outliers is None else self.outliers.row_major(self.shape)
+        return replace(self._with_parts(codes, parts), outliers=outliers)
 
     def __getitem__(self, index: int) -> StoredTensor:
         """The tensor at `index` of the first axis, with one scale where it has the same one throughout."""
-        scale, zero_point, offset = (None if part is None else part[min(index, part.shape[0] - 1)] for part in self._parts())
-        if scale is not None and (scale == scale.flat[0]).all() and (zero_point is None or (zero_point == zero_point.flat[0]).all()):
-            corner = (slice(1),) * scale.ndim
-            scale, zero_point = scale[corner], None if zero_point is None else zero_point[corner]
+        assert not self.block or self.block_axis > 0
+        scale, zero_point, offset = self._mapped(
+            lambda array: array[min(index, array.shape[0] - 1)], lambda part: part[min(index, part.shape[0] - 1)]
+        )
+        if _is_one(scale) and _is_one(zero_point):
+            scale, zero_point = (None if part is None else part[(slice(1),) * part.ndim] for part in (scale, zero_point))
         codes = held(self.unpacked()[index], self.format)
-        return replace(self._with_parts(codes, (scale, zero_point, offset)), block_axis=self.block_axis - 1)
+        outliers = None if self.outliers is None else self.outliers.slices(self.shape, np.array([index]))
+        made = self._with_parts(codes, (scale, zero_point, offset))
+        return replace(made, block_axis=self.block_axis - 1, outliers=outliers)
 
     def rows(self, indices: np.ndarray) -> StoredTensor:
         """Of rank 2, the rows at `indices` (of rank 1, not negative)."""
-        parts = [None if part is None else part if part.shape[0] == 1 else part[indices] for part in self._parts()]
-        assert not self.block or self.block_axis == 1
+        runs_down = bool(self.block) and self.block_axis == 0
+        owners = indices // self.block if runs_down else indices
+        parts = self._mapped(
+            lambda array: array if array.shape[0] == 1 else array[owners], lambda part: part if part.shape[0] == 1 else part.rows(owners)
+        )
+        outliers = None if self.outliers is None else self.outliers.slices(self.shape, indices)
+        return replace(self._with_parts(self._rows_of_codes(indices), parts), block=0 if runs_down else self.block, outliers=outliers)
+
+    def _rows_of_codes(self, indices: np.ndarray) -> np.ndarray | NarrowArray:
         codes, bits = self.codes, self.format.bits
         if isinstance(codes, np.ndarray):
-            return self._with_parts(codes[indices], parts)
+            return codes[indices]
         width = codes.shape[1]
         if codes.is_transposed or (not codes.in_halves and width * bits % 8):
-            return self._with_parts(held(codes.unpacked()[indices], self.format), parts)
+            return held(codes.unpacked()[indices], self.format)
         packed = codes.data.reshape(codes.shape[0], -1)[indices]
-        return self._with_parts(codes._replace(data=packed.reshape(-1), shape=(len(indices), width)), parts)
+        return codes._replace(data=packed.reshape(-1), shape=(len(indices), width))
 
     def scaled(self, factor: float) -> StoredTensor:
         """`factor` times the same numbers."""
         assert self.scale is not None
-        offset = None if self.offset is None else self.offset * np.float32(factor)
-        return replace(self, scale=self.scale * np.float32(factor), offset=offset)
+        by = np.float32(factor)
+        return replace(
+            self,
+            scale=self.scale.scaled(factor) if isinstance(self.scale, StoredTensor) else self.scale * by,
+            offset=None if self.offset is None else self.offset * by,
+            outliers=None if self.outliers is None else self.outliers.scaled(factor),
+        )
 
-    def _parts(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    def _parts(self) -> tuple[Part, Part, np.ndarray | None]:
         return self.scale, self.zero_point, self.offset
 
-    def _with_parts(self, codes: np.ndarray | NarrowArray, parts: Sequence[np.ndarray | None]) -> StoredTensor:
-        return replace(self, codes=codes, scale=parts[0], zero_point=parts[1], offset=parts[2])
+    def _mapped(self, of_array: Callable[[np.ndarray], np.ndarray], of_codes: Callable[[StoredTensor], StoredTensor]) -> list[Part]:
+        """What becomes of scale, zero point and offset."""
+        parts = self._parts()
+        return [None if part is None else of_codes(part) if isinstance(part, StoredTensor) else of_array(part) for part in parts]
+
+    def _with_parts(self, codes: np.ndarray | NarrowArray, parts: Sequence[Part]) -> StoredTensor:
+        scale, zero_point, offset = parts
+        assert not isinstance(offset, StoredTensor)
+        return replace(self, codes=codes, scale=scale, zero_point=zero_point, offset=offset)
+
+
+Part = np.ndarray | StoredTensor | None
+"""What belongs to codes: an array, or codes in their turn."""
+
+
+def numbers(part: np.ndarray | StoredTensor) -> np.ndarray:
+    """Scales or zero points as an array."""
+    return part.decoded() if isinstance(part, StoredTensor) else part
+
+
+def _is_one(part: Part) -> TypeGuard[np.ndarray | None]:
+    """Whether all entries of an array are the same."""
+    return part is None or (isinstance(part, np.ndarray) and bool((part == part.flat[0]).all()))
 
 
 def held(codes: np.ndarray, form: Format) -> np.ndarray | NarrowArray:
@@ -171,17 +230,26 @@ def held(codes: np.ndarray, form: Format) -> np.ndarray | NarrowArray:
 def stack(tensors: Sequence[StoredTensor]) -> StoredTensor | None:
     """Tensors of one shape and format along a new first axis; None when they do not go together."""
     first = tensors[0]
-    if any(
-        (t.format, t.shape, t.dtype, t.block) != (first.format, first.shape, first.dtype, first.block) or t.offset is not None
-        for t in tensors
-    ):
+    if any((t.format, t.shape, t.dtype, t.block) != (first.format, first.shape, first.dtype, first.block) for t in tensors):
         return None
+    parts: list[Part] = []
+    for column in zip(*(t._parts() for t in tensors), strict=True):
+        inner = [part for part in column if isinstance(part, StoredTensor)]
+        joined = stack(inner) if inner else _stacked([part for part in column if not isinstance(part, StoredTensor)])
+        if inner and (joined is None or len(inner) < len(tensors)):
+            return None
+        parts.append(joined)
     codes = [t.unpacked() for t in tensors]
-    joined = held(codes[0][None] if len(codes) == 1 else np.stack(codes), first.format)
-    if first.scale is None:
-        return replace(first, codes=joined, block_axis=first.block_axis + 1)
-    shape = np.broadcast_shapes(*(t.scale.shape for t in tensors if t.scale is not None))
-    scale = np.stack([np.broadcast_to(t.scale, shape) for t in tensors if t.scale is not None])
-    zeros = [np.zeros((), np.int8) if t.zero_point is None else t.zero_point for t in tensors]
-    zero_point = None if all(t.zero_point is None for t in tensors) else np.stack([np.broadcast_to(zero, shape) for zero in zeros])
-    return replace(first, codes=joined, scale=scale, zero_point=zero_point, block_axis=first.block_axis + 1)
+    together = held(codes[0][None] if len(codes) == 1 else np.stack(codes), first.format)
+    outliers = stack_outliers([t.outliers for t in tensors], first.shape)
+    return replace(first._with_parts(together, parts), block_axis=first.block_axis + 1, outliers=outliers)
+
+
+def _stacked(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Zeros for those that are missing, None where all are."""
+    found = [array for array in arrays if array is not None]
+    if not found:
+        return None
+    shape = np.broadcast_shapes(*(array.shape for array in found))
+    missing = np.zeros((), found[0].dtype)
+    return np.stack([np.broadcast_to(missing if array is None else array, shape) for array in arrays])

@@ -18,7 +18,8 @@ Key = tuple[str, str, str]
 """Domain, name and overload."""
 
 
-OURS = frozenset(("qruntime", f"Dequantize{grid}{width}", "") for grid in ("Affine", "Symmetric", "Table") for width in ("", "Bytes"))
+_OURS = (*(f"Dequantize{grid}{width}" for grid in ("Affine", "Offset", "Symmetric", "Table") for width in ("", "Bytes")), "ReplaceOutliers")
+OURS = frozenset(("qruntime", name, "") for name in _OURS)
 """Functions that files of our own call: passes/stored reads the calls as what they store."""
 
 

@@ -83,7 +83,7 @@ class Weights(NamedTuple):
 
 def prepare(weight: StoredTensor) -> Weights:
     """Integers [K, N] with one scale and zero point, or one for each column."""
-    assert isinstance(weight.codes, np.ndarray) and weight.scale is not None and weight.zero_point is not None
+    assert isinstance(weight.codes, np.ndarray) and isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
     return Weights(weight.codes.astype(np.float64) - weight.zero_point.astype(np.float64), weight.scale.reshape(-1))
 
 

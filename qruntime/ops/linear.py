@@ -12,6 +12,7 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor, Value
 from qruntime.ir.formats import INT8
+from qruntime.ir.stored import numbers
 from qruntime.ops import engines
 from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.epilogue import activate, activation_code, activation_of
@@ -113,7 +114,7 @@ def dynamic_quantized_linear(
     if weight.block or weight.format is not INT8:
         y = _sum_groups(centred, weight) * row_scale
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
-    assert isinstance(weight.codes, np.ndarray) and weight.scale is not None and weight.zero_point is not None
+    assert isinstance(weight.codes, np.ndarray) and isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
     total = centred @ (weight.codes.astype(np.int64) - weight.zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * weight.scale)
     return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
@@ -122,12 +123,13 @@ def dynamic_quantized_linear(
 def _sum_groups(centred: np.ndarray, weight: StoredTensor) -> np.ndarray:
     """Σ over the groups of K, in ascending order, of scale · (the exact sum within the group), float32 [M, N]."""
     assert weight.scale is not None
+    scale = numbers(weight.scale)
     values = weight.values()  # integers, or those of a table, whose sums are exact in float64
     k, size = weight.shape[0], weight.block or max(weight.shape[0], 1)
     y = np.zeros((centred.shape[0], weight.shape[1]), np.float32)
     for i, first in enumerate(builtins.range(0, k, size)):
         group = slice(first, first + size)
-        y += matmul(centred[:, group].astype(np.float64), values[group].astype(np.float64)).astype(np.float32) * weight.scale[i]
+        y += matmul(centred[:, group].astype(np.float64), values[group].astype(np.float64)).astype(np.float32) * scale[i]
     return y
 
 
@@ -170,7 +172,7 @@ def _packed_for_codes(weight: Value | None, bias: Value | None, mode: str) -> _k
     assert stored is not None
     if stored.block or stored.format is not INT8:
         return pack_nbits(stored, _data(bias), mode)
-    assert isinstance(stored.codes, np.ndarray) and stored.scale is not None
+    assert isinstance(stored.codes, np.ndarray) and isinstance(stored.scale, np.ndarray) and isinstance(stored.zero_point, np.ndarray)
     return _kernels.PackedQ8(stored.codes, stored.scale, stored.zero_point, _data(bias))
 
 

@@ -8,6 +8,7 @@ from qruntime import _kernels
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import FP4
 from qruntime.ir.narrow import NarrowArray
+from qruntime.ir.stored import numbers
 
 _KERNEL_BITS = (2, 3, 4, 8)
 _LONGEST_SUM = 256
@@ -17,7 +18,7 @@ def fits_kernels(stored: StoredTensor) -> bool:
     """Whether a weight [K, N] has a form of the kernels: groups along K, or scales of columns, over integers or a table."""
     if stored.ndim != 2 or stored.scale is None or stored.offset is not None or stored.format.bits > 8 or stored.size == 0:
         return False
-    if stored.dtype != np.float32 or (stored.block and stored.block_axis != 0):
+    if stored.dtype != np.float32 or stored.outliers is not None or (stored.block and stored.block_axis != 0):
         return False
     return bool(stored.block) or stored.scale.shape[0] == 1
 
@@ -37,8 +38,8 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None, activations: str =
     n, k = rows.shape
     group, repeats = _summed_together(rows.block, k)
     groups = (n, -(-k // group))
-    scale = _by_group(rows.scale, groups, repeats)
-    zero = None if rows.zero_point is None else _by_group(rows.zero_point, groups, repeats)
+    scale = _by_group(numbers(rows.scale), groups, repeats)
+    zero = None if rows.zero_point is None else _by_group(numbers(rows.zero_point), groups, repeats)
     # The kernels count codes from 0, around the middle of their bits: two's complement is moved up by half its range, and
     # 5 to 7 bits to the middle of 8.
     bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)

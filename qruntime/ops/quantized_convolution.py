@@ -42,7 +42,7 @@ def dynamic_quantized_conv(
     range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
     not on the other images, not on what lies elsewhere in the same image.
     """
-    assert isinstance(w.codes, np.ndarray) and w.scale is not None and w.zero_point is not None
+    assert isinstance(w.codes, np.ndarray) and isinstance(w.scale, np.ndarray) and isinstance(w.zero_point, np.ndarray)
     check_convolution(x, w.codes, group, kernel_shape)
     win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     shape = limit_shape((x.shape[0], w.shape[0], *win.output))
@@ -85,7 +85,7 @@ def _conv_q8(node: Node) -> NativeCall | None:
     if stored is None or not isinstance(w := stored.codes, np.ndarray) or w.size == 0 or not 3 <= w.ndim <= 5:
         return None
     scale, zero_point = stored.scale, stored.zero_point
-    assert scale is not None and zero_point is not None
+    assert isinstance(scale, np.ndarray) and isinstance(zero_point, np.ndarray)
     if node.attr("range", "per_token") != "per_token" or (bias is not None and bias.shape != w.shape[:1]):
         return None
     geometry = convolution_geometry(node, w.shape)

@@ -216,7 +216,7 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
 
 def _pack_codes(stored: StoredTensor) -> Pack:
     codes, scale, zero = stored.codes, stored.scale, stored.zero_point
-    assert isinstance(codes, np.ndarray) and scale is not None and zero is not None
+    assert isinstance(codes, np.ndarray) and isinstance(scale, np.ndarray) and isinstance(zero, np.ndarray)
 
     def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
         direction = d if scale.shape[0] != 1 else 0

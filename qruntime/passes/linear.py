@@ -120,7 +120,9 @@ def is_dynamic(node: Node) -> bool:
 def int8_codes(weight: Value) -> StoredTensor | None:
     """What a dynamic int8 kernel reads of a stored weight; None when that is no int8 with scales of float."""
     stored = weight.stored
-    if stored is None or stored.format is not INT8 or stored.scale is None or stored.offset is not None or stored.block:
+    if stored is None or stored.format is not INT8 or not stored.is_plain or stored.offset is not None or stored.block:
+        return None
+    if not isinstance(stored.scale, np.ndarray):
         return None
     zero_point = np.zeros(stored.scale.shape, np.int8) if stored.zero_point is None else stored.zero_point
     return replace(stored, scale=stored.scale.astype(np.float32, copy=False), zero_point=zero_point, dtype=np.dtype(np.float32))

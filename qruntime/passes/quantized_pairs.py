@@ -164,12 +164,14 @@ class _Weight(NamedTuple):
 def _weight(value: Value | None, axis: int) -> _Weight | Skip:
     """A constant weight of 8-bit codes, with one scale or one for each slice of `axis`."""
     stored = None if value is None else value.stored
-    if stored is None or stored.scale is None or stored.format not in (INT8, UINT8) or stored.dtype != np.float32:
+    if stored is None or not isinstance(stored.scale, np.ndarray) or stored.format not in (INT8, UINT8) or stored.dtype != np.float32:
         return Skip("the weight is no constant of 8-bit codes with float32 scales")
     if stored.block or stored.offset is not None or any(n != 1 and i != axis for i, n in enumerate(stored.scale.shape)):
         return Skip("the scales of the weight run along another axis")
-    codes = stored.unpacked()
-    zeros = np.zeros(stored.scale.shape, codes.dtype) if stored.zero_point is None else stored.zero_point
+    codes, zero_point = stored.unpacked(), stored.zero_point
+    zeros = np.zeros(stored.scale.shape, codes.dtype) if zero_point is None else zero_point
+    if stored.outliers is not None or not isinstance(zeros, np.ndarray):
+        return Skip("the weight has outliers, or zero points that are codes")
     return _Weight(codes, stored.scale.reshape(-1), zeros.reshape(-1))
 
 
@@ -178,9 +180,9 @@ def _bias(value: Value | None, x_scale: np.ndarray, w_scale: np.ndarray, maps: i
     if value is None:
         return None
     stored = value.stored
-    if stored is None or stored.scale is None or stored.format.name != "int32" or stored.size not in (1, maps):
+    if stored is None or not isinstance(stored.scale, np.ndarray) or stored.format.name != "int32" or stored.size not in (1, maps):
         return Skip("the bias is no constant of int32 codes")
-    if stored.zero_point is not None and stored.zero_point.any():
+    if stored.is_shifted:
         return Skip("the bias has a zero point")
     if not np.allclose(stored.scale.reshape(-1), x_scale * w_scale, rtol=1e-6, atol=0):
         return Skip("the scale of the bias is not the product of the scales")

@@ -89,7 +89,9 @@ def dequantized_codes(value: Value | None) -> Codes | None:
 def _constant_codes(name: str, stored: StoredTensor) -> Codes | None:
     if stored.format not in (INT8, UINT8) or not stored.has_one_scale or stored.offset is not None or stored.dtype != np.float32:
         return None
-    assert stored.scale is not None
+    if not stored.is_plain:
+        return None
+    assert isinstance(stored.scale, np.ndarray) and not isinstance(stored.zero_point, StoredTensor)
     zero = np.zeros((), stored.unpacked().dtype) if stored.zero_point is None else stored.zero_point.reshape(())
     parameters = constant(f"{name}/scale", stored.scale.reshape(())), constant(f"{name}/zero_point", zero)
     scale = scale_of(*parameters, 0)

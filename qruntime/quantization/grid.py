@@ -4,7 +4,8 @@
     symmetric   scale = max|w| / qmax,           codes −qmax … qmax
     tables      scale = max|w| / max|table|,     the nearest entry
 
-Scales of float16 or powers of two are rounded before the codes are, so that the codes are the nearest for what is stored.
+Scales of float16, powers of two or codes (second_level.py) are rounded before the codes are, so that the codes are the nearest
+for what is stored. With bilevel scales zero points are not rounded to whole numbers, but to codes of their own.
 """
 
 from __future__ import annotations
@@ -14,33 +15,36 @@ import numpy as np
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
+from qruntime.ir.stored import numbers
 from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.rounding import Rounded, decibels, power
-from qruntime.quantization.scheme import GROUP, TENSOR, QArgs
+from qruntime.quantization.scheme import BILEVEL, GROUP, HALF, POW2, TENSOR, QArgs
+from qruntime.quantization.second_level import Part, coded_scales, coded_zero_points, divisors
 
 
 def nearest(weight: np.ndarray, args: QArgs) -> Rounded:
     """`weight` [N, K] float32 as the nearest codes of `args`. Raises ValueError when it holds NaN or infinity."""
     scale, zero_point = parameters(weight, args)
+    factor, shift = numbers(scale), None if zero_point is None else numbers(zero_point)
     codes = np.empty(weight.shape, args.format.code_dtype)
     signal = noise = 0.0
     for part in row_blocks(weight):
         block = np.ascontiguousarray(weight[part], np.float32)
-        own = (scale, zero_point) if scale.shape[0] == 1 else (scale[part], None if zero_point is None else zero_point[part])
+        own = (factor, shift) if factor.shape[0] == 1 else (factor[part], None if shift is None else shift[part])
         codes[part] = round_to(block, args, *own)
         restored = stored_as(args, codes[part], *own).decoded()
         signal, noise = signal + power(block), noise + power(restored - block)
     return Rounded(stored_as(args, codes, scale, zero_point), decibels(signal, noise))
 
 
-def stored_as(args: QArgs, codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> StoredTensor:
+def stored_as(args: QArgs, codes: np.ndarray, scale: Part, zero_point: Part | None) -> StoredTensor:
     """Codes [N, K], a byte each, with parameters [N or 1, groups]."""
     held = codes if args.format.bits == 8 else NarrowArray.of(codes, args.format.bits)
     block = args.granularity.size if args.granularity.kind == GROUP and args.granularity.size < codes.shape[1] else 0
     return StoredTensor(args.format, held, scale, zero_point, block=block, block_axis=1)
 
 
-def parameters(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray | None]:
+def parameters(weight: np.ndarray, args: QArgs) -> tuple[Part, Part | None]:
     """Scale and zero point (None of symmetric grids) [N or 1, groups] that cover every value of `weight` [N, K]."""
     low, high = _extremes(weight, args)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -49,9 +53,11 @@ def parameters(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray 
     if form.table is not None or args.symmetric:
         top = float(np.nanmax(form.values)) if form.table is not None else form.qmax
         return rounded_scale(np.maximum(-low, high) / top, args), None
-    steps = form.qmax - form.qmin
-    scale = rounded_scale((high - low) / steps, args)
-    zero_point = np.clip(np.rint(-low / scale.astype(np.float64)) + form.qmin, form.qmin, form.qmax)
+    scale = rounded_scale((high - low) / (form.qmax - form.qmin), args)
+    shift = -low / divisors(scale).astype(np.float64)
+    if args.scales.kind == BILEVEL:
+        return scale, coded_zero_points(shift, high > low, args.scales)
+    zero_point = np.clip(np.rint(shift) + form.qmin, form.qmin, form.qmax)
     return scale, zero_point.astype(form.code_dtype)
 
 
@@ -69,19 +75,21 @@ def _extremes(weight: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray]:
     return low.astype(np.float64), high.astype(np.float64)
 
 
-def rounded_scale(span: np.ndarray, args: QArgs) -> np.ndarray:
-    """`span` as the scheme stores scales, never below what has a reciprocal; 1 where nothing is to be covered."""
+def rounded_scale(span: np.ndarray, args: QArgs) -> Part:
+    """`span` as the scheme stores scales, never below what has a reciprocal; where nothing is to be covered 1, or what it may be."""
+    if args.scales.has_codes:
+        return coded_scales(span, args.scales)
     span = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny))
-    if args.scales == "pow2":
+    if args.scales.kind == POW2:
         return np.exp2(np.ceil(np.log2(span))).astype(np.float32)
-    if args.scales == "float16":
+    if args.scales.kind == HALF:
         return np.clip(span, 2.0**-24, 65504).astype(np.float16).astype(np.float32)
     return span.astype(np.float32)
 
 
-def round_to(weight: np.ndarray, args: QArgs, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+def round_to(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> np.ndarray:
     """Codes of `weight` [N, K] for scales and zero points [N or 1, groups]."""
-    form = args.format
+    form, scale, zero_point = args.format, divisors(scale), None if zero_point is None else numbers(zero_point)
     if args.granularity.kind == GROUP:
         size, k = args.granularity.size, weight.shape[1]
         scale = np.repeat(scale, size, axis=1)[:, :k]
@@ -89,6 +97,9 @@ def round_to(weight: np.ndarray, args: QArgs, scale: np.ndarray, zero_point: np.
     shares = weight / scale
     if form.table is not None:
         return nearest_entry(shares, form)
+    if zero_point is not None and zero_point.dtype.kind == "f":
+        shares += zero_point
+        return np.clip(np.rint(shares, out=shares), form.qmin, form.qmax).astype(form.code_dtype)
     codes = np.rint(shares, out=shares)
     if zero_point is not None:
         codes += zero_point

@@ -54,21 +54,27 @@ def scheme_of(stored: Sequence[StoredTensor]) -> str:
         return FLOAT_QPARAMS
     if any(tensor.format is FLOAT16 for tensor in stored):
         return "float16"
-    if any(tensor.format is not INT8 or tensor.block for tensor in stored):
+    if any(tensor.format is not INT8 or tensor.block or not tensor.is_plain for tensor in stored):
         return " and ".join(dict.fromkeys(map(_scheme, stored)))
     return "per_tensor_affine" if all(tensor.has_one_scale for tensor in stored) else "per_channel_affine"
 
 
 def _scheme(stored: StoredTensor) -> str:
-    """Format, granularity and kind of grid, as a QArgs prints."""
+    """Format, granularity and kind of grid."""
     parts = [stored.format.name, f"g{stored.block}" if stored.block else "tensor" if stored.has_one_scale else "channel"]
-    return " ".join([*parts, "affine"] if stored.zero_point is not None and stored.zero_point.any() else parts)
+    if stored.is_shifted:
+        parts.append("affine")
+    if isinstance(stored.scale, StoredTensor):
+        parts.append(f"scales in {stored.scale.format.bits} bits")
+    if stored.outliers is not None:
+        parts.append(f"{100 * stored.outliers.count / max(1, stored.size):.1f} % outliers")
+    return " ".join(parts)
 
 
 def dtype_of(stored: Sequence[StoredTensor]) -> str:
     """The element types of codes; of tables with float offsets under torch's names."""
     torch_names = {UINT8: "quint8", UINT4: "quint4x2"}
-    names = (tensor.format.name if tensor.offset is None else torch_names[tensor.format] for tensor in stored)
+    names = (tensor.format.name if tensor.offset is None else torch_names.get(tensor.format, tensor.format.name) for tensor in stored)
     return " and ".join(dict.fromkeys(names))
 
 

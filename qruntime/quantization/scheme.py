@@ -1,18 +1,18 @@
 """What the numbers of a layer are to look like: `W4A16-g128`, `W8A8-static`, `Wnf4A16-g64`, `Wfp4Afp8-g256`, `W4A4-KV4`.
 
-    W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token]
+    W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token][-bilevel | -double]
 
 Formats are 2 to 8 (bits of integers), 16, nf4, fp4 and fp8. Weights have a scale per output channel unless -g says one for
 every <size> input channels of it, or -tensor one for all; integers are affine below 8 bits and symmetric at 8 unless -sym or
 -asym say otherwise. Activations have 2 to 8 bits or are fp8; integers are affine, and their ranges are those of each token at
 every run, unless -static gives one range to the tensor for ever. A16 leaves activations float. -KV4 and -KV8 say how the keys
-and values of a cache are stored.
+and values of a cache are stored. -bilevel stores scales and zero points in 3 bits, -double scales in 8.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qruntime.errors import QuantizationError
 from qruntime.ir.formats import FLOAT16, FORMATS, FP4, FP8, NF4, UINT4, UINT8, UNSIGNED, Format
@@ -20,7 +20,7 @@ from qruntime.ir.marks import PER_TENSOR, PER_TOKEN, STATIC
 
 TENSOR, CHANNEL, GROUP = "tensor", "channel", "group"
 TOKEN, CLUSTER = "token", "cluster"
-SCALES = ("float32", "float16", "pow2")
+FLOAT32, HALF, POW2, BILEVEL, DOUBLE = "float32", "float16", "pow2", "bilevel", "double"
 
 SMALLEST_GROUP = 16
 
@@ -45,23 +45,65 @@ class Granularity:
 
 
 @dataclass(frozen=True)
+class ScaleCoding:
+    """How scales are stored: as float32, float16, powers of two (pow2), or as codes in their turn, in blocks of `group` rows.
+
+    bilevel   scales and zero points, which need not be whole, as codes 0 … 2^bits − 1 between the least and the greatest of a
+              block, with a scale and an offset in float16; Dettmers et al., SpQR (2023)
+    double    scales as symmetric codes around their mean, with a scale in float32; Dettmers et al., QLoRA (2023)
+    """
+
+    kind: str = FLOAT32
+    bits: int = 0
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in (FLOAT32, HALF, POW2, BILEVEL, DOUBLE):
+            raise QuantizationError(f"scales must be float32, float16, pow2, bilevel or double, got {self.kind!r}")
+        bits, group = _SECOND_LEVEL.get(self.kind, (0, 0))
+        object.__setattr__(self, "bits", self.bits or bits)
+        object.__setattr__(self, "group", self.group or group)
+        if not self.has_codes and (self.bits or self.group):
+            raise QuantizationError(f"scales in {self.kind} have no bits and no group, got {self.bits} and {self.group}")
+        if self.has_codes and not (2 <= self.bits <= 8 and self.group >= 2):
+            raise QuantizationError(f"{self.kind} scales have 2 to 8 bits in blocks of 2 rows at least, got {self.bits} and {self.group}")
+
+    @property
+    def has_codes(self) -> bool:
+        return self.kind in _SECOND_LEVEL
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.bits} bits in {self.group} rows" if self.has_codes else self.kind
+
+
+_SECOND_LEVEL = {BILEVEL: (3, 16), DOUBLE: (8, 256)}
+"""Bits and rows of a block, as in the papers."""
+
+
+@dataclass(frozen=True)
 class QArgs:
-    """How weights are stored. `symmetric`: zero point 0; of tables always. `scales`: float32, float16, or powers of two."""
+    """How weights are stored. `symmetric`: zero point 0; of tables always. `scales`: a ScaleCoding or the kind of one."""
 
     format: Format
     granularity: Granularity = field(default_factory=Granularity)
     symmetric: bool = True
-    scales: str = "float32"
+    scales: ScaleCoding = field(default_factory=ScaleCoding)
 
     def __post_init__(self) -> None:
-        if self.scales not in SCALES:
-            raise QuantizationError(f"scales must be one of {', '.join(SCALES)}, got {self.scales!r}")
+        if isinstance(self.scales, str):
+            object.__setattr__(self, "scales", ScaleCoding(self.scales))
+        if not isinstance(self.scales, ScaleCoding):
+            raise QuantizationError(f"scales must be a ScaleCoding or the kind of one, got {self.scales!r}")
+        if self.scales.has_codes and self.granularity.kind == TENSOR:
+            raise QuantizationError(f"{self.scales.kind} scales are for groups or channels: a tensor has one scale")
+        if self.scales.kind == BILEVEL and (self.symmetric or not self.format.is_integer or self.format.is_signed):
+            raise QuantizationError(f"bilevel scales are for affine integers without a sign, got {self.format}; write -asym")
 
     def __str__(self) -> str:
         parts = [self.format.name, str(self.granularity)]
         if self.format.is_integer and not self.symmetric:
             parts.append("affine")
-        return " ".join(parts if self.scales == "float32" else [*parts, f"scales {self.scales}"])
+        return " ".join(parts if self.scales.kind == FLOAT32 else [*parts, f"scales {self.scales}"])
 
 
 @dataclass(frozen=True)
@@ -147,11 +189,17 @@ def parse(text: str | Scheme) -> Scheme:
     if len(caches) > 1:
         raise QuantizationError(f"scheme {text!r} has {' and '.join(caches)}: one of them")
     rest = [option for option in rest if option not in _CACHES]
+    scales = [option for option in rest if option in _SECOND_LEVEL]
+    if len(scales) > 1:
+        raise QuantizationError(f"scheme {text!r} has {' and '.join(scales)}: one of them")
+    rest = [option for option in rest if option not in scales]
     unknown = [option for option in rest if option not in ("sym", "asym", "static", "token")]
     if unknown or len(set(rest)) < len(rest) or {"sym", "asym"} <= set(rest) or {"static", "token"} <= set(rest):
         option = unknown[0] if unknown else rest[-1]
         raise QuantizationError(f"scheme {text!r}: {option!r} means nothing there; schemes are like {_KNOWN}")
-    weights, inputs = _weights(found["weights"].lower(), granularity, rest, text), _inputs(found["inputs"].lower(), rest, text)
+    weights, inputs = _weights(found["weights"].lower(), granularity, [*rest, *scales], text), _inputs(found["inputs"].lower(), rest, text)
+    if scales and weights is not None:
+        weights = replace(weights, scales=ScaleCoding(scales[0]))
     return Scheme(weights, inputs, _CACHES[caches[0]] if caches else None)
 
 
@@ -177,7 +225,8 @@ def _weights(name: str, granularity: Granularity, options: list[str], text: str)
     if not 2 <= bits <= 8:
         raise QuantizationError(f"scheme {text!r}: weights have 2 to 8 bits, or 16, got {bits}")
     symmetric = bits == 8 if not {"sym", "asym"} & set(options) else "sym" in options
-    return QArgs(FORMATS[f"int{bits}" if symmetric or bits == 8 else f"uint{bits}"], granularity, symmetric)
+    is_signed = symmetric or (bits == 8 and BILEVEL not in options)
+    return QArgs(FORMATS[f"{'int' if is_signed else 'uint'}{bits}"], granularity, symmetric)
 
 
 def _inputs(name: str, options: list[str], text: str) -> Inputs | None:
@@ -200,4 +249,4 @@ def integer_grid(args: QArgs) -> bool:
     return args.format.is_integer or args.format is FP4
 
 
-__all__ = ["CHANNEL", "CLUSTER", "GROUP", "TENSOR", "TOKEN", "Granularity", "Inputs", "QArgs", "Scheme", "parse"]
+__all__ = ["CHANNEL", "CLUSTER", "GROUP", "TENSOR", "TOKEN", "Granularity", "Inputs", "QArgs", "ScaleCoding", "Scheme", "parse"]

@@ -51,21 +51,23 @@ def _is_code(zero: np.ndarray, scale: np.ndarray, form: Format) -> bool:
 
 
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
-    if stored.format is not INT8 or stored.offset is not None or stored.block or stored.scale is None:
+    scale, zero_point = stored.scale, stored.zero_point
+    if stored.format is not INT8 or stored.offset is not None or stored.block or not isinstance(scale, np.ndarray):
+        return None
+    if isinstance(zero_point, StoredTensor):
         return None
     assert isinstance(stored.codes, np.ndarray)
     typ = TypeInfo("tensor", _FLOAT, stored.shape)
-    one = stored.scale.size == 1
     cast = Value(f"{name}_cast", typ)
     nodes.append(
         Node("Cast", [constant(f"{name}_quantized", stored.codes)], [cast], {"to": Attribute(AttributeType.INT, _FLOAT)}, version=version)
     )
     centred = cast
-    if stored.zero_point is not None and stored.zero_point.any():
+    if zero_point is not None and zero_point.any():
         centred = Value(f"{name}_centred", typ)
-        zero = stored.zero_point.astype(np.float32)
+        zero = zero_point.astype(np.float32)
         nodes.append(Node("Sub", [cast, constant(f"{name}_zero_point", zero)], [centred], version=version))
     output = Value(f"{name}_dequantized", typ)
-    scale = stored.scale.reshape((1,) * stored.ndim) if one else stored.scale
-    nodes.append(Node("Mul", [centred, constant(f"{name}_scale", scale)], [output], version=version))
+    factor = (scale.reshape((1,) * stored.ndim) if scale.size == 1 else scale).astype(np.float32, copy=False)
+    nodes.append(Node("Mul", [centred, constant(f"{name}_scale", factor)], [output], version=version))
     return output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from qruntime.ir import Graph, Node, Value, constant
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import INT8
@@ -73,7 +75,7 @@ def _may_read_codes(node: Node, index: int) -> bool:
     if index == 0 or stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
         return False
     is_dynamic = node.mark is not None and node.mark.is_dynamic
-    if is_dynamic and stored.format is INT8 and not stored.block:
+    if is_dynamic and stored.format is INT8 and not stored.block and stored.is_plain:
         return True
     if node.op_type in _RECURRENT:
         return not is_dynamic and index in (1, 2) and all(_fits_recurrent(value) for value in node.inputs[1:3])
@@ -118,11 +120,12 @@ def _rows(op: Builder, node: Node, table: Value) -> Value | None:
         return y if stored.dtype.name == "float32" else op.Cast(y, domain="", to=onnx_code(stored.dtype))
     if stored.scale is None or stored.scale.dtype != stored.dtype:
         return None
-    if stored.format.bits < 8 or not stored.has_one_scale or stored.zero_point is None or not stored.format.is_integer:
+    scale, zero_point = stored.scale, stored.zero_point
+    is_one = stored.has_one_scale and stored.outliers is None and stored.format.is_integer and stored.format.bits >= 8
+    if not is_one or not isinstance(scale, np.ndarray) or not isinstance(zero_point, np.ndarray):
         is_narrow = stored.format.bits < 8 or stored.block  # float rows are found faster than bytes are decoded
         is_of_rows = is_narrow and stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)
         return op.StoredEmbedding(table, node.input(1)) if is_of_rows and stored.format.bits <= 8 else None
     rows = op.Gather(constant(table.name, stored.codes), node.input(1), domain="", **node.attributes)  # type: ignore[arg-type]
-    scale, zero_point = stored.scale.reshape(()), stored.zero_point.reshape(())
-    of_rows = constant(f"{table.name}/scale", scale), constant(f"{table.name}/zero_point", zero_point)
+    of_rows = constant(f"{table.name}/scale", scale.reshape(())), constant(f"{table.name}/zero_point", zero_point.reshape(()))
     return op.DequantizeLinear(rows, *of_rows, domain="")

@@ -96,8 +96,9 @@ _WITH_AXIS, _WITH_BLOCKS = 13, 21
 
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
     """The real numbers of `stored`, made by a node that joins `nodes`; None when the operator of that opset cannot."""
-    assert stored.scale is not None
-    form, scale = stored.format, stored.scale
+    form, scale, zero_point = stored.format, stored.scale, stored.zero_point
+    if not isinstance(scale, np.ndarray) or isinstance(zero_point, StoredTensor):
+        return None
     axes = [i for i, n in enumerate(scale.shape) if n != 1]
     attributes = {"axis": axes[0]} if axes else {}
     if stored.block:
@@ -107,12 +108,13 @@ def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> V
     elif len(axes) > 1:
         return None
     needed = max(_SINCE.get(form.name, version + 1), _WITH_BLOCKS if stored.block else _WITH_AXIS if axes else 0)
-    if version < needed or stored.offset is not None or stored.ndim == 0 or scale.dtype != stored.dtype:
+    is_whole = zero_point is None or zero_point.dtype.kind in "iu"
+    if version < needed or not is_whole or stored.offset is not None or stored.ndim == 0 or scale.dtype != stored.dtype:
         return None
     shape = scale.shape if stored.block else (-1,) if axes else ()
     inputs: list[Value | None] = [_constant(f"{name}_quantized", form, stored.codes), constant(f"{name}_scale", scale.reshape(shape))]
-    if stored.zero_point is not None and stored.zero_point.any():
-        inputs.append(_constant(f"{name}_zero_point", form, held(stored.zero_point.reshape(shape), form)))
+    if zero_point is not None and zero_point.any():
+        inputs.append(_constant(f"{name}_zero_point", form, held(zero_point.reshape(shape), form)))
     output = Value(f"{name}_dequantized", TypeInfo("tensor", onnx_code(scale.dtype), stored.shape))
     made = {key: as_attribute(value) for key, value in attributes.items()}
     nodes.append(Node("DequantizeLinear", inputs, [output], made, version=version))

@@ -98,7 +98,12 @@ def _narrowing(graph: Graph, node: Node) -> Node | None:
 
 def is_row_table(value: Value | None) -> bool:
     """Whether a value is a table of rows that have a scale and an offset each."""
-    return value is not None and value.stored is not None and value.stored.offset is not None
+    stored = None if value is None else value.stored
+    if stored is None or stored.offset is None or stored.format not in (UINT8, UINT4) or stored.outliers is not None or stored.block:
+        return False
+    per_row = (stored.shape[0], 1)
+    is_held = isinstance(stored.codes, np.ndarray) or stored.codes.in_halves
+    return is_held and isinstance(stored.scale, np.ndarray) and stored.scale.shape == per_row == stored.offset.shape
 
 
 def write_embedding_rows(graph: Graph) -> None:
@@ -118,7 +123,7 @@ def write_embedding_rows(graph: Graph) -> None:
 
 def _constants(table: Value) -> list[Value]:
     stored = table.stored
-    assert stored is not None and stored.scale is not None and stored.offset is not None
+    assert stored is not None and isinstance(stored.scale, np.ndarray) and stored.offset is not None
     return [
         constant(f"{table.name}_quantized", row_codes(stored)),
         constant(f"{table.name}_scale", stored.scale),

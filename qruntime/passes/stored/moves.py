@@ -12,7 +12,7 @@ import numpy as np
 from qruntime.ir import Node, StoredTensor
 from qruntime.ir.dtypes import numpy_dtype
 from qruntime.ir.formats import FLOAT16
-from qruntime.ir.stored import stack
+from qruntime.ir.stored import numbers, stack
 from qruntime.ops import registry
 
 _FLOAT16, _BFLOAT16 = 10, 16
@@ -31,7 +31,7 @@ def read(node: Node) -> StoredTensor | None:
         return None if stored.is_bare else _cast(node, stored) if node.op_type == "Cast" else _joined(node)
     if node.op_type == "Transpose":
         return stored.transposed() if stored.ndim == 2 and tuple(node.attr("perm", (1, 0))) == (1, 0) else None
-    if node.op_type in _LAYOUT and stored.has_one_scale and isinstance(stored.codes, np.ndarray):
+    if node.op_type in _LAYOUT and stored.has_one_scale and stored.is_plain and isinstance(stored.codes, np.ndarray):
         return _laid_out(node, stored)
     return None
 
@@ -61,5 +61,6 @@ def _laid_out(node: Node, stored: StoredTensor) -> StoredTensor | None:
         codes = np.asarray(spec(stored.codes, *(None if v is None else v.data for v in node.inputs[1:]), **attributes))
     except (ValueError, TypeError, IndexError):  # the run will report it, with the node's name
         return None
-    scale, zero_point = (None if part is None else part.reshape((1,) * codes.ndim) for part in (stored.scale, stored.zero_point))
+    parts = (None if part is None else numbers(part).reshape((1,) * codes.ndim) for part in (stored.scale, stored.zero_point))
+    scale, zero_point = parts
     return replace(stored, codes=codes, scale=scale, zero_point=zero_point)

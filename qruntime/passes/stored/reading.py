@@ -8,15 +8,16 @@ from qruntime.ir import Graph, Node, StoredTensor, TypeInfo
 from qruntime.ir.marks import from_metadata, without_mark
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.rewriting import QRUNTIME, trace
-from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half, moves
+from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half, moves, outliers
 from qruntime.passes.stored.embedding_rows import read_embedding_rows
+from qruntime.passes.stored.function_bodies import NAMES
 
 _READERS: dict[str, list[Callable[[Node], StoredTensor | None]]] = {
     "DequantizeLinear": [dequantize_linear.read],
     "Mul": [cast_chain.read],
     "Cast": [half.read, moves.read],
     **{op_type: [moves.read] for op_type in moves.OPERATORS},
-    **{name: [functions.read] for name in functions.NAMES},
+    **{name: [outliers.read if name == outliers.NAME else functions.read] for name in NAMES},
 }
 """By the last operator of a form."""
 
@@ -39,7 +40,7 @@ def read_stored(graph: Graph) -> None:
 
 def _read(node: Node) -> bool:
     output = node.outputs[0]
-    if output.output_of or node.domain != (QRUNTIME if node.op_type in functions.NAMES else ""):
+    if output.output_of or node.domain != (QRUNTIME if node.op_type in NAMES else ""):
         return False
     for read in _READERS[node.op_type]:
         stored = read(node)

@@ -13,9 +13,10 @@ from qruntime.ir.formats import FLOAT16
 from qruntime.ir.marks import to_metadata
 from qruntime.ir.stored import stack
 from qruntime.onnx_io.messages import FunctionProto
-from qruntime.passes.rewriting import QRUNTIME
-from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half
+from qruntime.passes.rewriting import QRUNTIME, as_attribute
+from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half, outliers
 from qruntime.passes.stored.embedding_rows import write_embedding_rows
+from qruntime.passes.stored.function_bodies import LEAST_OPSET, function
 
 _WRITERS = (half.write, dequantize_linear.write, cast_chain.write, functions.write)
 """In the order of preference."""
@@ -31,7 +32,7 @@ def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
     copy = clone(graph)
     write_stored(copy)
     called = dict.fromkeys(node.op_type for node in copy.walk_nodes() if node.domain == QRUNTIME)
-    return copy, [functions.function(name, _standard_opset(copy)) for name in called]
+    return copy, [function(name, _standard_opset(copy)) for name in called]
 
 
 def write_stored(graph: Graph) -> None:
@@ -76,15 +77,20 @@ def _written(value: Value, version: int, nodes: list[Node]) -> Value:
 
 
 def _one(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value:
-    wide = stored if stored.scale is None or stored.scale.dtype == stored.dtype else replace(stored, dtype=np.dtype(np.float32))
-    for write in _WRITERS:
-        real = write(name, wide, version, nodes)
-        if real is not None:
-            break
-    else:
+    if stored.outliers is not None and stored.outliers.is_turned:
+        turned = _one(name, stored.transposed(), version, nodes)
+        output = Value(f"{turned.name}_transposed", TypeInfo("tensor", stored.element_type, stored.shape))
+        nodes.append(Node("Transpose", [turned], [output], {"perm": as_attribute((1, 0))}, version=version))
+        return output
+    has_own_type = stored.outliers is None and (stored.scale is None or stored.scale.dtype == stored.dtype)
+    wide = stored if has_own_type else replace(stored, dtype=np.dtype(np.float32), outliers=None)
+    real = next((made for write in _WRITERS if (made := write(name, wide, version, nodes)) is not None), None)
+    if real is not None and stored.outliers is not None:
+        real = outliers.write(name, real, stored.outliers, stored.shape, version, nodes)
+    if real is None:
         raise SaveError(
             f"{name!r} is stored as {stored.format}, for which opset {version} has no operators; "
-            f"export the model with opset {functions.LEAST_OPSET} or newer"
+            f"export the model with opset {LEAST_OPSET} or newer"
         )
     if stored.format is FLOAT16 or wide.dtype == stored.dtype:
         return real

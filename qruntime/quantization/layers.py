@@ -126,6 +126,11 @@ class Layer:
         return int(self.kind == "Linear" and not is_transposed(self.node))
 
     @property
+    def across(self) -> int:
+        """The axis of input channels of a weight as it is stored, of a Linear or recurrent layer."""
+        return 1 - self.along if self.kind == "Linear" else 2
+
+    @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the weights, as the operator stores them; empty unless all are constants."""
         shapes = [value.shape for value in self.weights if value is not None and value.shape is not None]

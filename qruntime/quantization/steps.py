@@ -48,7 +48,8 @@ class SiteView:
 
     name: str
     role: str
-    """What stands before the tensor: norm, linear, relu, gated, values (of attention), keys (of attention), table, none."""
+    """What stands before the tensor: norm, linear, relu, activation, gated (act(gate) · up), values and keys (of attention), table,
+    affine (a factor or summand per channel), none (nothing absorbs a change)."""
     statistics: Statistics
     """Of the tensor, before any change."""
     weights: tuple[np.ndarray, ...]
@@ -64,6 +65,8 @@ class SiteView:
     product), else the outputs of the readers side by side. Inputs [t, K] float32, one for each run of `runs`."""
     runs: Sequence[np.ndarray]
     """[t, K] float32: the tensor in a few runs."""
+    parts: np.ndarray | None = None
+    """[K] int64: an order keeps every channel among those of its number (heads); None where it may mix them all."""
 
 
 @dataclass(frozen=True, eq=False)

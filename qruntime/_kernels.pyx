@@ -73,6 +73,7 @@ cdef extern from "tensor.h" nogil:
     size_t qrt_arena_share(size_t)
     qrt_arena qrt_arena_new(size_t, int)
     void qrt_arena_close(qrt_arena *)
+    void qrt_trim_memory()
     void qrt_buffer_retain(qrt_buffer *)
     void qrt_buffer_drop(qrt_buffer *)
     void qrt_return(qrt_returned *, qrt_buffer *)
@@ -207,6 +208,12 @@ def set_isa(str name) -> None:
         offered = ", ".join(available_isas())
         raise KernelUnavailable(f"QRUNTIME_ISA={name!r}, but this CPU offers: {offered}. Unset it or choose one of these.")
     _unavailable = None
+
+
+def trim_memory() -> None:
+    """Give the system what the allocator keeps of freed arrays: large ones that were freed before may be kept, too."""
+    with nogil:
+        qrt_trim_memory()
 
 
 def default_threads() -> int:

@@ -27,13 +27,16 @@ cdef class PackedWeights(Packed):
     """
 
     cdef cnp.ndarray weight, bias  # what is to be packed; None once it is
-    cdef cnp.ndarray origin        # the constant that was rearranged into `weight`; None when that is a view of it
+    cdef object origin             # the constant that was rearranged into `weight`, or a tuple that names it; None when that is a view of it
 
     def source(self):
-        """(array of the constant, what tells these weights from others while that lives), before they are packed."""
-        origin = <object>(self.weight if self.origin is None else self.origin)
-        where = origin.__array_interface__["data"][0], origin.shape, origin.strides, self.shape
-        return origin, (type(self), where, *[None if vector is None else vector.tobytes() for vector in self._vectors()])
+        """(constant, what tells these weights from others while that lives), before they are packed."""
+        origin = self.weight if self.origin is None else self.origin
+        where = origin
+        if isinstance(origin, cnp.ndarray):
+            where = origin.__array_interface__["data"][0], origin.shape, origin.strides
+        vectors = [None if vector is None else vector.tobytes() for vector in self._vectors()]
+        return origin, (type(self), where, self.shape, *vectors)
 
     cdef tuple _vectors(self):
         return (self.bias,)
@@ -115,7 +118,8 @@ cdef class PackedQ8(PackedWeights):
     """int8 weights [K, N] with scales, zero points and an optional float bias.
 
     Parameters: `weight` int8 [K, N] of any strides; `scale` float32 [] or [N]; `zero_point` int8/int32
-    of the same size or None; `bias` float32 [N] or None; `origin` the constant whose elements `weight` holds in another order.
+    of the same size or None; `bias` float32 [N] or None; `origin` the constant whose elements `weight` holds in another order, or a
+    tuple that is equal to that of another weight only where the elements are the same.
     """
 
     cdef cnp.ndarray scale, zero_point
@@ -158,15 +162,24 @@ cdef class PackedQ8(PackedWeights):
     cdef void _forget(self):
         self.weight = self.origin = self.scale = self.zero_point = self.bias = None
 
+    def unpack_into(self, cnp.ndarray weight):
+        """Write what was packed to `weight`, int8 [K, N] of any strides."""
+        self.pack(NULL, 1)
+        cdef const qrt_q8_weights *w = <const qrt_q8_weights *>self.handle
+        if weight.dtype != np.int8 or (<object>weight).shape != self.shape or not cnp.PyArray_ISWRITEABLE(weight):
+            raise ValueError(f"weight must be int8 {list(self.shape)} and writable, got {shape_text(weight)}")
+        cdef signed char *to = <signed char *>cnp.PyArray_DATA(weight)
+        cdef int64_t row = weight.strides[0], column = weight.strides[1]
+        with nogil:
+            qrt_q8_unpack(w, to, row, column)
+
     def unpacked(self):
         """(weight int8 [K, N], scale float32 [1] or [N], zero_point int32 of its size or None when all are 0, bias or None)."""
         self.pack(NULL, 1)
         cdef const qrt_q8_weights *w = <const qrt_q8_weights *>self.handle
         cdef int64_t n = w.base.n
-        cdef cnp.ndarray codes = np.empty((w.base.k, n), np.int8)
-        cdef signed char *to = <signed char *>cnp.PyArray_DATA(codes)
-        with nogil:
-            qrt_q8_unpack(w, to, n, 1)
+        codes = np.empty((w.base.k, n), np.int8)
+        self.unpack_into(codes)
         scale, zero_point = _copied(w.scales, np.float32, w.num_params), _copied(w.zero_points, np.int32, w.num_params)
         return codes, scale, zero_point, _copied(w.bias, np.float32, n)
 

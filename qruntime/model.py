@@ -25,6 +25,7 @@ from qruntime.runtime.plan import Plan, Planner, check_supported
 from qruntime.runtime.recent import Recent
 
 if TYPE_CHECKING:
+    from qruntime.onnx_io.messages import FunctionProto
     from qruntime.quantization.report import Report
     from qruntime.runtime.memory import MemoryUse
     from qruntime.runtime.profile import Profile
@@ -231,6 +232,7 @@ class Model:
     def _make_plan(self, planner: Planner, names: tuple[str, ...]) -> Plan:
         by_name = dict(zip(planner.graph.output_names, planner.graph.outputs))
         plan = planner.plan([by_name[name] for name in names])
+        planner.give_up_codes()
         inputs = plan.inputs
         plan.executable.name_inputs(
             tuple(v.name for v in inputs),
@@ -416,10 +418,9 @@ class Model:
         at all. Raises SaveError.
         """
         from qruntime.onnx_io import exporter
-        from qruntime.passes.stored import portable
 
-        graph, functions = portable(self._declared)
-        exporter.save_graph(graph, self.info, path, external_data=external_data, functions=functions)
+        with _portable(self._declared) as (graph, functions):
+            exporter.save_graph(graph, self.info, path, external_data=external_data, functions=functions)
 
 
 @contextlib.contextmanager
@@ -450,10 +451,24 @@ def _with_defaults(declared: Graph, *, fed: Sequence[str] = ()) -> Graph:
 
 def _serialized(declared: Graph, info: ModelInfo) -> bytes:
     from qruntime.onnx_io import exporter
+
+    with _portable(declared) as (graph, functions):
+        return exporter.serialize(graph, info, functions=functions)
+
+
+@contextlib.contextmanager
+def _portable(declared: Graph) -> Iterator[tuple[Graph, list[FunctionProto]]]:
+    """The graph as files hold it, and the functions it calls. Codes that kernels alone have are in memory meanwhile."""
     from qruntime.passes.stored import portable
 
     graph, functions = portable(declared)
-    return exporter.serialize(graph, info, functions=functions)
+    try:
+        yield graph, functions
+    finally:
+        if graph is not declared:
+            for value in (*graph.constants(), *graph.stored_constants()):  # graphs are cycles: they go when the collector comes
+                value.data = value.stored = None
+            _kernels.trim_memory()
 
 
 def _file_identity(path: str) -> tuple[int, ...] | None:

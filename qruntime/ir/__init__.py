@@ -15,6 +15,7 @@ from qruntime.ir.graph import (
     constant,
     stored_constant,
 )
+from qruntime.ir.held_codes import HeldCodes
 from qruntime.ir.marks import LayerMark
 from qruntime.ir.stored import StoredTensor
 
@@ -24,6 +25,7 @@ __all__ = [
     "AttributeType",
     "Dim",
     "Graph",
+    "HeldCodes",
     "LayerMark",
     "ModelInfo",
     "Node",

@@ -60,7 +60,8 @@ class NarrowArray(NamedTuple):
     def unpacked(self) -> np.ndarray:
         """The elements as int8 or uint8."""
         if self.in_halves:
-            pairs = self.data.reshape(*self.shape[:-1], self.shape[-1] // 2)
+            *rows, columns = self.shape[::-1] if self.is_transposed else self.shape
+            pairs = self.data.reshape(*rows, columns // 2)
             codes = np.concatenate([pairs & 15, pairs >> 4], axis=-1)
         elif self.high_first:
             codes = np.stack([self.data >> 4, self.data & 15], axis=-1).reshape(-1)[: self.size]
@@ -69,6 +70,15 @@ class NarrowArray(NamedTuple):
         if self.signed:
             codes = (codes << (8 - self.bits)).view(np.int8) >> (8 - self.bits)
         return codes.reshape(self.shape[::-1]).T if self.is_transposed else codes.reshape(self.shape)
+
+    def holding(self, codes: np.ndarray) -> NarrowArray:
+        """Other elements of the same shape, a byte each, that lie as these do."""
+        rows = np.ascontiguousarray(codes.T if self.is_transposed else codes)
+        if self.in_halves:
+            low, high = np.split(rows.view(np.uint8) & 15, 2, axis=-1)
+            return self._replace(data=(low | high << 4).reshape(-1))
+        data = pack(rows, self.bits)
+        return self._replace(data=data << 4 | data >> 4 if self.high_first else data)
 
 
 def packed_size(count: int, bits: int) -> int:

@@ -6,6 +6,7 @@ whichever kernel multiplies with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
@@ -14,6 +15,7 @@ import numpy as np
 
 from qruntime.ir.dtypes import ONNX_CODES, numpy_dtype, onnx_code
 from qruntime.ir.formats import Format
+from qruntime.ir.held_codes import CodeArray, HeldCodes
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.outliers import Outliers, stack_outliers
 
@@ -32,8 +34,7 @@ class StoredTensor:
     """
 
     format: Format
-    codes: np.ndarray | NarrowArray
-    """An array of the element type; of FP8 its bytes; packed below a byte."""
+    held: HeldCodes
     scale: np.ndarray | StoredTensor | None = None
     """Floats; None of formats that stand for themselves, and of bare codes."""
     zero_point: np.ndarray | StoredTensor | None = None
@@ -45,6 +46,14 @@ class StoredTensor:
     """Of the real numbers; they are computed in float32 and rounded to it."""
     outliers: Outliers | None = None
     """Real numbers in place of what some of the codes say."""
+    is_turned: bool = False
+    """Of rank 2: the codes are held the other way round."""
+
+    @property
+    def codes(self) -> CodeArray:
+        """An array of the element type; of FP8 its bytes; packed below a byte. Made anew when a kernel alone has them: ask once."""
+        codes = self.held.array()
+        return (codes.transposed() if isinstance(codes, NarrowArray) else codes.T) if self.is_turned else codes
 
     @property
     def is_bare(self) -> bool:
@@ -58,25 +67,25 @@ class StoredTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
+        return self.held.shape[::-1] if self.is_turned else self.held.shape
 
     @property
     def ndim(self) -> int:
-        return len(self.codes.shape)
+        return len(self.held.shape)
 
     @property
     def size(self) -> int:
-        return self.codes.size
+        return math.prod(self.held.shape)
 
     @property
     def nbytes(self) -> int:
         """Of the codes and all that belongs to them, as files hold it: zero points that are all 0 are left out."""
         parts = (self.scale, self.zero_point if self.is_shifted else None, self.offset, self.outliers)
-        return self.codes.nbytes + sum(part.nbytes for part in parts if part is not None)
+        return self.held.nbytes + sum(part.nbytes for part in parts if part is not None)
 
     def arrays(self) -> list[np.ndarray]:
-        """Codes as they are held, and all that belongs to them."""
-        found = [self.codes.data if isinstance(self.codes, NarrowArray) else self.codes]
+        """Codes, where they are in memory, and all that belongs to them."""
+        found = [] if self.held.memory is None else [self.held.memory]
         for part in self._parts():
             found += part.arrays() if isinstance(part, StoredTensor) else [] if part is None else [part]
         return found if self.outliers is None else [*found, self.outliers.gaps, self.outliers.values]
@@ -97,7 +106,9 @@ class StoredTensor:
 
     def unpacked(self) -> np.ndarray:
         """The codes as an array, of formats below a byte as int8 or uint8."""
-        return self.codes.unpacked() if isinstance(self.codes, NarrowArray) else self.codes
+        codes = self.held.array()
+        codes = codes.unpacked() if isinstance(codes, NarrowArray) else codes
+        return codes.T if self.is_turned else codes
 
     def decoded(self) -> np.ndarray:
         """The real numbers: the meaning of everything here. Bare codes need ml_dtypes, UnsupportedModel without it."""
@@ -138,17 +149,27 @@ class StoredTensor:
 
     def transposed(self) -> StoredTensor:
         """Of rank 2, the other way round; nothing is copied."""
-        codes = self.codes.transposed() if isinstance(self.codes, NarrowArray) else self.codes.T
-        turned = self._with_parts(codes, self._mapped(lambda array: array.T, StoredTensor.transposed))
-        return replace(turned, block_axis=1 - self.block_axis, outliers=None if self.outliers is None else self.outliers.transposed())
+        assert self.ndim == 2
+        scale, zero_point, offset = self._mapped(lambda array: array.T, StoredTensor.transposed)
+        assert not isinstance(offset, StoredTensor)
+        return replace(
+            self,
+            scale=scale,
+            zero_point=zero_point,
+            offset=offset,
+            block_axis=1 - self.block_axis,
+            outliers=None if self.outliers is None else self.outliers.transposed(),
+            is_turned=not self.is_turned,
+        )
 
     def reshaped(self, *shape: int) -> StoredTensor:
         """With other dims after the first; the scales must not differ along those."""
-        codes = self.codes.reshaped(*shape) if isinstance(self.codes, NarrowArray) else self.codes.reshape(shape)
+        codes = self.codes
+        codes = codes.reshaped(*shape) if isinstance(codes, NarrowArray) else codes.reshape(shape)
         ones = (1,) * (len(shape) - 1)
         parts = self._mapped(lambda array: array.reshape(array.shape[0], *ones), lambda part: part.reshaped(part.shape[0], *ones))
         outliers = None if self.outliers is None else self.outliers.row_major(self.shape)
-        return replace(self._with_parts(codes, parts), outliers=outliers)
+        return replace(self.with_codes(codes, parts), outliers=outliers)
 
     def __getitem__(self, index: int) -> StoredTensor:
         """The tensor at `index` of the first axis, with one scale where it has the same one throughout."""
@@ -160,7 +181,7 @@ class StoredTensor:
             scale, zero_point = (None if part is None else part[(slice(1),) * part.ndim] for part in (scale, zero_point))
         codes = held(self.unpacked()[index], self.format)
         outliers = None if self.outliers is None else self.outliers.slices(self.shape, np.array([index]))
-        made = self._with_parts(codes, (scale, zero_point, offset))
+        made = self.with_codes(codes, (scale, zero_point, offset))
         return replace(made, block_axis=self.block_axis - 1, outliers=outliers)
 
     def rows(self, indices: np.ndarray) -> StoredTensor:
@@ -171,9 +192,9 @@ class StoredTensor:
             lambda array: array if array.shape[0] == 1 else array[owners], lambda part: part if part.shape[0] == 1 else part.rows(owners)
         )
         outliers = None if self.outliers is None else self.outliers.slices(self.shape, indices)
-        return replace(self._with_parts(self._rows_of_codes(indices), parts), block=0 if runs_down else self.block, outliers=outliers)
+        return replace(self.with_codes(self._rows_of_codes(indices), parts), block=0 if runs_down else self.block, outliers=outliers)
 
-    def _rows_of_codes(self, indices: np.ndarray) -> np.ndarray | NarrowArray:
+    def _rows_of_codes(self, indices: np.ndarray) -> CodeArray:
         codes, bits = self.codes, self.format.bits
         if isinstance(codes, np.ndarray):
             return codes[indices]
@@ -202,10 +223,11 @@ class StoredTensor:
         parts = self._parts()
         return [None if part is None else of_codes(part) if isinstance(part, StoredTensor) else of_array(part) for part in parts]
 
-    def _with_parts(self, codes: np.ndarray | NarrowArray, parts: Sequence[Part]) -> StoredTensor:
+    def with_codes(self, codes: CodeArray, parts: Sequence[Part]) -> StoredTensor:
+        """Other codes of the format with `parts`: scale, zero point and offset."""
         scale, zero_point, offset = parts
         assert not isinstance(offset, StoredTensor)
-        return replace(self, codes=codes, scale=scale, zero_point=zero_point, offset=offset)
+        return replace(self, held=HeldCodes(codes), is_turned=False, scale=scale, zero_point=zero_point, offset=offset)
 
 
 Part = np.ndarray | StoredTensor | None
@@ -222,7 +244,7 @@ def _is_one(part: Part) -> TypeGuard[np.ndarray | None]:
     return part is None or (isinstance(part, np.ndarray) and bool((part == part.flat[0]).all()))
 
 
-def held(codes: np.ndarray, form: Format) -> np.ndarray | NarrowArray:
+def held(codes: np.ndarray, form: Format) -> CodeArray:
     """Codes as a tensor of that format holds them."""
     return codes if form.bits >= 8 else NarrowArray.of(codes, form.bits)
 
@@ -242,7 +264,7 @@ def stack(tensors: Sequence[StoredTensor]) -> StoredTensor | None:
     codes = [t.unpacked() for t in tensors]
     together = held(codes[0][None] if len(codes) == 1 else np.stack(codes), first.format)
     outliers = stack_outliers([t.outliers for t in tensors], first.shape)
-    return replace(first._with_parts(together, parts), block_axis=first.block_axis + 1, outliers=outliers)
+    return replace(first.with_codes(together, parts), block_axis=first.block_axis + 1, outliers=outliers)
 
 
 def _stacked(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -3,6 +3,9 @@
 #include "threads.h"
 
 #include <stdlib.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <sys/mman.h>
 
 enum { HUGE_PAGE = 1 << 21 };
@@ -96,6 +99,12 @@ qrt_buffer *qrt_arena_take(qrt_arena *arena, size_t bytes) {
 
 void qrt_arena_close(qrt_arena *arena) {
     if (arena->whole) qrt_buffer_drop(arena->whole);
+}
+
+void qrt_trim_memory(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 /// Recent runs fade: a long input among short ones keeps its buffers for some tens of runs.

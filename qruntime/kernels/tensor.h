@@ -104,6 +104,9 @@ qrt_arena qrt_arena_new(size_t bytes, int num_threads);
 qrt_buffer *qrt_arena_take(qrt_arena *arena, size_t bytes);
 /// No more is taken; the buffers stay.
 void qrt_arena_close(qrt_arena *arena);
+
+/// Give the system what malloc keeps of freed memory, where malloc can be told.
+void qrt_trim_memory(void);
 void qrt_buffer_retain(qrt_buffer *buffer);
 /// Drop one reference; frees the bytes at the last one. Not for buffers with an owner.
 void qrt_buffer_drop(qrt_buffer *buffer);

@@ -56,6 +56,11 @@ def is_mapped(tensor: np.ndarray) -> bool:
     return _file_of(_whole(tensor)) is not None
 
 
+def owns_memory(tensor: np.ndarray) -> bool:
+    """Whether the elements lie in memory of numpy's own, which goes with the last array that reads it."""
+    return _whole(tensor).base is None
+
+
 def _whole(tensor: np.ndarray) -> np.ndarray:
     while isinstance(tensor.base, np.ndarray):
         tensor = tensor.base

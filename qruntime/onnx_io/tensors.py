@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import InvalidModel, UnsupportedModel
-from qruntime.ir import StoredTensor, dtypes
+from qruntime.ir import HeldCodes, StoredTensor, dtypes
 from qruntime.ir.formats import FORMATS
 from qruntime.ir.narrow import NarrowArray, pack, packed_size, unpack
 from qruntime.onnx_io import wire
@@ -114,7 +114,8 @@ def is_narrow(tensor: TensorProto) -> bool:
 def _bare(data: np.ndarray, code: int, shape: tuple[int, ...]) -> StoredTensor:
     """Codes of a narrow type in raw layout."""
     form, data = _NARROW[code], _read_only(data)
-    return StoredTensor(form, data.reshape(shape) if form.bits == 8 else NarrowArray(data, form.bits, form.is_signed, shape))
+    codes = data.reshape(shape) if form.bits == 8 else NarrowArray(data, form.bits, form.is_signed, shape)
+    return StoredTensor(form, HeldCodes(codes))
 
 
 def from_bytes(raw: bytes | memoryview, code: int, count: int) -> np.ndarray:

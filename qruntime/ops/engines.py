@@ -83,8 +83,8 @@ class Weights(NamedTuple):
 
 def prepare(weight: StoredTensor) -> Weights:
     """Integers [K, N] with one scale and zero point, or one for each column."""
-    assert isinstance(weight.codes, np.ndarray) and isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
-    return Weights(weight.codes.astype(np.float64) - weight.zero_point.astype(np.float64), weight.scale.reshape(-1))
+    assert isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
+    return Weights(weight.unpacked().astype(np.float64) - weight.zero_point.astype(np.float64), weight.scale.reshape(-1))
 
 
 def product(x: np.ndarray, weights: Weights, bias: np.ndarray | None, engine: str) -> np.ndarray:

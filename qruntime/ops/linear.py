@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +12,14 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor, Value
-from qruntime.ir.formats import INT8
+from qruntime.ir.formats import INT8, Format
 from qruntime.ir.stored import numbers
 from qruntime.ops import engines
 from qruntime.ops.elementwise import narrow, widen
 from qruntime.ops.epilogue import activate, activation_code, activation_of
-from qruntime.ops.low_bit_weights import pack_nbits
+from qruntime.ops.low_bit_weights import pack_nbits, unpack_nbits
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import NativeCall, operator
+from qruntime.ops.registry import NativeCall, Unpack, operator
 
 
 def _check_last_dimension(x: np.ndarray, weight: np.ndarray | StoredTensor) -> None:
@@ -72,7 +73,8 @@ def _linear(node: Node) -> NativeCall | None:
     packed: _kernels.Packed | None
     packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
     ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
-    return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
+    unpack = {} if held is None else {1: _codes_in(held, 0)}
+    return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
 
 def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,8 +116,8 @@ def dynamic_quantized_linear(
     if weight.block or weight.format is not INT8:
         y = _sum_groups(centred, weight) * row_scale
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
-    assert isinstance(weight.codes, np.ndarray) and isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
-    total = centred @ (weight.codes.astype(np.int64) - weight.zero_point.astype(np.int64))
+    assert isinstance(weight.scale, np.ndarray) and isinstance(weight.zero_point, np.ndarray)
+    total = centred @ (weight.unpacked().astype(np.int64) - weight.zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * weight.scale)
     return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
 
@@ -144,7 +146,8 @@ def _linear_q8(node: Node) -> NativeCall | None:
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     ints = [code, _kernels.RANGE[node.attr("range", "per_token")]]
-    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs)
+    unpack = {1: _codes_in(weight.stored, 0)}
+    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
@@ -163,17 +166,33 @@ def _merged_linear_q8(node: Node) -> NativeCall | None:
     if None in packed:
         return None
     ints = [*map(activation_code, node.attr("activations")), _kernels.RANGE[mode]]
-    return NativeCall("linear", ints=ints, packed=packed, inputs=[0])
+    weights = [None if value is None else value.stored for value in node.inputs[1::2]]
+    unpack = {1 + 2 * i: _codes_in(weight, i) for i, weight in enumerate(weights) if weight is not None}
+    return NativeCall("linear", ints=ints, packed=packed, inputs=[0], unpack=unpack)
 
 
 def _packed_for_codes(weight: Value | None, bias: Value | None, mode: str) -> _kernels.Packed | None:
     """A weight that codes of activations are multiplied by; None where no kernel has its form."""
     stored = None if weight is None else weight.stored
-    assert stored is not None
+    assert stored is not None and stored.scale is not None
     if stored.block or stored.format is not INT8:
         return pack_nbits(stored, _data(bias), mode)
-    assert isinstance(stored.codes, np.ndarray) and isinstance(stored.scale, np.ndarray) and isinstance(stored.zero_point, np.ndarray)
-    return _kernels.PackedQ8(stored.codes, stored.scale, stored.zero_point, _data(bias))
+    assert isinstance(stored.scale, np.ndarray) and isinstance(stored.zero_point, np.ndarray)
+    return _kernels.PackedQ8(stored.unpacked(), stored.scale, stored.zero_point, _data(bias), (stored.held, stored.is_turned))
+
+
+def _codes_in(stored: StoredTensor, position: int) -> Unpack:
+    """What makes the codes [K, N] of `stored` of the packed weights of a node."""
+    return functools.partial(_unpacked, position, stored.format, stored.is_turned)
+
+
+def _unpacked(position: int, form: Format, is_turned: bool, packed: Sequence[Any]) -> np.ndarray:
+    weights = packed[position]
+    if isinstance(weights, _kernels.PackedNBits):
+        return unpack_nbits(weights, form)
+    codes = np.empty(weights.shape, np.int8, order="F" if is_turned else "C")  # as they were held
+    weights.unpack_into(codes)
+    return codes
 
 
 def _data(value: Value | None) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import StoredTensor
-from qruntime.ir.formats import FP4
+from qruntime.ir.formats import FP4, Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import numbers
 
@@ -29,8 +31,13 @@ def fits_quantized_activations(stored: StoredTensor) -> bool:
     return fits_kernels(stored) and whole and (stored.format.is_integer or stored.format is FP4)
 
 
-def pack_nbits(stored: StoredTensor, bias: np.ndarray | None, activations: str = "float") -> _kernels.PackedNBits | None:
-    """A weight [K, N] for activations that stay float, or are quantized "per_token" or "per_tensor"; None where no kernel has its form."""
+def pack_nbits(
+    stored: StoredTensor, bias: np.ndarray | None, activations: str = "float", origin: tuple[Any, ...] = ()
+) -> _kernels.PackedNBits | None:
+    """A weight [K, N] for activations that stay float, or are quantized "per_token" or "per_tensor"; None where no kernel has its form.
+
+    `origin` names codes that were cut out of others.
+    """
     if not (fits_kernels if activations == "float" else fits_quantized_activations)(stored):
         return None
     rows = stored.transposed()
@@ -40,24 +47,36 @@ def pack_nbits(stored: StoredTensor, bias: np.ndarray | None, activations: str =
     groups = (n, -(-k // group))
     scale = _by_group(numbers(rows.scale), groups, repeats)
     zero = None if rows.zero_point is None else _by_group(numbers(rows.zero_point), groups, repeats)
-    # The kernels count codes from 0, around the middle of their bits: two's complement is moved up by half its range, and
-    # 5 to 7 bits to the middle of 8.
-    bits = next(width for width in _KERNEL_BITS if width >= stored.format.bits)
-    up = -stored.format.qmin
-    if stored.format.table is None:
-        up += (1 << bits - 1) - (1 << stored.format.bits - 1)
+    bits, up = _kernel_codes(stored.format)
     codes, offset = rows.codes, 0
+    origin = origin or (stored.held, stored.is_turned)
     if isinstance(codes, NarrowArray):
         if not codes.is_transposed and not codes.in_halves and bits == codes.bits and k * bits % 8 == 0:
-            packed = {"codes": codes.data.reshape(n, -1), "k": k, "offset": up, "high_half_first": codes.high_first}
+            packed = {
+                "codes": codes.data.reshape(n, -1), "k": k, "offset": up, "high_half_first": codes.high_first, "origin": origin,
+            }  # fmt: skip
             return _packed(stored, packed, scale, zero, bias, bits, group, up, activations)
         codes = codes.unpacked()
     if bits == stored.format.bits == 8:
         codes, offset = codes.view(np.uint8), up
     else:
         codes = (codes.astype(np.int16) + up).astype(np.uint8)
-    whole = {"codes": codes, "offset": offset}
+    whole = {"codes": codes, "offset": offset, "origin": origin}
     return _packed(stored, whole, scale, zero, bias, bits, group, up, activations)
+
+
+def unpack_nbits(packed: _kernels.PackedNBits, form: Format) -> np.ndarray:
+    """The codes [K, N] of a weight of that format, a byte each."""
+    codes = packed.unpacked()
+    codes -= np.uint8(_kernel_codes(form)[1])
+    return codes.view(np.int8 if form.is_signed else np.uint8).T
+
+
+def _kernel_codes(form: Format) -> tuple[int, int]:
+    """Bits of the codes that the kernels have for those of a format, and by how much they are greater: kernels count from 0,
+    around the middle of their bits. Two's complement is moved up by half its range, and 5 to 7 bits to the middle of 8."""
+    bits = next(width for width in _KERNEL_BITS if width >= form.bits)
+    return bits, -form.qmin + (0 if form.table is not None else (1 << bits - 1) - (1 << form.bits - 1))
 
 
 def _summed_together(block: int, k: int) -> tuple[int, int]:

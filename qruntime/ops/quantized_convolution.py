@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -42,13 +43,14 @@ def dynamic_quantized_conv(
     range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
     not on the other images, not on what lies elsewhere in the same image.
     """
-    assert isinstance(w.codes, np.ndarray) and isinstance(w.scale, np.ndarray) and isinstance(w.zero_point, np.ndarray)
-    check_convolution(x, w.codes, group, kernel_shape)
+    codes = w.unpacked()
+    assert isinstance(w.scale, np.ndarray) and isinstance(w.zero_point, np.ndarray)
+    check_convolution(x, codes, group, kernel_shape)
     win = window(x.shape[2:], w.shape[2:], strides, dilations, pads, auto_pad)
     shape = limit_shape((x.shape[0], w.shape[0], *win.output))
     if math.prod(shape) == 0:
         return np.zeros(shape, np.float32)
-    weight = w.codes.astype(np.float64) - w.zero_point.astype(np.float64)
+    weight = codes.astype(np.float64) - w.zero_point.astype(np.float64)
     if range == "per_tensor":
         codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1))
         # Sums of products of 9-bit integers are exact in float64.
@@ -82,8 +84,9 @@ def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tupl
 def _conv_q8(node: Node) -> NativeCall | None:
     weight, bias_value = node.input(1), node.input(2)
     stored, bias = None if weight is None else weight.stored, None if bias_value is None else bias_value.data
-    if stored is None or not isinstance(w := stored.codes, np.ndarray) or w.size == 0 or not 3 <= w.ndim <= 5:
+    if stored is None or stored.size == 0 or not 3 <= stored.ndim <= 5:
         return None
+    w = stored.unpacked()
     scale, zero_point = stored.scale, stored.zero_point
     assert isinstance(scale, np.ndarray) and isinstance(zero_point, np.ndarray)
     if node.attr("range", "per_token") != "per_token" or (bias is not None and bias.shape != w.shape[:1]):
@@ -99,6 +102,16 @@ def _conv_q8(node: Node) -> NativeCall | None:
         maps = slice(g * per_group, (g + 1) * per_group)
         own = maps if scale.size != 1 else slice(None)
         vectors = scale[own], zero_point[own], None if bias is None else bias[maps]
-        packed.append(_kernels.PackedQ8(matrix[maps].T, *vectors, origin=w[maps]))
+        packed.append(_kernels.PackedQ8(matrix[maps].T, *vectors, origin=(stored.held, g)))
     geometry[2], floats = activation_of(node)
-    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], floats=floats, packed=packed, inputs=[0])
+    codes = functools.partial(_unpacked, w.shape)
+    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], floats=floats, packed=packed, inputs=[0], unpack={1: codes})
+
+
+def _unpacked(shape: Sequence[int], packed: Sequence[_kernels.PackedQ8]) -> np.ndarray:
+    """W (M, C / group, *kernel) of the weights of each group."""
+    maps, channels, *kernel = shape
+    matrix = np.empty((maps, math.prod(kernel) * channels), np.int8)
+    for rows, one in zip(np.split(matrix, len(packed)), packed, strict=True):
+        one.unpack_into(rows.T)
+    return np.moveaxis(matrix.reshape(maps, *kernel, channels), -1, 1)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor
+from qruntime.ir.formats import Format
 from qruntime.ops import engines, recurrent
 from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.linear import quantize_rows
-from qruntime.ops.low_bit_weights import pack_nbits
+from qruntime.ops.low_bit_weights import pack_nbits, unpack_nbits
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import NativeCall, OpSpec, operator
+from qruntime.ops.registry import NativeCall, OpSpec, Unpack, operator
 
 _DEFAULT_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 _ACTIVATION_KERNELS = {
@@ -30,7 +31,7 @@ Pack = Callable[[int, slice, np.ndarray | None], Any]
 
 def _call(
     node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, range_: str, inputs: list[int]
-) -> NativeCall | None:
+) -> NativeCall:
     """The kernel call of one layer. See kernels/nodes/rnn.c."""
     direction = node.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
@@ -202,7 +203,7 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
             keywords["input_forget"] = input_forget
         if op == "GRU":
             keywords["linear_before_reset"] = linear_before_reset
-        codes, shapes = (_weights(w), _weights(r)), (w.codes, r.codes)
+        codes, shapes = (_weights(w), _weights(r)), (w.unpacked(), r.unpacked())
         if engine != "qruntime":
             return definition(x, *shapes, None, *rest, **keywords, products=_EngineProducts(*codes, b, engine))
         return definition(x, *shapes, b, *rest, **keywords, products=_IntegerProducts(*codes, range))
@@ -214,14 +215,38 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         return _stored_call(node, op, _pack_codes, kernel_inputs)
 
 
+def _unpack(w: StoredTensor, r: StoredTensor, each: int) -> dict[int, Unpack]:
+    """Of W and of R, for directions of `each` packed weights: that of W, then those of R."""
+    return {
+        1: functools.partial(_unpacked, w.format, w.shape, each, slice(1)),
+        2: functools.partial(_unpacked, r.format, r.shape, each, slice(1, each)),
+    }
+
+
+def _unpacked(form: Format, shape: tuple[int, ...], each: int, some: slice, packed: Sequence[Any]) -> np.ndarray:
+    """Codes [D, rows, columns] of which every direction has `some` of its `each` packed weights, one behind the other."""
+    codes = np.empty(shape, np.int8 if form.is_signed else np.uint8)
+    for d, direction in enumerate(codes):
+        first = 0
+        for one in packed[d * each : (d + 1) * each][some]:
+            rows = direction[first : first + one.shape[1]]
+            if isinstance(one, _kernels.PackedNBits):
+                rows[:] = unpack_nbits(one, form).T
+            else:
+                one.unpack_into(rows.T)
+            first += one.shape[1]
+    return codes
+
+
 def _pack_codes(stored: StoredTensor) -> Pack:
-    codes, scale, zero = stored.codes, stored.scale, stored.zero_point
-    assert isinstance(codes, np.ndarray) and isinstance(scale, np.ndarray) and isinstance(zero, np.ndarray)
+    codes, scale, zero = stored.unpacked(), stored.scale, stored.zero_point
+    assert isinstance(scale, np.ndarray) and isinstance(zero, np.ndarray)
 
     def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
         direction = d if scale.shape[0] != 1 else 0
         part = rows if scale.shape[1] != 1 else slice(None)
-        return _kernels.PackedQ8(codes[d, rows].T, scale[direction, part], zero[direction, part], bias)
+        name = stored.held, d, rows.start, rows.stop
+        return _kernels.PackedQ8(codes[d, rows].T, scale[direction, part], zero[direction, part], bias, name)
 
     return one
 
@@ -239,7 +264,11 @@ def _register_stored(op: str, definition: OpSpec, kernel_inputs: list[int]) -> N
 
 
 def _pack_few_bits(stored: StoredTensor) -> Pack:
-    return lambda d, rows, bias: pack_nbits(stored[d].rows(np.arange(rows.start, rows.stop)).transposed(), bias)
+    def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
+        name = stored.held, d, rows.start, rows.stop
+        return pack_nbits(stored[d].rows(np.arange(rows.start, rows.stop)).transposed(), bias, origin=name)
+
+    return one
 
 
 def _stored_call(node: Node, op: str, pack: Callable[[StoredTensor], Pack], kernel_inputs: list[int]) -> NativeCall | None:
@@ -253,7 +282,10 @@ def _stored_call(node: Node, op: str, pack: Callable[[StoredTensor], Pack], kern
     hidden = _checked_hidden(node, op, w, r, b)
     if hidden is None:
         return None
-    return _call(node, op, hidden, b, pack(w), pack(r), node.attr("range", "per_token"), kernel_inputs)
+    call = _call(node, op, hidden, b, pack(w), pack(r), node.attr("range", "per_token"), kernel_inputs)
+    if None not in call.packed:
+        call.unpack = _unpack(w, r, len(call.packed) // w.shape[0])
+    return call
 
 
 _register_stored("LSTM", recurrent.lstm, [0, 4, 5, 6, 7])

@@ -34,13 +34,17 @@ import functools
 import importlib
 import inspect
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from qruntime.ir import Node
 from qruntime.ops.families import MODULES
 
 Definition = Callable[..., Any]
+Unpack = Callable[[Sequence[Any]], np.ndarray]
 
 
 class NativeCall:
@@ -49,10 +53,11 @@ class NativeCall:
     `inputs` chooses which inputs of the node are passed, None for all of them: constants that were
     packed need not be passed. `packed` holds objects of `qruntime._kernels` that the call reads.
     `unaligned` are inputs whose bytes may lie anywhere, as they do in many files: large tables need no copy then.
+    `unpack` makes codes of the node's stored inputs again of `packed`: {input: function}; no more than one array is left of them.
     `widens` is False where the definition rounds narrow floats on its way, which float32 on widened inputs would not.
     """
 
-    __slots__ = ("floats", "inputs", "ints", "kernel", "packed", "unaligned", "widens")
+    __slots__ = ("floats", "inputs", "ints", "kernel", "packed", "unaligned", "unpack", "widens")
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class NativeCall:
         inputs: Sequence[int] | None = None,
         unaligned: Sequence[int] = (),
         widens: bool = True,
+        unpack: Mapping[int, Unpack] = MappingProxyType({}),
     ):
         # Attributes of odd types fail here, inside the binder; the definition then reports them when it runs.
         array("q", ints)
@@ -74,6 +80,7 @@ class NativeCall:
         self.inputs = inputs
         self.unaligned = unaligned
         self.widens = widens
+        self.unpack = unpack
 
 
 class OpSpec:

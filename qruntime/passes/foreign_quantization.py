@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, StoredTensor, Value, constant, stored_constant
+from qruntime.ir import Graph, HeldCodes, Node, StoredTensor, Value, constant, stored_constant
 from qruntime.ir.formats import INT8
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.contrib.quantized_matmul import as_int8
@@ -119,7 +119,7 @@ def dynamic_linear(
     except ValueError as error:
         return Skip(error)
     op = Builder(last)
-    codes = StoredTensor(INT8, q, scales.reshape(1, -1), zeros.reshape(1, -1))
+    codes = StoredTensor(INT8, HeldCodes(q), scales.reshape(1, -1), zeros.reshape(1, -1))
     op.DynamicQuantizedLinear(x, stored_constant(weight.name, codes), bias, None, activation="none", range="per_tensor")
     (new,) = op.nodes
     new.name = product.name or new.name

@@ -92,10 +92,11 @@ def _constant_codes(name: str, stored: StoredTensor) -> Codes | None:
     if not stored.is_plain:
         return None
     assert isinstance(stored.scale, np.ndarray) and not isinstance(stored.zero_point, StoredTensor)
-    zero = np.zeros((), stored.unpacked().dtype) if stored.zero_point is None else stored.zero_point.reshape(())
+    codes = stored.unpacked()
+    zero = np.zeros((), codes.dtype) if stored.zero_point is None else stored.zero_point.reshape(())
     parameters = constant(f"{name}/scale", stored.scale.reshape(())), constant(f"{name}/zero_point", zero)
     scale = scale_of(*parameters, 0)
-    return None if scale is None else Codes(constant(f"{name}/codes", stored.unpacked()), scale)
+    return None if scale is None else Codes(constant(f"{name}/codes", codes), scale)
 
 
 def element_type(value: Value) -> int:

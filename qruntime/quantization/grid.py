@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import StoredTensor
+from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import numbers
@@ -41,7 +41,7 @@ def stored_as(args: QArgs, codes: np.ndarray, scale: Part, zero_point: Part | No
     """Codes [N, K], a byte each, with parameters [N or 1, groups]."""
     held = codes if args.format.bits == 8 else NarrowArray.of(codes, args.format.bits)
     block = args.granularity.size if args.granularity.kind == GROUP and args.granularity.size < codes.shape[1] else 0
-    return StoredTensor(args.format, held, scale, zero_point, block=block, block_axis=1)
+    return StoredTensor(args.format, HeldCodes(held), scale, zero_point, block=block, block_axis=1)
 
 
 def parameters(weight: np.ndarray, args: QArgs) -> tuple[Part, Part | None]:

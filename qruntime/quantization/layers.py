@@ -175,10 +175,10 @@ class Layer:
         return stored_constant(value.name, replace(joined, dtype=dtype))
 
     def _transposed_convolution(self, value: Value, matrix: StoredTensor) -> StoredTensor:
-        assert matrix.format is FLOAT16 and isinstance(matrix.codes, np.ndarray) and value.shape is not None
+        assert matrix.format is FLOAT16 and value.shape is not None
         channels, per_group, *kernel = value.shape
-        codes = np.moveaxis(matrix.codes.reshape(per_group, channels, *kernel), 0, 1)
-        return replace(matrix, codes=np.ascontiguousarray(codes))
+        codes = np.moveaxis(matrix.unpacked().reshape(per_group, channels, *kernel), 0, 1)
+        return matrix.with_codes(np.ascontiguousarray(codes), (None, None, None))
 
     def stored(self, value: Value) -> list[StoredTensor]:
         """The matrices [N, K] of a weight that is stored narrow; empty for one that is not, or that lies otherwise than its kind does."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qruntime._kernels import weight_codes
-from qruntime.ir import StoredTensor
+from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import FLOAT16, INT8, Format
 from qruntime.quantization.ranges import STEPS, best_share, row_blocks, shared_range
 
@@ -79,7 +79,7 @@ class RoundToHalf:
         beyond = int(np.count_nonzero(np.abs(weight) > FLOAT16_MAX))
         reason = f"{beyond} weight{'s' if beyond > 1 else ''} beyond ±65504, the range of float16, clamped to it" if beyond else ""
         codes = np.clip(weight, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-        return Rounded(matrix.stored(StoredTensor(FLOAT16, codes)), snr_db(weight, codes.astype(np.float32)), reason)
+        return Rounded(matrix.stored(StoredTensor(FLOAT16, HeldCodes(codes))), snr_db(weight, codes.astype(np.float32)), reason)
 
 
 def quantize(matrix: Matrix, *, per_channel: bool = False, symmetric: bool = True, range: str = "minmax") -> Rounded:
@@ -184,7 +184,7 @@ class _Sliced:
         squares = scale.astype(np.float64) ** 2
         total = _decibels(np.sum(signal * squares), np.sum(noise * squares))
         sizes = (1, 1) if one else (1, -1) if self.along else (-1, 1)
-        stored = StoredTensor(INT8, q, scale.reshape(sizes), zero_point.reshape(sizes))
+        stored = StoredTensor(INT8, HeldCodes(q), scale.reshape(sizes), zero_point.reshape(sizes))
         return Rounded(self.of.stored(stored), float(total)), _decibels(signal, noise)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qruntime.ir import StoredTensor
+from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import FORMATS
 from qruntime.ir.stored import held, numbers
 from qruntime.quantization.scheme import BILEVEL, ScaleCoding
@@ -68,7 +68,7 @@ def _around_mean(values: np.ndarray, coding: ScaleCoding) -> StoredTensor:
 
 def _stored(codes: np.ndarray, name: str, scale: np.ndarray, offset: np.ndarray, coding: ScaleCoding) -> StoredTensor:
     block = coding.group if coding.group < len(codes) else 0
-    return StoredTensor(FORMATS[name], held(codes, FORMATS[name]), scale, offset=offset, block=block, block_axis=0)
+    return StoredTensor(FORMATS[name], HeldCodes(held(codes, FORMATS[name])), scale, offset=offset, block=block, block_axis=0)
 
 
 def divisors(scale: Part) -> np.ndarray:
@@ -86,4 +86,4 @@ def side_by_side(parts: Sequence[Part]) -> Part:
     scale = np.concatenate([numbers(part.scale) for part in stored if part.scale is not None], axis=1).astype(dtype, copy=False)
     offset = np.concatenate([part.offset for part in stored if part.offset is not None], axis=1).astype(dtype, copy=False)
     codes = held(np.concatenate([part.unpacked() for part in stored], axis=1), first.format)
-    return StoredTensor(first.format, codes, scale, offset=offset, block=first.block, block_axis=0)
+    return StoredTensor(first.format, HeldCodes(codes), scale, offset=offset, block=first.block, block_axis=0)

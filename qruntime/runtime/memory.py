@@ -11,7 +11,7 @@ from qruntime.ir import Graph, Value
 from qruntime.ir.dtypes import numpy_dtype
 from qruntime.onnx_io.mapped_file import is_mapped
 from qruntime.runtime.inputs import fixed_shape
-from qruntime.runtime.plan import Plan
+from qruntime.runtime.plan import Plan, Unpacking
 
 
 class MemoryUse(NamedTuple):
@@ -22,7 +22,7 @@ class MemoryUse(NamedTuple):
     constants: int
     """Other constants that a run reads, in memory."""
     originals: int
-    """What was packed, in memory: `save()` writes it."""
+    """What was packed, where it is in memory once more: `save()` writes it. Codes made here are not; they are unpacked."""
     mapped: int
     """Constants and originals in the mapped file; its pages come and go as they are read."""
     activations: int | None
@@ -52,6 +52,9 @@ def memory_use(plan: Plan, graph: Graph) -> MemoryUse:
     plans = list(plan.walk())
     nodes = [call for one in plans for call in one.nodes]
     packed = {id(p): p for call in nodes if call.native for p in call.native.packed if p is not None}
+    for value in graph.stored_constants():
+        if value.stored is not None and isinstance(source := value.stored.held.source, Unpacking):
+            packed |= {id(p): p for p in source.packed}
     constants = _distinct(array for one in plans for _, array in one.executable.native_constants)
     constants |= _distinct(a for call in nodes if call.native is None for v in call.arguments if v is not None for a in v.arrays())
     constants |= _distinct(array for call in nodes for _, array in call.widened)

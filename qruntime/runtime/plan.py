@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
-from qruntime.ir import AttributeType, Graph, Node, Value, needed_nodes
-from qruntime.onnx_io.mapped_file import drop_pages
+from qruntime.ir import AttributeType, Graph, HeldCodes, Node, Value, needed_nodes
+from qruntime.onnx_io.mapped_file import drop_pages, owns_memory
 from qruntime.ops import registry
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
-from qruntime.ops.registry import NativeCall, OpSpec
+from qruntime.ops.registry import NativeCall, OpSpec, Unpack
 from qruntime.runtime import reference
 from qruntime.runtime.recent import Recent
 from qruntime.runtime.shape_dependence import shape_only_nodes
@@ -93,6 +94,31 @@ def check_supported(graph: Graph) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Unpacking:
+    """Codes as they are held, out of the packed weights of a node."""
+
+    unpack: Unpack
+    packed: Sequence[_kernels.PackedWeights]
+    is_turned: bool
+
+    def __call__(self) -> np.ndarray:
+        codes = self.unpack(self.packed)
+        return codes.T if self.is_turned else codes
+
+
+def _readers_of_codes(graph: Graph) -> dict[HeldCodes, list[tuple[Node, int]]]:
+    """Who reads codes that were made in memory, not those of a file that somebody else holds."""
+    readers: dict[HeldCodes, list[tuple[Node, int]]] = {}
+    for node in graph.walk_nodes():
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.stored is not None:
+                codes = value.stored.held
+                if codes.memory is None or owns_memory(codes.memory):
+                    readers.setdefault(codes, []).append((node, index))
+    return readers
+
+
 class Planner:
     """Makes the plans of one lowered graph for this machine.
 
@@ -106,11 +132,32 @@ class Planner:
         self.recent: Recent[tuple[str, ...], Plan] = Recent(_MOST_PLANS)
         self._bound: dict[Node, PlannedNode] = {}
         self._widened: dict[Value, np.ndarray] = {}
-        self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, np.ndarray]] = {}
+        self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, Any]] = {}
+        self._readers = _readers_of_codes(graph)  # until the codes are given up, or cannot be
 
     def plan(self, outputs: Sequence[Value] | None = None) -> Plan:
         """A plan that computes `outputs` (default: those of the graph) and nothing else."""
         return self._plan(self.graph, self.graph.outputs if outputs is None else outputs, [])
+
+    def give_up_codes(self) -> None:
+        """Codes in memory that all their readers have packed are held packed alone."""
+        gone = False
+        for codes, readers in list(self._readers.items()):
+            if all(node in self._bound for node, _ in readers):
+                del self._readers[codes]
+                sources = [self._unpacking(node, index) for node, index in readers]
+                if sources[0] is not None and None not in sources:
+                    codes.give_up(sources[0])
+                    gone = True
+        if gone:
+            _kernels.trim_memory()
+
+    def _unpacking(self, node: Node, index: int) -> Unpacking | None:
+        """What makes the codes of that input again; None when the definition of the node reads them at every run."""
+        native, value = self._bound[node].native, node.input(index)
+        assert value is not None and value.stored is not None
+        unpack = None if native is None else native.unpack.get(index)
+        return None if native is None or unpack is None else Unpacking(unpack, native.packed, value.stored.is_turned)
 
     def _plan(self, graph: Graph, outputs: Sequence[Value], captures: list[Value]) -> Plan:
         planned = [self._bind(node) for node in needed_nodes(graph, outputs)]

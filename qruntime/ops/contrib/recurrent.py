@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import StoredTensor
+from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import INT8
 from qruntime.ops.checks import require_rank
 from qruntime.ops.contrib.domain import MICROSOFT
@@ -28,7 +28,7 @@ def lstm_weight(name: str, q: np.ndarray, scale: np.ndarray, zero_point: np.ndar
         raise ValueError(f"scale {scale.shape} and zero point {zero_point.shape} of {name} differ")
     flat_scale, flat_zero = parameters(q, scale, zero_point, (directions, directions * q.shape[2]))
     codes = int8_codes(q).swapaxes(1, 2)
-    return StoredTensor(INT8, codes, flat_scale.reshape(directions, -1, 1), flat_zero.reshape(directions, -1, 1))
+    return StoredTensor(INT8, HeldCodes(codes), flat_scale.reshape(directions, -1, 1), flat_zero.reshape(directions, -1, 1))
 
 
 @operator("DynamicQuantizeLSTM", domain=MICROSOFT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
+from qruntime.ir import Attribute, AttributeType, HeldCodes, Node, StoredTensor, TypeInfo, Value, constant
 from qruntime.ir.formats import INT8, Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.passes.stored.dequantize_linear import constant_codes
@@ -38,7 +38,7 @@ def read(node: Node) -> StoredTensor | None:
         return None
     dtype = np.int8 if form.is_signed else np.uint8
     zero = np.zeros(shape, dtype) if zero is None else zero.astype(dtype).reshape(shape)
-    return StoredTensor(form, codes, scale.reshape(shape), zero)
+    return StoredTensor(form, HeldCodes(codes), scale.reshape(shape), zero)
 
 
 def _data(value: Value | None) -> np.ndarray | None:
@@ -56,12 +56,10 @@ def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> V
         return None
     if isinstance(zero_point, StoredTensor):
         return None
-    assert isinstance(stored.codes, np.ndarray)
     typ = TypeInfo("tensor", _FLOAT, stored.shape)
     cast = Value(f"{name}_cast", typ)
-    nodes.append(
-        Node("Cast", [constant(f"{name}_quantized", stored.codes)], [cast], {"to": Attribute(AttributeType.INT, _FLOAT)}, version=version)
-    )
+    to = {"to": Attribute(AttributeType.INT, _FLOAT)}
+    nodes.append(Node("Cast", [constant(f"{name}_quantized", stored.unpacked())], [cast], to, version=version))
     centred = cast
     if zero_point is not None and zero_point.any():
         centred = Value(f"{name}_centred", typ)

@@ -126,6 +126,6 @@ def _rows(op: Builder, node: Node, table: Value) -> Value | None:
         is_narrow = stored.format.bits < 8 or stored.block  # float rows are found faster than bytes are decoded
         is_of_rows = is_narrow and stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)
         return op.StoredEmbedding(table, node.input(1)) if is_of_rows and stored.format.bits <= 8 else None
-    rows = op.Gather(constant(table.name, stored.codes), node.input(1), domain="", **node.attributes)  # type: ignore[arg-type]
+    rows = op.Gather(constant(table.name, stored.unpacked()), node.input(1), domain="", **node.attributes)
     of_rows = constant(f"{table.name}/scale", scale.reshape(())), constant(f"{table.name}/zero_point", zero_point.reshape(()))
     return op.DequantizeLinear(rows, *of_rows, domain="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Node, StoredTensor, TypeInfo, Value, constant, stored_constant
+from qruntime.ir import HeldCodes, Node, StoredTensor, TypeInfo, Value, constant, stored_constant
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import FORMATS, FP4, FP8, FP8_E5M2, Format
 from qruntime.ir.narrow import NarrowArray
@@ -45,7 +45,7 @@ def read(node: Node) -> StoredTensor | None:
     elif zero is None:
         zero = np.zeros(shape, codes.dtype if isinstance(codes, np.ndarray) else np.int8 if form.is_signed else np.uint8)
     return StoredTensor(
-        form, codes, scale.reshape(shape), None if zero is None else zero.reshape(shape), block=block,
+        form, HeldCodes(codes), scale.reshape(shape), None if zero is None else zero.reshape(shape), block=block,
         block_axis=axis % codes.ndim if codes.ndim else 0, dtype=scale.dtype,
     )  # fmt: skip
 
@@ -125,4 +125,4 @@ def _constant(name: str, form: Format, codes: np.ndarray | NarrowArray) -> Value
     """Codes as a constant of their element type."""
     if isinstance(codes, np.ndarray) and form.is_integer:
         return constant(name, codes)
-    return stored_constant(name, StoredTensor(form, codes))
+    return stored_constant(name, StoredTensor(form, HeldCodes(codes)))

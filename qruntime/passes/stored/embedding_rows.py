@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Graph, Node, StoredTensor, Value, constant, stored_constant
+from qruntime.ir import Attribute, AttributeType, Graph, HeldCodes, Node, StoredTensor, Value, constant, stored_constant
 from qruntime.ir.dtypes import numpy_dtype, onnx_code
 from qruntime.ir.formats import UINT4, UINT8
 from qruntime.ir.narrow import NarrowArray
@@ -52,7 +52,7 @@ class _ReadRows(Rewrite):
     def replace(self, op: Any, codes: Value, scale: Value, offset: Value, ids: Value, look_up: Node, **named: Any) -> Value:
         assert codes.data is not None and scale.data is not None and offset.data is not None
         form, held = self.stored(codes.data)
-        table = stored_constant(codes.name.removesuffix("_quantized"), StoredTensor(form, held, scale.data, offset=offset.data))
+        table = stored_constant(codes.name.removesuffix("_quantized"), StoredTensor(form, HeldCodes(held), scale.data, offset=offset.data))
         rows = op.Gather(table, ids, domain="", axis=0)
         node = rows.producer
         node.name, node.metadata, node.mark, node.version = look_up.name, dict(look_up.metadata), look_up.mark, look_up.version
@@ -133,9 +133,8 @@ def _constants(table: Value) -> list[Value]:
 
 def row_codes(stored: StoredTensor) -> np.ndarray:
     """The codes uint8 [rows, D], or of 4 bits [rows, D/2]."""
-    if isinstance(stored.codes, np.ndarray):
-        return stored.codes
-    return stored.codes.data.reshape(stored.shape[0], -1)
+    codes = stored.codes
+    return codes if isinstance(codes, np.ndarray) else codes.data.reshape(stored.shape[0], -1)
 
 
 def _look_up(node: Node, table: Value, codes: Value, scale: Value, offset: Value) -> list[Node]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ir import Node, StoredTensor, TypeInfo, Value, constant
+from qruntime.ir import HeldCodes, Node, StoredTensor, TypeInfo, Value, constant
 from qruntime.ir.formats import FORMATS, Format
 from qruntime.ir.narrow import NarrowArray, packed_size, unpack
 from qruntime.ir.stored import held, numbers
@@ -129,7 +129,8 @@ def read(node: Node) -> StoredTensor | None:
             return None
         offset = last
     flat = codes[:count] if form.bits == 8 else unpack(codes[: packed_size(count, form.bits)], form.bits, count)
-    made = StoredTensor(form, held(_from_least(flat, form).reshape(layout.shape), form), scale, zero_point, offset)
+    weight = held(_from_least(flat, form).reshape(layout.shape), form)
+    made = StoredTensor(form, HeldCodes(weight), scale, zero_point, offset)
     return made if layout.block >= layout.shape[layout.axis] else replace(made, block=layout.block, block_axis=layout.axis)
 
 

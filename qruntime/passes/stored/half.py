@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ir import Attribute, AttributeType, Node, StoredTensor, TypeInfo, Value, constant
+from qruntime.ir import Attribute, AttributeType, HeldCodes, Node, StoredTensor, TypeInfo, Value, constant
 from qruntime.ir.formats import FLOAT16
 
 _FLOAT = 1
@@ -16,14 +16,13 @@ def read(node: Node) -> StoredTensor | None:
         return None
     if not any(user.mark is not None for user, _ in node.outputs[0].uses):
         return None  # a float16 constant of the model's own: folded as any other
-    return StoredTensor(FLOAT16, source.data)
+    return StoredTensor(FLOAT16, HeldCodes(source.data))
 
 
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
     if stored.format is not FLOAT16 or version < 6:
         return None
-    assert isinstance(stored.codes, np.ndarray)
     output = Value(f"{name}_dequantized", TypeInfo("tensor", _FLOAT, stored.shape))
     to = {"to": Attribute(AttributeType.INT, _FLOAT)}
-    nodes.append(Node("Cast", [constant(f"{name}_float16", stored.codes)], [output], to, version=version))
+    nodes.append(Node("Cast", [constant(f"{name}_float16", stored.unpacked())], [output], to, version=version))
     return output

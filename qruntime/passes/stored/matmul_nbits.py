@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from qruntime.ir import Node, StoredTensor, Value, constant, stored_constant
+from qruntime.ir import HeldCodes, Node, StoredTensor, Value, constant, stored_constant
 from qruntime.ir.formats import FORMATS
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import held
@@ -68,7 +68,8 @@ def _rows(parts: Blocks, k: int, bits: int, block: int, order: np.ndarray | None
         codes = NarrowArray(parts.rows[:, : k * bits // 8].reshape(-1), bits, False, (len(parts.rows), k))
     else:
         codes = held(unpacked(parts.rows, bits)[:, :k], form)
-    return StoredTensor(form, codes, widen(parts.scale), zero if zero.dtype == np.uint8 else widen(zero), block=block, block_axis=1)
+    zero = zero if zero.dtype == np.uint8 else widen(zero)
+    return StoredTensor(form, HeldCodes(codes), widen(parts.scale), zero, block=block, block_axis=1)
 
 
 def matmul_bnb4(op: Pieces, node: Node) -> Skip | Value:
@@ -93,7 +94,7 @@ def matmul_bnb4(op: Pieces, node: Node) -> Skip | Value:
     form = BNB4_FORMATS[kind]
     scale = widen(absmax.reshape(-1))[np.arange(0, n * k, group) // block].reshape(n, k // group)
     codes = NarrowArray(b.reshape(-1), 4, False, (n, k), high_first=True)
-    rows = StoredTensor(form, codes, scale, block=group if group < k else 0, block_axis=1)
+    rows = StoredTensor(form, HeldCodes(codes), scale, block=group if group < k else 0, block_axis=1)
     return _linear(op, node, node.input(0), stored_constant(_name(node), rows.transposed()), None)
 
 

@@ -31,7 +31,7 @@ def read(node: Node) -> StoredTensor | None:
         return None if stored.is_bare else _cast(node, stored) if node.op_type == "Cast" else _joined(node)
     if node.op_type == "Transpose":
         return stored.transposed() if stored.ndim == 2 and tuple(node.attr("perm", (1, 0))) == (1, 0) else None
-    if node.op_type in _LAYOUT and stored.has_one_scale and stored.is_plain and isinstance(stored.codes, np.ndarray):
+    if node.op_type in _LAYOUT and stored.has_one_scale and stored.is_plain and stored.format.bits >= 8:
         return _laid_out(node, stored)
     return None
 
@@ -58,9 +58,8 @@ def _laid_out(node: Node, stored: StoredTensor) -> StoredTensor | None:
         return None
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     try:
-        codes = np.asarray(spec(stored.codes, *(None if v is None else v.data for v in node.inputs[1:]), **attributes))
+        codes = np.asarray(spec(stored.unpacked(), *(None if v is None else v.data for v in node.inputs[1:]), **attributes))
     except (ValueError, TypeError, IndexError):  # the run will report it, with the node's name
         return None
-    parts = (None if part is None else numbers(part).reshape((1,) * codes.ndim) for part in (stored.scale, stored.zero_point))
-    scale, zero_point = parts
-    return replace(stored, codes=codes, scale=scale, zero_point=zero_point)
+    scale, zero_point = (None if part is None else numbers(part).reshape((1,) * codes.ndim) for part in (stored.scale, stored.zero_point))
+    return stored.with_codes(codes, (scale, zero_point, stored.offset))

@@ -13,7 +13,7 @@ import numpy as np
 
 from qruntime._kernels import table_codes
 from qruntime.errors import QuantizationError
-from qruntime.ir import StoredTensor
+from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import INT8, UINT4, UINT8, Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.quantization.ranges import best_share, row_blocks
@@ -96,7 +96,7 @@ class ObservedRows:
             pairs = np.left_shift(q[:, half:], 4, order="C")
             pairs |= q[:, :half]
             codes = NarrowArray(pairs.reshape(-1), 4, False, table.shape, in_halves=True)
-        return Rounded(StoredTensor(self.format, codes, scale, offset=offset), snr)
+        return Rounded(StoredTensor(self.format, HeldCodes(codes), scale, offset=offset), snr)
 
 
 def _range(matrix: Matrix, observer: Observer) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def parameters(low: np.ndarray, high: np.ndarray, observer: Observer) -> tuple[n
 
 def _rounded(matrix: Matrix, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> Rounded:
     restored = (q.astype(np.float32) - zero_point.astype(np.float32)) * scale
-    return Rounded(matrix.stored(StoredTensor(INT8, q, scale, zero_point)), snr_db(matrix.values, restored))
+    return Rounded(matrix.stored(StoredTensor(INT8, HeldCodes(q), scale, zero_point)), snr_db(matrix.values, restored))
 
 
 def quantize_rows(table: np.ndarray, observer: Observer) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:

@@ -15,14 +15,14 @@ from qruntime.runtime.plan import PlannedNode
 
 def summary(report: Report, planned: Sequence[PlannedNode]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    said = (quantized_lines, held_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
+    said = (quantized_lines, held_lines, cache_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
     return "\n".join([*(line for lines in said for line in lines(report)), "", *node_lines(planned)])
 
 
 def quantized_lines(report: Report) -> list[str]:
     """The table of quantized layers and their total."""
     if not report.layers:
-        return [] if report.held else ["No layer is quantized."]
+        return [] if report.held or report.caches else ["No layer is quantized."]
     count = f"{len(report.layers)} layer{'s' if len(report.layers) > 1 else ''}"
     ratio = report.bytes_before / max(1, report.bytes_after)
     total = f"{count}: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)"
@@ -50,6 +50,20 @@ def held_lines(report: Report) -> list[str]:
     count = f"{len(report.held)} weight{'s' if len(report.held) > 1 else ''}"
     total = f"{count} stored by another tool: {sum(held.bytes for held in report.held):,} bytes"
     return [*([""] if report.layers else []), *table(rows, left=(0, 1, 3)), "", total]
+
+
+def cache_lines(report: Report) -> list[str]:
+    """The table of caches that hold codes, and what a token takes in all of them."""
+    if not report.caches:
+        return []
+    rows = [("cache", "parts", "codes", "clusters", "bytes a token", "bytes now")]
+    for cache in report.caches:
+        numbers = f"{cache.bytes_before:,}", f"{cache.bytes_after:,}"
+        rows.append((cache.name, str(cache.parts), cache.format, str(cache.clusters), *numbers))
+    before, after = sum(cache.bytes_before for cache in report.caches), sum(cache.bytes_after for cache in report.caches)
+    count = f"{len(report.caches)} cache{'s hold' if len(report.caches) > 1 else ' holds'} codes"
+    total = f"{count}: {before:,} → {after:,} bytes a token ({before / max(1, after):.2f}× smaller)"
+    return [*([""] if report.layers or report.held else []), *table(rows, left=(0, 2)), "", total]
 
 
 def reason_lines(report: Report) -> list[str]:

@@ -18,9 +18,13 @@ Key = tuple[str, str, str]
 """Domain, name and overload."""
 
 
-_OURS = (*(f"Dequantize{grid}{width}" for grid in ("Affine", "Offset", "Symmetric", "Table") for width in ("", "Bytes")), "ReplaceOutliers")
-OURS = frozenset(("qruntime", name, "") for name in _OURS)
-"""Functions that files of our own call: passes/stored reads the calls as what they store."""
+_GRIDS = (f"Dequantize{grid}{width}" for grid in ("Affine", "Offset", "Symmetric", "Table") for width in ("", "Bytes"))
+STORED = frozenset(("qruntime", name, "") for name in (*_GRIDS, "ReplaceOutliers"))
+"""Functions whose calls passes/stored reads as what they store."""
+CACHES = frozenset(("qruntime", f"{name}Cache{kind}", "") for name in ("Quantize", "Dequantize") for kind in ("", "Clusters"))
+"""Functions that are operators here: ops/cache_codes.py defines them."""
+OURS = STORED | CACHES
+"""Functions that files of our own call, and whose bodies nobody here reads."""
 
 
 def table(protos: Sequence[FunctionProto]) -> dict[Key, FunctionProto]:

@@ -15,6 +15,7 @@ FAMILIES = {
         "": "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual "
         "Max Mean Min Mod Mul Or PRelu Pow Sub Sum SwiGLU Where Xor",
     },
+    "cache_codes": {"qruntime": "DequantizeCache DequantizeCacheClusters QuantizeCache QuantizeCacheClusters"},
     "casting": {"": "BitCast Cast CastLike"},
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},

@@ -1,6 +1,6 @@
 """The passes, in order. Two lists, two normal forms.
 
-*Canonical* graphs are portable: standard ONNX operators only, fit to be saved, inspected, quantized.
+*Canonical* graphs are portable: standard ONNX operators, and functions made of them, fit to be saved, inspected, quantized.
 *Lowered* graphs belong to this machine: they use operators of our own domain that name what the kernels
 do. They are never saved.
 

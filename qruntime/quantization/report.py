@@ -113,6 +113,22 @@ class HeldWeight(NamedTuple):
         return 8 * self.bytes / max(1, self.numbers)
 
 
+class QuantizedCache(NamedTuple):
+    """An input of keys or values that holds codes."""
+
+    name: str
+    """Of the input that takes the codes."""
+    format: str
+    clusters: int
+    """Sets of channels of a head that have ranges of their own."""
+    parts: int
+    """Keys and values of layers in it."""
+    bytes_before: int
+    """Of one token of one sequence in it, as floats."""
+    bytes_after: int
+    """Likewise of codes and ranges."""
+
+
 class SkippedLayer(NamedTuple):
     """A candidate that stays as it was."""
 
@@ -132,6 +148,8 @@ class Report(NamedTuple):
     """Names of layers that were quantized before, and that the call left as they were."""
     held: tuple[HeldWeight, ...] = ()
     """Weights in few bits that stay as another tool stored them."""
+    caches: tuple[QuantizedCache, ...] = ()
+    """Inputs of keys and values that hold codes."""
 
     @property
     def bytes_before(self) -> int:

@@ -10,6 +10,7 @@ from qruntime.ir.marks import WEIGHT_ONLY
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops.elementwise import is_narrow_float
 from qruntime.passes.stored.writing import opset_beside
+from qruntime.quantization.cache import describe_caches
 from qruntime.quantization.foreign import held_weights
 from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.report import QuantizedLayer, Report, row_of
@@ -139,7 +140,7 @@ def describe_existing(graph: Graph) -> Report:
         seen.update(value for value in layer.weights if value is not None)
         if node.mark is not None and node.mark.is_dynamic and slower_as_int8(node):
             slower.append(row.name)
-    return Report(tuple(layers), (), slower=tuple(slower), held=held_weights(graph.walk_nodes()))
+    return Report(tuple(layers), (), slower=tuple(slower), held=held_weights(graph.walk_nodes()), caches=describe_caches(graph))
 
 
 def row_of_layer(layer: Layer, seen: set[Value]) -> QuantizedLayer:

@@ -12,6 +12,7 @@ from qruntime.ir.formats import INT8
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.low_bit_weights import fits_kernels
 from qruntime.passes.rewriting import QRUNTIME, Builder, splice
+from qruntime.passes.stored import cache_functions
 from qruntime.passes.stored.embedding_rows import is_row_table, row_codes
 
 _LAYERS = frozenset({"MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv"})
@@ -53,7 +54,12 @@ def decode_stored(graph: Graph) -> None:
 
 def decode_what_is_left(graph: Graph) -> None:
     """For layers that no kernel of codes took after all: their definitions read numbers."""
-    _decode(graph, lambda node, index: node.domain == QRUNTIME or _reads_bare_codes(node, index))
+    _decode(graph, lambda node, index: _is_lowered(node) or _reads_bare_codes(node, index))
+
+
+def _is_lowered(node: Node) -> bool:
+    """Whether a pass made the node of what stood in the file, and knows what it reads."""
+    return node.domain == QRUNTIME and node.op_type not in cache_functions.NAMES
 
 
 def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
@@ -68,7 +74,7 @@ def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:
 
 def _may_read_codes(node: Node, index: int) -> bool:
     """Whether a pass may hand the weight at that input to a kernel as it is stored."""
-    if node.domain == QRUNTIME or _reads_bare_codes(node, index):
+    if _is_lowered(node) or _reads_bare_codes(node, index):
         return True
     weight = node.input(index)
     stored = None if weight is None else weight.stored

@@ -14,7 +14,7 @@ from qruntime.ir.marks import to_metadata
 from qruntime.ir.stored import stack
 from qruntime.onnx_io.messages import FunctionProto
 from qruntime.passes.rewriting import QRUNTIME, as_attribute
-from qruntime.passes.stored import cast_chain, dequantize_linear, functions, half, outliers
+from qruntime.passes.stored import cache_functions, cast_chain, dequantize_linear, functions, half, outliers
 from qruntime.passes.stored.embedding_rows import write_embedding_rows
 from qruntime.passes.stored.function_bodies import LEAST_OPSET, function
 
@@ -27,12 +27,15 @@ DEFAULT_OPSET = 17
 
 def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
     """A graph as files hold it, `graph` itself or a copy where constants are stored narrow, and the functions that it calls."""
-    if not graph.stored_constants() and not any(node.mark is not None for node in graph.walk_nodes()):
-        return graph, []
-    copy = clone(graph)
-    write_stored(copy)
-    called = dict.fromkeys(node.op_type for node in copy.walk_nodes() if node.domain == QRUNTIME)
-    return copy, [function(name, _standard_opset(copy)) for name in called]
+    if graph.stored_constants() or any(node.mark is not None for node in graph.walk_nodes()):
+        graph = clone(graph)
+        write_stored(graph)
+    called = dict.fromkeys(node.op_type for node in graph.walk_nodes() if node.domain == QRUNTIME)
+    return graph, [_function(name, standard_opset(graph)) for name in called]
+
+
+def _function(name: str, opset: int) -> FunctionProto:
+    return cache_functions.function(name, opset) if name in cache_functions.NAMES else function(name, opset)
 
 
 def write_stored(graph: Graph) -> None:
@@ -53,10 +56,10 @@ def write_stored(graph: Graph) -> None:
 
 def opset_beside(graph: Graph, node: Node) -> int:
     """The opset for standard nodes beside `node`, which may be of another domain."""
-    return _standard_opset(graph) if node.domain else node.version
+    return standard_opset(graph) if node.domain else node.version
 
 
-def _standard_opset(graph: Graph) -> int:
+def standard_opset(graph: Graph) -> int:
     return next((node.version for node in graph.walk_nodes() if not node.domain and node.version), DEFAULT_OPSET)
 
 

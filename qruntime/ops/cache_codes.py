@@ -1,0 +1,110 @@
+"""Keys and values of a cache as codes (functions of domain qruntime, whose bodies in files are standard operators).
+
+Of every token and head, or of every cluster of its channels, with top = 2^bits − 1:
+
+    low = min x,   scale = (max x − low) / top,   code = clip(rint((x − low) / scale), 0, top),   x ≈ low + scale · code
+
+in single float32 operations, so that every runtime makes the same codes. Where the scale is 0 so are the codes: a row of one
+number is exact. A row that holds NaN, or whose range float32 does not hold, becomes NaN.
+
+`ranges` [..., 2 · clusters] holds the scales of the clusters, then their lows. Codes of 2 and 4 bits are packed: channel j of n
+lies in byte j mod (n · bits / 8), earlier channels in lower bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ops.registry import operator
+
+BITS = (2, 4, 8)
+MOST_CLUSTERS = 16
+
+
+@operator("QuantizeCache", domain="qruntime")
+def quantize_cache(x: np.ndarray, *, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [..., channels] → codes uint8 [..., channels · bits / 8], ranges float32 [..., 2]."""
+    return _quantized(x, bits, 1, None)
+
+
+@operator("QuantizeCacheClusters", domain="qruntime")
+def quantize_cache_clusters(x: np.ndarray, labels: np.ndarray, *, bits: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Likewise with ranges [..., 2 · clusters]; `labels`, uint8, broadcasts to x and says to which cluster a channel belongs."""
+    return _quantized(x, bits, clusters, labels)
+
+
+@operator("DequantizeCache", domain="qruntime")
+def dequantize_cache(codes: np.ndarray, ranges: np.ndarray, *, bits: int) -> np.ndarray:
+    """What QuantizeCache stored, float32 [..., channels]."""
+    return _dequantized(codes, ranges, bits, 1, None)
+
+
+@operator("DequantizeCacheClusters", domain="qruntime")
+def dequantize_cache_clusters(codes: np.ndarray, ranges: np.ndarray, labels: np.ndarray, *, bits: int, clusters: int) -> np.ndarray:
+    """What QuantizeCacheClusters stored, float32 [..., channels]."""
+    return _dequantized(codes, ranges, bits, clusters, labels)
+
+
+def _quantized(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    _check(bits, clusters)
+    if x.dtype != np.float32 or x.ndim < 1 or x.shape[-1] < 1 or x.shape[-1] * bits % 8:
+        raise ValueError(f"x must be float32 [..., channels] with whole bytes of {bits}-bit codes, got {x.dtype} {list(x.shape)}")
+    top, zero = np.float32((1 << bits) - 1), np.float32(0)
+    low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
+    index = None if labels is None else _indices(labels, clusters, x.shape)
+    if index is not None:
+        inside, each = index[..., None, :] == np.arange(clusters)[:, None], x[..., None, :]
+        low, high = np.where(inside, each, high[..., None]).min(axis=-1), np.where(inside, each, low[..., None]).max(axis=-1)
+    with np.errstate(all="ignore"):
+        low = low + zero  # one kind of zero
+        high = np.maximum(high, low) + zero
+        scale = (high - low) / top
+        own_scale, own_low = (scale, low) if index is None else (np.take_along_axis(part, index, -1) for part in (scale, low))
+        shares = np.where((own_scale > 0) & (own_scale < np.inf), (x - own_low) / own_scale, zero)
+    codes = np.clip(np.rint(shares), zero, top).astype(np.uint8)
+    return _packed(codes, bits), np.concatenate([scale, low], axis=-1)
+
+
+def _dequantized(codes: np.ndarray, ranges: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> np.ndarray:
+    _check(bits, clusters)
+    if codes.dtype != np.uint8 or codes.ndim < 1 or codes.shape[-1] < 1:
+        raise ValueError(f"codes must be uint8 [..., bytes], got {codes.dtype} {list(codes.shape)}")
+    wanted = (*codes.shape[:-1], 2 * clusters)
+    if ranges.dtype != np.float32 or ranges.shape != wanted:
+        raise ValueError(f"ranges must be float32 {list(wanted)}, got {ranges.dtype} {list(ranges.shape)}")
+    unpacked = _unpacked(codes, bits)
+    scale, low = ranges[..., :clusters], ranges[..., clusters:]
+    if labels is not None:
+        index = _indices(labels, clusters, unpacked.shape)
+        scale, low = np.take_along_axis(scale, index, -1), np.take_along_axis(low, index, -1)
+    with np.errstate(all="ignore"):
+        return unpacked.astype(np.float32) * scale + low
+
+
+def _check(bits: object, clusters: object) -> None:
+    if not isinstance(bits, int) or bits not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
+    if not isinstance(clusters, int) or not 1 <= clusters <= MOST_CLUSTERS:
+        raise ValueError(f"clusters must be 1 to {MOST_CLUSTERS}, got {clusters!r}")
+
+
+def _indices(labels: np.ndarray, clusters: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The cluster of every element of a tensor of `shape`."""
+    fits = 1 <= labels.ndim <= len(shape) and labels.shape[-1] == shape[-1]
+    if labels.dtype != np.uint8 or not fits or not all(n in (1, m) for n, m in zip(labels.shape[::-1], shape[::-1], strict=False)):
+        raise ValueError(f"labels must be uint8 and broadcast to {list(shape)}, got {labels.dtype} {list(labels.shape)}")
+    if labels.size and labels.max() >= clusters:
+        raise ValueError(f"labels must be below {clusters}, the number of clusters, got {labels.max()}")
+    return np.broadcast_to(labels, shape).astype(np.intp)
+
+
+def _packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    packed = np.zeros((*codes.shape[:-1], codes.shape[-1] * bits // 8), np.uint8)
+    for place, part in enumerate(np.split(codes, 8 // bits, axis=-1)):
+        packed |= part << np.uint8(place * bits)
+    return packed
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    mask = np.uint8((1 << bits) - 1)
+    return np.concatenate([packed >> np.uint8(start) & mask for start in range(0, 8, bits)], axis=-1)

@@ -113,23 +113,58 @@ qrt_nbits_q8_weights *qrt_nbits_q8_new(const qrt_nbits_q8_spec *spec, const qrt_
     return made;
 }
 
+/// sums[j] += the four bytes of lane j.
+static inline void add_lanes(const uint32_t lanes[QRT_NBITS_NR], int32_t sums[QRT_NBITS_NR]) {
+    for (int j = 0; j < QRT_NBITS_NR; j++) {
+        uint32_t halves = (lanes[j] & 0x00ff00ffu) + (lanes[j] >> 8 & 0x00ff00ffu);
+        sums[j] += (int32_t)((halves & 0xffff) + (halves >> 16));
+    }
+}
+
+/// sums[j] += u of column j over a step, `pairs` being the sum of the entries that the two halves of a byte select.
+static void add_step(qrt_nbits_kind kind, const uint8_t *step, const int32_t pairs[256], int32_t sums[QRT_NBITS_NR]) {
+    uint32_t x[QRT_NBITS_NR];
+    memcpy(x, step, sizeof x);
+    switch (kind) {
+    case QRT_NBITS_2:
+    case QRT_NBITS_3:
+        for (int j = 0; j < QRT_NBITS_NR; j++) x[j] = (x[j] & 0x33333333u) + (x[j] >> 2 & 0x33333333u);
+        // fall through
+    case QRT_NBITS_4:
+        for (int j = 0; j < QRT_NBITS_NR; j++) x[j] = (x[j] & 0x0f0f0f0fu) + (x[j] >> 4 & 0x0f0f0f0fu);
+        // fall through
+    case QRT_NBITS_8: add_lanes(x, sums); break;
+    case QRT_NBITS_TABLE:
+    case QRT_NBITS_WIDE_TABLE:
+        for (int j = 0; j < QRT_NBITS_NR; j++)
+            sums[j] += pairs[x[j] & 255] + pairs[x[j] >> 8 & 255] + pairs[x[j] >> 16 & 255] + pairs[x[j] >> 24];
+    }
+    for (int j = 0; kind == QRT_NBITS_3 && j < QRT_NBITS_NR; j++) {
+        uint16_t upper;
+        memcpy(&upper, step + 64 + 2 * j, sizeof upper);
+        sums[j] += 4 * __builtin_popcount(upper);
+    }
+}
+
 /// Of one panel. Columns that are not there have sums too, and scales of 0.
 static void sum_panel(void *context, int64_t panel) {
     qrt_nbits_q8_weights *made = context;
     const qrt_nbits_weights *w = &made->w;
-    const bool is_table = made->kind == QRT_NBITS_TABLE || made->kind == QRT_NBITS_WIDE_TABLE;
+    const int step_bytes = qrt_nbits_step_bytes(w->bits);
+    int32_t pairs[256];
+    for (int i = 0; i < 256; i++) pairs[i] = made->table[i & 15] + made->table[i >> 4];
     for (int64_t g = 0; g < w->num_groups; g++) {
-        const int64_t at = qrt_nbits_group_at(w, panel, g), depth = qrt_nbits_depth(w, g);
+        const int64_t at = qrt_nbits_group_at(w, panel, g), depth = qrt_nbits_depth(w, g), steps = qrt_nbits_q8_steps(made, g);
         const uint8_t *codes = qrt_nbits_codes(w, panel, g);
+        // What fills up the last step is code 0.
+        const int32_t filling = (int32_t)(steps * qrt_nbits_step(w->bits) - depth) * made->table[0];
+        int32_t sums[QRT_NBITS_NR] = {0};
+        for (int64_t i = 0; i < steps; i++) add_step(made->kind, codes + i * step_bytes, pairs, sums);
         for (int j = 0; j < QRT_NBITS_NR; j++) {
             const int32_t zero_point = made->zero_points ? made->zero_points[at + j] : made->centre;
-            int64_t sum = -depth * zero_point;
-            for (int64_t i = 0; i < depth; i++) {
-                unsigned code = qrt_nbits_code(w->bits, codes, i, j);
-                sum += is_table ? made->table[code] : code;
-            }
+            const int32_t sum = sums[j] - filling - (int32_t)depth * zero_point;
             if (made->short_sums) made->short_sums[at + j] = (int16_t)sum;
-            else made->sums[at + j] = (int32_t)sum;
+            else made->sums[at + j] = sum;
         }
     }
 }

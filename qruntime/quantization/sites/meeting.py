@@ -28,14 +28,12 @@ def meeting_of(graph: Graph, nodes: Sequence[Node]) -> Value | None:
                 return node.outputs[0]
         else:
             continue
-        users = [user for output in node.outputs for user, _ in output.uses if not reads_shape(user) and not _leaves(graph, user)]
-        if not users or any(user.graph is not graph for user in users):
+        readers = [user for output in node.outputs for user, _ in output.uses if not reads_shape(user)]
+        users = [user for user in readers if not leads_out(user, graph)]
+        ends = not users and (readers or any(output.output_of for output in node.outputs))
+        if ends or any(user.graph is not graph for user in users):
             return None
         for user in users:
             origins[user] = origins.get(user, frozenset()) | origins[node]
             waiting.add(user)
     return None
-
-
-def _leaves(graph: Graph, node: Node) -> bool:
-    return leads_out(node, graph)

@@ -7,7 +7,7 @@ import numpy as np
 from qruntime.ir import Node
 from qruntime.quantization.sites.changes import Blocked
 from qruntime.quantization.sites.shapes import Shapes, slices, split_sizes
-from qruntime.quantization.sites.sizes import Sizes, groups
+from qruntime.quantization.sites.sizes import Sizes, groups, product
 from qruntime.quantization.sites.tracing import Trace
 
 
@@ -21,24 +21,33 @@ def reshape(trace: Trace, node: Node) -> None:
     after, before = trace.shapes.dims(node.outputs[0]), trace.shapes.dims(node.input(0))
     if after is None or before is None:
         raise Blocked(f"the shapes around {node.label} are not known")
-    trace.reach(node, 0, _reshaped(node, _whole(trace.of(node), len(after)), after, before))
+    trace.reach(node, 0, _reshaped(trace, _whole(trace.of(node), len(after)), after, before))
 
 
-def _reshaped(node: Node, labels: np.ndarray, after: Sizes, before: Sizes) -> np.ndarray:
+def _reshaped(trace: Trace, labels: np.ndarray, after: Sizes, before: Sizes) -> np.ndarray:
+    """Labels [*before] of labels [*after].
+
+    Axes that hold channels and rows in one, as heads and batch, have labels for a made-up number of rows: what is alike
+    for each of them once they are apart again has none for the rows.
+    """
     shape: list[int] = []
     for new, old in groups(after, before):
-        axes = [labels.shape[axis] for axis in new]
-        if all(size == 1 for size in axes):
+        if all(labels.shape[axis] == 1 for axis in new):
             shape += [1] * len(old)
             continue
-        sizes = [after[axis] for axis in new] + [before[axis] for axis in old]
-        if not all(size.is_known for size in sizes):
-            # A rest whose sizes a run decides, beside axes that keep theirs.
-            raise Blocked(f"{node.label} mixes channels with sizes that a run decides")
-        full = tuple(labels.shape[: new.start]) + tuple(after[axis].number for axis in new) + tuple(labels.shape[new.stop :])
+        inner, outer = ([trace.shapes.example(sizes[axis]) for axis in axes] for axes, sizes in ((new, after), (old, before)))
+        full = (*labels.shape[: new.start], *inner, *labels.shape[new.stop :])
+        is_whole = product([after[axis] for axis in new]) == product([before[axis] for axis in old])
+        if not is_whole or any(a not in (1, b) for a, b in zip(labels.shape, full, strict=True)):
+            raise Blocked("channels are mixed with sizes that a run decides")
         labels = np.broadcast_to(labels, full)
-        shape += [before[axis].number for axis in old]
-    return labels.reshape(shape)
+        shape += outer
+    labels = labels.reshape(shape)
+    for axis, size in enumerate(before):
+        first = np.take(labels, [0], axis)
+        if not size.is_known and (labels == first).all():
+            labels = first
+    return labels
 
 
 def transpose(trace: Trace, node: Node) -> None:

@@ -6,6 +6,7 @@ asked about everywhere in a graph, through residual streams and the arithmetic o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.quantization.sites.sizes import ONE, Size, Sizes, product, quotient
+
+_PRIMES = (5, 7, 11, 13, 17, 19)
 
 _MOST = 16
 """Elements of an integer vector that is followed."""
@@ -42,6 +45,7 @@ class Shapes:
         self._contents: dict[Value, Sizes] = {}
         self._symbols: dict[Hashable, Size] = {}
         self._sums: dict[Size, tuple[Size, Size]] = {}
+        self._examples: dict[str, int] = {}
         self._count = 0
         for nested in graph.walk_graphs():
             for value in nested.inputs:
@@ -60,6 +64,12 @@ class Shapes:
     def rank(self, value: Value | None) -> int | None:
         dims = self.dims(value)
         return None if dims is None else len(dims)
+
+    def example(self, size: Size) -> int:
+        """What `size` is where every symbol has a number of its own."""
+        for symbol in size.symbols:
+            self._examples.setdefault(symbol, _PRIMES[len(self._examples) % len(_PRIMES)])
+        return size.number * math.prod(self._examples[symbol] for symbol in size.symbols)
 
     def is_like(self, new: Value, old: Value) -> None:
         """`new`, which a change to the graph made, has the shape of `old`."""

@@ -223,8 +223,10 @@ class Trace:
                 continue
             if (labels < 0).any() and self._reads_nothing(user, index, labels):
                 continue
-            if self.ground.cache_is_private and leads_out(user, self.graph):
-                continue
+            if leads_out(user, self.graph):
+                if self.ground.cache_is_private:
+                    continue
+                raise Blocked(f"{value.name!r} leaves the graph through {user.label}")
             where = " in a subgraph" if user.graph is not self.graph else ""
             raise Blocked(f"{user.label}{where} reads {value.name!r} too")
 

@@ -23,8 +23,8 @@ WIDTH = 8
 class Net:
     """Nodes and weights under names of their own, in the order in which they are asked for."""
 
-    def __init__(self, *, opset: int = 17, seed: int = 0):
-        self.opset = opset
+    def __init__(self, *, opset: int = 17, seed: int = 0, prefix: str = "v"):
+        self.opset, self.prefix = opset, prefix
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.random = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ class Net:
     def op(self, op_type: str, *inputs: Any, count: int = 1, **attributes: Any) -> Any:
         """The name, or names, of what a node makes of names, arrays and numbers."""
         names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
-        outputs = [f"v{len(self.nodes)}_{i}" for i in range(count)]
+        outputs = [f"{self.prefix}{len(self.nodes)}_{i}" for i in range(count)]
         self.nodes.append(helper.make_node(op_type, names, outputs, name=f"/n{len(self.nodes)}/{op_type}", **attributes))
         return outputs[0] if count == 1 else outputs
 

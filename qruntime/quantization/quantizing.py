@@ -38,6 +38,7 @@ from qruntime.quantization.static_ranges import insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
 from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
 from qruntime.quantization.storing import Storing, describe_existing
+from qruntime.quantization.transforming import Transforming
 
 CALIBRATED = ("Linear", "LSTM", "GRU", "RNN", "Conv")
 """Kinds of layers whose weights meet rows that a run can show."""
@@ -182,8 +183,13 @@ class _Run:
     def prepare(self, assignments: Sequence[Assignment]) -> None:
         """The float stream: statistics, and what steps decide by them before there are codes."""
         if self.calibration is not None and (self.early or not self.has_quantized_stream or any(one.is_static for one in assignments)):
+            transforming = Transforming(self.graph, self.recipe.transforms, _linear_layers(self.graph), self.calibration)
+            schemes = {one.node: one.scheme for one in assignments}
             for group, members in self._groups(assignments, "observe"):
                 self._observe(group, members, self.early)
+                if (seen := members[0].statistics[0]) is not None:
+                    transforming.look(group, seen, schemes)
+            self._transform(assignments, transforming)
         for one in assignments:
             self._choose(one)
         self._insert_ranges([one for one in assignments if one.is_static])
@@ -196,6 +202,18 @@ class _Run:
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
         return rows | self._stored([one for one in assignments if one not in rows])
+
+    def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
+        if not self.recipe.transforms:
+            return
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            for one, errors in zip(assignments, pool.map(_rtn_errors, assignments), strict=True):
+                one.rtn_errors = errors
+        transforming.make()
+        for one in assignments:
+            first = len(one.statistics) // len(one.layer.weights)  # of a recurrent layer W reads the tensor, R does not
+            one.statistics[:first] = [None if seen is None else transforming.changed(one.node, seen) for seen in one.statistics[:first]]
+            one.facts |= transforming.facts.get(one.node, {})
 
     def _groups(self, assignments: Sequence[Assignment], what: str) -> Iterator[tuple[Group, list[Assignment]]]:
         """The layers that can be calibrated, those that read the same tensor together."""
@@ -259,10 +277,9 @@ class _Run:
             made = self.storing.solve(one.layer, one.rounding)
         except ValueError:  # `store` says it
             return
-        flat = [weight for matrices in weights for weight in matrices]
-        one.errors = _errors(flat, made, one.statistics)
-        if not one.rtn_errors and one.scheme.weights is not None and one.statistics:
-            one.rtn_errors = one.errors if self.recipe.steps == () else _errors(flat, _nearest(flat, one.scheme.weights), one.statistics)
+        one.errors = _errors([weight for matrices in weights for weight in matrices], made, one.statistics)
+        if not one.rtn_errors:
+            one.rtn_errors = _rtn_errors(one)
 
     def _rounding(self, one: Assignment, at: int) -> Rounding:
         """What makes the codes of matrix `at`: steps that look at rows leave those to others whose rows are unknown."""
@@ -292,8 +309,19 @@ def _errors(weights: Sequence[np.ndarray], made: Sequence[Rounded], statistics: 
     return [output_error(weight, rounded.stored.decoded(), seen) for weight, rounded, seen in pairs if seen is not None]
 
 
-def _nearest(weights: Sequence[np.ndarray], args: QArgs) -> list[Rounded]:
-    return [RTN().solve(weight, args).rounded for weight in weights] if args.format is not FLOAT16 else []
+def _rtn_errors(one: Assignment) -> list[float]:
+    """Of its weights as they are now, rounded to nearest."""
+    args = one.scheme.weights
+    if args is None or args.format is FLOAT16 or not any(seen is not None for seen in one.statistics):
+        return []
+    flat = [weight for matrices in one.weights() for weight in matrices]
+    return _errors(flat, [RTN().solve(weight, args).rounded for weight in flat], one.statistics)
+
+
+def _linear_layers(graph: Graph) -> list[Layer]:
+    """All that read a tensor with a constant weight, whether they are to be quantized or not."""
+    layers = [layer_of(node) for node in graph.walk_nodes() if layer_kind(node)]
+    return [layer for layer in layers if layer is not None and layer.shapes and unfit_attributes(layer.node) is None]
 
 
 def _worst(errors: Sequence[float]) -> float:

@@ -76,15 +76,22 @@ def _steps(absmax: np.ndarray, rows: int) -> np.ndarray:
     return np.where(steps >= np.finfo(np.float32).tiny, steps, 1.0)  # below it, a channel is as good as zero
 
 
+_MOST_OUTPUTS = 1 << 22
+"""Outputs that an error is measured on."""
+
+
 def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:
-    """e = ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖² of weights [N, K]: from Σ where it is known, else on the sample; NaN when neither is."""
-    difference = (weight - restored).astype(np.float64)
-    weight = weight.astype(np.float64)
-    if statistics.sigma is not None:
-        lost, whole = np.sum((difference @ statistics.sigma) * difference), np.sum((weight @ statistics.sigma) * weight)
-    elif statistics.sample is not None:
-        sample = statistics.sample.astype(np.float64)
-        lost, whole = np.sum((sample @ difference.T) ** 2), np.sum((sample @ weight.T) ** 2)
+    """e = ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖² of weights [N, K], on the sample of rows, else from Σ; NaN when neither is known."""
+    difference = weight - restored
+    if statistics.sample is not None:
+        sample = statistics.sample[: max(16, _MOST_OUTPUTS // max(1, len(weight)))]
+        lost, whole = _power(sample @ difference.T), _power(sample @ weight.T)
+    elif statistics.sigma is not None:
+        lost, whole = (float(np.sum((one @ statistics.sigma) * one)) for one in (difference.astype(np.float64), weight.astype(np.float64)))
     else:
         return math.nan
-    return float(max(0.0, lost) / whole) if whole > 0 else 0.0
+    return max(0.0, lost) / whole if whole > 0 else 0.0
+
+
+def _power(values: np.ndarray) -> float:
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))

@@ -39,6 +39,8 @@ class Equivalence:
     """[K] float32"""
     order: np.ndarray | None = None
     """[K] int64: a permutation; channel j becomes what channel order[j] was."""
+    insert: bool = False
+    """Whether nodes that make the change may stand before the layers where nothing that is there can absorb it."""
     facts: Facts = field(default_factory=dict)
 
 
@@ -54,15 +56,16 @@ class SiteView:
     """Of the tensor, before any change."""
     weights: tuple[np.ndarray, ...]
     """[N_i, K] of the layers that read it."""
-    schemes: tuple[Scheme, ...]
-    """Of these layers."""
+    schemes: tuple[Scheme | None, ...]
+    """Of these layers; None of those that stay float."""
     allows: frozenset[str]
     """Of "scale", "shift" and "order" what can be absorbed without cost at run time."""
     ties: np.ndarray | None
     """[K] int64: channels of one number share one scale (heads that read the same, rotary pairs); None where all are free."""
     outputs: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[np.ndarray]]
-    """outputs(inputs, weights): what lies where the paths of the readers meet again (the output of attention, the gated
-    product), else the outputs of the readers side by side. Inputs [t, K] float32, one for each run of `runs`."""
+    """outputs(inputs, weights): for each of `runs`, what lies where the paths of the readers meet again (the output of
+    attention, the gated product), else the outputs of the readers side by side. Inputs are like `runs`, weights like
+    `weights`; activations of every layer in between are float."""
     runs: Sequence[np.ndarray]
     """[t, K] float32: the tensor in a few runs."""
     parts: np.ndarray | None = None

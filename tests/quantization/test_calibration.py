@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,10 @@ def test_errors_from_sigma_are_those_of_rows():
     weight, restored = random(5, 24), random(5, 24, seed=1)
     outputs = ROWS.astype(np.float64) @ weight.T.astype(np.float64)
     lost = ROWS.astype(np.float64) @ (weight - restored).T.astype(np.float64)
-    assert output_error(weight, restored, seen) == pytest.approx((lost**2).sum() / (outputs**2).sum(), rel=1e-4)
+    by_sigma = replace(seen, sample=None)
+    assert output_error(weight, restored, by_sigma) == pytest.approx((lost**2).sum() / (outputs**2).sum(), rel=1e-4)
+    assert output_error(weight, restored, seen) == pytest.approx(output_error(weight, restored, by_sigma), rel=0.5)
+    assert output_error(weight, restored, replace(by_sigma, sigma=None)) != output_error(weight, restored, seen)  # NaN
     assert output_error(weight, weight, seen) == 0
 
 

@@ -1,0 +1,60 @@
+"""SmoothQuant: Xiao et al., "SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models" (2023),
+arXiv 2211.10438.
+
+    s_j = max|X_j|^α / max|W_j|^(1−α)          eq. 4; W_j over all layers that read the tensor
+    X ← X / s,   W ← W · s                     eq. 3
+
+The outliers of activations become those of weights, which bear them better. The default α = 0.5 is the paper's for OPT and
+BLOOM; models with larger outliers want 0.75 to 0.9. Scales that must be the same (heads that read the same values) are the
+largest of their channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qruntime.errors import QuantizationError
+from qruntime.quantization.reasons import Reason, Unselected
+from qruntime.quantization.steps import Equivalence, SiteView
+
+SMALLEST = 1e-5
+"""Of maxima and scales, as in the authors' code."""
+
+
+@dataclass(frozen=True)
+class SmoothQuant:
+    """`alpha`: how much of the outliers goes to the weights, 0 to 1. `insert`: also where nothing before the tensor can absorb
+    the scales, by a Mul before the layers."""
+
+    alpha: float = 0.5
+    insert: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise QuantizationError(f"alpha of SmoothQuant must be 0 to 1, got {self.alpha}")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset()
+
+    def choose(self, site: SiteView) -> Equivalence | Reason:
+        if not any(scheme is not None and scheme.inputs is not None for scheme in site.schemes):
+            return Unselected("activations are float")
+        if "scale" not in site.allows and not self.insert:
+            return Reason("nothing before the tensor can absorb a scale")
+        activations = np.maximum(site.statistics.absmax.astype(np.float64), SMALLEST)
+        weights = np.maximum(np.max([np.abs(weight).max(axis=0) for weight in site.weights], axis=0).astype(np.float64), SMALLEST)
+        scale = np.maximum(activations**self.alpha / weights ** (1 - self.alpha), SMALLEST)
+        scale = tied(scale, site.ties)
+        return Equivalence(scale=scale.astype(np.float32), insert=self.insert, facts={"alpha": self.alpha})
+
+
+def tied(scale: np.ndarray, ties: np.ndarray | None) -> np.ndarray:
+    """The largest scale of those channels that must have the same."""
+    if ties is None:
+        return scale
+    most = np.zeros(int(ties.max()) + 1)
+    np.maximum.at(most, ties, scale)
+    return most[ties]

@@ -20,6 +20,7 @@ from qruntime.ir import Graph, Node, Value
 from qruntime.ir.formats import FLOAT16, INT8, UINT8
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
+from qruntime.quantization.cache import describe_caches, quantize_caches
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
@@ -115,10 +116,16 @@ def quantize_with(
             made.append(row)
         elif not (isinstance(row, Unselected) and layer_name(node) in kept):
             skipped.append(SkippedLayer(layer_name(node), node.op_type, row))
+    caches = describe_caches(graph)
+    if request.scheme.cache is not None:
+        caches, left = quantize_caches(graph, request.scheme.cache)
+        skipped += left
     if strict:
         raise_faults(skipped)
     remove_dead_nodes(graph)
-    return Report((*kept.values(), *made), tuple(skipped), tuple(idle), (), tuple(kept), held_weights(graph.walk_nodes()))
+    return Report(
+        (*kept.values(), *made), tuple(skipped), tuple(idle), kept=tuple(kept), held=held_weights(graph.walk_nodes()), caches=caches
+    )
 
 
 def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | None) -> None:

@@ -36,6 +36,8 @@ class Request:
         if not isinstance(entries, Mapping):
             raise QuantizationError(f"overrides must be a dict from patterns to schemes or None, got {overrides!r}")
         self.overrides = {pattern_name(key): None if value is None else scheme_names.parse(value) for key, value in entries.items()}
+        if any(one is not None and one.cache is not None for one in self.overrides.values()):
+            raise QuantizationError("caches of keys and values belong to the whole model: write -KV in scheme=, not in overrides=")
         self.only = None if only is None else _patterns(only)
         self.exclude = _patterns(exclude)
 

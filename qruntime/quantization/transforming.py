@@ -130,7 +130,16 @@ class _View:
     def of_now(self) -> SiteView:
         site = self.site
         return SiteView(
-            site.value.name, site.role, self.statistics, self.weights, self.schemes, site.allows, site.ties, self._outputs, self.runs, site.parts
+            site.value.name,
+            site.role,
+            self.statistics,
+            self.weights,
+            self.schemes,
+            site.allows,
+            site.ties,
+            self._outputs,
+            self.runs,
+            site.parts,
         )
 
     def change(self, equivalence: Equivalence) -> None:

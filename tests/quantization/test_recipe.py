@@ -58,7 +58,7 @@ def test_steps_make_a_recipe():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("magic", r"recipe 'magic' is no recipe; there are RTN"),
+        ("magic", r"recipe 'magic' is no recipe; there are RTN, "),
         ([Adds(), RTN()], r"RTN makes the codes, so it cannot follow Adds, which makes good for .*; the order is \[RTN, Adds\]"),
         ([Refines(), RTN()], r"RTN makes codes of its own and would drop those of Refines; \[RTN, Refines\] would go on"),
         ([RTN(), RTN()], r"would drop those of RTN$"),

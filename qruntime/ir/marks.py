@@ -9,7 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from qruntime.ir.formats import FORMATS, FP8, UNSIGNED
+
 KEY, VERSION = "qruntime.layer", 1
+
+_CODES = frozenset(form.name for form in (*UNSIGNED, FP8))
+"""Formats of activations."""
 
 WEIGHT_ONLY = "none"
 PER_TOKEN, PER_TENSOR = "per_token", "per_tensor"
@@ -21,7 +26,7 @@ class LayerMark(NamedTuple):
     """Of a layer whose weights are stored narrow by a method of ours."""
 
     activations: str = WEIGHT_ONLY
-    """In which ranges activations are quantized at every run: per_token, per_tensor, none."""
+    """In which ranges activations are quantized: per_token, per_tensor, static, none."""
     engine: str = "qruntime"
     """Whose arithmetic it computes in."""
     snr_db: float = math.nan
@@ -37,6 +42,16 @@ class LayerMark(NamedTuple):
     def is_dynamic(self) -> bool:
         """Whether activations are quantized at every run in a range of their own."""
         return self.activations in (PER_TOKEN, PER_TENSOR)
+
+    @property
+    def bits(self) -> int:
+        """Of the codes of activations."""
+        return FORMATS[self.codes].bits
+
+    @property
+    def multiplies_codes(self) -> bool:
+        """Whether the integers that activations become at every run are multiplied as such."""
+        return self.is_dynamic and FORMATS[self.codes].is_integer
 
 
 def to_metadata(mark: LayerMark) -> dict[str, str]:
@@ -68,7 +83,8 @@ def _parsed(text: str) -> LayerMark | None:
         if not isinstance(said, dict) or said.get("version") != VERSION:
             return None
         texts = {name: said[name] for name in ("activations", "engine", "reason", "source", "codes") if isinstance(said.get(name), str)}
-        return LayerMark(**texts, snr_db=_number(said.get("snr_db", "nan")))
+        mark = LayerMark(**texts, snr_db=_number(said.get("snr_db", "nan")))
+        return mark if mark.codes in _CODES else None
     except (ValueError, RecursionError):
         return None
 

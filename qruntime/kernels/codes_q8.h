@@ -1,12 +1,13 @@
-/// Rows of activations in codes of eight bits, which every product of integer codes reads.
+/// Rows of activations in codes of eight bits or fewer, a byte each, which every product of integer codes reads.
 ///
 /// Quantizing a row of `a` (the same single IEEE operations on every rung, so integers are identical):
 ///
 ///     lo = min(0, min a),  hi = max(0, max a)
-///     scale = float((double(hi) − double(lo)) / 255); 1 when that is 0; at least FLT_MIN
-///     zero_point = clamp(rint_even(−lo / scale), 0, 255)              (float division)
-///     q = clamp(rint_even(a · (1 / scale)) + zero_point, 0, 255)
+///     scale = float((double(hi) − double(lo)) / qmax); 1 when that is 0; at least FLT_MIN
+///     zero_point = clamp(rint_even(−lo / scale), 0, qmax)             (float division)
+///     q = clamp(rint_even(a · (1 / scale)) + zero_point, 0, qmax)
 ///
+/// qmax is 2^bits − 1, from 3 to 255.
 /// A NaN in the row makes its scale NaN, hence the whole row of a product and no other; an Inf likewise stays in its row.
 #ifndef QRT_CODES_Q8_H
 #define QRT_CODES_Q8_H
@@ -24,6 +25,25 @@ typedef enum {
 #undef X
 } qrt_range_mode;
 
+/// How rows become codes.
+typedef struct {
+    qrt_range_mode mode;
+    int32_t qmax;         ///< the greatest code
+} qrt_q8_grid;
+
+enum { QRT_Q8_LEAST_QMAX = 3, QRT_Q8_MOST_QMAX = 255 };
+
+/// From the integers of a node: a mode, and qmax unless it is 255. False when they are no grid.
+static inline bool qrt_q8_read_grid(const int64_t *ints, int num_ints, qrt_q8_grid *grid) {
+    if (num_ints < 1) return false;
+    const int64_t mode = ints[0], qmax = num_ints > 1 ? ints[1] : QRT_Q8_MOST_QMAX;
+    *grid = (qrt_q8_grid){(qrt_range_mode)mode, (int32_t)qmax};
+    return mode >= QRT_PER_TOKEN && mode <= QRT_PER_TENSOR && qmax >= QRT_Q8_LEAST_QMAX && qmax <= QRT_Q8_MOST_QMAX;
+}
+
+/// What weights that read floats do not look at.
+static const qrt_q8_grid QRT_Q8_ANY_GRID = {QRT_PER_TOKEN, QRT_Q8_MOST_QMAX};
+
 /// What the sum over k leaves behind of a quantized row.
 typedef struct {
     float scale;
@@ -37,7 +57,7 @@ typedef struct qrt_codes_q8 {
     void (*range)(const float *a, int64_t k, float *lo, float *hi);
 
     /// Quantize k values and pad with zeros to k_padded. Stores Σ q when `sum` is not NULL.
-    void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+    void (*quantize)(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum);
 
     /// The same for k codes that are known already, byte ^ flip each, most of them near `zero_point` or above it.
@@ -45,15 +65,16 @@ typedef struct qrt_codes_q8 {
 } qrt_codes_q8;
 
 /// Scale and zero point for values in [lo, hi], which contains 0.
-qrt_q8_row qrt_q8_parameters(float lo, float hi);
+qrt_q8_row qrt_q8_parameters(float lo, float hi, int32_t qmax);
 
 /// Those for all of `a`, m rows of k values.
-qrt_q8_row qrt_q8_tensor_parameters(const qrt_codes_q8 *codes, const float *a, int64_t lda_elems, int64_t m, int64_t k);
+qrt_q8_row qrt_q8_tensor_parameters(const qrt_codes_q8 *codes, const float *a, int64_t lda_elems, int64_t m, int64_t k,
+                                    int32_t qmax);
 
-/// Quantize `m` rows of k values into packed rows, stride_bytes apart. `shared` holds the parameters of a whole tensor;
-/// NULL: each row has those of its own range. With `sums`, those of the rows too.
+/// Quantize `m` rows of k values to 0 … qmax, into packed rows, stride_bytes apart. `shared` holds the parameters of a whole
+/// tensor; NULL: each row has those of its own range. With `sums`, those of the rows too.
 void qrt_q8_quantize_rows(const qrt_codes_q8 *codes, const float *a, int64_t lda_elems, int64_t m, int64_t k,
-                          int64_t k_padded, const qrt_q8_row *shared, bool sums, qrt_q8_row *rows, void *packed,
-                          int64_t stride_bytes);
+                          int64_t k_padded, int32_t qmax, const qrt_q8_row *shared, bool sums, qrt_q8_row *rows,
+                          void *packed, int64_t stride_bytes);
 
 #endif

@@ -218,9 +218,9 @@ static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_epilo
     };
 }
 
-static void linear_serial(const qrt_weights *weights, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+static void linear_serial(const qrt_weights *weights, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    (void)mode, (void)scratch;
+    (void)grid, (void)scratch;
     const qrt_f32_weights *w = (const qrt_f32_weights *)weights;
     qrt_f32_epilogue e = layer_epilogue(w, epilogue);
     qrt_f32_gemm(w->kernel, m, weights->n, weights->k, a, lda_elems, w->panels, &e, y, ldy_elems);
@@ -288,8 +288,8 @@ static qrt_status multiply(const qrt_layer *layer, qrt_run *run, const float *a,
 }
 
 static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
-    (void)mode;
+                         qrt_q8_grid grid) {
+    (void)grid;
     qrt_status status = QRT_OK;
     for (int i = 0; i < num_layers && status == QRT_OK; i++) status = multiply(&layers[i], run, a, lda_elems, m);
     return status;

@@ -271,9 +271,9 @@ static size_t scratch_bytes(const qrt_weights *w, int64_t m) {
     return count_floats(&j, 1, &sums, &bytes) ? bytes : SIZE_MAX;
 }
 
-static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    (void)mode;
+    (void)grid;
     if (m <= 0 || w->n == 0) return;
     job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
     size_t sums, bytes;
@@ -305,8 +305,8 @@ static qrt_status linear_layer(const qrt_layer *layer, qrt_run *run, const float
 }
 
 static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
-    (void)mode;
+                         qrt_q8_grid grid) {
+    (void)grid;
     qrt_status status = QRT_OK;
     for (int i = 0; i < num_layers && status == QRT_OK; i++) status = linear_layer(&layers[i], run, a, lda_elems, m);
     return status;

@@ -197,12 +197,12 @@ static bool are_packed_alike(const qrt_weights *w, const qrt_weights *other) {
 }
 
 static void quantize(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m,
-                     const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work) {
+                     int32_t qmax, const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work) {
     (void)num_layers;
     const qrt_nbits_q8_weights *w = weights_of(layers[0].w);
     const int64_t k = w->w.base.k;
     for (int64_t i = 0; i < m; i++) {
-        qrt_q8_quantize_rows(&qrt_kernels.codes_q8, a + i * lda_elems, lda_elems, 1, k, k, shared, false, rows + i, work, k);
+        qrt_q8_quantize_rows(&qrt_kernels.codes_q8, a + i * lda_elems, lda_elems, 1, k, k, qmax, shared, false, rows + i, work, k);
         w->kernel->pack_row(w, work, (char *)packed + i * stride_bytes);
     }
 }

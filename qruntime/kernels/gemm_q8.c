@@ -72,7 +72,7 @@ static qrt_buffer *make_ones(const qrt_q8_weights *w) {
     float *a = malloc(sizeof *a * (size_t)(w->base.k + 1));  // k may be 0
     qrt_buffer *ones = a ? qrt_buffer_new((size_t)w->row_bytes) : NULL;
     for (int64_t i = 0; ones && i < w->base.k; i++) a[i] = 1.0f;
-    if (ones) w->kernel->codes.quantize(a, w->base.k, w->k_padded, 1.0f, 0, ones->data, NULL);
+    if (ones) w->kernel->codes.quantize(a, w->base.k, w->k_padded, 1.0f, 0, QRT_Q8_MOST_QMAX, ones->data, NULL);
     free(a);
     return ones;
 }
@@ -225,12 +225,13 @@ static bool are_packed_alike(const qrt_weights *w, const qrt_weights *other) {
 }
 
 static void quantize(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m,
-                     const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work) {
+                     int32_t qmax, const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work) {
     (void)work;
     const qrt_q8_weights *w = weights_of(layers[0].w);
     bool sums = false;
     for (int i = 0; i < num_layers; i++) sums |= weights_of(layers[i].w)->zero_points != NULL;
-    qrt_q8_quantize_rows(&w->kernel->codes, a, lda_elems, m, w->base.k, w->k_padded, shared, sums, rows, packed, stride_bytes);
+    qrt_q8_quantize_rows(&w->kernel->codes, a, lda_elems, m, w->base.k, w->k_padded, qmax, shared, sums, rows, packed,
+                         stride_bytes);
 }
 
 static void multiply(const qrt_weights *weights, const qrt_q8_block *block, int64_t first, int64_t last) {

@@ -41,6 +41,7 @@ typedef struct {
     qrt_q8_shape shape;         ///< of the first layer: how to quantize for all of them
     const float *a;
     int64_t lda_elems, m;
+    qrt_q8_grid grid;
     const qrt_q8_row *shared;   ///< parameters of the whole tensor, or NULL
     int64_t rows_per_block, rows_per_share, panels_per_task, num_panels;
     room held;                  ///< for every task, or for all rows
@@ -49,11 +50,12 @@ typedef struct {
 
 static const qrt_q8_kind *kind_of(const qrt_weights *w) { return (const qrt_q8_kind *)w->ops; }
 
-static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m) {
+static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m,
+                  qrt_q8_grid grid) {
     const qrt_q8_kind *kind = kind_of(layers[0].w);
     job j = {
         .kind = kind, .layers = layers, .num_layers = num_layers, .shape = kind->shape(layers[0].w), .a = a,
-        .lda_elems = lda_elems, .m = m,
+        .lda_elems = lda_elems, .m = m, .grid = grid,
     };
     j.rows_per_block = min_i64(m, j.shape.block_rows);
     for (int i = 0; i < num_layers; i++) j.num_panels += kind->shape(layers[i].w).num_panels;
@@ -61,9 +63,9 @@ static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64
 }
 
 /// Parameters for the whole of `a`, kept in `shared`, where the mode asks for them.
-static void share_range(job *j, qrt_range_mode mode, qrt_q8_row *shared) {
-    if (mode != QRT_PER_TENSOR) return;
-    *shared = qrt_q8_tensor_parameters(j->shape.codes, j->a, j->lda_elems, j->m, j->layers[0].w->k);
+static void share_range(job *j, qrt_q8_row *shared) {
+    if (j->grid.mode != QRT_PER_TENSOR) return;
+    *shared = qrt_q8_tensor_parameters(j->shape.codes, j->a, j->lda_elems, j->m, j->layers[0].w->k, j->grid.qmax);
     j->shared = shared;
 }
 
@@ -127,8 +129,8 @@ static void multiply_layers(const job *j, int64_t first_row, int64_t num_rows, c
 
 /// Rows [first, first + count) into codes.
 static void quantize(const job *j, int64_t first, int64_t count, const room *in) {
-    j->kind->quantize(j->layers, j->num_layers, j->a + first * j->lda_elems, j->lda_elems, count, j->shared, in->rows,
-                      in->packed, j->shape.row_bytes, in->work);
+    j->kind->quantize(j->layers, j->num_layers, j->a + first * j->lda_elems, j->lda_elems, count, j->grid.qmax, j->shared,
+                      in->rows, in->packed, j->shape.row_bytes, in->work);
 }
 
 /// Rows [first, first + count) from float to float.
@@ -148,12 +150,12 @@ static void run_blocks(const job *j, void *scratch) {
     for (int64_t i = 0; i < j->m; i += j->rows_per_block) run_rows(j, i, min_i64(j->rows_per_block, j->m - i), &in);
 }
 
-void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
     const qrt_layer layer = {w, *epilogue, y, ldy_elems};
-    job j = job_of(&layer, 1, a, lda_elems, m);
+    job j = job_of(&layer, 1, a, lda_elems, m, grid);
     qrt_q8_row shared;
-    share_range(&j, mode, &shared);
+    share_range(&j, &shared);
     run_blocks(&j, scratch);
 }
 
@@ -188,15 +190,15 @@ static void take_panels(void *context, int64_t task) {
 }
 
 qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode) {
+                         qrt_q8_grid grid) {
     const qrt_q8_kind *kind = kind_of(layers[0].w);
     int alike = 1;
     while (alike < num_layers && kind->are_packed_alike(layers[0].w, layers[alike].w)) alike++;
     if (alike < num_layers) {
-        qrt_status status = qrt_q8_linear(layers + alike, num_layers - alike, run, a, lda_elems, m, mode);
+        qrt_status status = qrt_q8_linear(layers + alike, num_layers - alike, run, a, lda_elems, m, grid);
         if (status != QRT_OK) return status;
     }
-    job j = job_of(layers, alike, a, lda_elems, m);
+    job j = job_of(layers, alike, a, lda_elems, m, grid);
     const int64_t k = layers[0].w->k;
     if (m <= 0 || j.num_panels == 0) return QRT_OK;
     double work = 0;
@@ -209,7 +211,7 @@ qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, 
     if (threads <= 1) {
         qrt_buffer *scratch = qrt_scratch(run, room_bytes(&j.shape, j.rows_per_block, 1));
         if (!scratch) return QRT_NO_MEMORY;
-        share_range(&j, mode, &shared);
+        share_range(&j, &shared);
         run_blocks(&j, scratch->data);
         qrt_scratch_free(run, scratch);
         if (alone) qrt_unshared_work_ended();
@@ -229,7 +231,7 @@ qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, 
     qrt_buffer *scratch = qrt_scratch(run, room_bytes(&j.shape, held, threads));
     if (!scratch) return QRT_NO_MEMORY;
     j.held = room_of(&j.shape, held, scratch->data);
-    share_range(&j, mode, &shared);
+    share_range(&j, &shared);
     if (by_rows) {
         qrt_parallel_for((int)threads, threads, take_blocks, &j);
     } else {

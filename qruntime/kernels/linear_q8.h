@@ -36,7 +36,7 @@ typedef struct qrt_q8_kind {
     bool (*are_packed_alike)(const qrt_weights *w, const qrt_weights *other);
 
     /// Rows for all of `layers`, which are packed alike. `shared` holds the parameters of a whole tensor, or is NULL.
-    void (*quantize)(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m,
+    void (*quantize)(const qrt_layer *layers, int num_layers, const float *a, int64_t lda_elems, int64_t m, int32_t qmax,
                      const qrt_q8_row *shared, qrt_q8_row *rows, void *packed, int64_t stride_bytes, void *work);
 
     /// The block against panels first … last-1, and its epilogue but for `map`.
@@ -49,8 +49,8 @@ int64_t qrt_q8_row_stride(int64_t bytes);
 /// What qrt_weights_ops asks for, of weights that are all of one qrt_q8_kind. A row is quantized once for neighbours that are
 /// packed alike.
 qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                         qrt_range_mode mode);
-void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+                         qrt_q8_grid grid);
+void qrt_q8_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
 size_t qrt_q8_scratch_bytes(const qrt_weights *w, int64_t m);
 

@@ -31,16 +31,16 @@ typedef struct qrt_layer {
     int64_t ldy_elems;
 } qrt_layer;
 
-/// A kind of weights. `mode` matters to those that quantize their activations.
+/// A kind of weights. `grid` matters to those that quantize their activations.
 typedef struct qrt_weights_ops {
     const char *name;
 
     /// See qrt_linear; all layers are of this kind.
     qrt_status (*linear)(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,
-                         int64_t m, qrt_range_mode mode);
+                         int64_t m, qrt_q8_grid grid);
 
     /// See qrt_linear_serial.
-    void (*linear_serial)(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+    void (*linear_serial)(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch);
 
     /// What linear_serial needs for m rows, SIZE_MAX where that cannot be counted; NULL: nothing.
@@ -50,13 +50,13 @@ typedef struct qrt_weights_ops {
 /// y of every layer for `m` rows of k activations, lda_elems apart, on at most run->num_threads threads, scratch from
 /// `run`. All weights have the same k. Neighbours of one kind may share what is made of the activations.
 qrt_status qrt_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,
-                      qrt_range_mode mode);
+                      qrt_q8_grid grid);
 
 /// One layer on the calling thread with scratch of qrt_scratch_bytes(w, m) bytes given by the caller, aligned to
 /// QRT_ALIGNMENT: for recurrent steps, which call it many times.
-static inline void qrt_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_range_mode mode,
+static inline void qrt_linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                                      const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
-    w->ops->linear_serial(w, a, lda_elems, m, mode, epilogue, y, ldy_elems, scratch);
+    w->ops->linear_serial(w, a, lda_elems, m, grid, epilogue, y, ldy_elems, scratch);
 }
 static inline size_t qrt_scratch_bytes(const qrt_weights *w, int64_t m) {
     return w->ops->scratch_bytes ? w->ops->scratch_bytes(w, m) : 0;

@@ -72,21 +72,23 @@ def _linear(node: Node) -> NativeCall | None:
     held = None if weight is None else weight.stored
     packed: _kernels.Packed | None
     packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
-    ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
+    ints = [code, *_grid(node)]  # which weights for float activations do not look at
     unpack = {} if held is None else {1: _codes_in(held, 0)}
     return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
 
-def quantize_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes uint8 [M, K], scale float32 [M, 1] and zero point [M, 1] of `x` float32 [M, K], as kernels/codes_q8.h says."""
+def quantize_rows(x: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes 0 … 2^bits − 1 as uint8 [M, K], scale float32 [M, 1] and zero point [M, 1] of `x` float32 [M, K], as
+    kernels/codes_q8.h says."""
+    most = (1 << bits) - 1
     low = np.minimum(x.min(axis=1, keepdims=True, initial=0), 0)
     high = np.maximum(x.max(axis=1, keepdims=True, initial=0), 0)
-    scale = ((high.astype(np.float64) - low.astype(np.float64)) / 255).astype(np.float32)
+    scale = ((high.astype(np.float64) - low.astype(np.float64)) / most).astype(np.float32)
     scale = np.where(scale == 0, np.float32(1), np.maximum(scale, np.finfo(np.float32).tiny))
     with np.errstate(invalid="ignore"):
-        zero_point = np.nan_to_num(np.clip(np.rint(-low / scale), 0, 255))
+        zero_point = np.nan_to_num(np.clip(np.rint(-low / scale), 0, most))
         codes = np.rint(x * (np.float32(1) / scale)) + zero_point
-    return np.nan_to_num(np.clip(codes, 0, 255)).astype(np.uint8), scale, zero_point.astype(np.int32)
+    return np.nan_to_num(np.clip(codes, 0, most)).astype(np.uint8), scale, zero_point.astype(np.int32)
 
 
 @operator("DynamicQuantizedLinear", domain="qruntime")
@@ -99,11 +101,12 @@ def dynamic_quantized_linear(
     activation: str = "none",
     parameters: Sequence[float] = (),
     range: str = "per_token",
+    bits: int = 8,
     engine: str = "qruntime",
 ) -> np.ndarray:
     """x [..., K] float32 or narrower, weight [K, N] of integers with one scale, one per column or one per group → [..., N] of that type.
 
-    Each row of x (or the whole of it) is quantized to uint8 from its own range; sums are exact integers.
+    Each row of x (or the whole of it) is quantized to `bits` bits from its own range; sums are exact integers.
     Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
     """
     _check_last_dimension(x, weight)
@@ -111,7 +114,7 @@ def dynamic_quantized_linear(
     if engine != "qruntime":
         y = engines.product(rows, engines.prepare(weight), bias, engine)
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, parameters, x.dtype)
-    codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1))
+    codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1), bits)
     centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
     if weight.block or weight.format is not INT8:
         y = _sum_groups(centred, weight) * row_scale
@@ -145,18 +148,18 @@ def _linear_q8(node: Node) -> NativeCall | None:
         return None
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
-    ints = [code, _kernels.RANGE[node.attr("range", "per_token")]]
+    ints = [code, *_grid(node)]
     unpack = {1: _codes_in(weight.stored, 0)}
     return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
 def merged_dynamic_quantized_linear(
-    x: np.ndarray, *parameters: Any, activations: tuple[str, ...], range: str = "per_token"
+    x: np.ndarray, *parameters: Any, activations: tuple[str, ...], range: str = "per_token", bits: int = 8
 ) -> tuple[np.ndarray, ...]:
     """Several DynamicQuantizedLinear of one x: weight and bias of each; one output for each."""
     layers = zip(activations, parameters[::2], parameters[1::2])
-    return tuple(dynamic_quantized_linear(x, *layer, activation=activation, range=range) for activation, *layer in layers)
+    return tuple(dynamic_quantized_linear(x, *layer, activation=activation, range=range, bits=bits) for activation, *layer in layers)
 
 
 @merged_dynamic_quantized_linear.native
@@ -165,10 +168,16 @@ def _merged_linear_q8(node: Node) -> NativeCall | None:
     packed = [_packed_for_codes(node.input(i), node.input(i + 1), mode) for i in range(1, len(node.inputs), 2)]
     if None in packed:
         return None
-    ints = [*map(activation_code, node.attr("activations")), _kernels.RANGE[mode]]
+    ints = [*map(activation_code, node.attr("activations")), *_grid(node)]
     weights = [None if value is None else value.stored for value in node.inputs[1::2]]
     unpack = {1 + 2 * i: _codes_in(weight, i) for i, weight in enumerate(weights) if weight is not None}
     return NativeCall("linear", ints=ints, packed=packed, inputs=[0], unpack=unpack)
+
+
+def _grid(node: Node) -> tuple[int, ...]:
+    """The integers that say how activations become codes."""
+    bits = node.attr("bits", 8)
+    return _kernels.RANGE[node.attr("range", "per_token")], *(() if bits == 8 else ((1 << bits) - 1,))
 
 
 def _packed_for_codes(weight: Value | None, bias: Value | None, mode: str) -> _kernels.Packed | None:

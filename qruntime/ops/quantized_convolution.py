@@ -36,11 +36,12 @@ def dynamic_quantized_conv(
     activation: str = "none",
     parameters: Sequence[float] = (),
     range: str = "per_token",
+    bits: int = 8,
 ) -> np.ndarray:
     """X (N, C, *spatial) float32, W (M, C / group, *kernel) int8 with one scale, or one per map → (N, M, *output).
 
-    What a window covers in the channels of one group, padding as zeros, is a row and is quantized from its own
-    range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
+    What a window covers in the channels of one group, padding as zeros, is a row and is quantized to `bits` bits from its
+    own range (or from that of X); sums are exact integers. So an output depends on its own window and on nothing else:
     not on the other images, not on what lies elsewhere in the same image.
     """
     codes = w.unpacked()
@@ -52,17 +53,17 @@ def dynamic_quantized_conv(
         return np.zeros(shape, np.float32)
     weight = codes.astype(np.float64) - w.zero_point.astype(np.float64)
     if range == "per_tensor":
-        codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1))
+        codes, row_scale, row_zero = quantize_rows(x.reshape(1, -1), bits)
         # Sums of products of 9-bit integers are exact in float64.
         total = convolve((codes.astype(np.float64) - row_zero).reshape(x.shape), weight, group, win)
         row_scale = row_scale.reshape((1,) * x.ndim)
     else:
-        total, row_scale = _windows(x, weight, group, win)
+        total, row_scale = _windows(x, weight, group, win, bits)
     y = add_bias(total.astype(np.float32) * (row_scale * w.scale[..., 0]), bias)
     return activate(y, activation, parameters)
 
 
-def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tuple[np.ndarray, np.ndarray]:
+def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums (N, M, *output) as float64, and the scale of what each of them sums, of the same shape, as float32."""
     total = np.empty((x.shape[0], weight.shape[0], *win.output))
     scales = np.empty(total.shape, np.float32)
@@ -73,7 +74,7 @@ def _windows(x: np.ndarray, weight: np.ndarray, group: int, win: Window) -> tupl
         rows = image.reshape(group, -1, *image.shape[1:])
         rows = np.moveaxis(rows, 1, 1 + rank).reshape(group, positions, flat.shape[2])
         for g, channels in enumerate(rows):
-            codes, scale, zero = quantize_rows(channels)
+            codes, scale, zero = quantize_rows(channels, bits)
             maps = slice(g * per_group, (g + 1) * per_group)
             total[n, maps] = matmul(flat[g], (codes.astype(np.float64) - zero).T).reshape(per_group, *win.output)
             scales[n, maps] = scale.reshape(win.output)
@@ -105,7 +106,8 @@ def _conv_q8(node: Node) -> NativeCall | None:
         packed.append(_kernels.PackedQ8(matrix[maps].T, *vectors, origin=(stored.held, g)))
     geometry[2], floats = activation_of(node)
     codes = functools.partial(_unpacked, w.shape)
-    return NativeCall("conv_q8", ints=[*geometry, *w.shape[2:]], floats=floats, packed=packed, inputs=[0], unpack={1: codes})
+    ints = [*geometry, *w.shape[2:], (1 << node.attr("bits", 8)) - 1]
+    return NativeCall("conv_q8", ints=ints, floats=floats, packed=packed, inputs=[0], unpack={1: codes})
 
 
 def _unpacked(shape: Sequence[int], packed: Sequence[_kernels.PackedQ8]) -> np.ndarray:

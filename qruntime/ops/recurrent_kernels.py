@@ -29,9 +29,7 @@ Pack = Callable[[int, slice, np.ndarray | None], Any]
 """(direction, rows of the weight, bias) → packed weights."""
 
 
-def _call(
-    node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, range_: str, inputs: list[int]
-) -> NativeCall:
+def _call(node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, inputs: list[int]) -> NativeCall:
     """The kernel call of one layer. See kernels/nodes/rnn.c."""
     direction = node.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
@@ -44,8 +42,8 @@ def _call(
         packed += _pack_direction(op, d, hidden, gates, wb, rb, bool(variant), pack_w, pack_r)
     wanted = sum(1 << i for i, output in enumerate(node.outputs) if output.is_read)
     clip = node.attr("clip") or math.inf
-    mode = _kernels.RANGE[range_]
-    ints = [hidden, _kernels.DIRECTION[direction], node.attr("layout", 0), mode, mode, wanted, variant, *opcodes]
+    mode, most = _kernels.RANGE[node.attr("range", "per_token")], (1 << node.attr("bits", 8)) - 1
+    ints = [hidden, _kernels.DIRECTION[direction], node.attr("layout", 0), mode, mode, most, wanted, variant, *opcodes]
     return NativeCall(op.lower(), ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
 
 
@@ -98,7 +96,7 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
         def pack(weight: np.ndarray) -> Pack:
             return lambda d, rows, bias: _kernels.PackedF32(weight[d, rows].T, bias)
 
-        return _call(node, op, hidden, b, pack(w), pack(r), "per_token", inputs)
+        return _call(node, op, hidden, b, pack(w), pack(r), inputs)
 
     return bind
 
@@ -127,12 +125,12 @@ recurrent.rnn.native(_bind_float("RNN", [0, 4, 5]))
 class _IntegerProducts(recurrent.Products):
     """Exact sums over codes of rows, as in the kernels: a row's result is its own whatever stands beside it."""
 
-    def __init__(self, w: list[engines.Weights], r: list[engines.Weights], range_: str):
-        self.weights, self.recurrent, self.range = w, r, range_
+    def __init__(self, w: list[engines.Weights], r: list[engines.Weights], range_: str, bits: int):
+        self.weights, self.recurrent, self.range, self.bits = w, r, range_, bits
 
     def _product(self, x: np.ndarray, weights: engines.Weights) -> np.ndarray:
         rows = np.ascontiguousarray(x, np.float32).reshape((1, -1) if self.range == "per_tensor" else x.shape)
-        codes, scale, zero_point = quantize_rows(rows)
+        codes, scale, zero_point = quantize_rows(rows, self.bits)
         total = matmul((codes.astype(np.float64) - zero_point).reshape(x.shape), weights.centred)
         return total.astype(np.float32) * (scale * weights.scale)
 
@@ -190,9 +188,10 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         layout: int = 0,
         output_sequence: int = 0,
         range: str = "per_token",
+        bits: int = 8,
         engine: str = "qruntime",
     ) -> Any:
-        """The layer over int8 W and R [D, G·H, …] with a scale for each direction or row; X and h are rounded to uint8."""
+        """The layer over int8 W and R [D, G·H, …] with a scale for each direction or row; X and h are rounded to `bits` bits."""
         if w.ndim != 3 or r.ndim != 3 or w.shape[0] != r.shape[0] or (b is not None and b.ndim != 2):
             raise ValueError(f"{op}: W and R must have rank 3 and B rank 2, got {w.shape}, {r.shape} and {None if b is None else b.shape}")
         keywords: dict[str, Any] = {
@@ -206,7 +205,7 @@ def _register_quantized(op: str, definition: OpSpec, kernel_inputs: list[int]) -
         codes, shapes = (_weights(w), _weights(r)), (w.unpacked(), r.unpacked())
         if engine != "qruntime":
             return definition(x, *shapes, None, *rest, **keywords, products=_EngineProducts(*codes, b, engine))
-        return definition(x, *shapes, b, *rest, **keywords, products=_IntegerProducts(*codes, range))
+        return definition(x, *shapes, b, *rest, **keywords, products=_IntegerProducts(*codes, range, bits))
 
     @quantized.native
     def _(node: Node) -> NativeCall | None:
@@ -282,7 +281,7 @@ def _stored_call(node: Node, op: str, pack: Callable[[StoredTensor], Pack], kern
     hidden = _checked_hidden(node, op, w, r, b)
     if hidden is None:
         return None
-    call = _call(node, op, hidden, b, pack(w), pack(r), node.attr("range", "per_token"), kernel_inputs)
+    call = _call(node, op, hidden, b, pack(w), pack(r), kernel_inputs)
     if None not in call.packed:
         call.unpack = _unpack(w, r, len(call.packed) // w.shape[0])
     return call

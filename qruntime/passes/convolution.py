@@ -9,7 +9,7 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value, constant, stored_constant
 from qruntime.ops.elementwise import is_packable, widen
 from qruntime.ops.fused_convolution import taps_by_remainder
-from qruntime.passes.linear import int8_codes
+from qruntime.passes.linear import int8_codes, row_attributes
 from qruntime.passes.rewriting import Builder, Skip, splice, trace
 
 _MAX_REMAINDERS = 4096
@@ -95,5 +95,5 @@ def _lower_quantized(node: Node) -> Skip | tuple[Builder, Value]:
     attributes = {name: node.attributes[name] for name in _GEOMETRY if name in node.attributes}
     builder = Builder(node)
     return builder, builder.DynamicQuantizedConv(
-        node.input(0), stored_constant(weight.name, codes), bias, activation="none", range=node.mark.activations, **attributes
+        node.input(0), stored_constant(weight.name, codes), bias, activation="none", **row_attributes(node), **attributes
     )

@@ -65,19 +65,18 @@ def _lower(
     builder = Builder(node, max(node.version, _BROADCASTS))
     bias_value = constant(f"{weight.name}/bias", bias) if isinstance(bias, np.ndarray) else None
     if data is None:
-        codes = weight.stored if not is_dynamic(node) or is_grouped(weight) else int8_codes(weight)
+        codes = weight.stored if not multiplies_codes(node) or is_grouped(weight) else int8_codes(weight)
         if codes is None:
             return Skip("the codes are none of the kernel")
         key = (weight, alpha, transposed)
         if key not in columns:
             codes = codes.transposed() if transposed else codes
             columns[key] = stored_constant(weight.name, codes.scaled(alpha) if alpha != 1.0 else codes)
-        if not is_dynamic(node):
+        if not multiplies_codes(node):
             product = builder.Linear(x, columns[key], bias_value, None, activation="none")
             return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
-        assert node.mark is not None
         product = builder.DynamicQuantizedLinear(
-            x, columns[key], bias_value, None, activation="none", range=node.mark.activations, **engine_attribute(node)
+            x, columns[key], bias_value, None, activation="none", **row_attributes(node), **engine_attribute(node)
         )
         return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
     if not is_packable(data.dtype):
@@ -112,9 +111,16 @@ def is_grouped(weight: Value) -> bool:
     return stored.format.is_integer or stored.format is FP4
 
 
-def is_dynamic(node: Node) -> bool:
-    """Whether the activations of a layer are quantized at every run."""
-    return node.mark is not None and node.mark.is_dynamic
+def multiplies_codes(node: Node) -> bool:
+    """Whether a layer multiplies integers that its activations become at every run."""
+    return node.mark is not None and node.mark.multiplies_codes
+
+
+def row_attributes(node: Node) -> dict[str, str | int]:
+    """What a lowered node of such a layer says of its activations."""
+    assert node.mark is not None
+    bits = {} if node.mark.bits == 8 else {"bits": node.mark.bits}
+    return {"range": node.mark.activations, **bits}
 
 
 def int8_codes(weight: Value) -> StoredTensor | None:

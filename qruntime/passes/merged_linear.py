@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from qruntime.ir import Attribute, AttributeType, Graph, Node, Value
 from qruntime.ir.formats import INT8
 from qruntime.ops.low_bit_weights import fits_quantized_activations
-from qruntime.passes.rewriting import QRUNTIME, as_attribute, splice, trace
+from qruntime.passes.rewriting import QRUNTIME, splice, trace
 
 _MOST = 16
 """MAX_LAYERS in kernels/nodes/linear.c."""
+
+_ROWS = ("range", "bits")
+"""How rows become codes."""
 
 
 def merge_linear(graph: Graph) -> None:
@@ -55,7 +58,7 @@ def _is_plain(node: Node) -> bool:
 
 
 def _fits(first: Node, node: Node) -> bool:
-    return _is_plain(node) and node.input(0) is first.input(0) and node.attr("range") == first.attr("range")
+    return _is_plain(node) and node.input(0) is first.input(0) and all(node.attr(name) == first.attr(name) for name in _ROWS)
 
 
 def _merge(siblings: list[Node]) -> Node:
@@ -67,7 +70,7 @@ def _merge(siblings: list[Node]) -> Node:
         [Value(f"{node.outputs[0].name}/merged", node.outputs[0].type) for node in siblings],
         {
             "activations": Attribute(AttributeType.STRINGS, activations),
-            "range": as_attribute(siblings[0].attr("range")),
+            **{name: siblings[0].attributes[name] for name in _ROWS if name in siblings[0].attributes},
         },
         domain=QRUNTIME,
         version=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qruntime.ir import Attribute, Graph, Node, Value, stored_constant
-from qruntime.passes.linear import engine_attribute, int8_codes, is_dynamic
+from qruntime.passes.linear import engine_attribute, int8_codes, multiplies_codes, row_attributes
 from qruntime.passes.rewriting import QRUNTIME, Skip, as_attribute, splice, trace
 
 
@@ -16,7 +16,7 @@ def lower_recurrent(graph: Graph) -> None:
         for node in nested.nodes:
             if not node.is_op("LSTM", "GRU", "RNN") or not all(v is not None and v.stored is not None for v in node.inputs[1:3]):
                 continue
-            made = _lower(node) if is_dynamic(node) else _with_float_activations(node)
+            made = _lower(node) if multiplies_codes(node) else _with_float_activations(node)
             if isinstance(made, Skip):
                 trace(f"lower_recurrent declines at {node.label}: {made}")
                 continue
@@ -33,10 +33,9 @@ def _lower(node: Node) -> Skip | Node:
     b = node.input(3)
     if b is not None and b.data is None:
         return Skip("the bias is computed at run time")
-    assert node.mark is not None
     inputs = [node.input(0), w, r, *node.inputs[3:]]
-    attributes = {**node.attributes, "range": as_attribute(node.mark.activations)}
-    attributes |= {name: as_attribute(value) for name, value in engine_attribute(node).items()}
+    said = {**row_attributes(node), **engine_attribute(node)}
+    attributes = {**node.attributes, **{name: as_attribute(value) for name, value in said.items()}}
     return _made(node, f"DynamicQuantized{node.op_type}", inputs, attributes)
 
 

@@ -156,9 +156,10 @@ class _Call:
         """The codes stay; at most the activations are treated otherwise from now on."""
         node = layer.node
         if node.mark is not None and is_ours:
-            if not node.mark.is_dynamic or not self.asks_activation or node.mark.activations == self.activation:
+            asked = node.mark._replace(activations=self.activation, codes=LayerMark().codes)
+            if not node.mark.is_dynamic or not self.asks_activation or node.mark == asked:
                 return None
-            node.mark = node.mark._replace(activations=self.activation)
+            node.mark = asked
             return self.kept[layer_name(node)]
         if form.dtype == "float16":
             node.mark = LayerMark(source=form.dtype)

@@ -17,7 +17,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node, Value
-from qruntime.ir.formats import FLOAT16, INT8, UINT8
+from qruntime.ir.formats import FLOAT16, INT8
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
 from qruntime.quantization.cache import describe_caches, quantize_caches
@@ -32,7 +32,7 @@ from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.request import Request
 from qruntime.quantization.rounding import Rounded, RoundToHalf
-from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
+from qruntime.quantization.scheme import GROUP, TENSOR, Inputs, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Rounding, Solving
 from qruntime.quantization.static_ranges import insert_range
@@ -40,6 +40,8 @@ from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_e
 from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
+
+_STATIC = Inputs(granularity=TENSOR, is_static=True)
 
 CALIBRATED = ("Linear", "LSTM", "GRU", "RNN", "Conv")
 """Kinds of layers whose weights meet rows that a run can show."""
@@ -161,10 +163,10 @@ def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     """Why a layer cannot have a scheme."""
     if scheme.needs_data and (layer.kind != "Linear" or layer.node.graph is not graph):
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
-    if scheme.inputs is not None and (scheme.inputs.format is not UINT8 or scheme.inputs.clusters):
+    if scheme.inputs is not None and (not scheme.inputs.format.is_integer or (scheme.needs_data and scheme.inputs != _STATIC)):
         return Reason(f"there is no kernel for {scheme.inputs}")
     if scheme.inputs is not None and layer.kind != "Linear" and not (scheme.weights and _is_plain_int8(scheme.weights)):
-        return Reason(f"8-bit activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
+        return Reason(f"quantized activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
     return None
 
 

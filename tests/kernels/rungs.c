@@ -108,7 +108,7 @@ static void fill_activations(float *a, int64_t m, int64_t k, code_fill fill) {
 typedef struct {
     int64_t m, k, n;
     bool per_channel, zero_points, with_bias, columns_first, residual;
-    qrt_range_mode mode;
+    qrt_q8_grid grid;
     qrt_activation activation;
 } q8_case;
 
@@ -125,7 +125,7 @@ static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float
     if (!scratch) abort();
     qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
     float *y = untouched(c->m * ldy);
-    qrt_linear_serial(&packed->base, a, c->k, c->m, c->mode, &epilogue, y, ldy, scratch->data);
+    qrt_linear_serial(&packed->base, a, c->k, c->m, c->grid, &epilogue, y, ldy, scratch->data);
     qrt_buffer_drop(scratch);
     qrt_weights_free(&packed->base);
     return y;
@@ -153,7 +153,7 @@ static void check_q8(const q8_case *c, code_fill activations, code_fill weights,
         if (c->activation <= QRT_ACT_RELU || i % ldy >= n) check_same(got[i], want[i], "gemm_q8", i / ldy, i % ldy);
         else check_close(got[i], x, 8 * EPS * (fabs(x) + 1) + 8 * EPS * 2, "gemm_q8 activation", i / ldy, i % ldy);
     }
-    if (c->mode == QRT_PER_TOKEN && m > 1) {
+    if (c->grid.mode == QRT_PER_TOKEN && m > 1) {
         q8_case one = *c;
         one.m = 1;
         float *alone = q8_linear(&rung.gemm_q8, &one, a + (m - 1) * k, w, scales, zero_points, bias,
@@ -181,14 +181,14 @@ static void check_gemm_q8(void) {
         for (int w = 0; w < NUM_CODE_FILLS; w++)
             for (int zero_points = 0; zero_points < 2; zero_points++)
                 for (int64_t m = 1; m <= 34; m += 11) {
-                    q8_case c = {m, 515, 61, true, zero_points, true, false, false, QRT_PER_TOKEN, QRT_ACT_NONE};
+                    q8_case c = {m, 515, 61, true, zero_points, true, false, false, QRT_Q8_ANY_GRID, QRT_ACT_NONE};
                     check_q8(&c, (code_fill)a, (code_fill)w, 0);
                 }
     // At the end of int32, and beyond it.
     static const int64_t longs[] = {QRT_Q8_MAX_K - 1, QRT_Q8_MAX_K, QRT_Q8_MAX_K + 1, 2 * QRT_Q8_MAX_K + 77};
     for (int i = 0; i < COUNT(longs); i++)
         for (int w = 0; w < NUM_CODE_FILLS; w++) {
-            q8_case c = {3, longs[i], 5, true, w & 1, true, false, false, QRT_PER_TOKEN, QRT_ACT_NONE};
+            q8_case c = {3, longs[i], 5, true, w & 1, true, false, false, QRT_Q8_ANY_GRID, QRT_ACT_NONE};
             check_q8(&c, w ? HIGHEST : RANDOM_CODES, (code_fill)w, 0);
         }
     static const float specials[] = {NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 1e-45f, 1e30f};
@@ -196,12 +196,12 @@ static void check_gemm_q8(void) {
         for (int64_t m = 1; m <= 9; m += 4)
             for (int zero_points = 0; zero_points < 2; zero_points++)
                 for (int mode = 0; mode < 2; mode++) {
-                    q8_case c = {m, 37, 29, true, zero_points, true, true, true, (qrt_range_mode)mode, QRT_ACT_RELU};
+                    q8_case c = {m, 37, 29, true, zero_points, true, true, true, {(qrt_range_mode)mode, m == 5 ? 15 : 255}, QRT_ACT_RELU};
                     check_q8(&c, RANDOM_CODES, RANDOM_CODES, specials[i]);
                 }
     for (int activation = QRT_ACT_GELU; activation <= QRT_ACT_TANH; activation++)
         for (int64_t n = 1; n < 70; n += 17) {
-            q8_case c = {5, 40, n, true, false, true, false, n & 1, QRT_PER_TOKEN, (qrt_activation)activation};
+            q8_case c = {5, 40, n, true, false, true, false, n & 1, {QRT_PER_TOKEN, (4 << n % 7) - 1}, (qrt_activation)activation};
             check_q8(&c, RANDOM_CODES, RANDOM_CODES, 0);
         }
     for (int64_t k = 0; k < 140; k++) {
@@ -241,7 +241,7 @@ static float *nbits_q8_linear(const qrt_gemm_nbits_q8 *kernel, const nbits_case 
     if (!scratch) abort();
     qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
     float *y = untouched(m * ldy);
-    qrt_linear_serial(w, a, c->k, m, QRT_PER_TOKEN, &epilogue, y, ldy, scratch->data);
+    qrt_linear_serial(w, a, c->k, m, QRT_Q8_ANY_GRID, &epilogue, y, ldy, scratch->data);
     qrt_buffer_drop(scratch);
     qrt_weights_free(&packed->w.base);
     return y;
@@ -329,8 +329,9 @@ static void check_codes_q8(void) {
         fill_activations(a, 1, k, k % 3 ? RANDOM_CODES : TIES);
         if (k) a[random_bits() % k] = k % 5 ? 300.0f : NAN;
         int64_t sum = 0, want_sum = 0;
-        rung.codes_q8.quantize(a, k, k, 50.0f, 100, got, &sum);
-        definition.codes_q8.quantize(a, k, k, 50.0f, 100, want, &want_sum);
+        const int32_t qmax = (4 << k % 7) - 1, zero_point = qmax * 2 / 5;
+        rung.codes_q8.quantize(a, k, k, 50.0f, zero_point, qmax, got, &sum);
+        definition.codes_q8.quantize(a, k, k, 50.0f, zero_point, qmax, want, &want_sum);
         for (int64_t i = 0; i < k; i++) check(got[i] == want[i], "codes_q8", k, i, got[i], want[i]);
         check(sum == want_sum, "codes_q8, sum", k, 0, (double)sum, (double)want_sum);
         release();
@@ -463,9 +464,9 @@ static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, i
     const qrt_epilogue none = {.activation = QRT_ACT_NONE};
     float *together = untouched(m * ldy), *alone = untouched(m * ldy);
     void *scratch = aligned_alloc(QRT_ALIGNMENT, (qrt_scratch_bytes(&w->base, m) + QRT_ALIGNMENT) / QRT_ALIGNMENT * QRT_ALIGNMENT);
-    qrt_linear_serial(&w->base, a, k, m, QRT_PER_TOKEN, &none, together, ldy, scratch);
+    qrt_linear_serial(&w->base, a, k, m, QRT_Q8_ANY_GRID, &none, together, ldy, scratch);
     for (int64_t i = 0, rows = 1; i < m; i += rows, rows = rows % 4 + 1 < m - i ? rows % 4 + 1 : m - i)
-        qrt_linear_serial(&w->base, a + i * k, k, rows, QRT_PER_TOKEN, &none, alone + i * ldy, ldy, scratch);
+        qrt_linear_serial(&w->base, a + i * k, k, rows, QRT_Q8_ANY_GRID, &none, alone + i * ldy, ldy, scratch);
     for (int64_t i = 0; i < m; i++) {
         for (int64_t j = 0; j < n; j++) {
             double exact = bias[j], size = 0;

@@ -135,7 +135,7 @@ class Layer:
         if self.op == "lstm":
             inputs += [c, self.P]
         mode = max(self.mode, PER_TOKEN)
-        ints = [self.hidden, self.direction, self.layout, mode, mode, wanted, self.variant]
+        ints = [self.hidden, self.direction, self.layout, mode, mode, 255, wanted, self.variant]
         ints += [_kernels.UNARY[name] for name in self.activations]
         floats = [self.clip, *(value for name in self.activations for value in ACTIVATIONS[name][:2])]
         return _kernels.call_node(self.op, inputs, ints=ints, floats=floats, packed=packed or self.packed(),

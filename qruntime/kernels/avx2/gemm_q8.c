@@ -17,11 +17,11 @@ enum { MR = 6, NR = 16, KR = 4, CODE_OFFSET = 0 };
 #include "../vector/gemm_q8.inc.h"
 
 /// Codes of 16 values as int16.
-static inline __m256i quantize16(__m256 x0, __m256 x1, __m256 inverse_scale, __m256i zero_point) {
+static inline __m256i quantize16(__m256 x0, __m256 x1, __m256 inverse_scale, __m256i zero_point, __m256i qmax) {
     __m256i q0 = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x0, inverse_scale)), zero_point);
     __m256i q1 = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x1, inverse_scale)), zero_point);
     __m256i q = _mm256_permute4x64_epi64(_mm256_packs_epi32(q0, q1), 0xd8);
-    return _mm256_min_epi16(_mm256_max_epi16(q, _mm256_setzero_si256()), _mm256_set1_epi16(255));
+    return _mm256_min_epi16(_mm256_max_epi16(q, _mm256_setzero_si256()), qmax);
 }
 
 static inline int64_t sum_of_lanes(__m256i v) {
@@ -30,14 +30,14 @@ static inline int64_t sum_of_lanes(__m256i v) {
     return _mm_cvtsi128_si32(_mm_add_epi32(h, _mm_shuffle_epi32(h, 0xb1)));
 }
 
-static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum) {
     int16_t *q = packed;
     __m256 inverse = _mm256_set1_ps(inverse_scale);
-    __m256i zero = _mm256_set1_epi32(zero_point), ones = _mm256_set1_epi16(1), total = _mm256_setzero_si256();
+    __m256i zero = _mm256_set1_epi32(zero_point), most = _mm256_set1_epi16((int16_t)qmax), ones = _mm256_set1_epi16(1), total = _mm256_setzero_si256();
     int64_t i = 0;
     for (; i + 16 <= k; i += 16) {
-        __m256i codes = quantize16(_mm256_loadu_ps(a + i), _mm256_loadu_ps(a + i + 8), inverse, zero);
+        __m256i codes = quantize16(_mm256_loadu_ps(a + i), _mm256_loadu_ps(a + i + 8), inverse, zero, most);
         _mm256_storeu_si256((__m256i *)(q + i), codes);
         total = _mm256_add_epi32(total, _mm256_madd_epi16(codes, ones));
     }
@@ -47,7 +47,7 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
         int16_t codes[16];
         __m256 x0 = vf_load_n(a + i, rest < 8 ? rest : 8);
         __m256 x1 = rest > 8 ? vf_load_n(a + i + 8, rest - 8) : vf_zero();
-        _mm256_storeu_si256((__m256i *)codes, quantize16(x0, x1, inverse, zero));
+        _mm256_storeu_si256((__m256i *)codes, quantize16(x0, x1, inverse, zero, most));
         for (int64_t j = 0; j < rest; j++) all += codes[j];
         memset(codes + rest, 0, sizeof *codes * (size_t)(16 - rest));
         memcpy(q + i, codes, sizeof *codes * (size_t)(k_padded - i));

@@ -82,10 +82,10 @@ static void split_signs(const uint8_t *codes, uint8_t flip, int64_t k, int64_t k
     *row_start(packed, k_padded) = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
 }
 
-static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                             void *packed, int64_t *sum) {
     uint8_t *codes = (uint8_t *)packed + k_padded;
-    quantize(a, k, k_padded, inverse_scale, zero_point, codes, sum);
+    quantize(a, k, k_padded, inverse_scale, zero_point, qmax, codes, sum);
     split_signs(codes, 0, k, k_padded, packed);
 }
 

@@ -2,23 +2,26 @@
 
 static inline __m256i rounded(__m256 x, __m256 inverse_scale) { return _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse_scale)); }
 
-/// Two packs and the sum between them saturate, which limits codes to 0 … 255 and makes what has no int32, as NaN, 0.
-static inline __m256i quantize32(__m256 x0, __m256 x1, __m256 x2, __m256 x3, __m256 inverse, __m256i zero) {
+/// Two packs and the sum between them saturate, which limits codes to 0 … 255 and makes what has no int32, as NaN, 0; `most`
+/// limits them to fewer.
+static inline __m256i quantize32(__m256 x0, __m256 x1, __m256 x2, __m256 x3, __m256 inverse, __m256i zero,
+                                 __m256i most) {
     __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(rounded(x0, inverse), rounded(x1, inverse)), zero);
     __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(rounded(x2, inverse), rounded(x3, inverse)), zero);
-    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    __m256i codes = _mm256_min_epu8(_mm256_packus_epi16(low, high), most);
+    return _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum) {
     uint8_t *q = packed;
     __m256 inverse = _mm256_set1_ps(inverse_scale);
-    __m256i zero = _mm256_set1_epi16((int16_t)zero_point), total = _mm256_setzero_si256();
+    __m256i zero = _mm256_set1_epi16((int16_t)zero_point), most = _mm256_set1_epi8((char)qmax), total = _mm256_setzero_si256();
     int64_t i = 0;
     for (; i + 32 <= k; i += 32) {
         const float *x = a + i;
         __m256i codes = quantize32(_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16),
-                                   _mm256_loadu_ps(x + 24), inverse, zero);
+                                   _mm256_loadu_ps(x + 24), inverse, zero, most);
         _mm256_storeu_si256((__m256i *)(q + i), codes);
         total = _mm256_add_epi64(total, _mm256_sad_epu8(codes, _mm256_setzero_si256()));
     }
@@ -30,7 +33,7 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
             x[j] = n >= 8 ? _mm256_loadu_ps(a + i + 8 * j) : n > 0 ? vf_load_n(a + i + 8 * j, n) : vf_zero();
         }
         uint8_t codes[32];
-        _mm256_storeu_si256((__m256i *)codes, quantize32(x[0], x[1], x[2], x[3], inverse, zero));
+        _mm256_storeu_si256((__m256i *)codes, quantize32(x[0], x[1], x[2], x[3], inverse, zero, most));
         memset(codes + rest, 0, (size_t)(32 - rest));
         __m256i valid = _mm256_loadu_si256((const __m256i *)codes);
         total = _mm256_add_epi64(total, _mm256_sad_epu8(valid, _mm256_setzero_si256()));

@@ -16,15 +16,16 @@ enum { MR = 4, NR = 16, KR = 8, VECTORS = NR / 4, CODE_OFFSET = 0 };
 #include "../vector/gemm_q8.inc.h"
 #include "quantize.inc.h"
 
-static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum) {
     (void)k_padded;  // the last, partial vector reaches it
     int16_t *q = packed;
     vf inverse = vf_set(inverse_scale), zero = vf_set((float)zero_point);
+    uint8x8_t most = vdup_n_u8((uint8_t)qmax);
     int64_t total = 0, i = 0;
     for (; i < k; i += KR) {
-        uint8x8_t codes = k - i >= KR ? codes_of_8(vf_load(a + i), vf_load(a + i + VL), inverse, zero)
-                                      : codes_of_rest(a + i, k - i, inverse, zero);
+        uint8x8_t codes = k - i >= KR ? codes_of_8(vf_load(a + i), vf_load(a + i + VL), inverse, zero, most)
+                                      : codes_of_rest(a + i, k - i, inverse, zero, most);
         total += vaddlv_u8(codes);
         vst1q_s16(q + i, vreinterpretq_s16_u16(vmovl_u8(codes)));
     }
@@ -34,9 +35,9 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
 #define ITEM int16_t
 #include "../vector/pack_codes.inc.h"
 
-static void quantize_bytes(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize_bytes(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                            void *packed, int64_t *sum) {
-    quantize_bytes_with(0, a, k, k_padded, inverse_scale, zero_point, packed, sum);
+    quantize_bytes_with(0, a, k, k_padded, inverse_scale, zero_point, qmax, packed, sum);
 }
 
 static int64_t panel_bytes(int64_t k_padded) { return k_padded * NR; }

@@ -21,9 +21,9 @@ enum { CODE_OFFSET = 128 };
 
 #include "../neon/quantize.inc.h"
 
-static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum) {
-    quantize_bytes_with(CODE_OFFSET, a, k, k_padded, inverse_scale, zero_point, packed, sum);
+    quantize_bytes_with(CODE_OFFSET, a, k, k_padded, inverse_scale, zero_point, qmax, packed, sum);
 }
 
 /// sdot itself reads lane 0 for every lane.

@@ -233,7 +233,7 @@ static qrt_status multiply_few(const job *j, qrt_run *run, const qrt_f32_weights
             for (int64_t t = 0; t < g->taps; t++) *to++ = from[j->tap_offsets[t]];
     }
     const qrt_layer layer = {.w = &packed->base, .y = products, .ldy_elems = g->maps};
-    qrt_status status = qrt_linear(&layer, 1, run, rows, g->depth, g->positions, QRT_PER_TOKEN);
+    qrt_status status = qrt_linear(&layer, 1, run, rows, g->depth, g->positions, QRT_Q8_ANY_GRID);
     if (status != QRT_OK) return status;
     for (int64_t m = 0; m < g->maps; m++)
         for (int64_t p = 0; p < g->positions; p++) j->y[m * g->positions + p] = products[p * g->maps + m];

@@ -21,6 +21,7 @@ typedef struct {
     float *copy;                ///< [padded[0], padded[1], padded[2], channels]
     float *y;                   ///< [maps, positions]
     qrt_epilogue epilogue;
+    qrt_q8_grid grid;
     bool gathers;               ///< else the copy holds the rows
     int64_t block, blocks, slots, slot_bytes;
     char *scratch;              ///< for each slot: gathered rows, products, scratch of the GEMM
@@ -83,7 +84,7 @@ static void multiply_slot(void *context, int64_t slot) {
         if (j->gathers)
             for (int64_t i = 0; i < count; i++) gather(j, first + i, channel, rows + i * g->depth);
         const float *a = j->gathers ? rows : j->copy + first * g->channels + channel;
-        qrt_linear_serial(j->packed[group], a, j->gathers ? g->depth : g->channels, count, QRT_PER_TOKEN, &j->epilogue,
+        qrt_linear_serial(j->packed[group], a, j->gathers ? g->depth : g->channels, count, j->grid, &j->epilogue,
                              products, g->group_maps, scratch);
         float *y = j->y + group * g->group_maps * g->positions + first;
         transpose(products, count, g->group_maps, g->group_maps, y, g->positions);
@@ -106,7 +107,8 @@ static bool measure_slot(const job *j, int64_t *bytes) {
 }
 
 /// ints: spatial rank r (1 … 3), group, activation (qrt_activation), auto_pad (0 explicit or VALID, 1 SAME_UPPER,
-///       2 SAME_LOWER), strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0), window[r].
+///       2 SAME_LOWER), strides[r], pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0), window[r],
+///       then unless it is 255 the greatest code of activations.
 /// floats: of the activation. Inputs: float32 x [N, C, …].
 /// packed: for each group qrt_weights [taps · C / group, M / group] with bias.
 static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
@@ -116,6 +118,9 @@ static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *
     int64_t rank = node->ints[0], groups = node->ints[1], w_dims[5], maps;
     if (rank < 1 || rank > 3 || node->num_ints < 4 + 5 * rank || x->rank != rank + 2) return QRT_DECLINE;
     qrt_epilogue epilogue = {.activation = QRT_ACT_NONE};
+    qrt_q8_grid grid;
+    const int64_t codes[] = {QRT_PER_TOKEN, node->num_ints > 4 + 5 * rank ? node->ints[4 + 5 * rank] : QRT_Q8_MOST_QMAX};
+    if (!qrt_q8_read_grid(codes, 2, &grid)) return QRT_DECLINE;
     if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
     const qrt_weights *first = node->packed[0];
     if (!first || x->dims[1] % groups || __builtin_mul_overflow(first->n, groups, &maps)) return QRT_DECLINE;
@@ -136,7 +141,7 @@ static qrt_status conv_q8(const qrt_node *node, qrt_run *run, const qrt_tensor *
     double work = (double)g.maps * (double)g.depth * (double)g.positions;
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
     int64_t lines = g.padded[0] * g.padded[1], pixels = lines * g.padded[2];
-    job j = {.g = &g, .packed = node->packed, .epilogue = epilogue};
+    job j = {.g = &g, .packed = node->packed, .epilogue = epilogue, .grid = grid};
     j.gathers = g.taps > 1 || pixels != g.positions;
     int64_t blocks_wanted = qrt_ceil_div(threads > 1 ? 4 * (int64_t)threads : 1, groups);
     j.block = qrt_min(MAX_BLOCK, qrt_max(MIN_BLOCK, BLOCK_FLOATS / qrt_max(1, g.depth)));

@@ -17,17 +17,20 @@ static bool is_row(const qrt_tensor *t, int32_t rank, int64_t n) {
 }
 
 /// One or several layers that read the same activations.
-/// packed: qrt_weights of each. ints: activation of each, then the qrt_range_mode of those that quantize activations.
+/// packed: qrt_weights of each. ints: activation of each, then for weights that quantize activations their qrt_range_mode and
+/// their greatest code, unless that is 255.
 /// floats: p and q of each activation.
 /// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N] or one
 /// row for all of them. Outputs: one for each.
 static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
-    if (count < 1 || count > MAX_LAYERS || node->num_ints != count + 1 || node->num_outputs != count) return QRT_DECLINE;
+    if (count < 1 || count > MAX_LAYERS || node->num_ints < count + 1 || node->num_ints > count + 2 || node->num_outputs != count) return QRT_DECLINE;
     if (node->num_inputs < 1 || node->num_inputs > count + 1 || !in[0]) return QRT_DECLINE;
     const qrt_tensor *a = in[0];
-    int64_t mode = node->ints[count], dims[QRT_MAX_RANK], m;
-    if (a->dtype != QRT_F32 || a->rank < 1 || mode < QRT_PER_TOKEN || mode > QRT_PER_TENSOR) return QRT_DECLINE;
+    int64_t dims[QRT_MAX_RANK], m;
+    qrt_q8_grid grid;
+    if (a->dtype != QRT_F32 || a->rank < 1) return QRT_DECLINE;
+    if (!qrt_q8_read_grid(node->ints + count, node->num_ints - count, &grid)) return QRT_DECLINE;
     int last = a->rank - 1;
     for (int i = 0; i < last; i++) dims[i] = a->dims[i];
     if (!qrt_num_elements((int32_t)last, dims, &m)) return QRT_DECLINE;
@@ -52,7 +55,7 @@ static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *c
         if (status != QRT_OK) return status;
         layers[i].y = out[i].data;
     }
-    return qrt_linear(layers, count, run, a->data, a->dims[last], m, (qrt_range_mode)mode);
+    return qrt_linear(layers, count, run, a->data, a->dims[last], m, grid);
 }
 
 const qrt_node_entry qrt_linear_nodes[] = {

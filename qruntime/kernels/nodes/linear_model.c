@@ -55,7 +55,7 @@ static qrt_status linear_model(const qrt_node *node, qrt_run *run, const qrt_ten
         call.scores = out[is_classifier].data;
         call.labels = is_classifier ? out[0].data : NULL;
         const qrt_layer layer = {.w = w, .epilogue = {.activation = QRT_ACT_NONE}, .y = call.scores, .ldy_elems = w->n};
-        status = qrt_linear(&layer, 1, run, x.data, w->k, x.num_rows, QRT_PER_TOKEN);
+        status = qrt_linear(&layer, 1, run, x.data, w->k, x.num_rows, QRT_Q8_ANY_GRID);
         call.rows_per_task = qrt_rows_per_task(run, x.num_rows, 8 * w->n);
         int64_t num_tasks = (x.num_rows + call.rows_per_task - 1) / call.rows_per_task;
         if (status == QRT_OK) qrt_parallel_for(run->num_threads, num_tasks, finish_rows, &call);

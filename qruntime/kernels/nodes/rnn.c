@@ -7,9 +7,10 @@
 ///   2 layout     0: X [T, B, I], Y [T, D, B, H], states [D, B, H];  1: X [B, T, I], Y [B, T, D, H], states [B, D, H]
 ///   3 x mode     qrt_range_mode of X, for weights W that quantize it
 ///   4 h mode     the same for R and the hidden state
-///   5 wanted     bit i: output i (Y, Y_h, Y_c) is read; the others stay empty
-///   6 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset
-///   7 …          unless activations are the standard ones: for each direction the opcodes (qrt_unary_op) of LSTM f g h,
+///   5 qmax       the greatest code of both
+///   6 wanted     bit i: output i (Y, Y_h, Y_c) is read; the others stay empty
+///   7 variant    LSTM: 1 couples the forget gate to the input gate (input_forget); GRU: linear_before_reset
+///   8 …          unless activations are the standard ones: for each direction the opcodes (qrt_unary_op) of LSTM f g h,
 ///                GRU f g, RNN f
 /// floats: clip, inf when there is none; then p and q of each opcode
 /// packed, of any kind, for each direction (columns gate after gate in ONNX order; packed from the transposed ONNX weights):
@@ -32,7 +33,7 @@
 #include "cells.h"
 #include "enumerations.h"
 
-enum { HIDDEN, DIRECTION, LAYOUT, X_MODE, H_MODE, WANTED, VARIANT, NUM_INTS };
+enum { HIDDEN, DIRECTION, LAYOUT, X_MODE, H_MODE, QMAX, WANTED, VARIANT, NUM_INTS };
 enum { QRT_DIRECTIONS(QRT_ENUMERATOR) };
 enum { Y, Y_H, Y_C };
 
@@ -56,7 +57,7 @@ typedef struct {
     int num_directions, first_direction;
     bool batch_first;
     const qrt_weights *w[2], *r[2], *r_candidate[2];
-    qrt_range_mode x_mode, h_mode;
+    qrt_q8_grid x_grid, h_grid;
     const float *x, *peepholes;
     const int32_t *lengths;
     float clip;
@@ -86,10 +87,10 @@ static void multiply(layer *l, const qrt_weights *w, const float *a, int64_t lda
                      int64_t ldr, float *y, void *scratch) {
     const qrt_layer product = {w, {.residual = residual, .residual_stride_elems = ldr}, y, l->gates};
     if (!l->splitting) {
-        qrt_linear_serial(w, a, lda, m, l->h_mode, &product.epilogue, y, l->gates, scratch);
+        qrt_linear_serial(w, a, lda, m, l->h_grid, &product.epilogue, y, l->gates, scratch);
         return;
     }
-    qrt_status status = qrt_linear(&product, 1, l->splitting, a, lda, m, l->h_mode);
+    qrt_status status = qrt_linear(&product, 1, l->splitting, a, lda, m, l->h_grid);
     if (status != QRT_OK) l->status = status;
 }
 
@@ -108,7 +109,7 @@ static float *y_row(const layer *l, int direction, int64_t t, int64_t row) {
 static qrt_status project_rows(const layer *l, qrt_run *run, int direction, const float *x, int64_t ldx, int64_t m, float *y,
                                int64_t ldy) {
     const qrt_layer product = {.w = l->w[direction], .y = y, .ldy_elems = ldy};
-    return qrt_linear(&product, 1, run, x, ldx, m, l->x_mode);
+    return qrt_linear(&product, 1, run, x, ldx, m, l->x_grid);
 }
 
 /// Input product of the block for one direction.
@@ -274,8 +275,8 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     if (node->num_ints < NUM_INTS || node->num_floats < 1 || node->num_inputs < 1) return false;
     const int64_t *ints = node->ints;
     if (ints[DIRECTION] < 0 || ints[DIRECTION] > BIDIRECTIONAL || ints[LAYOUT] < 0 || ints[LAYOUT] > 1) return false;
-    for (int i = X_MODE; i <= H_MODE; i++)
-        if (ints[i] < QRT_PER_TOKEN || ints[i] > QRT_PER_TENSOR) return false;
+    const int64_t x_codes[] = {ints[X_MODE], ints[QMAX]}, h_codes[] = {ints[H_MODE], ints[QMAX]};
+    if (!qrt_q8_read_grid(x_codes, 2, &l->x_grid) || !qrt_q8_read_grid(h_codes, 2, &l->h_grid)) return false;
     const qrt_tensor *x = in[0];
     if (!x || x->dtype != QRT_F32 || x->rank != 3) return false;
     l->batch_first = ints[LAYOUT];
@@ -286,8 +287,6 @@ static bool describe(layer *l, const qrt_node *node, const qrt_tensor *const *in
     l->num_directions = ints[DIRECTION] == BIDIRECTIONAL ? 2 : 1;
     l->first_direction = ints[DIRECTION] == REVERSE;
     l->variant = ints[VARIANT];
-    l->x_mode = (qrt_range_mode)ints[X_MODE];
-    l->h_mode = (qrt_range_mode)ints[H_MODE];
     if (!read_activations(l, node)) return false;
     l->clip = (float)node->floats[0];
     if (!(l->clip >= 0.0f)) return false;
@@ -337,13 +336,13 @@ static bool divide(layer *l, int num_threads) {
     if (rows < BLOCK_MIN_ROWS) rows = BLOCK_MIN_ROWS;
     int64_t steps = l->batch ? rows / l->batch : 1;
     if (steps < 1) steps = 1;
-    if (steps > l->time || l->x_mode == QRT_PER_TENSOR) steps = l->time;
+    if (steps > l->time || l->x_grid.mode == QRT_PER_TENSOR) steps = l->time;
     l->block_steps = steps;
 
     int64_t groups = num_threads / l->num_directions;
     if (groups > l->batch / MIN_GROUP_ROWS) groups = l->batch / MIN_GROUP_ROWS;
     double work = (double)steps * (double)l->batch * (double)l->hidden * (double)l->gates;
-    if (groups < 1 || l->h_mode == QRT_PER_TENSOR || work < MIN_PARALLEL_WORK) groups = 1;
+    if (groups < 1 || l->h_grid.mode == QRT_PER_TENSOR || work < MIN_PARALLEL_WORK) groups = 1;
     l->group_rows = (l->batch + groups - 1) / groups;
     l->num_groups = l->group_rows ? (l->batch + l->group_rows - 1) / l->group_rows : 1;
 

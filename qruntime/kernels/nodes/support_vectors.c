@@ -182,9 +182,9 @@ static void run_rows(void *context, int64_t task) {
     while (row < end) {
         int64_t count = end - row < call->block_rows ? end - row : call->block_rows;
         const float *x = call->x.data + row * vectors->k;
-        qrt_linear_serial(vectors, x, vectors->k, count, QRT_PER_TOKEN, &plain, s.values, vectors->n, NULL);
+        qrt_linear_serial(vectors, x, vectors->k, count, QRT_Q8_ANY_GRID, &plain, s.values, vectors->n, NULL);
         apply_kernel(call, x, count, s.values);
-        qrt_linear_serial(weights, s.values, weights->k, count, QRT_PER_TOKEN, &plain, s.pairs, weights->n, NULL);
+        qrt_linear_serial(weights, s.values, weights->k, count, QRT_Q8_ANY_GRID, &plain, s.pairs, weights->n, NULL);
         for (int64_t i = 0; i < count; i++) finish_row(call, s.pairs + i * call->num_pairs, row + i, &s);
         qrt_transform_scores(call->transform, call->scores + row * call->num_scores, count, call->num_scores);
         row += count;

@@ -21,14 +21,14 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
     *hi = most;
 }
 
-static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point,
+static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_scale, int32_t zero_point, int32_t qmax,
                      void *packed, int64_t *sum) {
     uint8_t *q = packed;
     int64_t total = 0;
     for (int64_t i = 0; i < k; i++) {
         float x = nearbyintf(a[i] * inverse_scale) + (float)zero_point;
         x = x > 0.0f ? x : 0.0f;  // also NaN
-        q[i] = (uint8_t)(x < 255.0f ? x : 255.0f);
+        q[i] = (uint8_t)(x < (float)qmax ? x : (float)qmax);
         total += q[i];
     }
     memset(q + k, 0, (size_t)(k_padded - k));

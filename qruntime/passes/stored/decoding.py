@@ -80,11 +80,11 @@ def _may_read_codes(node: Node, index: int) -> bool:
     stored = None if weight is None else weight.stored
     if index == 0 or stored is None or node.op_type not in (_FUSED_LAYERS if node.domain else _LAYERS):
         return False
-    is_dynamic = node.mark is not None and node.mark.is_dynamic
-    if is_dynamic and stored.format is INT8 and not stored.block and stored.is_plain:
+    multiplies_codes = node.mark is not None and node.mark.multiplies_codes
+    if multiplies_codes and stored.format is INT8 and not stored.block and stored.is_plain:
         return True
     if node.op_type in _RECURRENT:
-        return not is_dynamic and index in (1, 2) and all(_fits_recurrent(value) for value in node.inputs[1:3])
+        return not multiplies_codes and index in (1, 2) and all(_fits_recurrent(value) for value in node.inputs[1:3])
     if index != 1 or node.op_type not in _LINEAR:
         return False
     return fits_kernels(stored.transposed() if node.attr("transB", 0) and stored.ndim == 2 else stored)

@@ -39,6 +39,37 @@ def weight_codes(x: np.ndarray, by_column: bool, forms: np.ndarray, q: np.ndarra
 def table_codes(
     x: np.ndarray, low: int, high: int, epsilon: float, q: np.ndarray, scale: np.ndarray, offset: np.ndarray
 ) -> tuple[float, float]: ...
+COLUMN_PANEL: int
+
+class CodeGrid:
+    def __init__(
+        self,
+        scale: np.ndarray,
+        divisor: np.ndarray,
+        zero_point: np.ndarray,
+        fractional: bool,
+        group: np.ndarray,
+        low: float,
+        high: float,
+        entries: np.ndarray | None = None,
+        middles: np.ndarray | None = None,
+        entry_codes: np.ndarray | None = None,
+    ) -> None: ...
+
+def round_with_feedback(
+    weight: np.ndarray, order: np.ndarray, coupling: np.ndarray, grid: CodeGrid, codes: np.ndarray, block: int
+) -> None: ...
+def round_by_descent(
+    weight: np.ndarray,
+    order: np.ndarray,
+    sigma: np.ndarray,
+    diagonal: np.ndarray,
+    grid: CodeGrid,
+    start: np.ndarray,
+    is_feasible: bool,
+    is_relaxed: np.ndarray,
+    codes: np.ndarray,
+) -> None: ...
 def dictionaries(keys: list[Any], rows: np.ndarray) -> list[dict[Any, float]]: ...
 def call_node(
     kernel: str,

@@ -229,6 +229,7 @@ include "_nbits.pxi"
 include "_tensors.pxi"
 include "_product.pxi"
 include "_weight_codes.pxi"
+include "_column_rounding.pxi"
 include "_dictionaries.pxi"
 include "_executor.pxi"
 

@@ -76,6 +76,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_rows(t);
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
+    qrt_portable_column_sums(t);
 }
 
 #if defined(__x86_64__)
@@ -90,6 +91,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
+    qrt_avx2_column_sums(t);
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
@@ -105,6 +107,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
+    qrt_avx512_column_sums(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);

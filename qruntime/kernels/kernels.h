@@ -19,6 +19,7 @@
 
 #include "attention.h"
 #include "attention_q16.h"
+#include "column_sums.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
 #include "gemm_nbits.h"
@@ -42,6 +43,7 @@ typedef struct qrt_kernel_table {
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_qlinear qlinear;      ///< 8-bit codes of static quantization
+    qrt_column_sums column_sums;  ///< sums of the solvers of weights, the same bits on every rung
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis
 } qrt_kernel_table;
 

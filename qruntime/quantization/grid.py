@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qruntime._kernels import CodeGrid
 from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
@@ -40,8 +41,12 @@ def nearest(weight: np.ndarray, args: QArgs) -> Rounded:
 def stored_as(args: QArgs, codes: np.ndarray, scale: Part, zero_point: Part | None) -> StoredTensor:
     """Codes [N, K], a byte each, with parameters [N or 1, groups]."""
     held = codes if args.format.bits == 8 else NarrowArray.of(codes, args.format.bits)
-    block = args.granularity.size if args.granularity.kind == GROUP and args.granularity.size < codes.shape[1] else 0
-    return StoredTensor(args.format, HeldCodes(held), scale, zero_point, block=block, block_axis=1)
+    return StoredTensor(args.format, HeldCodes(held), scale, zero_point, block=block_of(args, codes.shape[1]), block_axis=1)
+
+
+def block_of(args: QArgs, columns: int) -> int:
+    """Of a matrix of so many columns, how many have scales of their own; 0 where all have the same."""
+    return args.granularity.size if args.granularity.kind == GROUP and args.granularity.size < columns else 0
 
 
 def parameters(weight: np.ndarray, args: QArgs) -> tuple[Part, Part | None]:
@@ -109,8 +114,28 @@ def round_to(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | No
 
 def nearest_entry(values: np.ndarray, form: Format) -> np.ndarray:
     """The code whose table entry is nearest, of two equally near the lower; of entries alike the first."""
-    entries, first = np.unique(form.values[np.isfinite(form.values)], return_index=True)
-    codes = np.flatnonzero(np.isfinite(form.values))[first].astype(np.uint8)
-    middles = (entries[1:].astype(np.float64) + entries[:-1]) / 2
-    right = np.searchsorted(middles.astype(np.float32), values.reshape(-1), side="left")
+    _, middles, codes = _entries(form)
+    right = np.searchsorted(middles, values.reshape(-1), side="left")
     return codes[right].reshape(values.shape)
+
+
+def _entries(form: Format) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The finite entries of a table, ascending and each once, what lies in the middle between two of them, and their codes."""
+    finite = np.isfinite(form.values)
+    entries, first = np.unique(form.values[finite], return_index=True)
+    middles = (entries[1:].astype(np.float64) + entries[:-1]) / 2
+    return entries, middles.astype(np.float32), np.flatnonzero(finite)[first].astype(np.uint8)
+
+
+def code_grid(args: QArgs, scale: Part, zero_point: Part | None, shape: tuple[int, ...]) -> CodeGrid:
+    """The same grid for kernels that round a weight of `shape` column by column: their codes are those of `round_to`."""
+    n, k = shape
+    form, shift = args.format, np.zeros((1, 1), np.int8) if zero_point is None else numbers(zero_point)
+    each = np.broadcast_shapes((n, 1), numbers(scale).shape)
+    factor, divisor, zero = (
+        np.ascontiguousarray(np.broadcast_to(part, each), np.float32) for part in (numbers(scale), divisors(scale), shift)
+    )
+    group = np.arange(k, dtype=np.int32) // (args.granularity.size if args.granularity.kind == GROUP else k)
+    low = -form.qmax if zero_point is None else form.qmin
+    table = () if form.table is None else _entries(form)
+    return CodeGrid(factor, divisor, zero, shift.dtype.kind == "f", group, low, form.qmax, *table)

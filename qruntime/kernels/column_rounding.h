@@ -1,0 +1,50 @@
+/// Rounding of a weight [n, k] to codes column by column, where what one column loses is taken into account by others.
+///
+/// Rows have nothing to do with one another. Columns are taken in a given order. Sums are of doubles, in one order whatever
+/// the number of threads and the rung.
+#ifndef QRT_COLUMN_ROUNDING_H
+#define QRT_COLUMN_ROUNDING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "column_sums.h"
+
+/// The numbers that codes stand for, with parameters for each row and group of columns:
+///     scale · (code − zero_point), code = low … high          integers
+///     scale · entries[e], code = codes[e]                     tables
+/// A number x is brought to codes as x / divisor, which is the scale where that is above 0. Zero points that are no whole
+/// numbers are added before that is rounded, others after it.
+typedef struct {
+    const float *scale, *divisor, *zero_point;  ///< [n, groups]
+    bool is_fractional;                         ///< zero points need not be whole
+    const int32_t *group;             ///< [k]: of each column
+    int64_t groups;
+    float low, high;
+    int64_t num_entries;  ///< 0 of integers
+    const float *entries;  ///< ascending
+    const float *middles;  ///< [num_entries − 1]: a number above middle e is nearer to entry e + 1
+    const uint8_t *codes;  ///< [num_entries]
+} qrt_code_grid;
+
+typedef struct {
+    int64_t n, k;
+    const float *weight;   ///< [n, k]
+    const int32_t *order;  ///< [k]: a permutation, the column taken first, second …
+    const qrt_code_grid *grid;
+    uint8_t *codes;  ///< [n, k]
+} qrt_column_rounding;
+
+/// Each column of weights w to the nearest codes for w_j + Σ_{i<j} (w_i − ŵ_i) · coupling[i, j], in the given order of columns.
+/// `coupling` is [k, k] in that order and as panels. `block` columns are finished before what they change is added up for
+/// the next ones. False without memory.
+bool qrt_round_with_feedback(const qrt_column_rounding *r, const double *coupling, int64_t block, int num_threads);
+
+/// Sweeps of coordinate descent for ‖(w − ŵ) X‖² from `start`: each column to the nearest codes for its best value with all
+/// others as they are, ŵ_j + [(w − ŵ) Σ]_j / Σ_jj; a sweep that `is_relaxed` takes that value itself. `sigma` is Σ [k, k] in
+/// the order of columns and as panels, `diagonal` its Σ_jj; where that is 0 the best value is what there is. With `is_feasible`,
+/// `codes` hold what `start` [n, k] stands for, and a code changes for a better one only. False without memory.
+bool qrt_round_by_descent(const qrt_column_rounding *r, const double *sigma, const double *diagonal, const float *start,
+                          bool is_feasible, int64_t sweeps, const uint8_t *is_relaxed, int num_threads);
+
+#endif

@@ -1,0 +1,141 @@
+"""Factors of Σ = XᵀX for solvers that take columns one after the other: once for all weights that read one input.
+
+GPTQ's update w_j ← w_j − Σ_{i<j} err_i U_ij, err_i = (w_i − ŵ_i) / U_ii, with H⁻¹ = UᵀU and U upper triangular, needs no inverse.
+The errors are W − Ŵ = Err · U. With R = U⁻¹, which is upper triangular too, Err = (W − Ŵ) R and H = R Rᵀ, so that
+
+    w_j + Σ_{i<j} (w_i − ŵ_i) R_ij / R_jj
+
+is what column j is rounded to. R is the Cholesky factor of H taken from its last row and column to the first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from qruntime._kernels import COLUMN_PANEL
+from qruntime.ops.products import matmul
+from qruntime.quantization.statistics import Statistics
+
+T = TypeVar("T")
+
+_MOST_DAMPING = 10.0
+"""Of the mean of the diagonal: with that a matrix that Σ can be has a factor, whatever was rounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """Of the damped H = Σ + λI, in the order of its columns."""
+
+    order: np.ndarray
+    """[K] int32: the column taken first, second …"""
+    coupling: np.ndarray
+    """[⌈K / COLUMN_PANEL⌉, K, COLUMN_PANEL] float64: R_ij / R_jj as panels."""
+    dead: np.ndarray
+    """[K] bool: inputs that were 0 in all rows."""
+    damping: float
+    """λ as a share of the mean of the diagonal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ordered:
+    """Σ in an order of its columns."""
+
+    order: np.ndarray
+    """[K] int32"""
+    sigma: np.ndarray
+    """[⌈K / COLUMN_PANEL⌉, K, COLUMN_PANEL] float64: as panels."""
+    diagonal: np.ndarray
+    """[K] float64"""
+    most: float
+    """No eigenvalue is above it, and it is not far above the greatest."""
+
+
+_made: WeakKeyDictionary[Statistics, dict[Hashable, Any]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def factor_of(statistics: Statistics, dampening_frac: float, descending: bool) -> Factor:
+    """The factor of Σ, damped by `dampening_frac` of the mean of its diagonal, by ten times as much while it has none.
+
+    `descending`: columns in the order of Σ_jj, the largest first, else in their own. Kept as long as `statistics` lives.
+    Raises ValueError where Σ is missing, not finite or zero.
+    """
+    return _once(statistics, ("factor", dampening_frac, descending), lambda sigma: _factor(sigma, dampening_frac, descending))
+
+
+def ordered(statistics: Statistics, descending: bool) -> Ordered:
+    """Σ itself, kept as the factor is. Raises ValueError as `factor_of` does."""
+    return _once(statistics, ("ordered", descending), lambda sigma: _ordered(sigma, descending))
+
+
+def _once(statistics: Statistics, key: Hashable, make: Callable[[np.ndarray], T]) -> T:
+    """What `make` makes of Σ, also where several threads ask for it at the same time."""
+    with _lock:
+        known = _made.setdefault(statistics, {})
+        if key not in known:
+            known[key] = make(_checked(statistics))
+        made: T = known[key]
+        return made
+
+
+def _checked(statistics: Statistics) -> np.ndarray:
+    sigma = statistics.sigma
+    if sigma is None:
+        raise ValueError("Σ of the inputs is not known; the step must ask for it in `requires`")
+    if not np.isfinite(sigma).all():
+        raise ValueError("the inputs of the calibration data hold NaN or infinity, or their squares leave float64")
+    if not sigma.diagonal().any():
+        raise ValueError("all inputs of this layer are zero in the calibration data")
+    return sigma
+
+
+def _factor(sigma: np.ndarray, dampening_frac: float, descending: bool) -> Factor:
+    diagonal = sigma.diagonal()
+    dead = diagonal <= 0
+    order = _column_order(diagonal, descending)
+    mean = float(diagonal[~dead].mean())
+    hessian = sigma[np.ix_(order, order)]
+    own = np.where(dead, mean, diagonal)[order]
+    damping = dampening_frac
+    while True:
+        np.fill_diagonal(hessian, own + damping * mean)
+        try:
+            upper = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+            return Factor(order, _panels(upper / upper.diagonal()), dead, damping)
+        except np.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-6)
+            if damping > _MOST_DAMPING:
+                raise ValueError("Σ of the inputs is no positive matrix, whatever is added to its diagonal") from None
+
+
+def _ordered(sigma: np.ndarray, descending: bool) -> Ordered:
+    order = _column_order(sigma.diagonal(), descending)
+    return Ordered(order, _panels(sigma[np.ix_(order, order)]), np.ascontiguousarray(sigma.diagonal()[order]), _most(sigma))
+
+
+def _column_order(diagonal: np.ndarray, descending: bool) -> np.ndarray:
+    """[K] int32: columns by Σ_jj, the largest first, of equals the first; or as they are."""
+    return (np.argsort(-diagonal, kind="stable") if descending else np.arange(len(diagonal))).astype(np.int32)
+
+
+def _panels(matrix: np.ndarray) -> np.ndarray:
+    """A matrix [K, K] as [⌈K / COLUMN_PANEL⌉, K, COLUMN_PANEL] float64: so many of its columns each, the last filled up with zeros."""
+    k = len(matrix)
+    padded = np.zeros((k, -(-k // COLUMN_PANEL) * COLUMN_PANEL))
+    padded[:, :k] = matrix
+    return np.ascontiguousarray(padded.reshape(k, -1, COLUMN_PANEL).transpose(1, 0, 2))
+
+
+def _most(sigma: np.ndarray) -> float:
+    """‖Σ⁸‖^⅛ in Frobenius' norm: not below the greatest eigenvalue, nor above K^(1/16) times it."""
+    norm = float(np.linalg.norm(sigma))
+    power = sigma / norm
+    for _ in range(3):
+        power = matmul(power, power)
+    return norm * float(np.linalg.norm(power)) ** 0.125

@@ -62,12 +62,14 @@ def _with_constant(trace: Trace, node: Node, at: int) -> None:
     assert value is not None
     is_product = node.is_op("Mul", "Div")
     if trace.kind == ORDER:
+        if is_product and _is_normalized(node.input(other)):
+            raise Blocked(f"{node.label} scales what was normalized in the order of its input, which others read")
         if differs(value, labels):
             _note(trace, node, at, labels)
         trace.reach(node, other, labels)
     elif is_product:
         if trace.kind == SHIFT:
-            raise Blocked(f"{node.label} multiplies")
+            raise Blocked(f"{node.label} has a factor, which takes on no shift")
         if not differs(value, labels):
             if node.is_op("Div") and at == 0:
                 raise Blocked(f"{node.label} is not linear")
@@ -147,10 +149,11 @@ def _of_two(trace: Trace, node: Node) -> None:
         return
     else:
         raise Blocked(f"{node.label} broadcasts what it adds")
-    for index in choices:
-        if index in both and trace.can_reach(node, index, labels):
-            trace.reach(node, index, labels)
-            return
+    for is_sole in (True, False):  # what one operand cannot hide from others may be on the way of them all
+        for index in choices:
+            if index in both and trace.can_reach(node, index, labels, is_sole=is_sole):
+                trace.reach(node, index, labels)
+                return
     raise Blocked(f"no input of {node.label} can take it on")
 
 

@@ -20,17 +20,22 @@ _BROADCASTS = 7
 
 
 def linear(trace: Trace, node: Node) -> None:
-    layer = layer_of(node)
-    assert layer is not None
-    labels = trace.channels(node)
-    weight = floats_of(node, 1)
     reason = unfit_attributes(node)
-    if reason or weight.ndim != 2 or weight.shape[layer.along] != len(labels):
-        raise Blocked(f"{node.label}: {reason or f'the weight has shape {list(weight.shape)}, need {len(labels)} outputs'}")
+    if reason:
+        raise Blocked(f"{node.label}: {reason}")
     activation = "Gelu" if node.op_type == "GemmFastGelu" else node.attr("activation", "")
     if activation and not (trace.kind == ORDER or (trace.kind == SCALE and activation == "Relu")):
         raise Blocked(f"{node.label} ends in {activation}")
     trace.roles.append("linear" if not activation else "relu" if activation == "Relu" else "activation")
+    change_rows(trace, node, trace.channels(node))
+
+
+def change_rows(trace: Trace, node: Node, labels: np.ndarray) -> None:
+    """Enter the edit of the weight and the bias of a layer whose outputs have `labels` [N]."""
+    layer, weight = layer_of(node), floats_of(node, 1)
+    assert layer is not None
+    if weight.ndim != 2 or weight.shape[layer.along] != len(labels):
+        raise Blocked(f"{node.label}: the weight has shape {list(weight.shape)}, need {len(labels)} outputs")
     if trace.kind == SHIFT:
         check_bias(node)
         trace.edits.append(partial(add_to_bias, trace.ground, node, -trace.along(labels)))

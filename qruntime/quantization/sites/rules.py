@@ -42,9 +42,11 @@ _STANDARD: dict[str, Rule] = {
 RULES: Rules = {
     **{("", op_type): rule for op_type, rule in _STANDARD.items()},
     **dict.fromkeys(norms.PLACES, norms.norm),
+    **dict.fromkeys(attention.OPERATORS, attention.whole),
     **{("", op_type): elementwise.arithmetic for op_type in elementwise.ARITHMETIC},
     **{("", op_type): elementwise.activation for op_type in (*elementwise.HOMOGENEOUS, *elementwise.OTHERS)},
     **{(MICROSOFT, op_type): elementwise.activation for op_type in elementwise.CONTRIB},
     **{(MICROSOFT, op_type): linears.linear for op_type in ("FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu")},
+    (MICROSOFT, "Attention"): attention.with_projection,
     (MICROSOFT, "Gelu"): elementwise.activation,
 }

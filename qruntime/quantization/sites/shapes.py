@@ -336,6 +336,24 @@ def _gemm(shapes: Shapes, node: Node, first: Sizes | None) -> Sequence[Sizes] | 
     return ((first[1 if node.attr("transA", 0) else 0], second[0 if node.attr("transB", 0) else 1]),)
 
 
+def _attended(shapes: Shapes, node: Node, first: Sizes | None) -> Sequence[Sizes] | None:
+    """Of an operator that is attention as a whole: what o reads, where its channels are those of the values."""
+    if first is None:
+        return None
+    if node.is_op("Attention", domain=MICROSOFT):
+        weight, parts = shapes.dims(node.input(1)), node.attr("qkv_hidden_sizes")
+        known = None if weight is None else Size(parts[2]) if parts else quotient(weight[-1], Size(3))
+        return None if known is None else ((*first[:-1], known),)
+    values = shapes.dims(node.input(2))
+    if values is None or len(values) != len(first):
+        return None
+    if len(first) == 4:
+        return ((*first[:-1], values[-1]),)
+    heads, kv_heads = (node.attr(name) or node.attr("num_heads") for name in ("q_num_heads", "kv_num_heads"))
+    size = quotient(values[-1], Size(kv_heads)) if heads and kv_heads else None
+    return None if size is None else ((*first[:-1], product([Size(heads), size])),)
+
+
 def _flattened(shapes: Shapes, node: Node, first: Sizes | None) -> Sequence[Sizes] | None:
     if first is None:
         return None
@@ -383,6 +401,7 @@ def _recurrent(shapes: Shapes, node: Node, first: Sizes | None) -> Sequence[Size
 
 
 _RULES: dict[str, Callable[[Shapes, Node, Sizes | None], Sequence[Sizes] | None]] = {
+    "Attention": _attended,
     "Concat": _concatenated,
     "ConstantOfShape": _filled,
     "Expand": _expanded,
@@ -393,7 +412,9 @@ _RULES: dict[str, Callable[[Shapes, Node, Sizes | None], Sequence[Sizes] | None]
     "GatherElements": _like_indices,
     "Gemm": _gemm,
     "GemmFastGelu": _multiplied,
+    "GroupQueryAttention": _attended,
     "MatMul": _multiplied,
+    "MultiHeadAttention": _attended,
     "Range": _range,
     "Reshape": _reshaped,
     "Shape": _shape,

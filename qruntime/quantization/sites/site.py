@@ -30,8 +30,8 @@ class Site:
         traces = {kind: trace for kind in KINDS if (trace := self._survey(kind)) is not None}
         self.allows = frozenset(traces)
         self.role = _role(traces)
-        self.ties = _ties([trace.ties for trace in traces.values()])
-        self.parts = _parts(traces[ORDER].parts) if ORDER in traces else None
+        self.ties = ties_of([trace.ties for trace in traces.values()])
+        self.parts = parts_of(traces[ORDER].parts) if ORDER in traces else None
 
     @property
     def value(self) -> Value:
@@ -52,9 +52,9 @@ class Site:
         """Change the tensor, and the layers that read it so that they give what they gave.
 
         What cannot be absorbed is done by nodes before the readers where `insert` allows it. Else nothing changes, and the
-        reason is returned.
+        reason is returned. Raises ValueError for arrays that are no change of this tensor.
         """
-        changes = [change for change in self._changes(equivalence) if not change.is_nothing]
+        changes = [change for change in changes_of(equivalence, self.channels, self.value.name) if not change.is_nothing]
         try:
             for change in changes:
                 for reader in self.readers:
@@ -89,22 +89,6 @@ class Site:
             self.reasons[kind] = blocked.reason
             return None
 
-    def _changes(self, equivalence: Equivalence) -> list[Change]:
-        """Raises ValueError for arrays that are no change of this tensor."""
-        changes = []
-        for kind, by in ((SHIFT, equivalence.shift), (SCALE, equivalence.scale), (ORDER, equivalence.order)):
-            if by is None:
-                continue
-            by = np.asarray(by, np.int64 if kind == ORDER else np.float32)
-            if by.shape != (self.channels,):
-                raise ValueError(f"the {kind} of {self.value.name!r} has shape {list(by.shape)}, need [{self.channels}]")
-            if kind == ORDER and not np.array_equal(np.sort(by), np.arange(len(by))):
-                raise ValueError(f"the order of {self.value.name!r} is no permutation")
-            if kind != ORDER and not (np.isfinite(by).all() and (kind == SHIFT or (by > 0).all())):
-                raise ValueError(f"the {kind} of {self.value.name!r} must be finite{' and above 0' if kind == SCALE else ''}")
-            changes.append(Change(kind, by))
-        return changes
-
     def _insert(self, change: Change) -> None:
         """A node before the readers that makes the change."""
         nodes = [reader.node for reader in self.readers]
@@ -127,6 +111,23 @@ class Site:
         return numbers.astype(weight.dtype)
 
 
+def changes_of(equivalence: Equivalence, channels: int, name: str) -> list[Change]:
+    """One after the other; ValueError for arrays that are no change of so many channels."""
+    changes = []
+    for kind, given in ((SHIFT, equivalence.shift), (SCALE, equivalence.scale), (ORDER, equivalence.order)):
+        if given is None:
+            continue
+        by: np.ndarray = np.asarray(given, np.int64 if kind == ORDER else np.float32)
+        if by.shape != (channels,):
+            raise ValueError(f"the {kind} of {name!r} has shape {list(by.shape)}, need [{channels}]")
+        if kind == ORDER and not np.array_equal(np.sort(by), np.arange(channels)):
+            raise ValueError(f"the order of {name!r} is no permutation")
+        if kind != ORDER and not (np.isfinite(by).all() and (kind == SHIFT or (by > 0).all())):
+            raise ValueError(f"the {kind} of {name!r} must be finite{' and above 0' if kind == SCALE else ''}")
+        changes.append(Change(kind, by))
+    return changes
+
+
 def _role(traces: dict[str, Trace]) -> str:
     """What stands before the tensor, as the way of the change that goes farthest tells."""
     for kind in (SCALE, ORDER, SHIFT):
@@ -136,12 +137,12 @@ def _role(traces: dict[str, Trace]) -> str:
     return "none"
 
 
-def _ties(found: Sequence[np.ndarray]) -> np.ndarray | None:
+def ties_of(found: Sequence[np.ndarray]) -> np.ndarray | None:
     """The coarsest of several ways to number channels that change alike; None where each is free."""
     ties = min(found, key=lambda one: len(np.unique(one)), default=None)
     return None if ties is None or len(np.unique(ties)) == len(ties) else ties.astype(np.int64)
 
 
-def _parts(numbers: np.ndarray) -> np.ndarray | None:
+def parts_of(numbers: np.ndarray) -> np.ndarray | None:
     """What an order must not mix; None for one part."""
     return numbers.astype(np.int64) if numbers.any() else None

@@ -47,16 +47,27 @@ class Ground:
 class Trace:
     """The way of `change` from `value`, which nobody may read but `uses`; raises Blocked where it is not clear.
 
-    `edits` make it. `ties` [K] numbers the channels: those of one number can only be changed alike. `parts` [K] numbers them,
-    too: an order keeps every channel among those of its number.
+
+    `edits` make it. `ties` [K] numbers the channels: those of one number can only be changed alike. `parts` [K] numbers
+    them, too: an order keeps every channel among those of its number. Who else reads a value is not asked unless `is_sole`.
     """
 
-    def __init__(self, ground: Ground, value: Value, uses: Iterable[Use], change: Change, labels: np.ndarray | None = None, depth: int = 0):
+    def __init__(
+        self,
+        ground: Ground,
+        value: Value,
+        uses: Iterable[Use],
+        change: Change,
+        labels: np.ndarray | None = None,
+        *,
+        is_sole: bool = True,
+        depth: int = 0,
+    ):
         if depth > _DEEPEST:
             raise Blocked("there are too many ways back from here")
         if value.producer is None or value.producer.graph is None:
             raise Blocked(f"{value.name!r} is an input of the graph")
-        self.ground, self.change, self.depth = ground, change, depth
+        self.ground, self.change, self.is_sole, self.depth = ground, change, is_sole, depth
         self.shapes = ground.shapes
         self.graph: Graph = value.producer.graph
         self.edits: list[Edit] = []
@@ -108,13 +119,13 @@ class Trace:
         self._consumed.add((node, index))
         self._label(value, labels)
 
-    def can_reach(self, node: Node, index: int, labels: np.ndarray) -> bool:
-        """Whether the change could go on to this input and no other."""
+    def can_reach(self, node: Node, index: int, labels: np.ndarray, *, is_sole: bool) -> bool:
+        """Whether the change could go on to this input and no other; who else reads what lies there is asked if `is_sole`."""
         value = node.input(index)
         if value is None:
             return False
         try:
-            Trace(self.ground, value, [(node, index)], self.change, labels, self.depth + 1)
+            Trace(self.ground, value, [(node, index)], self.change, labels, is_sole=is_sole, depth=self.depth + 1)
         except Blocked:
             return False
         return True
@@ -215,6 +226,8 @@ class Trace:
     # Whether it may.
 
     def _check_readers(self, value: Value) -> None:
+        if not self.is_sole:
+            return
         labels = self.labels[value]
         if value.output_of and not self._may_leave(value):
             raise Blocked(f"{value.name!r} is an output of the graph")
@@ -223,15 +236,16 @@ class Trace:
                 continue
             if (labels < 0).any() and self._reads_nothing(user, index, labels):
                 continue
-            if leads_out(user, self.graph):
+            if leads_out(user, self.ground.graph):
                 if self.ground.cache_is_private:
                     continue
-                raise Blocked(f"{value.name!r} leaves the graph through {user.label}")
+                raise Blocked(f"{value.name!r} leaves the graph through {user.label}, as a cache does")
             where = " in a subgraph" if user.graph is not self.graph else ""
             raise Blocked(f"{user.label}{where} reads {value.name!r} too")
 
     def _may_leave(self, value: Value) -> bool:
-        return self.ground.cache_is_private and value.producer is not None and value.producer.op_type in _MOVING
+        moved = value.producer is not None and value.producer.op_type in _MOVING
+        return self.ground.cache_is_private and moved and value.output_of.keys() == {self.ground.graph}
 
     def _reads_nothing(self, user: Node, index: int, labels: np.ndarray) -> bool:
         """Whether what `user` takes of a value belongs to no channel."""
@@ -251,25 +265,32 @@ class Trace:
             raise Blocked("the order mixes parts that stay apart, such as heads of attention")
 
 
-def reads_shape(node: Node) -> bool:
-    return node.is_op("Shape", "Size")
-
-
 _MOVING: Collection[str] = frozenset({
     "Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 
 
+def reads_shape(node: Node) -> bool:
+    """Whether a node, with all that reads what it makes, only moves data whose shape alone is asked for."""
+    found = _moves(node)
+    return found is not None and not any(output.output_of for one in found for output in one.outputs)
+
+
 def leads_out(node: Node, graph: Graph) -> bool:
-    """Whether a node, and all that reads it, does nothing but hand data to the outputs of the graph."""
-    pending, seen = [node], {node}
-    while pending:
-        one = pending.pop()
-        if one.graph is not graph or one.domain or one.op_type not in _MOVING:
-            return False
-        if not any(output.is_read for output in one.outputs):
-            return False
+    """Whether a node, with all that reads what it makes, only moves data to outputs of `graph`."""
+    givers = {giver for one in _moves(node) or [] for output in one.outputs for giver in output.output_of}
+    return givers == {graph}
+
+
+def _moves(node: Node) -> list[Node] | None:
+    """The node and all behind it, but for those that ask for shapes; None where one of them does more than to move data."""
+    found, seen = [node], {node}
+    for one in found:
+        if one.is_op("Shape", "Size"):
+            continue
+        if one.domain or one.op_type not in _MOVING:
+            return None
         fresh = {user for output in one.outputs for user, _ in output.uses} - seen
         seen |= fresh
-        pending += fresh
-    return True
+        found += fresh
+    return [one for one in found if not one.is_op("Shape", "Size")]

@@ -13,7 +13,7 @@ import qruntime
 from qruntime.ir import Graph, clone
 from qruntime.model import Model
 from qruntime.quantization.layers import layer_of
-from qruntime.quantization.sites import Site, find_sites
+from qruntime.quantization.sites import KeySite, Site, find_sites
 from qruntime.quantization.steps import Equivalence
 
 KINDS = ("scale", "shift", "order")
@@ -107,7 +107,7 @@ def layers(graph: Graph) -> list[Any]:
     return [layer for node in graph.walk_nodes() if (layer := layer_of(node))]
 
 
-def change_of(site: Site, kinds: Collection[str], seed: int = 0) -> Equivalence:
+def change_of(site: Site | KeySite, kinds: Collection[str], seed: int = 0) -> Equivalence:
     """A random change that respects ties and parts."""
     random = np.random.default_rng(seed)
     k = site.channels

@@ -106,6 +106,68 @@ def test_values_without_softmax() -> None:
     check_each(make, "values", ["scale", "order"])
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_operator_of_the_standard(kv_heads: int, packed: bool) -> None:
+    def make() -> Changing:
+        net = Net(opset=23)
+        q, k, v = (net.linear("x", WIDTH, n * SIZE) for n in (4, kv_heads, kv_heads))
+        if packed:
+            mixed = net.op("Attention", q, k, v, q_num_heads=4, kv_num_heads=kv_heads)
+        else:
+            q, k, v = (to_heads(net, one, n) for one, n in ((q, 4), (k, kv_heads), (v, kv_heads)))
+            mixed = net.op("Reshape", net.op("Transpose", net.op("Attention", q, k, v), perm=[0, 2, 1, 3]), ints(0, 0, 4 * SIZE))
+        return net.changing(net.linear(mixed, 4 * SIZE))
+
+    check_each(make, "values", KINDS)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_multi_head_attention_of_another_runtime(bias: bool) -> None:
+    def make() -> Changing:
+        net = Net()
+        q, k, v = (net.linear("x") for _ in "qkv")
+        added = [net.numbers(3 * WIDTH)] if bias else []
+        return net.changing(net.linear(net.op("MultiHeadAttention", q, k, v, *added, num_heads=2, domain="com.microsoft")))
+
+    check_each(make, "values", KINDS)
+
+
+def test_attention_of_another_runtime_with_its_layer() -> None:
+    def make() -> Changing:
+        net = Net()
+        weights = [net.weight(WIDTH, 3 * WIDTH), net.numbers(3 * WIDTH)]
+        t = net.op("Attention", "x", *weights, num_heads=2, domain="com.microsoft")
+        return net.changing(net.linear(t))
+
+    check_each(make, "values", KINDS)
+
+
+def test_attention_that_keeps_its_values() -> None:
+    for is_private in (False, True):
+        net = Net()
+        q, k, v = (net.linear("x", WIDTH, n * SIZE) for n in (4, 2, 2))
+        lengths = [np.array([2], np.int32), np.int32(3)]
+        mixed, past_k, past_v = net.op(
+            "GroupQueryAttention", q, k, v, "past_k", "past_v", *lengths, count=3, num_heads=4, kv_num_heads=2, domain="com.microsoft"
+        )
+        empty = [1, 2, 0, SIZE]
+        data = net.bytes({"x": [1, 3, WIDTH], "past_k": empty, "past_v": empty}, [net.linear(mixed, 4 * SIZE), past_k, past_v])
+        changing = Changing(data, cache_is_private=is_private)
+        site = changing.sites[1]
+        assert site.allows == ({"scale", "order"} if is_private else set())
+        assert site.apply(change_of(site, ["scale", "order"]), insert=not is_private) is None
+        changing.assert_same(None if not is_private else [changing.model.outputs[0].name])
+
+
+def test_a_mask_may_hide_all_there_is() -> None:
+    net = Net(opset=23)
+    q, k, v = (net.linear("x") for _ in "qkv")
+    t = net.op("Attention", q, k, v, "mask", q_num_heads=2, kv_num_heads=2)
+    changing = net.changing(net.linear(t), {"x": [2, 3, WIDTH], "mask": [3, 3]})
+    assert changing.site("values").allows == {"scale", "order"}
+
+
 def with_cache(*, stacked: bool, is_private: bool = False) -> Changing:
     net = Net()
     if stacked:

@@ -49,6 +49,11 @@ class LayerMark(NamedTuple):
         return FORMATS[self.codes].bits
 
     @property
+    def rounds_to_float8(self) -> bool:
+        """Whether rows of activations are rounded to 8-bit floats before they are multiplied as floats."""
+        return self.activations == PER_TOKEN and self.codes == FP8.name
+
+    @property
     def multiplies_codes(self) -> bool:
         """Whether the integers that activations become at every run are multiplied as such."""
         return self.is_dynamic and FORMATS[self.codes].is_integer

@@ -72,6 +72,7 @@ FAMILIES = {
     "shape": {"": "Constant ConstantOfShape EyeLike Identity Range Shape Size"},
     "signal": {"": "BlackmanWindow DFT HammingWindow HannWindow MelWeightMatrix STFT"},
     "text": {"": "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"},
+    "rounded_activations": {"qruntime": "QuantizeLinear RoundToCodes RoundToFloat8"},
     "tree_ensemble": {"ai.onnx.ml": "TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor"},
     "unary": {
         "": "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Cos Cosh Erf Exp Floor IsInf IsNaN Log Neg Not "

@@ -31,6 +31,7 @@ from qruntime.passes.code_tables import fold_code_tables
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
 from qruntime.passes.einsum import contract_einsum, linear_einsum
+from qruntime.passes.float8_activations import round_to_float8
 from qruntime.passes.foreign_quantization import lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.hard_swish import fuse_hard_swish
@@ -40,6 +41,7 @@ from qruntime.passes.merged_linear import merge_linear
 from qruntime.passes.quantized_pairs import compute_on_codes
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
+from qruntime.passes.rounded_activations import round_activations
 from qruntime.passes.shape_of_transpose import read_shapes_before_transposes
 from qruntime.passes.stacked_concat import stack_concats
 from qruntime.passes.static_quantization import apply_code_tables, lower_static_quantization
@@ -62,6 +64,7 @@ LOWERED: list[Pass] = [
     decode_bare_codes,  # element types that numpy lacks, before what reads them is computed
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
     compute_on_codes,  # static quantization, while weights and biases are stored as codes
+    round_activations,  # what is quantized for layers that read floats
     decode_stored,  # weights that are stored in fewer bits, but for kernels that read them so
     # What other tools fused or quantized, in the terms of the passes below.
     lower_foreign_quantization,
@@ -81,6 +84,7 @@ LOWERED: list[Pass] = [
     stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
+    round_to_float8,
     lower_linear,
     lower_recurrent,
     lower_convolution,

@@ -20,7 +20,7 @@ import numpy as np
 
 from qruntime.ir import Graph, Node, TypeInfo, Value, constant
 from qruntime.ir.dtypes import onnx_code
-from qruntime.ir.formats import INT8, UINT8
+from qruntime.ir.formats import INTEGERS, UNSIGNED
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.quantize_linear import quantize_linear
 from qruntime.passes.activations import activation_in
@@ -155,6 +155,9 @@ def _operand(node: Node, index: int) -> Codes | Skip:
     return Skip(f"input {index} is not dequantized with one scale") if codes is None else codes
 
 
+_BYTES = tuple(form for form in (*INTEGERS, *UNSIGNED) if form.bits > 4)
+
+
 class _Weight(NamedTuple):
     codes: np.ndarray
     scale: np.ndarray  # float32 [1] or one for each slice of `axis`
@@ -162,10 +165,10 @@ class _Weight(NamedTuple):
 
 
 def _weight(value: Value | None, axis: int) -> _Weight | Skip:
-    """A constant weight of 8-bit codes, with one scale or one for each slice of `axis`."""
+    """A constant weight of codes that take a byte each in every kernel, with one scale or one for each slice of `axis`."""
     stored = None if value is None else value.stored
-    if stored is None or not isinstance(stored.scale, np.ndarray) or stored.format not in (INT8, UINT8) or stored.dtype != np.float32:
-        return Skip("the weight is no constant of 8-bit codes with float32 scales")
+    if stored is None or not isinstance(stored.scale, np.ndarray) or stored.format not in _BYTES or stored.dtype != np.float32:
+        return Skip("the weight is no constant of 5 to 8 bits with float32 scales")
     if stored.block or stored.offset is not None or any(n != 1 and i != axis for i, n in enumerate(stored.scale.shape)):
         return Skip("the scales of the weight run along another axis")
     codes, zero_point = stored.unpacked(), stored.zero_point

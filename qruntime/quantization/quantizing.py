@@ -17,9 +17,10 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node, Value
-from qruntime.ir.formats import FLOAT16, INT8
+from qruntime.ir.formats import FLOAT16, FP8, INT8
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
+from qruntime.passes.stored.writing import opset_beside
 from qruntime.quantization.cache import describe_caches, quantize_caches
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
@@ -32,16 +33,14 @@ from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.request import Request
 from qruntime.quantization.rounding import Rounded, RoundToHalf
-from qruntime.quantization.scheme import GROUP, TENSOR, Inputs, QArgs, Scheme
+from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Rounding, Solving
-from qruntime.quantization.static_ranges import insert_range
+from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
 from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
-
-_STATIC = Inputs(granularity=TENSOR, is_static=True)
 
 CALIBRATED = ("Linear", "LSTM", "GRU", "RNN", "Conv")
 """Kinds of layers whose weights meet rows that a run can show."""
@@ -163,8 +162,10 @@ def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     """Why a layer cannot have a scheme."""
     if scheme.needs_data and (layer.kind != "Linear" or layer.node.graph is not graph):
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
-    if scheme.inputs is not None and (not scheme.inputs.format.is_integer or (scheme.needs_data and scheme.inputs != _STATIC)):
-        return Reason(f"there is no kernel for {scheme.inputs}")
+    if scheme.inputs is not None and scheme.inputs.clusters and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_CLUSTERS:
+        return Reason(f"opset {opset} cannot quantize channels apart, need {LEAST_OPSET_OF_CLUSTERS}")
+    if scheme.inputs is not None and scheme.inputs.format is FP8 and layer.kind != "Linear":
+        return Reason("fp8 activations are for linear layers; write A16, or A8")
     if scheme.inputs is not None and layer.kind != "Linear" and not (scheme.weights and _is_plain_int8(scheme.weights)):
         return Reason(f"quantized activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
     return None
@@ -264,8 +265,10 @@ class _Run:
         for (tensor, inputs), members in by_tensor.items():
             (statistics,) = members[0].statistics
             assert statistics is not None
+            if inputs.clusters and not choosing:
+                raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
             found = choosing[0].range(inputs, statistics) if choosing else InputRange(statistics.low.min(), statistics.high.max())
-            insert_range(self.graph, tensor, [one.node for one in members], found)
+            insert_range(self.graph, tensor, [one.node for one in members], inputs, found)
             for one in members:
                 one.facts |= found.facts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qruntime.ir import Graph, LayerMark, Value
-from qruntime.ir.formats import FLOAT16
+from qruntime.ir.formats import FLOAT16, FP8
 from qruntime.ir.marks import WEIGHT_ONLY
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.ops.elementwise import is_narrow_float
@@ -54,7 +54,7 @@ class Storing:
             node.set_input(position, stored)
         rounded = [one for _, parts in made for one in parts]
         if asked[0][1][0].format is FLOAT16 or layer.kind == "Embedding":
-            inputs, engine = None, "qruntime"
+            inputs, engine = inputs if inputs is not None and inputs.format is FP8 else None, "qruntime"
         node.mark = LayerMark(
             WEIGHT_ONLY if inputs is None else inputs.ranges,
             engine,
@@ -138,7 +138,7 @@ def describe_existing(graph: Graph) -> Report:
             continue
         layers.append(row)
         seen.update(value for value in layer.weights if value is not None)
-        if node.mark is not None and node.mark.is_dynamic and slower_as_int8(node):
+        if node.mark is not None and node.mark.multiplies_codes and slower_as_int8(node):
             slower.append(row.name)
     return Report(tuple(layers), (), slower=tuple(slower), held=held_weights(graph.walk_nodes()), caches=describe_caches(graph))
 

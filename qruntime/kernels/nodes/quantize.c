@@ -1,4 +1,4 @@
-/// QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear of 8-bit codes, per tensor or per axis.
+/// QuantizeLinear, DequantizeLinear, both in one and DynamicQuantizeLinear: of codes of a byte, per tensor or per axis.
 #include <math.h>
 
 #include "../nodes.h"
@@ -22,35 +22,52 @@ typedef struct {
     void *y;
     const float *scale, *zero;          ///< [channels]
     int64_t size, channels, inner;      ///< element i belongs to channel i / inner % channels
-    void (*uniform)(const void *x, void *y, int64_t n, float scale, float zero);
-    void (*varying)(const void *x, void *y, int64_t n, const float *scale, const float *zero);
+    float low, high;                    ///< the least and greatest code
+    void (*uniform)(const void *x, void *y, int64_t n, float scale, float zero, float low, float high);
+    void (*varying)(const void *x, void *y, int64_t n, const float *scale, const float *zero, float low, float high);
     size_t from_size, to_size;
 } quantize_call;
 
-#define QUANTIZE(name, type, low, high)                                                                              \
-    static void quantize_##name(const void *vx, void *vy, int64_t n, float scale, float zero) {                      \
-        const float *x = vx;                                                                                         \
-        type *y = vy;                                                                                                \
-        for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale, zero, low, high);                 \
-    }                                                                                                                \
-    static void quantize_each_##name(const void *vx, void *vy, int64_t n, const float *scale, const float *zero) {   \
-        const float *x = vx;                                                                                         \
-        type *y = vy;                                                                                                \
-        for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale[i], zero[i], low, high);           \
-    }                                                                                                                \
-    static void dequantize_##name(const void *vx, void *vy, int64_t n, float scale, float zero) {                    \
-        const type *x = vx;                                                                                          \
-        float *y = vy;                                                                                               \
-        for (int64_t i = 0; i < n; i++) y[i] = ((float)x[i] - zero) * scale;                                         \
-    }                                                                                                                \
-    static void dequantize_each_##name(const void *vx, void *vy, int64_t n, const float *scale, const float *zero) { \
-        const type *x = vx;                                                                                          \
-        float *y = vy;                                                                                               \
-        for (int64_t i = 0; i < n; i++) y[i] = ((float)x[i] - zero[i]) * scale[i];                                   \
+#define UNIFORM const void *vx, void *vy, int64_t n, float scale, float zero, float low, float high
+#define VARYING const void *vx, void *vy, int64_t n, const float *scale, const float *zero, float low, float high
+
+#define QUANTIZE(name, type)                                                                                  \
+    static void quantize_##name(UNIFORM) {                                                                    \
+        const float *x = vx;                                                                                  \
+        type *y = vy;                                                                                         \
+        for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale, zero, low, high);          \
+    }                                                                                                         \
+    static void quantize_each_##name(VARYING) {                                                               \
+        const float *x = vx;                                                                                  \
+        type *y = vy;                                                                                         \
+        for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale[i], zero[i], low, high);    \
+    }                                                                                                         \
+    static void dequantize_##name(UNIFORM) {                                                                  \
+        (void)low, (void)high;                                                                                \
+        const type *x = vx;                                                                                   \
+        float *y = vy;                                                                                        \
+        for (int64_t i = 0; i < n; i++) y[i] = ((float)x[i] - zero) * scale;                                  \
+    }                                                                                                         \
+    static void dequantize_each_##name(VARYING) {                                                             \
+        (void)low, (void)high;                                                                                \
+        const type *x = vx;                                                                                   \
+        float *y = vy;                                                                                        \
+        for (int64_t i = 0; i < n; i++) y[i] = ((float)x[i] - zero[i]) * scale[i];                            \
     }
 
-QUANTIZE(u8, uint8_t, 0.0f, 255.0f)
-QUANTIZE(i8, int8_t, -128.0f, 127.0f)
+QUANTIZE(u8, uint8_t)
+QUANTIZE(i8, int8_t)
+
+static void round_to(UNIFORM) {
+    const float *x = vx;
+    float *y = vy;
+    for (int64_t i = 0; i < n; i++) y[i] = (code_of(x[i], scale, zero, low, high) - zero) * scale;
+}
+static void round_each_to(VARYING) {
+    const float *x = vx;
+    float *y = vy;
+    for (int64_t i = 0; i < n; i++) y[i] = (code_of(x[i], scale[i], zero[i], low, high) - zero[i]) * scale[i];
+}
 
 static void quantize_task(void *context, int64_t task) {
     const quantize_call *call = context;
@@ -61,10 +78,10 @@ static void quantize_task(void *context, int64_t task) {
         int64_t n, channel = i / call->inner % call->channels;
         if (call->inner == 1 && call->channels > 1) {
             n = call->channels - channel < end - i ? call->channels - channel : end - i;
-            call->varying(x, y, n, call->scale + channel, call->zero + channel);
+            call->varying(x, y, n, call->scale + channel, call->zero + channel, call->low, call->high);
         } else {
             n = call->inner - i % call->inner < end - i ? call->inner - i % call->inner : end - i;
-            call->uniform(x, y, n, call->scale[channel], call->zero[channel]);
+            call->uniform(x, y, n, call->scale[channel], call->zero[channel], call->low, call->high);
         }
         i += n;
     }
@@ -107,27 +124,36 @@ static qrt_buffer *zeros_of(quantize_call *call, qrt_run *run, const qrt_tensor 
     return buffer;
 }
 
-static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
-                         bool quantizes) {
+typedef enum { TO_CODES, FROM_CODES, ROUND } direction;
+
+static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, direction to) {
     if (node->num_inputs < 2 || node->num_ints < 2 || !in[0] || !in[1]) return QRT_DECLINE;
     const qrt_tensor *x = in[0], *zero = node->num_inputs > 2 ? in[2] : NULL;
-    int64_t codes = !quantizes ? x->dtype : zero ? zero->dtype : node->ints[1];
+    int64_t codes = to == FROM_CODES ? x->dtype : zero ? zero->dtype : node->ints[1];
     if ((codes != QRT_U8 && codes != QRT_I8) || (zero && zero->dtype != codes)) return QRT_DECLINE;
-    if (quantizes && (x->dtype != QRT_F32 || (node->ints[1] && node->ints[1] != codes))) return QRT_DECLINE;
-    quantize_call call = {.x = x->data, .scale = in[1]->data, .from_size = quantizes ? 4 : 1, .to_size = quantizes ? 1 : 4};
+    if (to != FROM_CODES && (x->dtype != QRT_F32 || (node->ints[1] && node->ints[1] != codes))) return QRT_DECLINE;
+    const bool is_u8 = codes == QRT_U8;
+    const int64_t most = node->num_ints > 2 ? node->ints[2] : is_u8 ? UINT8_MAX : INT8_MAX;
+    if (most < 0 || most > (is_u8 ? UINT8_MAX : INT8_MAX)) return QRT_DECLINE;
+    quantize_call call = {
+        .x = x->data, .scale = in[1]->data, .from_size = to == FROM_CODES ? 1 : 4, .to_size = to == TO_CODES ? 1 : 4,
+        .low = is_u8 ? 0.0f : INT8_MIN, .high = (float)most,
+    };
     if (!spread(&call, x, in[1], zero, node->ints[0])) return QRT_DECLINE;
     qrt_buffer *zeros = zeros_of(&call, run, zero);
     if (!zeros) return QRT_NO_MEMORY;
-    qrt_status status = qrt_alloc(run, &out[0], quantizes ? (int32_t)codes : QRT_F32, x->rank, x->dims);
+    qrt_status status = qrt_alloc(run, &out[0], to == TO_CODES ? (int32_t)codes : QRT_F32, x->rank, x->dims);
     if (status == QRT_OK) {
         call.y = out[0].data;
-        bool is_u8 = codes == QRT_U8;
-        if (quantizes) {
+        if (to == TO_CODES) {
             call.uniform = is_u8 ? quantize_u8 : quantize_i8;
             call.varying = is_u8 ? quantize_each_u8 : quantize_each_i8;
-        } else {
+        } else if (to == FROM_CODES) {
             call.uniform = is_u8 ? dequantize_u8 : dequantize_i8;
             call.varying = is_u8 ? dequantize_each_u8 : dequantize_each_i8;
+        } else {
+            call.uniform = round_to;
+            call.varying = round_each_to;
         }
         run_call(&call, run);
     }
@@ -135,14 +161,20 @@ static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     return status;
 }
 
-/// ints: axis, wanted type of the codes (0: that of the zero point). Inputs: x float32, scale, zero point (optional).
+/// ints: axis, wanted type of the codes (0: that of the zero point), the greatest code unless it is that of the type.
+/// Inputs: x float32, scale, zero point (optional).
 static qrt_status quantize_linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return linear(node, run, in, out, true);
+    return linear(node, run, in, out, TO_CODES);
 }
 
 /// ints: axis, unused. Inputs: codes uint8 or int8, scale float32, zero point of the type of the codes (optional).
 static qrt_status dequantize_linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return linear(node, run, in, out, false);
+    return linear(node, run, in, out, FROM_CODES);
+}
+
+/// What the codes that quantize_linear finds stand for.
+static qrt_status round_to_codes(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    return linear(node, run, in, out, ROUND);
 }
 
 /// Input: x float32. Outputs: codes uint8, scale and zero point, both of rank 0.
@@ -170,6 +202,7 @@ static qrt_status dynamic_quantize_linear(const qrt_node *node, qrt_run *run, co
     quantize_call call = {
         .x = values, .y = out[0].data, .scale = &scale, .zero = &zero, .size = x->size, .channels = 1,
         .inner = x->size > 0 ? x->size : 1, .uniform = quantize_u8, .from_size = 4, .to_size = 1,
+        .low = 0, .high = 255,
     };
     run_call(&call, run);
     return QRT_OK;
@@ -178,6 +211,7 @@ static qrt_status dynamic_quantize_linear(const qrt_node *node, qrt_run *run, co
 const qrt_node_entry qrt_quantize_nodes[] = {
     {"quantize_linear", quantize_linear},
     {"dequantize_linear", dequantize_linear},
+    {"round_to_codes", round_to_codes},
     {"dynamic_quantize_linear", dynamic_quantize_linear},
     {NULL, NULL},
 };

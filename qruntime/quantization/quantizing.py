@@ -251,8 +251,8 @@ class _Run:
                 one.facts |= facts
                 if isinstance(scheme, Reason):
                     one.left = scheme
-                else:
-                    one.scheme = scheme
+                elif scheme != one.scheme:
+                    one.scheme, one.left = scheme, _misfit(self.graph, one.layer, scheme)
 
     def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
         """Static activations: layers that read the same tensor share its range."""

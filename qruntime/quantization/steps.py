@@ -63,7 +63,7 @@ class SiteView:
     ties: np.ndarray | None
     """[K] int64: channels of one number share one scale (heads that read the same, rotary pairs); None where all are free."""
     outputs: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[np.ndarray]]
-    """outputs(inputs, weights): for each of `runs`, what lies where the paths of the readers meet again (the output of
+    """outputs(inputs, weights): for each of `runs`, or of the first, what lies where the paths of the readers meet again (that of
     attention, the gated product), else the outputs of the readers side by side. Inputs are like `runs`, weights like
     `weights`; activations of every layer in between are float."""
     runs: Sequence[np.ndarray]

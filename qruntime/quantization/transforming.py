@@ -156,7 +156,7 @@ class _View:
         segment = self._part()
         given = {reader.weight: _as_stored(reader, weight) for reader, weight in zip(self.site.readers, weights, strict=True)}
         found = []
-        for rows, shape, held in zip(inputs, self.shapes, self.held, strict=True):
+        for rows, shape, held in zip(inputs, self.shapes, self.held):
             made = segment.run({**held, **given, self.site.value: np.ascontiguousarray(rows, np.float32).reshape(shape)})
             found.append(np.concatenate([_rows(array) for array in made.values()], axis=-1))
         return found

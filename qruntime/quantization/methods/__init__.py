@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from qruntime.quantization.methods.awq import AWQ, ClipRanges
+from qruntime.quantization.methods.fptq import ActivationMode, LogEqualize
 from qruntime.quantization.methods.gptq import GPTQ
+from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
 from qruntime.quantization.methods.quantease import QuantEase
+from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.recipe import Recipe, Recipes
@@ -13,7 +17,11 @@ RECIPES = Recipes(
         Recipe("RTN", "W4A16-g128", (RTN(),)),
         Recipe("GPTQ", "W4A16-g128", (GPTQ(),)),
         Recipe("QuantEase", "W4A16", (QuantEase(),)),
+        Recipe("AWQ", "W4A16-g128", (AWQ(), ClipRanges())),
         Recipe("SmoothQuant", "W8A8-static", (SmoothQuant(),)),
+        Recipe("Outlier Suppression+", "W6A6-static", (OutlierSuppressionPlus(),)),
+        Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
+        Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
     ],
-    others={"round to nearest": "RTN"},
+    others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.reasons import Reason, Unselected
+from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
 SMALLEST = 1e-5
@@ -37,7 +38,7 @@ class SmoothQuant:
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset()
+        return frozenset({EXTREMES})
 
     def choose(self, site: SiteView) -> Equivalence | Reason:
         if not any(scheme is not None and scheme.inputs is not None for scheme in site.schemes):

@@ -40,6 +40,7 @@ typedef struct {
     int64_t score_floats;        ///< of a block
     int64_t q_floats;            ///< of a block, 0 where q is read where it lies; of codes: of a head of q
     int64_t k_floats, v_floats, code_floats;  ///< of a head of k and v
+    int64_t decoded_floats;      ///< of a head of k and v that are codes of a cache, else 0
     int64_t slot_floats;
     float *scratch;
 } plan;
@@ -47,6 +48,7 @@ typedef struct {
 /// Where a slot keeps the heads that it has packed and the block at hand.
 typedef struct {
     float *scores, *q, *k_panels, *v_panels;
+    float *decoded_k, *decoded_v;             ///< the heads that are packed or read, of a cache in codes
     float *q_scales, *k_scales, *v_scales;    ///< of codes
     int16_t *k_codes;
     int64_t batch, first_head, num_heads;     ///< of k and v that are packed
@@ -245,8 +247,19 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
     mix(p, &b, seen, w, y);
 }
 
+/// What the codes of the heads that come next stand for.
+static void decode(const qrt_coded_heads *x, int64_t batch, int64_t head, int64_t keys, float *y) {
+    int64_t row = batch * x->batch + head * x->head;
+    const uint8_t *labels = x->labels ? x->labels + head * x->labels_head : NULL;
+    qrt_kernels.cache_codes.dequantize(&x->form, keys, x->codes + row * qrt_cache_row_bytes(&x->form),
+                                       x->ranges + 2 * row * x->form.clusters, x->row, labels, y);
+}
+
 static void attend_slot(void *context, int64_t slot) {
-    const plan *p = context;
+    plan own = *(const plan *)context;
+    qrt_attention_job own_job = *own.job;  // whose heads of a cache in codes are the ones that this slot decodes
+    own.job = &own_job;
+    const plan *p = &own;
     const qrt_attention_job *job = p->job;
     int64_t group = job->num_heads / job->num_kv_heads, together = p->heads_together, keys = job->num_keys;
     working_memory w = {.scores = p->scratch + slot * p->slot_floats};
@@ -257,18 +270,28 @@ static void attend_slot(void *context, int64_t slot) {
     w.k_scales = w.v_panels + together * (p->v_floats + p->code_floats);
     w.v_scales = w.k_scales + together * keys;
     w.q_scales = w.v_scales + together * keys;
+    w.decoded_k = w.v_panels + p->v_floats;
+    w.decoded_v = w.decoded_k + keys * job->head_size;
+    if (job->coded_k) {
+        own_job.k = (qrt_heads){w.decoded_k, 0, 0, job->head_size};
+        own_job.v = (qrt_heads){w.decoded_v, 0, 0, job->value_size};
+    }
     int64_t units = job->num_batches * job->num_heads * p->parts, end_unit = units * (slot + 1) / p->slots;
     for (int64_t unit = units * slot / p->slots; unit < end_unit; unit++) {
         int64_t part = unit % p->parts, head = unit / p->parts % job->num_heads, batch = unit / p->parts / job->num_heads;
         int64_t kv_head = head / group;
-        if (p->packs && !(batch == w.batch && kv_head >= w.first_head && kv_head < w.first_head + w.num_heads)) {
+        if ((p->packs || job->coded_k) && !(batch == w.batch && kv_head >= w.first_head && kv_head < w.first_head + w.num_heads)) {
             // As many of the heads that this slot has to come to in this batch, in equal numbers.
             int64_t last = (end_unit - 1) / p->parts - batch * job->num_heads;
             int64_t left = min64(last, job->num_heads - 1) / group - kv_head + 1;
             w.batch = batch;
             w.first_head = kv_head;
             w.num_heads = ceil_div(left, ceil_div(left, together));
-            (p->in_int16 ? encode : pack)(p, &w);
+            if (job->coded_k) {
+                decode(job->coded_k, batch, kv_head, keys, w.decoded_k);
+                decode(job->coded_v, batch, kv_head, keys, w.decoded_v);
+            }
+            if (p->packs) (p->in_int16 ? encode : pack)(p, &w);
         }
         int64_t end = min64(job->num_queries, (part + 1) * p->part_rows);
         for (int64_t i = part * p->part_rows; i < end; i += p->block_rows)
@@ -293,8 +316,10 @@ static bool size_slot(plan *p) {
         if (p->packs && !(multiply(panels, job->head_size, &p->k_floats) &&
                           multiply(ceil_div(job->value_size, nr) * nr, keys, &p->v_floats)))
             return false;
+        if (job->coded_k && !multiply(keys, job->head_size + job->value_size, &p->decoded_floats)) return false;
         return !__builtin_add_overflow(p->q_floats, p->k_floats, &p->slot_floats) &&
                !__builtin_add_overflow(p->slot_floats, p->v_floats, &p->slot_floats) &&
+               !__builtin_add_overflow(p->slot_floats, p->decoded_floats, &p->slot_floats) &&
                !__builtin_add_overflow(p->slot_floats, p->score_floats, &p->slot_floats);
     }
     int64_t step = max64(nr, QRT_Q16_ROW), row = ceil_div(job->head_size, QRT_Q16_ROW) * QRT_Q16_ROW;
@@ -315,7 +340,28 @@ static bool size_slot(plan *p) {
            !__builtin_add_overflow(p->slot_floats, p->score_floats, &p->slot_floats);
 }
 
-qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
+/// A single query of heads that share keys, as the queries of one head.
+static qrt_attention_job as_one_head(const qrt_attention_job *job) {
+    qrt_attention_job one = *job;
+    int64_t group = job->num_heads / job->num_kv_heads;
+    one.num_heads = job->num_kv_heads;
+    one.num_queries = group;
+    one.q.row = job->q.head;
+    one.q.head = job->q.head * group;
+    one.y_row = job->y_head;
+    one.y_head = job->y_head * group;
+    one.mask.row_stride = job->mask_head;
+    one.mask_head = job->mask_head * group;
+    return one;
+}
+
+qrt_status qrt_attend(const qrt_attention_job *asked, qrt_run *run) {
+    qrt_attention_job grouped;
+    const qrt_attention_job *job = asked;
+    if (job->num_queries == 1 && job->num_kv_heads > 0 && job->num_heads > job->num_kv_heads && !job->causal && !job->in_int16) {
+        grouped = as_one_head(job);
+        job = &grouped;
+    }
     int64_t heads = job->num_batches * job->num_heads, keys = job->num_keys;
     if (heads == 0 || job->num_queries == 0 || job->value_size == 0) return QRT_OK;
     if (keys == 0) {
@@ -331,7 +377,7 @@ qrt_status qrt_attend(const qrt_attention_job *job, qrt_run *run) {
     double work = (double)heads * (double)job->num_queries * (double)keys * (double)(job->head_size + job->value_size);
     int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
     plan p = {.job = job, .parts = 1};
-    p.in_int16 = job->in_int16 && !job->k_is_transposed && keys <= MAX_INT16_KEYS;
+    p.in_int16 = job->in_int16 && !job->k_is_transposed && !job->coded_k && keys <= MAX_INT16_KEYS;
     p.packs = p.in_int16 || job->num_queries > 2 * mr;
     p.score_stride = qrt_f32_row_stride(keys);
     p.block_rows = max64(1, min64(MAX_BLOCK_ROWS, SCORE_FLOATS / p.score_stride));

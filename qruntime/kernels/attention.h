@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cache_codes.h"
 #include "gemm_f32.h"
 #include "tensor.h"
 
@@ -48,6 +49,17 @@ typedef struct {
     int64_t batch, head, row;
 } qrt_heads;
 
+/// Heads of a cache in codes; strides are in rows, one of which is a token of a head. Heads of all batches have the labels at
+/// labels + h·labels_head, or none.
+typedef struct {
+    qrt_cache_form form;
+    const uint8_t *codes;
+    const float *ranges;
+    const uint8_t *labels;
+    int64_t labels_head;
+    int64_t batch, head, row;
+} qrt_coded_heads;
+
 /// What becomes of a row whose weights are NaN.
 typedef enum {
     QRT_DEAD_AS_COMPUTED,
@@ -57,6 +69,7 @@ typedef enum {
 
 typedef struct {
     qrt_heads q, k, v;
+    const qrt_coded_heads *coded_k, *coded_v;  ///< both or neither: in place of k and v
     float *y;
     int64_t y_batch, y_head, y_row;
     int64_t num_batches, num_heads, num_kv_heads, num_queries, num_keys, head_size, value_size;

@@ -77,6 +77,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
     qrt_portable_column_sums(t);
+    qrt_portable_cache_codes(t);
 }
 
 #if defined(__x86_64__)
@@ -92,6 +93,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
     qrt_avx2_column_sums(t);
+    qrt_avx2_cache_codes(t);
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
@@ -108,6 +110,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
     qrt_avx512_column_sums(t);
+    qrt_avx512_cache_codes(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);

@@ -20,6 +20,7 @@
 #include "attention.h"
 #include "attention_q16.h"
 #include "column_sums.h"
+#include "cache_codes.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
 #include "gemm_nbits.h"
@@ -40,6 +41,7 @@ typedef struct qrt_kernel_table {
     qrt_gemm_nbits gemm_nbits;  ///< weights of 2 to 8 bits in groups, float activations
     qrt_attention attention;  ///< between the two products of attention
     qrt_attention_q16 attention_q16;  ///< attention of quantized models
+    qrt_cache_codes cache_codes;  ///< caches of keys and values in few bits
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_qlinear qlinear;      ///< 8-bit codes of static quantization

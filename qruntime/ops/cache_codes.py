@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime.ops.registry import operator
+from qruntime.ir import Node
+from qruntime.ops.registry import NativeCall, operator
 
 BITS = (2, 4, 8)
 MOST_CLUSTERS = 16
@@ -43,6 +44,18 @@ def dequantize_cache(codes: np.ndarray, ranges: np.ndarray, *, bits: int) -> np.
 def dequantize_cache_clusters(codes: np.ndarray, ranges: np.ndarray, labels: np.ndarray, *, bits: int, clusters: int) -> np.ndarray:
     """What QuantizeCacheClusters stored, float32 [..., channels]."""
     return _dequantized(codes, ranges, bits, clusters, labels)
+
+
+@quantize_cache.native
+@quantize_cache_clusters.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("quantize_cache", ints=[node.attr("bits"), node.attr("clusters", 1)], widens=False)
+
+
+@dequantize_cache.native
+@dequantize_cache_clusters.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("dequantize_cache", ints=[node.attr("bits"), node.attr("clusters", 1)], widens=False)
 
 
 def _quantized(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ FAMILIES = {
         "Max Mean Min Mod Mul Or PRelu Pow Sub Sum SwiGLU Where Xor",
     },
     "cache_codes": {"qruntime": "DequantizeCache DequantizeCacheClusters QuantizeCache QuantizeCacheClusters"},
+    "cached_attention": {"qruntime": "CachedAttention"},
     "casting": {"": "BitCast Cast CastLike"},
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},

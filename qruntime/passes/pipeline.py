@@ -17,6 +17,7 @@ from qruntime.errors import InvalidModel
 from qruntime.ir import Graph
 from qruntime.passes.attention import fuse_attention
 from qruntime.passes.attention_precision import attend_in_int16
+from qruntime.passes.cached_attention import attend_codes
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.channel_affine import fold_channel_affine
 from qruntime.passes.channels_last import keep_channels_last
@@ -81,6 +82,7 @@ LOWERED: list[Pass] = [
     fuse_gelu,
     fuse_hard_swish,
     fuse_attention,
+    attend_codes,
     stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.

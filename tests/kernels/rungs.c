@@ -706,6 +706,36 @@ static void check_attention_q16(void) {
             for (int variant = 0; variant < 8; variant++) check_exponentials_of_codes((qrt_mask_kind)kind, n, variant);
 }
 
+// ------------------------------------------------------------------------- codes of a cache
+
+static void check_cache_codes_at(qrt_cache_form form, int64_t rows, bool has_labels) {
+    int64_t width = qrt_cache_row_bytes(&form), n = rows * form.channels, ranges = 2 * form.clusters * rows;
+    float *x = rows_for_codes(rows, form.channels, form.channels), *y = untouched(n + 1), *want_y = floats(n);
+    uint8_t *labels = array(form.channels, 1), *codes = array(rows * width, 1), *want = array(rows * width, 1);
+    float *own = floats(ranges), *want_own = floats(ranges);
+    for (int64_t j = 0; j < form.channels; j++) labels[j] = (uint8_t)(random_bits() % (uint32_t)form.clusters);
+    const uint8_t *given = has_labels ? labels : NULL;
+    rung.cache_codes.quantize(&form, rows, x, given, codes, own);
+    definition.cache_codes.quantize(&form, rows, x, given, want, want_own);
+    for (int64_t i = 0; i < rows * width; i++) check(codes[i] == want[i], "codes of a cache", i, form.bits, codes[i], want[i]);
+    for (int64_t i = 0; i < ranges; i++) check_same(own[i], want_own[i], "ranges of a cache", i, form.bits);
+    int64_t every = rows ? (rows + 1) / 2 : 0;
+    rung.cache_codes.dequantize(&form, every, codes, own, 2, given, y);
+    definition.cache_codes.dequantize(&form, every, want, want_own, 2, given, want_y);
+    for (int64_t i = 0; i < every * form.channels; i++) check_same(y[i], want_y[i], "numbers of a cache", i, form.bits);
+    for (int64_t i = every * form.channels; i <= n; i++) check_same(y[i], UNTOUCHED, "numbers of a cache, beyond", i, form.bits);
+    release();
+}
+
+static void check_cache_codes(void) {
+    for (int64_t bits = 2; bits <= 8; bits *= 2)
+        for (int64_t channels = 4; channels < 140; channels += 4 + channels / 8 * 4)
+            for (int64_t rows = 0; rows < 15; rows += 1 + rows / 3) {
+                check_cache_codes_at((qrt_cache_form){bits, channels, 1}, rows, false);
+                check_cache_codes_at((qrt_cache_form){bits, channels, 1 + channels % QRT_MOST_CLUSTERS}, rows, true);
+            }
+}
+
 // ---------------------------------------------------------------------------------------- pointwise
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
@@ -1183,6 +1213,7 @@ int main(void) {
         check_gemm_f64();
         check_attention();
         check_attention_q16();
+        check_cache_codes();
         check_unary();
         check_binary_f32();
         check_integers(rung.pointwise.binary_i32, definition.pointwise.binary_i32, 4, false);

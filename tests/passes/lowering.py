@@ -35,7 +35,7 @@ def model_bytes(nodes, inputs, outputs, constants=None, opset=17):
         [helper.make_tensor_value_info(n, FLOAT, None) for n in outputs],
         [numpy_helper.from_array(np.asarray(a), n) for n, a in (constants or {}).items()],
     )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("qruntime", 1)]
     return helper.make_model(graph, opset_imports=opsets).SerializeToString()
 
 

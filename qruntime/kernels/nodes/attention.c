@@ -3,6 +3,8 @@
 
 #include "../attention.h"
 #include "../nodes.h"
+#include "arguments.h"
+#include "cache_labels.h"
 
 /// A tensor of heads is laid out
 ///   BHSD: [B, H, S, D], or [B, S, D] with one head;
@@ -103,13 +105,55 @@ static bool mask_of(const qrt_tensor *mask, bool has_head_dim, bool adds, float 
     return true;
 }
 
+/// What is the same for keys and values of any form, once the heads of a job are known: scale, mask and output.
+static qrt_status attend(qrt_attention_job *job, qrt_run *run, const qrt_node *node, const qrt_tensor *q,
+                         const qrt_tensor *mask, const qrt_tensor *scale, int64_t q_layout, int64_t out_layout,
+                         bool mask_adds, qrt_tensor *out) {
+    if (job->num_heads > 0 && (job->num_kv_heads == 0 || job->num_heads % job->num_kv_heads)) return QRT_DECLINE;
+    job->scale = (float)node->floats[0];
+    if (isnan(node->floats[0])) job->scale = job->head_size ? (float)(1.0 / sqrt((double)job->head_size)) : 1.0f;
+    if (scale) {
+        if (scale->dtype != QRT_F32 || scale->size != 1) return QRT_DECLINE;
+        job->scale *= *(const float *)scale->data;
+    }
+    bool has_head_dim = q_layout != BHSD || q->rank == 4;
+    if (mask && !mask_of(mask, has_head_dim, mask_adds, (float)node->floats[1], job)) return QRT_DECLINE;
+
+    int64_t width;
+    if (__builtin_mul_overflow(job->num_heads, job->value_size, &width)) return QRT_DECLINE;
+    const int64_t by_row[] = {job->num_batches, job->num_queries, job->num_heads, job->value_size};
+    const int64_t by_head[] = {job->num_batches, job->num_heads, job->num_queries, job->value_size};
+    qrt_status status;
+    if (out_layout == BSR)
+        status = qrt_alloc(run, &out[0], QRT_F32, 3, (const int64_t[]){job->num_batches, job->num_queries, width});
+    else if (out_layout == BSHD)
+        status = qrt_alloc(run, &out[0], QRT_F32, 4, by_row);
+    else if (has_head_dim)
+        status = qrt_alloc(run, &out[0], QRT_F32, 4, by_head);
+    else
+        status = qrt_alloc(run, &out[0], QRT_F32, 3, (const int64_t[]){job->num_batches, job->num_queries, job->value_size});
+    if (status != QRT_OK || out[0].size == 0) return status;
+    job->y = out[0].data;
+    job->y_batch = job->num_queries * width;
+    bool heads_lie_in_rows = out_layout != BHSD;
+    job->y_row = heads_lie_in_rows ? width : job->value_size;
+    job->y_head = heads_lie_in_rows ? job->value_size : job->num_queries * job->value_size;
+    return qrt_attend(job, run);
+}
+
+static bool dead_rows_of(int64_t given, qrt_attention_job *job) {
+    if (given < QRT_DEAD_AS_COMPUTED || given > QRT_DEAD_MASKED_TO_ZERO) return false;
+    job->dead_rows = (qrt_dead_rows)given;
+    return true;
+}
+
 /// Inputs: q, k, v float32; optional mask, float32 or bool, that broadcasts to [B, H, Sq, Sk] ([B, Sq, Sk] when q
 /// has no head dim); optional scale, one float32, that multiplies the constant one. H is a multiple of the number of
 /// key heads.
 static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const int64_t *p = node->ints;
     if (node->num_inputs < 3 || node->num_ints < NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
-    qrt_attention_job job = {.scale = (float)node->floats[0], .k_is_transposed = p[K_IS_TRANSPOSED] != 0};
+    qrt_attention_job job = {.k_is_transposed = p[K_IS_TRANSPOSED] != 0};
     int64_t k_batches, v_batches, v_heads, v_length, k_size;
     if (!heads_of(in[0], p[Q_LAYOUT], p[NUM_HEADS], p[HEAD_SIZE], p[Q_OFFSET], p[Q_HEAD_STRIDE], false,
                   &job.q, &job.num_batches, &job.num_heads, &job.num_queries, &job.head_size) ||
@@ -121,50 +165,106 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
     if (k_batches != job.num_batches || v_batches != job.num_batches || k_size != job.head_size ||
         v_heads != job.num_kv_heads || v_length != job.num_keys)
         return QRT_DECLINE;
-    if (job.num_heads > 0 && (job.num_kv_heads == 0 || job.num_heads % job.num_kv_heads)) return QRT_DECLINE;
     job.causal = p[CAUSAL] != 0;
     if (job.causal) {
         job.causal_offset = p[CAUSAL_OFFSET] == -1 ? job.num_keys - job.num_queries : p[CAUSAL_OFFSET];
         if (job.causal_offset < -job.num_queries) job.causal_offset = -job.num_queries;
         if (job.causal_offset > job.num_keys) job.causal_offset = job.num_keys;
     }
-    if (isnan(node->floats[0])) job.scale = job.head_size ? (float)(1.0 / sqrt((double)job.head_size)) : 1.0f;
-    if (node->num_ints > DEAD_ROWS) {
-        if (p[DEAD_ROWS] < QRT_DEAD_AS_COMPUTED || p[DEAD_ROWS] > QRT_DEAD_MASKED_TO_ZERO) return QRT_DECLINE;
-        job.dead_rows = (qrt_dead_rows)p[DEAD_ROWS];
-    }
+    if (node->num_ints > DEAD_ROWS && !dead_rows_of(p[DEAD_ROWS], &job)) return QRT_DECLINE;
     job.in_int16 = node->num_ints > IN_INT16 && p[IN_INT16] != 0;
-    if (node->num_inputs > 4 && in[4]) {
-        if (in[4]->dtype != QRT_F32 || in[4]->size != 1) return QRT_DECLINE;
-        job.scale *= *(const float *)in[4]->data;
-    }
-    bool has_head_dim = p[Q_LAYOUT] != BHSD || in[0]->rank == 4;
-    const qrt_tensor *mask = node->num_inputs > 3 ? in[3] : NULL;
-    if (mask && !mask_of(mask, has_head_dim, p[BOOL_MASK_ADDS] != 0, (float)node->floats[1], &job)) return QRT_DECLINE;
+    return attend(&job, run, node, in[0], qrt_input(node, in, 3), qrt_input(node, in, 4), p[Q_LAYOUT], p[OUT_LAYOUT],
+                  p[BOOL_MASK_ADDS] != 0, out);
+}
 
-    int64_t width;
-    if (__builtin_mul_overflow(job.num_heads, job.value_size, &width)) return QRT_DECLINE;
-    qrt_status status;
-    if (p[OUT_LAYOUT] == BSR)
-        status = qrt_alloc(run, &out[0], QRT_F32, 3, (const int64_t[]){job.num_batches, job.num_queries, width});
-    else if (p[OUT_LAYOUT] == BSHD)
-        status = qrt_alloc(run, &out[0], QRT_F32, 4,
-                           (const int64_t[]){job.num_batches, job.num_queries, job.num_heads, job.value_size});
-    else if (has_head_dim)
-        status = qrt_alloc(run, &out[0], QRT_F32, 4,
-                           (const int64_t[]){job.num_batches, job.num_heads, job.num_queries, job.value_size});
-    else
-        status = qrt_alloc(run, &out[0], QRT_F32, 3, (const int64_t[]){job.num_batches, job.num_queries, job.value_size});
-    if (status != QRT_OK || out[0].size == 0) return status;
-    job.y = out[0].data;
-    job.y_batch = job.num_queries * width;
-    bool by_row = p[OUT_LAYOUT] != BHSD;
-    job.y_row = by_row ? width : job.value_size;
-    job.y_head = by_row ? job.value_size : job.num_queries * job.value_size;
-    return qrt_attend(&job, run);
+/// The ints of attention over codes, in this order; kv_repeats heads of q for every head of k, times those of the shapes.
+enum { C_Q_LAYOUT, C_K_LAYOUT, C_V_LAYOUT, C_OUT_LAYOUT, C_Q_OFFSET, C_MASK_ADDS, C_DEAD_ROWS, C_REPEATS, C_BITS, C_CLUSTERS, C_NUM_INTS };
+
+/// Heads of codes in one of the layouts BHSD and BSHD, with their sizes.
+static bool coded_heads_of(const qrt_tensor *codes, const qrt_tensor *ranges, const qrt_tensor *labels, int64_t wanted,
+                           int64_t bits, int64_t clusters, qrt_coded_heads *heads, int64_t *batches, int64_t *num_heads,
+                           int64_t *length) {
+    if (!qrt_read_cache(codes, ranges, bits, clusters, &heads->form)) return false;
+    if (!(wanted == BHSD && (codes->rank == 3 || codes->rank == 4)) && !(wanted == BSHD && codes->rank == 4)) return false;
+    const int64_t *dims = codes->dims;
+    *batches = dims[0];
+    *num_heads = codes->rank == 3 ? 1 : dims[wanted == BSHD ? 2 : 1];
+    *length = codes->rank == 3 ? dims[1] : dims[wanted == BSHD ? 1 : 2];
+    heads->codes = codes->data;
+    heads->ranges = ranges->data;
+    heads->row = wanted == BSHD ? *num_heads : 1;
+    heads->head = wanted == BSHD ? 1 : *length;
+    heads->batch = codes->size ? *num_heads * *length : 0;
+    if (!labels) return clusters == 1;
+    qrt_tensor x = *codes;  // as far as labels know it
+    x.dims[x.rank - 1] = heads->form.channels;
+    qrt_cache_labels found;
+    if (!qrt_read_labels(labels, &x, &heads->form, &found)) return false;
+    int at = codes->rank == 3 ? -1 : wanted == BSHD ? 2 : 1;
+    for (int d = 0; d < found.rank; d++)
+        if (d != at && found.strides[d]) return false;
+    heads->labels = labels->data;
+    heads->labels_head = at < 0 ? 0 : found.strides[at];
+    return true;
+}
+
+/// Whether shape [rank], an int64 or int32 vector, says `dims`, or `open` in place of any of them (−1 of at most one).
+static bool says(const qrt_tensor *shape, int rank, const int64_t *dims, int64_t open) {
+    int64_t given[5];
+    if (rank > 5 || qrt_read_ints(shape, given, rank) != rank) return false;
+    int left_open = 0;
+    for (int d = 0; d < rank; d++)
+        if (given[d] != dims[d] && (given[d] != open || (left_open++ && open < 0))) return false;
+    return true;
+}
+
+/// Whether to expand [B, H, 1, S, D] to the one shape and reshape that to the other repeats heads to `num_heads`; a 1 in a shape
+/// to expand to leaves what is there, and one −1 in a shape stands for what is left.
+static bool repeats_heads(const qrt_tensor *expanded, const qrt_tensor *merged, const qrt_attention_job *job, int64_t num_heads) {
+    int64_t heads = job->num_kv_heads;
+    if (!heads || num_heads % heads || !job->num_batches || !job->num_keys) return false;
+    const int64_t wide[5] = {job->num_batches, heads, num_heads / heads, job->num_keys, job->head_size};
+    const int64_t final[4] = {job->num_batches, num_heads, job->num_keys, job->head_size};
+    return says(expanded, 5, wide, 1) && qrt_index(expanded, 2) == wide[2] && says(merged, 4, final, -1);
+}
+
+/// Inputs: q; codes and ranges of k and of v; optional mask and scale as of attention; optional labels of k and of v; optional
+/// shapes that k and v are expanded and reshaped to.
+static qrt_status cached_attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    enum { Q, K_CODES, K_RANGES, V_CODES, V_RANGES, MASK, SCALE, K_LABELS, V_LABELS, EXPANDED, MERGED };
+    const int64_t *p = node->ints;
+    if (node->num_inputs <= V_RANGES || node->num_ints != C_NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
+    qrt_attention_job job = {0};
+    qrt_coded_heads k = {0}, v = {0};
+    int64_t k_batches, v_batches, v_heads, v_length;
+    if (!heads_of(in[Q], p[C_Q_LAYOUT], 0, 0, p[C_Q_OFFSET], 0, false, &job.q, &job.num_batches, &job.num_heads,
+                  &job.num_queries, &job.head_size) ||
+        !coded_heads_of(in[K_CODES], in[K_RANGES], qrt_input(node, in, K_LABELS), p[C_K_LAYOUT], p[C_BITS], p[C_CLUSTERS], &k,
+                        &k_batches, &job.num_kv_heads, &job.num_keys) ||
+        !coded_heads_of(in[V_CODES], in[V_RANGES], qrt_input(node, in, V_LABELS), p[C_V_LAYOUT], p[C_BITS], p[C_CLUSTERS], &v,
+                        &v_batches, &v_heads, &v_length))
+        return QRT_DECLINE;
+    if (in[K_CODES]->rank != in[V_CODES]->rank || (in[Q]->rank == 3) != (in[K_CODES]->rank == 3)) return QRT_DECLINE;
+    job.value_size = v.form.channels;
+    const qrt_tensor *expanded = qrt_input(node, in, EXPANDED), *merged = qrt_input(node, in, MERGED);
+    if (k_batches != job.num_batches || v_batches != job.num_batches || k.form.channels != job.head_size ||
+        v_heads != job.num_kv_heads || v_length != job.num_keys)
+        return QRT_DECLINE;
+    // Heads after the shapes have repeated them; the node repeats those again.
+    if (p[C_REPEATS] < 1 || job.num_heads % p[C_REPEATS]) return QRT_DECLINE;
+    int64_t num_heads = job.num_heads / p[C_REPEATS];
+    if (expanded || merged ? job.value_size != job.head_size || !repeats_heads(expanded, merged, &job, num_heads)
+                           : num_heads != job.num_kv_heads)
+        return QRT_DECLINE;
+    if (!dead_rows_of(p[C_DEAD_ROWS], &job)) return QRT_DECLINE;
+    job.coded_k = &k;
+    job.coded_v = &v;
+    return attend(&job, run, node, in[Q], qrt_input(node, in, MASK), qrt_input(node, in, SCALE), p[C_Q_LAYOUT],
+                  p[C_OUT_LAYOUT], p[C_MASK_ADDS] != 0, out);
 }
 
 const qrt_node_entry qrt_attention_nodes[] = {
     {"attention", attention},
+    {"cached_attention", cached_attention},
     {NULL, NULL},
 };

@@ -4,6 +4,7 @@
 
 static const qrt_node_entry *const families[] = {
     qrt_attention_nodes,
+    qrt_cache_codes_nodes,
     qrt_conv_nodes,
     qrt_conv_q8_nodes,
     qrt_conv_transpose_nodes,

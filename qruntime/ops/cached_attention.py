@@ -1,0 +1,68 @@
+"""Attention over a cache of codes (lowered graphs, domain qruntime): keys and values are decoded head by head, never as a whole."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qruntime.ir import Node
+from qruntime.ops.cache_codes import dequantize_cache, dequantize_cache_clusters
+from qruntime.ops.fused_attention import LAYOUTS, fused_attention
+from qruntime.ops.registry import NativeCall, find, operator
+
+
+@operator("CachedAttention", domain="qruntime")
+def cached_attention(
+    q: np.ndarray,
+    k_codes: np.ndarray,
+    k_ranges: np.ndarray,
+    v_codes: np.ndarray,
+    v_ranges: np.ndarray,
+    mask: np.ndarray | None = None,
+    scale_tensor: np.ndarray | None = None,
+    k_labels: np.ndarray | None = None,
+    v_labels: np.ndarray | None = None,
+    expanded: np.ndarray | None = None,
+    merged: np.ndarray | None = None,
+    *,
+    bits: int,
+    clusters: int = 1,
+    scale: float = 1.0,
+    fill: float = -np.inf,
+    fill_adds: int = 0,
+    q_layout: str = "BHSD",
+    k_layout: str = "BHSD",
+    v_layout: str = "BHSD",
+    out_layout: str = "BHSD",
+    parts: tuple[int, ...] = (0, 0, 0),
+    kv_repeats: int = 1,
+    nan_rows_to_zero: int = 0,
+) -> np.ndarray:
+    """qruntime.Attention on what the codes stand for, as ops/cache_codes.py defines it.
+
+    With `expanded` and `merged` keys and values [B, H, S, D] are first expanded from [B, H, 1, S, D] to the one shape and
+    reshaped to the other, as exporters repeat them for groups of heads of q.
+    """
+    k, v = (
+        dequantize_cache(codes, ranges, bits=bits)
+        if labels is None
+        else dequantize_cache_clusters(codes, ranges, labels, bits=bits, clusters=clusters)
+        for codes, ranges, labels in ((k_codes, k_ranges, k_labels), (v_codes, v_ranges, v_labels))
+    )
+    if expanded is not None and merged is not None:
+        expand, reshape = find("", "Expand", 13), find("", "Reshape", 13)
+        assert expand is not None
+        assert reshape is not None
+        k, v = (reshape(expand(x[:, :, None], expanded), merged) for x in (k, v))
+    return fused_attention(
+        q, k, v, mask, scale_tensor, scale=scale, fill=fill, fill_adds=fill_adds, q_layout=q_layout, k_layout=k_layout, v_layout=v_layout,
+        out_layout=out_layout, parts=parts, kv_repeats=kv_repeats, nan_rows_to_zero=nan_rows_to_zero,
+    )  # fmt: skip
+
+
+@cached_attention.native
+def _(node: Node) -> NativeCall:
+    layouts = [LAYOUTS[node.attr(f"{name}_layout", "BHSD")] for name in ("q", "k", "v", "out")]
+    part = node.attr("parts", (0, 0, 0))[0]
+    ints = [*layouts, part, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0), node.attr("kv_repeats", 1)]
+    ints += [node.attr("bits"), node.attr("clusters", 1)]
+    return NativeCall("cached_attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)], widens=False)

@@ -221,21 +221,6 @@ typedef struct {
     const uint8_t *is_relaxed;
 } descent;
 
-/// ŵ from the start, and (w − ŵ) Σ.
-static void begin_descent(const descent *d, row_lanes *rows) {
-    const qrt_column_rounding *r = d->of;
-    memset(rows->x, 0, (size_t)padded(r->k) * sizeof *rows->x);
-    for (int64_t j = 0; j < r->k; j++) {
-        rows->columns[j] = (int32_t)j;
-        read_column(r, rows, d->start, j, rows->now[j]);
-        read_column(r, rows, r->weight, j, rows->change[j]);
-        for (int l = 0; l < QRT_LANES; l++) rows->change[j][l] -= rows->now[j][l];
-    }
-    accumulate(rows, r->k, d->sigma, r->k, 0, r->k);
-    memset(rows->change, 0, (size_t)padded(r->k) * sizeof *rows->change);
-    if (d->is_feasible) read_codes(r, rows);
-}
-
 /// List the columns outside of a … b − 1 that have changed since these were reached last.
 static int64_t changed_columns(const row_lanes *rows, int64_t k, int64_t a, int64_t b) {
     int64_t count = 0;
@@ -247,6 +232,20 @@ static int64_t changed_columns(const row_lanes *rows, int64_t k, int64_t a, int6
         if (any != 0) rows->columns[count++] = (int32_t)j;
     }
     return count;
+}
+
+/// ŵ from the start, and (w − ŵ) Σ.
+static void begin_descent(const descent *d, row_lanes *rows) {
+    const qrt_column_rounding *r = d->of;
+    memset(rows->x, 0, (size_t)padded(r->k) * sizeof *rows->x);
+    for (int64_t j = 0; j < r->k; j++) {
+        read_column(r, rows, d->start, j, rows->now[j]);
+        read_column(r, rows, r->weight, j, rows->change[j]);
+        for (int l = 0; l < QRT_LANES; l++) rows->change[j][l] -= rows->now[j][l];
+    }
+    accumulate(rows, r->k, d->sigma, changed_columns(rows, r->k, r->k, r->k), 0, r->k);
+    memset(rows->change, 0, (size_t)padded(r->k) * sizeof *rows->change);
+    if (d->is_feasible) read_codes(r, rows);
 }
 
 /// Column j to its best value, or to the nearest code for it. `keeps`: ŵ is a code now, and stays unless another is nearer.

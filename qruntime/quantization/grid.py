@@ -19,13 +19,17 @@ from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import numbers
 from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.rounding import Rounded, decibels, power
-from qruntime.quantization.scheme import BILEVEL, GROUP, HALF, POW2, TENSOR, QArgs
+from qruntime.quantization.scheme import BILEVEL, GROUP, HALF, POW2, ROW_POW2, TENSOR, QArgs
 from qruntime.quantization.second_level import Part, coded_scales, coded_zero_points, divisors
 
 
 def nearest(weight: np.ndarray, args: QArgs) -> Rounded:
     """`weight` [N, K] float32 as the nearest codes of `args`. Raises ValueError when it holds NaN or infinity."""
-    scale, zero_point = parameters(weight, args)
+    return nearest_for(weight, args, *parameters(weight, args))
+
+
+def nearest_for(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> Rounded:
+    """The nearest codes for scales and zero points [N or 1, groups] of a finite `weight`."""
     factor, shift = numbers(scale), None if zero_point is None else numbers(zero_point)
     codes = np.empty(weight.shape, args.format.code_dtype)
     signal = noise = 0.0
@@ -84,12 +88,26 @@ def rounded_scale(span: np.ndarray, args: QArgs) -> Part:
     """`span` as the scheme stores scales, never below what has a reciprocal; where nothing is to be covered 1, or what it may be."""
     if args.scales.has_codes:
         return coded_scales(span, args.scales)
+    if args.scales.kind == ROW_POW2:
+        return _shares_of_largest(span)
     span = np.where(span == 0, 1.0, np.maximum(span, np.finfo(np.float32).tiny))
     if args.scales.kind == POW2:
         return np.exp2(np.ceil(np.log2(span))).astype(np.float32)
     if args.scales.kind == HALF:
         return np.clip(span, 2.0**-24, 65504).astype(np.float16).astype(np.float32)
     return span.astype(np.float32)
+
+
+_MOST_HALVINGS = 8
+"""So many times half an entry of FP4 is still a number of FP8 (E4M3)."""
+
+
+def _shares_of_largest(span: np.ndarray) -> np.ndarray:
+    """The largest of each row times a power of two, the least that does not lie below the span."""
+    largest = np.maximum(span.max(axis=1, keepdims=True, initial=0), np.finfo(np.float32).tiny).astype(np.float32)
+    largest = np.where(span.any(axis=1, keepdims=True), largest, np.float32(1))
+    _, exponent = np.frexp(largest / np.maximum(span, np.finfo(np.float64).tiny))  # a ratio lies in [2^(exponent − 1), 2^exponent)
+    return np.ldexp(largest, -np.clip(exponent - 1, 0, _MOST_HALVINGS)).astype(np.float32)
 
 
 def round_to(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> np.ndarray:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 _MOST_DAMPING = 10.0
 """Of the mean of the diagonal: with that a matrix that Σ can be has a factor, whatever was rounded."""
 
+_CORNER, _STRIP = 64, 256
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -106,12 +108,28 @@ def _factor(sigma: np.ndarray, dampening_frac: float, descending: bool) -> Facto
     while True:
         np.fill_diagonal(hessian, own + damping * mean)
         try:
-            upper = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
+            upper = _cholesky(hessian[::-1, ::-1])[::-1, ::-1]
             return Factor(order, _panels(upper / upper.diagonal()), dead, damping)
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-6)
             if damping > _MOST_DAMPING:
                 raise ValueError("Σ of the inputs is no positive matrix, whatever is added to its diagonal") from None
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """L with L Lᵀ = `matrix` [K, K] float64. Raises LinAlgError when it is not positive.
+
+    Corners of 64 rows by LAPACK, which has no threads for so few, the rest by our own product: a factor of large matrices by
+    LAPACK alone would depend on the number of its threads, and takes several times as long beside other work.
+    """
+    lower, k = matrix.copy(), len(matrix)
+    for a in range(0, k, _CORNER):
+        b = min(a + _CORNER, k)
+        corner = lower[a:b, a:b] = np.linalg.cholesky(lower[a:b, a:b])
+        below = lower[b:, a:b] = matmul(lower[b:, a:b], np.linalg.inv(corner).T)
+        for c in range(b, k, _STRIP):  # below the diagonal, in strips
+            lower[c:, c : c + _STRIP] -= matmul(below[c - b :], below[c - b : c - b + _STRIP].T)
+    return np.tril(lower)
 
 
 def _ordered(sigma: np.ndarray, descending: bool) -> Ordered:

@@ -20,7 +20,7 @@ from qruntime.ir.marks import PER_TENSOR, PER_TOKEN, STATIC
 
 TENSOR, CHANNEL, GROUP = "tensor", "channel", "group"
 TOKEN, CLUSTER = "token", "cluster"
-FLOAT32, HALF, POW2, BILEVEL, DOUBLE = "float32", "float16", "pow2", "bilevel", "double"
+FLOAT32, HALF, POW2, ROW_POW2, BILEVEL, DOUBLE = "float32", "float16", "pow2", "row-pow2", "bilevel", "double"
 
 SMALLEST_GROUP = 16
 
@@ -46,8 +46,10 @@ class Granularity:
 
 @dataclass(frozen=True)
 class ScaleCoding:
-    """How scales are stored: as float32, float16, powers of two (pow2), or as codes in their turn, in blocks of `group` rows.
+    """How scales are stored: as float32, float16, powers of two, or as codes in their turn, in blocks of `group` rows.
 
+    pow2      the next power of two; Wu et al., ZeroQuant-FP (2023), constraint M1
+    row-pow2  of the groups of a row the largest as float32, the others 2⁻ⁿ of it, n ≤ 8; the same, constraint M2
     bilevel   scales and zero points, which need not be whole, as codes 0 … 2^bits − 1 between the least and the greatest of a
               block, with a scale and an offset in float16; Dettmers et al., SpQR (2023)
     double    scales as symmetric codes around their mean, with a scale in float32; Dettmers et al., QLoRA (2023)
@@ -58,8 +60,8 @@ class ScaleCoding:
     group: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in (FLOAT32, HALF, POW2, BILEVEL, DOUBLE):
-            raise QuantizationError(f"scales must be float32, float16, pow2, bilevel or double, got {self.kind!r}")
+        if self.kind not in (FLOAT32, HALF, POW2, ROW_POW2, BILEVEL, DOUBLE):
+            raise QuantizationError(f"scales must be float32, float16, pow2, row-pow2, bilevel or double, got {self.kind!r}")
         bits, group = _SECOND_LEVEL.get(self.kind, (0, 0))
         object.__setattr__(self, "bits", self.bits or bits)
         object.__setattr__(self, "group", self.group or group)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from qruntime.quantization.methods.awq import AWQ, ClipRanges
 from qruntime.quantization.methods.fptq import ActivationMode, LogEqualize
 from qruntime.quantization.methods.gptq import GPTQ
+from qruntime.quantization.methods.mofq import MoFQ
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
 from qruntime.quantization.methods.quantease import QuantEase
 from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import SmoothQuant
+from qruntime.quantization.methods.zeroquant import RowGroups
 from qruntime.quantization.recipe import Recipe, Recipes
 
 RECIPES = Recipes(
@@ -17,6 +19,9 @@ RECIPES = Recipes(
         Recipe("RTN", "W4A16-g128", (RTN(),)),
         Recipe("GPTQ", "W4A16-g128", (GPTQ(),)),
         Recipe("QuantEase", "W4A16", (QuantEase(),)),
+        Recipe("MoFQ", "W4A16", (MoFQ(),)),
+        Recipe("ZeroQuant", "W8A8", (RowGroups(),)),
+        Recipe("ZeroQuant-FP", "Wfp4Afp8-g256", (GPTQ(),)),
         Recipe("AWQ", "W4A16-g128", (AWQ(), ClipRanges())),
         Recipe("SmoothQuant", "W8A8-static", (SmoothQuant(),)),
         Recipe("Outlier Suppression+", "W6A6-static", (OutlierSuppressionPlus(),)),

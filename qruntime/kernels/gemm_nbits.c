@@ -116,14 +116,15 @@ typedef struct {
     float *copy;     ///< of a block of a
 } workspace;
 
-/// Factors of `count` groups from g on for the panels of a strip [count, width], zeros where there is no panel.
+/// Factors of `count` groups from g on for the panels of a strip [count, width], zeros where there is no panel. The scales, where
+/// `factors` is NULL.
 static void gather(const qrt_nbits_weights *w, const float *factors, int64_t panel, int64_t width, int64_t g, int64_t count, float *to) {
     for (int64_t c = 0; c < width; c += QRT_NBITS_NR, panel++)
         for (int64_t i = 0; i < count; i++) {
-            if (panel < w->num_panels)
-                memcpy(to + i * width + c, factors + qrt_nbits_group_at(w, panel, g + i), QRT_NBITS_NR * sizeof *to);
-            else
-                memset(to + i * width + c, 0, QRT_NBITS_NR * sizeof *to);
+            const int64_t at = qrt_nbits_group_at(w, panel, g + i);
+            if (panel >= w->num_panels) memset(to + i * width + c, 0, QRT_NBITS_NR * sizeof *to);
+            else if (factors) memcpy(to + i * width + c, factors + at, QRT_NBITS_NR * sizeof *to);
+            else qrt_nbits_scales(w, at, to + i * width + c);
         }
 }
 
@@ -153,7 +154,7 @@ static void multiply_block(const job *j, const workspace *s, const float *a, int
         decode_strip(j, panel, from, to, s->strip);
         const float *x = a + (from - k0);
         int64_t count = ceil_div(to - start, w->group);
-        if (to == end) gather(w, w->scales, panel, width, g, count, s->scales);
+        if (to == end) gather(w, NULL, panel, width, g, count, s->scales);
         if (to == end && w->zeros) gather(w, w->zeros, panel, width, g, count, s->zeros);
         for (int64_t c = 0; c < width; c += floats->nr) {
             const float *strip = s->strip + c;

@@ -52,7 +52,7 @@ static layout layout_of(const qrt_nbits_spec *s) {
     l.fits &= !__builtin_mul_overflow(l.num_groups, (int64_t)QRT_NBITS_NR, &groups);
     l.at_codes = add_part(&l, l.num_panels, l.panel_bytes, 1);
     add_part(&l, QRT_ALIGNMENT, 1, 1);
-    l.at_scales = add_part(&l, l.num_panels, groups, sizeof(float));
+    l.at_scales = add_part(&l, l.num_panels, groups, s->half_scales ? sizeof(uint16_t) : sizeof(float));
     l.at_zeros = add_part(&l, l.num_panels, s->zero_points ? groups : 0, sizeof(float));
     l.at_bias = add_part(&l, l.num_panels, s->bias ? QRT_NBITS_NR : 0, sizeof(float));
     l.at_values = add_part(&l, 1 << s->bits, 1, sizeof(float));
@@ -89,6 +89,13 @@ static void spread(const qrt_nbits_weights *w, const float *rows, float less, fl
             panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g] - less;
 }
 
+static void spread_halves(const qrt_nbits_weights *w, const uint16_t *rows, uint16_t *panels) {
+    memset(panels, 0, sizeof *panels * (size_t)(w->num_panels * w->num_groups * QRT_NBITS_NR));
+    for (int64_t n = 0; n < w->base.n; n++)
+        for (int64_t g = 0; g < w->num_groups; g++)
+            panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g];
+}
+
 qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_gemm_nbits *kernel,
                                  const struct qrt_gemm_f32 *float_kernel, qrt_arena *arena) {
     layout l = layout_of(spec);
@@ -105,7 +112,8 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
         .group = spec->group, .num_groups = l.num_groups, .group_bytes = l.group_bytes,
         .num_panels = l.num_panels, .panel_bytes = l.panel_bytes,
         .codes = (uint8_t *)(base + l.at_codes),
-        .scales = (float *)(base + l.at_scales),
+        .scales = spec->half_scales ? NULL : (float *)(base + l.at_scales),
+        .half_scales = spec->half_scales ? (uint16_t *)(base + l.at_scales) : NULL,
         .zeros = spec->zero_points ? (float *)(base + l.at_zeros) : NULL,
         .bias = spec->bias ? (float *)(base + l.at_bias) : NULL,
         .values = (float *)(base + l.at_values),
@@ -117,7 +125,8 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     // Columns that are not there, and what may be read behind the last.
     int64_t whole = spec->n / QRT_NBITS_NR * l.panel_bytes;
     memset(w->codes + whole, 0, (size_t)(l.num_panels * l.panel_bytes - whole) + QRT_ALIGNMENT);
-    spread(w, spec->scales, 0.0f, w->scales);
+    if (w->half_scales) spread_halves(w, spec->half_scales, w->half_scales);
+    else spread(w, spec->scales, 0.0f, w->scales);
     if (w->zeros) spread(w, spec->zero_points, centre, w->zeros);
     for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->base.n ? spec->bias[j] : 0.0f;
     return w;

@@ -17,6 +17,7 @@
 #ifndef QRT_NBITS_WEIGHTS_H
 #define QRT_NBITS_WEIGHTS_H
 
+#include "half.h"
 #include "weights.h"
 
 enum {
@@ -51,7 +52,8 @@ typedef struct qrt_nbits_weights {
     int64_t num_panels;
     int64_t panel_bytes;        ///< from one panel to the next
     uint8_t *codes;             ///< QRT_ALIGNMENT bytes more may be read
-    float *scales;              ///< [panels][groups][QRT_NBITS_NR], 0 beyond column n
+    float *scales;              ///< [panels][groups][QRT_NBITS_NR], 0 beyond column n; NULL where there are
+    uint16_t *half_scales;      ///< the same in float16
     float *zeros;               ///< the same, in values; NULL when all are 0
     float *bias;                ///< [panels][QRT_NBITS_NR], or NULL
     float *values;              ///< [2^bits] of the codes
@@ -63,7 +65,8 @@ typedef struct {
     int64_t k, n, group;
     int bits;                   ///< 2, 3, 4 or 8
     const float *table;         ///< [2^bits] values of the codes; NULL: uniform
-    const float *scales;        ///< [n, groups]
+    const float *scales;        ///< [n, groups]; NULL where there are
+    const uint16_t *half_scales; ///< the same in float16
     const float *zero_points;   ///< [n, groups] in codes (uniform: need not be whole) or values (table); NULL: the value 0
     const float *bias;          ///< [n] or NULL
     size_t object_bytes;        ///< of a struct that begins with qrt_nbits_weights; 0: it is all
@@ -93,6 +96,11 @@ static inline const uint8_t *qrt_nbits_codes(const qrt_nbits_weights *w, int64_t
 /// Where the scales and zeros of a group of a panel begin.
 static inline int64_t qrt_nbits_group_at(const qrt_nbits_weights *w, int64_t panel, int64_t g) {
     return (panel * w->num_groups + g) * QRT_NBITS_NR;
+}
+
+/// The scales that begin there.
+static inline void qrt_nbits_scales(const qrt_nbits_weights *w, int64_t at, float scales[QRT_NBITS_NR]) {
+    for (int j = 0; j < QRT_NBITS_NR; j++) scales[j] = w->half_scales ? qrt_f32_of_f16(w->half_scales[at + j]) : w->scales[at + j];
 }
 
 /// The definition of the layout: code i of a group in a panel.

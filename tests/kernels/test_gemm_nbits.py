@@ -223,6 +223,28 @@ def test_memory_is_that_of_the_bits() -> None:
         assert packed.nbytes <= n * k * bits / 8 + n * k / 128 * 4 + 8192
 
 
+@pytest.mark.parametrize("activations", ["float", "per_token"])
+@pytest.mark.parametrize(("k", "group"), [(64, 16), (75, 32), (700, 600)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_scales_that_float16_holds_are_held_so(bits: int, k: int, group: int, activations: str) -> None:
+    """Twice as dense, and the same bits: of a layer with one column more, whose scale float16 cannot hold, they are float32."""
+    rng = np.random.default_rng([bits, k])
+    n, groups = 37, -(-k // group)
+    codes, x = rng.integers(0, 1 << bits, (n + 1, k), dtype=np.uint8), random(40, k)
+    scale = rng.uniform(-2, 2, (n + 1, groups)).astype(np.float16).astype(np.float32)
+    scale[:5] = np.float32([[2.0**-24], [-0.0], [65504], [-(2.0**-14)], [2.0**-15 + 2.0**-24]])
+    scale[n] = 1 / 3
+    zero = rng.integers(0, 1 << bits, scale.shape)
+    named = {"bits": bits, "group": group, "activations": activations}
+    half = _kernels.PackedNBits(codes[:n], scale[:n], zero[:n], **named)
+    wide = _kernels.PackedNBits(codes, scale, zero, **named)
+    assert wide.nbytes - half.nbytes >= 3 * 16 * groups * 2 - 64  # both have three panels, and what is in them is aligned
+    for m in (1, 2, 3, 5, 40):
+        y, want = (_kernels.call_node("linear", [x[:m]], [0, 0], packed=[packed]) for packed in (half, wide))
+        assert y is not None and want is not None
+        np.testing.assert_array_equal(y[0].view(np.uint32), np.ascontiguousarray(want[0][:, :n]).view(np.uint32))
+
+
 def test_hostile_arguments() -> None:
     codes, scale = np.zeros((4, 32), np.uint8), np.ones((4, 2), np.float32)
     pack = _kernels.PackedNBits

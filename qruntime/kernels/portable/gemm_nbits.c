@@ -14,7 +14,8 @@ static void totals_of(const qrt_nbits_weights *w, int64_t panel, const float *a,
     for (int j = 0; j < NR; j++) totals[j] = 0.0f;
     for (int64_t g = 0; g < w->num_groups; g++) {
         const uint8_t *codes = qrt_nbits_codes(w, panel, g);
-        const float *scale = w->scales + qrt_nbits_group_at(w, panel, g);
+        float scale[NR];
+        qrt_nbits_scales(w, qrt_nbits_group_at(w, panel, g), scale);
         int64_t depth = qrt_nbits_depth(w, g);
         float acc[NR] = {0};
         for (int64_t i = 0; i < depth; i += step, codes += qrt_nbits_step_bytes(w->bits)) {

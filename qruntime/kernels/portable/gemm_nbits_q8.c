@@ -63,7 +63,8 @@ static void multiply(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, i
             const int rows = block->num_rows - row < MR ? block->num_rows - row : MR;
             float totals[MR][NR] = {{0}};
             for (int64_t g = 0; g < w->w.num_groups; g++) {
-                const float *scales = w->w.scales + qrt_nbits_group_at(&w->w, panel, g);
+                float scales[NR];
+                qrt_nbits_scales(&w->w, qrt_nbits_group_at(&w->w, panel, g), scales);
                 int64_t t[MR][NR];
                 group_sums(w, block, row, rows, panel, g, t);
                 for (int r = 0; r < rows; r++)

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../half.h"
 #include "../rungs.h"
 
 #define X(enumerator, name) #name,
@@ -122,19 +123,6 @@ static void f32_pow(const void *va, const void *vb, void *vy, int64_t n, int a_s
 
 #include "../vector/integer.inc.h"
 
-static float f32_of_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 0x3ff, bits;
-    float x;
-    if (exponent == 0) {
-        x = (float)mantissa * 0x1p-24f;
-        return sign ? -x : x;
-    }
-    bits = sign | (exponent == 31 ? 255u << 23 : (exponent + 112) << 23) | mantissa << 13;
-    if (exponent == 31 && mantissa) bits |= 1u << 22;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 static uint16_t f16_of_f32(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -151,7 +139,7 @@ static uint16_t f16_of_f32(float x) {
 }
 
 static void f16_to_f32(const uint16_t *x, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = f32_of_f16(x[i]);
+    for (int64_t i = 0; i < n; i++) y[i] = qrt_f32_of_f16(x[i]);
 }
 
 static void f32_to_f16(const float *x, uint16_t *y, int64_t n) {

@@ -202,7 +202,7 @@ ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const i
 #pragma GCC unroll 16
         for (int v = 0; v < panels * NV; v++) {
             int64_t at = qrt_nbits_group_at(w, panel + v / NV, g) + v % NV * VL;
-            vf scale = vf_load(w->scales + at);
+            vf scale = w->half_scales ? vf_load_f16(w->half_scales + at) : vf_load(w->scales + at);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
                 vf sum = sums[r][v];

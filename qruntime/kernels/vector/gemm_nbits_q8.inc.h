@@ -188,7 +188,7 @@ ALWAYS_INLINE void tile(const int kind, const int rows, const qrt_nbits_q8_weigh
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
             const int64_t here = at + v / PANEL_VECTORS * group_stride + v % PANEL_VECTORS * VL;
-            const vf scales = vf_load(w->w.scales + here);
+            const vf scales = w->w.half_scales ? vf_load_f16(w->w.half_scales + here) : vf_load(w->w.scales + here);
             const vi weights = w->short_sums ? vi_load_i16(w->short_sums + here) : vi_load(w->sums + here);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) {

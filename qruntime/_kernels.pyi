@@ -39,6 +39,7 @@ def weight_codes(x: np.ndarray, by_column: bool, forms: np.ndarray, q: np.ndarra
 def table_codes(
     x: np.ndarray, low: int, high: int, epsilon: float, q: np.ndarray, scale: np.ndarray, offset: np.ndarray
 ) -> tuple[float, float]: ...
+
 COLUMN_PANEL: int
 
 class CodeGrid:
@@ -70,6 +71,8 @@ def round_by_descent(
     is_relaxed: np.ndarray,
     codes: np.ndarray,
 ) -> None: ...
+def pair_values(x: np.ndarray, scale: np.ndarray, values: np.ndarray) -> None: ...
+def pair_errors(x: np.ndarray, scales: np.ndarray, errors: np.ndarray) -> None: ...
 def dictionaries(keys: list[Any], rows: np.ndarray) -> list[dict[Any, float]]: ...
 def call_node(
     kernel: str,

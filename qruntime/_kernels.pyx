@@ -143,6 +143,11 @@ cdef extern from "gemm_nbits.h" nogil:
     ctypedef struct qrt_gemm_nbits:
         const char *name
 
+cdef extern from "outlier_pairs.h" nogil:
+    ctypedef struct qrt_outlier_pairs:
+        void (*values)(const float *, int64_t, float, signed char *) noexcept nogil
+        void (*errors)(const float *, int64_t, const float *, int64_t, double *) noexcept nogil
+
 cdef extern from "kernels.h" nogil:
     ctypedef struct qrt_kernel_table:
         const char *isa
@@ -150,6 +155,7 @@ cdef extern from "kernels.h" nogil:
         qrt_gemm_nbits gemm_nbits
         qrt_gemm_nbits_q8 gemm_nbits_q8
         qrt_gemm_f32 gemm_f32
+        qrt_outlier_pairs outlier_pairs
     ctypedef struct qrt_rung:
         const char *name
         bint (*is_supported)() noexcept nogil
@@ -228,6 +234,7 @@ include "_packed.pxi"
 include "_nbits.pxi"
 include "_tensors.pxi"
 include "_product.pxi"
+include "_outlier_pairs.pxi"
 include "_weight_codes.pxi"
 include "_column_rounding.pxi"
 include "_dictionaries.pxi"

@@ -4,6 +4,7 @@ Formats know nothing of algorithms. A code is an integer, or an index into a tab
 
     real = scale · (code − zero_point)          integers
     real = scale · table[code]                  tables: NF4, FP4, FP8
+    real = scale · beside[partner][code]        pairs: OVP4, where a code also says how the one beside it is read
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of code. `qmin` and `qmax` are the least and greatest code; `table` gives values instead of integers."""
+    """One kind of code. `qmin` and `qmax` are the least and greatest code; `table` gives values instead of integers.
+
+    Of codes that are read in pairs `pairs` has two values for each: beside any other code, then those beside a marker.
+    """
 
     name: str
     bits: int
     qmin: int = 0
     qmax: int = 0
     table: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
+    pairs: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_signed(self) -> bool:
@@ -36,7 +41,12 @@ class Format:
 
     @property
     def is_integer(self) -> bool:
-        return self.table is None and not self.is_float
+        return self.table is None and not self.is_float and not self.is_paired
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a code means something only together with the one beside it."""
+        return self.pairs is not None
 
     @property
     def is_float(self) -> bool:
@@ -77,6 +87,12 @@ _NF4 = (
 
 _BITSANDBYTES_FP4 = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4]
 
+# Guo et al., OliVe (2023): integers of −7 … 7, and beside code 1000 a float of two bits of exponent and one of mantissa, biased to
+# begin above 7. That one's lowest code would be 8, which nothing is rounded to: it stands for 0, as the marker itself does.
+MARKER = 8
+_NORMAL = (0, 1, 2, 3, 4, 5, 6, 7, 0, -7, -6, -5, -4, -3, -2, -1)
+_ABFLOAT = (0, 12, 16, 24, 32, 48, 64, 96)
+
 _E4M3 = _minifloat(4, 3, bias=7)
 _E4M3[-1] = float("nan")
 
@@ -90,6 +106,8 @@ BITSANDBYTES_FP4 = Format("fp4_bitsandbytes", 4, 0, 15, _with_sign(_BITSANDBYTES
 FP8 = Format("float8_e4m3fn", 8, 0, 255, _with_sign(_E4M3))
 """±448, no infinities, one NaN of either sign."""
 FP8_E5M2 = Format("float8_e5m2", 8, 0, 255, _with_sign([*_minifloat(5, 2, bias=15)[:-4], math.inf, math.nan, math.nan, math.nan]))
+OVP4 = Format("ovp4", 4, 0, 15, pairs=(*_NORMAL, *_ABFLOAT, *(-value for value in _ABFLOAT)))
+"""Outlier-victim pairs: two codes of a byte are two integers of 4 bits, or a marker and an outlier."""
 FLOAT16 = Format("float16", 16)
 
 WIDE = (
@@ -99,5 +117,5 @@ WIDE = (
 )
 """Of other tools: 16-bit weights, and biases in units of the scales of a product."""
 
-FORMATS = {one.name: one for one in (*INTEGERS, *UNSIGNED, *WIDE, NF4, FP4, BITSANDBYTES_FP4, FP8, FP8_E5M2, FLOAT16)}
+FORMATS = {one.name: one for one in (*INTEGERS, *UNSIGNED, *WIDE, NF4, FP4, BITSANDBYTES_FP4, FP8, FP8_E5M2, OVP4, FLOAT16)}
 INT8, UINT8, UINT4 = FORMATS["int8"], FORMATS["uint8"], FORMATS["uint4"]

@@ -9,11 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from qruntime.ir.formats import FORMATS, FP8, UNSIGNED
+from qruntime.ir.formats import FORMATS, FP8, OVP4, UNSIGNED
 
 KEY, VERSION = "qruntime.layer", 1
 
-_CODES = frozenset(form.name for form in (*UNSIGNED, FP8))
+_CODES = frozenset(form.name for form in (*UNSIGNED, FP8, OVP4))
 """Formats of activations."""
 
 WEIGHT_ONLY = "none"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeGuard
 
 import numpy as np
 
 from qruntime.ir.dtypes import ONNX_CODES, numpy_dtype, onnx_code
-from qruntime.ir.formats import Format
+from qruntime.ir.formats import INT8, MARKER, Format
 from qruntime.ir.held_codes import CodeArray, HeldCodes
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.outliers import Outliers, stack_outliers
@@ -30,7 +31,8 @@ class StoredTensor:
 
     `scale`, `zero_point` and `offset` have the rank of the codes. Along each axis they have one entry for all, or one for
     each index; along `block_axis` one for every `block` indices, the last of which may be fewer. Scales and zero points may
-    themselves be stored as codes, and a few numbers may stand apart from all codes.
+    themselves be stored as codes, and a few numbers may stand apart from all codes. Of formats that are read in pairs, indices
+    2i and 2i + 1 of `block_axis` are one.
     """
 
     format: Format
@@ -129,7 +131,16 @@ class StoredTensor:
         """What the codes stand for in units of the scales, float32."""
         return self._values(self.unpacked())
 
+    @cached_property
+    def in_int8(self) -> StoredTensor:
+        """Of pairs, the same numbers in codes of a byte that do without them; one for all plans, which share what is packed of it."""
+        assert self.format.is_paired
+        values = _paired_values(self.unpacked(), self.format, self.block_axis)
+        return replace(self, format=INT8, held=HeldCodes(values), is_turned=False)
+
     def _values(self, codes: np.ndarray) -> np.ndarray:
+        if self.format.is_paired:
+            return _paired_values(codes, self.format, self.block_axis).astype(np.float32)
         if self.format.table is not None:
             return self.format.values[codes]
         if self.zero_point is None:
@@ -242,6 +253,17 @@ def numbers(part: np.ndarray | StoredTensor) -> np.ndarray:
 def _is_one(part: Part) -> TypeGuard[np.ndarray | None]:
     """Whether all entries of an array are the same."""
     return part is None or (isinstance(part, np.ndarray) and bool((part == part.flat[0]).all()))
+
+
+def _paired_values(codes: np.ndarray, form: Format, axis: int) -> np.ndarray:
+    """What codes (uint8) stand for whose pairs run along `axis`, int8; a last one without partner is an integer."""
+    turned = np.moveaxis(codes, axis, -1)
+    beside = np.zeros(turned.shape, np.uint8)
+    even = turned.shape[-1] // 2 * 2
+    beside[..., 0:even:2] = turned[..., 1:even:2] == MARKER
+    beside[..., 1:even:2] = turned[..., 0:even:2] == MARKER
+    values = np.array(form.pairs, np.int8)[turned + (beside << 4)]
+    return np.moveaxis(values, -1, axis)
 
 
 def held(codes: np.ndarray, form: Format) -> CodeArray:

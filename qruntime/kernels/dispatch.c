@@ -73,6 +73,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_nbits_q8(t);
     qrt_portable_pointwise(t);
     qrt_portable_qlinear(t);
+    qrt_portable_outlier_pairs(t);
     qrt_portable_rows(t);
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
@@ -89,6 +90,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_nbits_q8(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_qlinear(t);
+    qrt_avx2_outlier_pairs(t);
     qrt_avx2_rows(t);
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
@@ -106,6 +108,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_nbits(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_qlinear(t);
+    qrt_avx512_outlier_pairs(t);
     qrt_avx512_rows(t);
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);

@@ -54,6 +54,7 @@ extern const qrt_node_entry qrt_rnn_nodes[];
 extern const qrt_node_entry qrt_matmul_nodes[];
 extern const qrt_node_entry qrt_quantize_nodes[];
 extern const qrt_node_entry qrt_float8_nodes[];
+extern const qrt_node_entry qrt_outlier_pairs_nodes[];
 extern const qrt_node_entry qrt_qlinear_nodes[];
 extern const qrt_node_entry qrt_qlinear_conv_nodes[];
 extern const qrt_node_entry qrt_qlinear_pooling_nodes[];

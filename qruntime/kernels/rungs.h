@@ -34,6 +34,10 @@ void qrt_portable_column_sums(qrt_kernel_table *t);
 void qrt_avx2_column_sums(qrt_kernel_table *t);
 void qrt_avx512_column_sums(qrt_kernel_table *t);
 
+void qrt_portable_outlier_pairs(qrt_kernel_table *t);
+void qrt_avx2_outlier_pairs(qrt_kernel_table *t);
+void qrt_avx512_outlier_pairs(qrt_kernel_table *t);
+
 void qrt_portable_rows(qrt_kernel_table *table);
 void qrt_avx2_rows(qrt_kernel_table *table);
 void qrt_avx512_rows(qrt_kernel_table *table);

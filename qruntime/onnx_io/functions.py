@@ -19,11 +19,13 @@ Key = tuple[str, str, str]
 
 
 _GRIDS = (f"Dequantize{grid}{width}" for grid in ("Affine", "Offset", "Symmetric", "Table") for width in ("", "Bytes"))
-STORED = frozenset(("qruntime", name, "") for name in (*_GRIDS, "ReplaceOutliers"))
+STORED = frozenset(("qruntime", name, "") for name in (*_GRIDS, "DequantizePairs", "ReplaceOutliers"))
 """Functions whose calls passes/stored reads as what they store."""
 CACHES = frozenset(("qruntime", f"{name}Cache{kind}", "") for name in ("Quantize", "Dequantize") for kind in ("", "Clusters"))
 """Functions that are operators here: ops/cache_codes.py defines them."""
-OURS = STORED | CACHES
+ROUNDING = frozenset({("qruntime", "OutlierVictimPairs", "")})
+"""The same of those that round activations."""
+OURS = STORED | CACHES | ROUNDING
 """Functions that files of our own call, and whose bodies nobody here reads."""
 
 

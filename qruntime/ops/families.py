@@ -49,6 +49,7 @@ FAMILIES = {
         "MeanVarianceNormalization RMSNormalization",
     },
     "optimizers": {"ai.onnx.preview.training": "Adagrad Adam Momentum"},
+    "outlier_pairs": {"qruntime": "OutlierVictimCodes OutlierVictimPairs"},
     "pooling": {
         "": "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool MaxRoiPool MaxUnpool RoiAlign",
     },

@@ -39,6 +39,7 @@ from qruntime.passes.hard_swish import fuse_hard_swish
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
+from qruntime.passes.outlier_pairs import lower_outlier_pairs
 from qruntime.passes.quantized_pairs import compute_on_codes
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
@@ -64,6 +65,7 @@ CANONICAL: list[Pass] = [
 LOWERED: list[Pass] = [
     decode_bare_codes,  # element types that numpy lacks, before what reads them is computed
     fold_all_constants,  # what the portable form keeps as a program, because that is smaller
+    lower_outlier_pairs,  # before products of codes are found: they are some, with a scale
     compute_on_codes,  # static quantization, while weights and biases are stored as codes
     round_activations,  # what is quantized for layers that read floats
     decode_stored,  # weights that are stored in fewer bits, but for kernels that read them so

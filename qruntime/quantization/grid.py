@@ -1,8 +1,9 @@
-"""Rounding to nearest on any grid: integers of 2 to 8 bits, NF4, FP4, FP8; one scale for a tensor, a channel or a group.
+"""Rounding to nearest on any grid: integers of 2 to 8 bits, NF4, FP4, FP8, OVP4; one scale for a tensor, a channel or a group.
 
     affine      scale = (hi − lo) / (2^b − 1),   zero_point = rint(−lo / scale) + qmin,   lo ≤ 0 ≤ hi
     symmetric   scale = max|w| / qmax,           codes −qmax … qmax
     tables      scale = max|w| / max|table|,     the nearest entry
+    pairs       scale = (|mean| + 3 σ) / 7,      see outlier_pairs.py
 
 Scales of float16, powers of two or codes (second_level.py) are rounded before the codes are, so that the codes are the nearest
 for what is stored. With bilevel scales zero points are not rounded to whole numbers, but to codes of their own.
@@ -17,6 +18,7 @@ from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import numbers
+from qruntime.quantization import outlier_pairs
 from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.rounding import Rounded, decibels, power
 from qruntime.quantization.scheme import BILEVEL, GROUP, HALF, POW2, ROW_POW2, TENSOR, QArgs
@@ -55,10 +57,12 @@ def block_of(args: QArgs, columns: int) -> int:
 
 def parameters(weight: np.ndarray, args: QArgs) -> tuple[Part, Part | None]:
     """Scale and zero point (None of symmetric grids) [N or 1, groups] that cover every value of `weight` [N, K]."""
+    form = args.format
+    if form.is_paired:
+        return rounded_scale(outlier_pairs.scales(weight, args.granularity), args), None
     low, high = _extremes(weight, args)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("the weight holds NaN or infinity")
-    form = args.format
     if form.table is not None or args.symmetric:
         top = float(np.nanmax(form.values)) if form.table is not None else form.qmax
         return rounded_scale(np.maximum(-low, high) / top, args), None
@@ -113,6 +117,8 @@ def _shares_of_largest(span: np.ndarray) -> np.ndarray:
 def round_to(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> np.ndarray:
     """Codes of `weight` [N, K] for scales and zero points [N or 1, groups]."""
     form, scale, zero_point = args.format, divisors(scale), None if zero_point is None else numbers(zero_point)
+    if form.is_paired:
+        return outlier_pairs.codes(weight, scale, args.granularity.size)
     if args.granularity.kind == GROUP:
         size, k = args.granularity.size, weight.shape[1]
         scale = np.repeat(scale, size, axis=1)[:, :k]

@@ -20,6 +20,7 @@ from qruntime.ir import Graph, Node, Value
 from qruntime.ir.formats import FLOAT16, FP8, INT8
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
+from qruntime.passes.stored.rounding_functions import LEAST_OPSET as LEAST_OPSET_OF_PAIRS
 from qruntime.passes.stored.writing import opset_beside
 from qruntime.quantization.cache import describe_caches, quantize_caches
 from qruntime.quantization.calibration import Calibration, Group, Progress
@@ -27,6 +28,7 @@ from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.methods.rtn import RTN
+from qruntime.quantization.outlier_pairs import input_range
 from qruntime.quantization.patterns import mistaken, nothing_selected
 from qruntime.quantization.reasons import Reason, Unselected
 from qruntime.quantization.recipe import Recipe
@@ -36,6 +38,7 @@ from qruntime.quantization.rounding import Rounded, RoundToHalf
 from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Rounding, Solving
+from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
 from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
@@ -162,6 +165,8 @@ def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     """Why a layer cannot have a scheme."""
     if scheme.needs_data and (layer.kind != "Linear" or layer.node.graph is not graph):
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
+    if scheme.inputs is not None and scheme.inputs.format.is_paired and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_PAIRS:
+        return Reason(f"opset {opset} lacks the arithmetic of {scheme.inputs.format} activations, need {LEAST_OPSET_OF_PAIRS}")
     if scheme.inputs is not None and scheme.inputs.clusters and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_CLUSTERS:
         return Reason(f"opset {opset} cannot quantize channels apart, need {LEAST_OPSET_OF_CLUSTERS}")
     if scheme.inputs is not None and scheme.inputs.format is FP8 and layer.kind != "Linear":
@@ -267,8 +272,11 @@ class _Run:
             assert statistics is not None
             if inputs.clusters and not choosing:
                 raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
-            found = choosing[0].range(inputs, statistics) if choosing else InputRange(statistics.low.min(), statistics.high.max())
-            insert_range(self.graph, tensor, [one.node for one in members], inputs, found)
+            found, readers = (choosing[0].range if choosing else _default_range)(inputs, statistics), [one.node for one in members]
+            if inputs.format.is_paired:
+                insert_pairs(self.graph, tensor, readers, found)
+            else:
+                insert_range(self.graph, tensor, readers, inputs, found)
             for one in members:
                 one.facts |= found.facts
 
@@ -314,6 +322,14 @@ class _Run:
             return made if isinstance(made, Reason) else Reason(made)
         facts = [one.facts | dict(found) for found in made.facts or ({},)]
         return made._replace(facts=tuple(found for found in facts if found), error=_worst(one.errors), rtn_error=_worst(one.rtn_errors))
+
+
+def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:
+    """Where no step chooses: all that was seen, of pairs three σ."""
+    if inputs.format.is_paired:
+        assert statistics.sample is not None
+        return input_range(statistics.sample)
+    return InputRange(statistics.low.min(), statistics.high.max())
 
 
 def _errors(weights: Sequence[np.ndarray], made: Sequence[Rounded], statistics: Sequence[Statistics | None]) -> list[float]:

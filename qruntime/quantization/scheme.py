@@ -2,11 +2,12 @@
 
     W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token][-bilevel | -double]
 
-Formats are 2 to 8 (bits of integers), 16, nf4, fp4 and fp8. Weights have a scale per output channel unless -g says one for
-every <size> input channels of it, or -tensor one for all; integers are affine below 8 bits and symmetric at 8 unless -sym or
--asym say otherwise. Activations have 2 to 8 bits or are fp8; integers are affine, and their ranges are those of each token at
-every run, unless -static gives one range to the tensor for ever. A16 leaves activations float. -KV4 and -KV8 say how the keys
-and values of a cache are stored. -bilevel stores scales and zero points in 3 bits, -double scales in 8.
+Formats are 2 to 8 (bits of integers), 16, nf4, fp4, fp8 and ovp4. Weights have a scale per output channel unless -g says one
+for every <size> input channels of it, or -tensor one for all; integers are affine below 8 bits and symmetric at 8 unless -sym
+or -asym say otherwise. Activations have 2 to 8 bits or are fp8 or ovp4; integers are affine, and their ranges are those of each
+token at every run, unless -static gives one range to the tensor for ever; ovp4 is static in any case. A16 leaves activations
+float. -KV4 and -KV8 say how the keys and values of a cache are stored. -bilevel stores scales and zero points in 3 bits,
+-double scales in 8.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from qruntime.errors import QuantizationError
-from qruntime.ir.formats import FLOAT16, FORMATS, FP4, FP8, NF4, UINT4, UINT8, UNSIGNED, Format
+from qruntime.ir.formats import FLOAT16, FORMATS, FP4, FP8, NF4, OVP4, UINT4, UINT8, UNSIGNED, Format
 from qruntime.ir.marks import PER_TENSOR, PER_TOKEN, STATIC
 
 TENSOR, CHANNEL, GROUP = "tensor", "channel", "group"
@@ -100,6 +101,8 @@ class QArgs:
             raise QuantizationError(f"{self.scales.kind} scales are for groups or channels: a tensor has one scale")
         if self.scales.kind == BILEVEL and (self.symmetric or not self.format.is_integer or self.format.is_signed):
             raise QuantizationError(f"bilevel scales are for affine integers without a sign, got {self.format}; write -asym")
+        if self.format.is_paired and self.granularity.size % 2:
+            raise QuantizationError(f"groups of {self.format} have an even size, since no pair has two scales, got {self.granularity.size}")
 
     def __str__(self) -> str:
         parts = [self.format.name, str(self.granularity)]
@@ -114,7 +117,8 @@ class Inputs:
 
     Integers are affine, codes 0 … 2^bits − 1 of a range that holds 0. The ranges belong to each `token`, a row of the tensor;
     to the whole `tensor`; or to each of so many `clusters` of its channels. `is_static`: from calibration data and for ever,
-    else anew at every run. fp8 is symmetric, the largest of a token at 448.
+    else anew at every run. fp8 is symmetric, the largest of a token at 448; ovp4 has one static scale for the tensor, which the
+    data choose.
     """
 
     format: Format = UINT8
@@ -123,8 +127,8 @@ class Inputs:
     is_static: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in (*UNSIGNED, FP8):
-            raise QuantizationError(f"activations of a scheme have 2 to 8 bits or are fp8, got {self.format}")
+        if self.format not in (*UNSIGNED, FP8, OVP4):
+            raise QuantizationError(f"activations of a scheme have 2 to 8 bits or are fp8 or ovp4, got {self.format}")
         if self.granularity not in (TOKEN, TENSOR, CLUSTER):
             raise QuantizationError(f"granularity of activations must be token, tensor or cluster, got {self.granularity!r}")
         if (self.granularity == CLUSTER) != (self.clusters > 0) or self.clusters < 0:
@@ -134,6 +138,8 @@ class Inputs:
         if self.granularity == (TOKEN if self.is_static else CLUSTER):
             when = "static" if self.is_static else "found at every run"
             raise QuantizationError(f"granularity {self.granularity} of activations cannot be {when}")
+        if self.format is OVP4 and (self.granularity != TENSOR or not self.is_static):
+            raise QuantizationError(f"ovp4 activations of a scheme have a static scale for the tensor, got granularity {self.granularity}")
         if self.format is FP8 and self.granularity != TOKEN:
             raise QuantizationError(f"fp8 activations of a scheme have a scale for each token, got granularity {self.granularity}")
 
@@ -158,7 +164,7 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.inputs is not None and self.inputs.format is not FP8 and (self.weights is None or not integer_grid(self.weights)):
             raise QuantizationError(
-                f"a scheme with {self.inputs.format} activations needs weights of 2 to 8 bits or fp4, "
+                f"a scheme with {self.inputs.format} activations needs weights of 2 to 8 bits, fp4 or ovp4, "
                 f"got {self.weights or 'float'}; write A16"
             )
 
@@ -171,10 +177,10 @@ class Scheme:
         return f"{self.weights or 'float'} weights, {self.inputs or 'float activations'}{cache}"
 
 
-_TABLES = {"nf4": NF4, "fp4": FP4, "fp8": FP8}
-_INPUT_TABLES = {"fp8": FP8}
+_NAMED = {"nf4": NF4, "fp4": FP4, "fp8": FP8, "ovp4": OVP4}
+_NAMED_INPUTS = {"fp8": Inputs(FP8), "ovp4": Inputs(OVP4, TENSOR, is_static=True)}
 _CACHES = {"kv4": UINT4, "kv8": UINT8}
-_TEXT = re.compile(r"W(?P<weights>nf4|fp4|fp8|\d+)A(?P<inputs>[a-z]+\d|\d+)(?P<rest>(-[A-Za-z]+\d*)*)", re.IGNORECASE)
+_TEXT = re.compile(r"W(?P<weights>nf4|fp4|fp8|ovp4|\d+)A(?P<inputs>[a-z]+\d|\d+)(?P<rest>(-[A-Za-z]+\d*)*)", re.IGNORECASE)
 _KNOWN = "W4A16-g128, W8A8, W8A8-static, Wnf4A16-g64, Wfp4Afp8-g256, W4A4-KV4, W3A16"
 
 
@@ -217,10 +223,10 @@ def _granularity(options: list[str], text: str) -> tuple[Granularity, list[str]]
 
 
 def _weights(name: str, granularity: Granularity, options: list[str], text: str) -> QArgs | None:
-    if name in _TABLES:
+    if name in _NAMED:
         if "asym" in options:
             raise QuantizationError(f"scheme {text!r}: {name} is symmetric")
-        return QArgs(_TABLES[name], granularity)
+        return QArgs(_NAMED[name], granularity)
     bits = int(name)
     if bits == 16:
         return QArgs(FLOAT16, Granularity(TENSOR))
@@ -233,22 +239,24 @@ def _weights(name: str, granularity: Granularity, options: list[str], text: str)
 
 def _inputs(name: str, options: list[str], text: str) -> Inputs | None:
     is_static = "static" in options
-    if name in _INPUT_TABLES:
-        if is_static:
-            raise QuantizationError(f"scheme {text!r}: {name} activations have a scale for each token; leave out -static")
-        return Inputs(_INPUT_TABLES[name])
+    if name in _NAMED_INPUTS:
+        made = _NAMED_INPUTS[name]
+        if ("token" if made.is_static else "static") in options:
+            how = "one static scale" if made.is_static else "a scale for each token"
+            raise QuantizationError(f"scheme {text!r}: {name} activations have {how}; leave the option out")
+        return made
     if name == "16":
         if {"static", "token"} & set(options):
             raise QuantizationError(f"scheme {text!r}: A16 leaves activations float, so they have no range")
         return None
     if name not in map(str, range(2, 9)):
-        raise QuantizationError(f"scheme {text!r}: activations have 2 to 8 bits, or 16, or are fp8, got {name}")
+        raise QuantizationError(f"scheme {text!r}: activations have 2 to 8 bits, or 16, or are fp8 or ovp4, got {name}")
     return Inputs(FORMATS[f"uint{name}"], TENSOR if is_static else TOKEN, is_static=is_static)
 
 
 def integer_grid(args: QArgs) -> bool:
-    """Whether codes are integers, or a table of integers times a factor: sums of products with integer activations are exact."""
-    return args.format.is_integer or args.format is FP4
+    """Whether codes stand for integers, or for integers times a factor: sums of products with integer activations are exact."""
+    return args.format.is_integer or args.format.is_paired or args.format is FP4
 
 
 __all__ = ["CHANNEL", "CLUSTER", "GROUP", "TENSOR", "TOKEN", "Granularity", "Inputs", "QArgs", "ScaleCoding", "Scheme", "parse"]

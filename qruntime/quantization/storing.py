@@ -96,6 +96,8 @@ class Storing:
             return None
         if isinstance(rounding, Solving) and rounding.args.granularity.kind == GROUP:
             return f"weights of a {layer.kind} have one scale or one per output channel, not groups"
+        if rounding.format.is_paired:
+            return f"pairs run along one axis, and a {layer.kind} sums over several"
         if layer.kind == "ConvTranspose":
             return "there is no int8 form of ConvTranspose; dtype='float16' has one"
         if engine != "qruntime":

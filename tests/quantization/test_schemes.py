@@ -27,7 +27,7 @@ from tests.small_models import assert_same_bits, model_bytes, random, recurrent_
 FLOAT = onnx.TensorProto.FLOAT
 WEIGHT_ONLY = [
     "W2A16-g64", "W3A16", "W3A16-g16-sym", "W4A16-g32", "W4A16-tensor", "W4A16-g128-sym", "W5A16-g20", "W6A16", "W7A16-g16", "W8A16",
-    "W8A16-g32", "W8A16-asym", "Wnf4A16-g64", "Wfp4A16-g32", "Wfp8A16", "W16A16",
+    "W8A16-g32", "W8A16-asym", "Wnf4A16-g64", "Wfp4A16-g32", "Wfp8A16", "Wovp4A16", "Wovp4A16-g32", "W16A16",
 ]  # fmt: skip
 
 TWO_LEVEL = ["W3A16-g16-bilevel", "W8A16-asym-bilevel", "W4A16-g32-double", "W8A16-double", "Wnf4A16-g64-double"]
@@ -92,7 +92,7 @@ def test_inputs_that_mean_nothing(fields: dict[str, Any]):
 
 
 def test_integer_activations_need_weights_whose_products_are_exact():
-    with pytest.raises(QuantizationError, match="needs weights of 2 to 8 bits or fp4, got nf4 g64"):
+    with pytest.raises(QuantizationError, match="needs weights of 2 to 8 bits, fp4 or ovp4, got nf4 g64"):
         Scheme(parse("Wnf4A16-g64").weights, Inputs())
     with pytest.raises(QuantizationError, match="got float"):
         Scheme(None, Inputs())

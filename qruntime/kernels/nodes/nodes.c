@@ -26,6 +26,7 @@ static const qrt_node_entry *const families[] = {
     qrt_matmul_nodes,
     qrt_quantize_nodes,
     qrt_float8_nodes,
+    qrt_outlier_pairs_nodes,
     qrt_qlinear_nodes,
     qrt_qlinear_conv_nodes,
     qrt_qlinear_pooling_nodes,

@@ -12,7 +12,7 @@ from qruntime.ir.formats import INT8
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.low_bit_weights import fits_kernels
 from qruntime.passes.rewriting import QRUNTIME, Builder, splice
-from qruntime.passes.stored import cache_functions
+from qruntime.passes.stored import cache_functions, rounding_functions
 from qruntime.passes.stored.embedding_rows import is_row_table, row_codes
 
 _LAYERS = frozenset({"MatMul", "Gemm", "LSTM", "GRU", "RNN", "Conv"})
@@ -59,7 +59,7 @@ def decode_what_is_left(graph: Graph) -> None:
 
 def _is_lowered(node: Node) -> bool:
     """Whether a pass made the node of what stood in the file, and knows what it reads."""
-    return node.domain == QRUNTIME and node.op_type not in cache_functions.NAMES
+    return node.domain == QRUNTIME and node.op_type not in (cache_functions.NAMES | rounding_functions.NAMES)
 
 
 def _decode(graph: Graph, reads_codes: Callable[[Node, int], bool]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from qruntime.ir.formats import MARKER
 from qruntime.onnx_io.functions import STORED
 from qruntime.onnx_io.messages import FunctionProto
 from qruntime.passes.stored.function_body import Body, OfCall
+from qruntime.passes.stored.rounding_functions import partner
 
 LEAST_OPSET = 13
 NAMES = tuple(sorted(name for _, name, _ in STORED))
 _FLOAT, _INT64 = 1, 7
-_LAST = {"Affine": ("zero_point",), "Offset": ("offset",), "Symmetric": (), "Table": ("table",)}
+_LAST = {"Affine": ("zero_point",), "Offset": ("offset",), "Symmetric": (), "Table": ("table",), "Pairs": ("table",)}
 
 
 def function(name: str, opset: int) -> FunctionProto:
@@ -36,6 +38,10 @@ def _dequantize(op: Body, kind: str, *, is_packed: bool) -> tuple[list[str], lis
     scale = op("Gather", op("Cast", "scale", to=_FLOAT), block, axis=axis)
     if kind == "Table":
         op.last("y", "Mul", op("Gather", "table", shaped), scale)
+    elif kind == "Pairs":
+        is_marked = op("Equal", partner(op, shaped, width), op.integer(MARKER))
+        place = op("Add", shaped, op("Mul", op("Cast", is_marked, to=_INT64), op.integer(16)))
+        op.last("y", "Mul", op("Gather", "table", place), scale)
     elif kind == "Affine":
         zero = op("Gather", op("Cast", "zero_point", to=_FLOAT), block, axis=axis)
         op.last("y", "Mul", op("Sub", op("Cast", shaped, to=_FLOAT), zero), scale)

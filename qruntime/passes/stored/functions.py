@@ -4,6 +4,7 @@
     DequantizeSymmetric  (bytes, scale)                 scale · (code − 2^(bits − 1))
     DequantizeOffset     (bytes, scale, offset)         scale · (least + code) + offset
     DequantizeTable      (bytes, scale, table)          scale · table[code]
+    DequantizePairs      (bytes, scale, table)          scale · table[code], 16 entries further on beside code 8
     …Bytes                                              the same with codes of a byte, not of 2 to 7 bits
 
 Attributes: `bits`; `shape` of the result; `block_size` along its last axis, or of DequantizeOffset along `axis`, for each of
@@ -16,7 +17,6 @@ stores.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from qruntime.passes.rewriting import QRUNTIME, as_attribute
 from qruntime.passes.stored.function_bodies import LEAST_OPSET
 
 _FLOAT = 1
+_TABLES = ("Table", "Pairs")
 
 
 def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> Value | None:
@@ -46,8 +47,8 @@ def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> V
     scale = _part(f"{name}_scale", stored.scale, version, nodes)
     inputs = [constant(f"{name}_quantized", _packed(stored)), scale]
     attributes = {"bits": form.bits, "shape": stored.shape, "block_size": stored.block or stored.shape[-1], "format": form.name}
-    if kind == "Table":
-        inputs.append(constant(f"{form.name}_table", form.values))
+    if kind in _TABLES:
+        inputs.append(constant(f"{form.name}_table", _table(form)))
     elif kind == "Affine":
         inputs.append(_zero_points(f"{name}_zero_point", stored, version, nodes))
     elif kind == "Offset" and stored.offset is not None:
@@ -76,15 +77,17 @@ def _zero_points(name: str, stored: StoredTensor, version: int, nodes: list[Node
 
 
 def _runs_along_last(stored: StoredTensor) -> bool:
-    """Whether the blocks run along the last axis, or nothing does."""
-    if stored.block:
-        return stored.block_axis == stored.ndim - 1
-    return stored.scale is not None and stored.scale.shape[-1] == 1
+    """Whether blocks and pairs run along the last axis, or nothing does."""
+    if (stored.block or stored.format.is_paired) and stored.block_axis != stored.ndim - 1:
+        return False
+    return bool(stored.block) or (stored.scale is not None and stored.scale.shape[-1] == 1)
 
 
 def _kind(stored: StoredTensor) -> str:
     if stored.offset is not None:
         return "Offset"
+    if stored.format.is_paired:
+        return "Pairs"
     if stored.format.table is not None:
         return "Table"
     return "Symmetric" if stored.format.is_signed and not stored.is_shifted else "Affine"
@@ -114,7 +117,9 @@ def read(node: Node) -> StoredTensor | None:
         return None
     if node.op_type != _name(kind, form.bits) or node.attr("bits") != form.bits or (last is None) != (kind == "Symmetric"):
         return None
-    if (kind == "Table") != (form.table is not None and kind != "Offset") or (kind == "Table" and not _is_table(last, form)):
+    if (kind == "Table") != (form.table is not None and kind != "Offset") or (kind == "Pairs") != form.is_paired:
+        return None
+    if kind in _TABLES and not (isinstance(last, np.ndarray) and np.array_equal(last, _table(form), equal_nan=True)):
         return None
     count = math.prod(layout.shape)
     if codes.dtype != np.uint8 or codes.ndim != 1 or codes.size < packed_size(count, form.bits) or not layout.is_served_by(scale):
@@ -130,8 +135,8 @@ def read(node: Node) -> StoredTensor | None:
         offset = last
     flat = codes[:count] if form.bits == 8 else unpack(codes[: packed_size(count, form.bits)], form.bits, count)
     weight = held(_from_least(flat, form).reshape(layout.shape), form)
-    made = StoredTensor(form, HeldCodes(weight), scale, zero_point, offset)
-    return made if layout.block >= layout.shape[layout.axis] else replace(made, block=layout.block, block_axis=layout.axis)
+    block = layout.block if layout.block < layout.shape[layout.axis] else 0
+    return StoredTensor(form, HeldCodes(weight), scale, zero_point, offset, block=block, block_axis=layout.axis)
 
 
 class _Layout(NamedTuple):
@@ -158,8 +163,8 @@ def _layout(node: Node) -> _Layout | None:
     return _Layout(shape, block, axis) if len(shape) > 1 and math.prod(shape) <= 1 << 40 and block > 0 else None
 
 
-def _is_table(data: np.ndarray | StoredTensor | None, form: Format) -> bool:
-    return isinstance(data, np.ndarray) and np.array_equal(data, form.values, equal_nan=True)
+def _table(form: Format) -> np.ndarray:
+    return form.values if form.pairs is None else np.array(form.pairs, np.float32)
 
 
 def _read_zero_points(part: np.ndarray | StoredTensor, form: Format) -> np.ndarray | StoredTensor | None:

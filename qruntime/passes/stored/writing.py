@@ -14,7 +14,7 @@ from qruntime.ir.marks import to_metadata
 from qruntime.ir.stored import stack
 from qruntime.onnx_io.messages import FunctionProto
 from qruntime.passes.rewriting import QRUNTIME, as_attribute
-from qruntime.passes.stored import cache_functions, cast_chain, dequantize_linear, functions, half, outliers
+from qruntime.passes.stored import cache_functions, cast_chain, dequantize_linear, functions, half, outliers, rounding_functions
 from qruntime.passes.stored.embedding_rows import write_embedding_rows
 from qruntime.passes.stored.function_bodies import LEAST_OPSET, function
 
@@ -35,7 +35,10 @@ def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
 
 
 def _function(name: str, opset: int) -> FunctionProto:
-    return cache_functions.function(name, opset) if name in cache_functions.NAMES else function(name, opset)
+    for family in (cache_functions, rounding_functions):
+        if name in family.NAMES:
+            return family.function(name, opset)
+    return function(name, opset)
 
 
 def write_stored(graph: Graph) -> None:

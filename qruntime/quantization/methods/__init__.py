@@ -6,6 +6,7 @@ from qruntime.quantization.methods.awq import AWQ, ClipRanges
 from qruntime.quantization.methods.fptq import ActivationMode, LogEqualize
 from qruntime.quantization.methods.gptq import GPTQ
 from qruntime.quantization.methods.mofq import MoFQ
+from qruntime.quantization.methods.olive import OliVe
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
 from qruntime.quantization.methods.quantease import QuantEase
 from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
@@ -27,6 +28,7 @@ RECIPES = Recipes(
         Recipe("Outlier Suppression+", "W6A6-static", (OutlierSuppressionPlus(),)),
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
         Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
+        Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},
 )

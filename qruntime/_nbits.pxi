@@ -93,8 +93,8 @@ cdef class PackedNBits(PackedWeights):
         self.scale = _factors(scale, "scale", shape)
         self.zero_point = None if zero_point is None else _factors(zero_point, "zero_point", shape)
         self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
-        if activations not in ("float", "per_token", "per_tensor"):
-            raise ValueError(f"activations must be float, per_token or per_tensor, got {activations}")
+        if activations not in ("float", "per_token", "per_tensor", "static"):
+            raise ValueError(f"activations must be float, per_token, per_tensor or static, got {activations}")
         self.activations = activations
         if activations != "float":
             self._for_codes()

@@ -16,8 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/// Whose range the codes of a row cover: its own, or that of all rows together. X(enumerator, name)
-#define QRT_RANGE_MODES(X) X(PER_TOKEN, per_token) X(PER_TENSOR, per_tensor)
+/// Whose range the codes of a row cover: its own, that of all rows together, or one that is known. X(enumerator, name)
+#define QRT_RANGE_MODES(X) X(PER_TOKEN, per_token) X(PER_TENSOR, per_tensor) X(STATIC, static)
 
 typedef enum {
 #define X(enumerator, name) QRT_##enumerator,
@@ -29,20 +29,22 @@ typedef enum {
 typedef struct {
     qrt_range_mode mode;
     int32_t qmax;         ///< the greatest code
+    float scale;          ///< of QRT_STATIC, and
+    int32_t zero_point;
 } qrt_q8_grid;
 
 enum { QRT_Q8_LEAST_QMAX = 3, QRT_Q8_MOST_QMAX = 255 };
 
-/// From the integers of a node: a mode, and qmax unless it is 255. False when they are no grid.
+/// From the integers of a node: a mode whose ranges are found, and qmax unless it is 255. False when they are no grid.
 static inline bool qrt_q8_read_grid(const int64_t *ints, int num_ints, qrt_q8_grid *grid) {
     if (num_ints < 1) return false;
     const int64_t mode = ints[0], qmax = num_ints > 1 ? ints[1] : QRT_Q8_MOST_QMAX;
-    *grid = (qrt_q8_grid){(qrt_range_mode)mode, (int32_t)qmax};
+    *grid = (qrt_q8_grid){.mode = (qrt_range_mode)mode, .qmax = (int32_t)qmax};
     return mode >= QRT_PER_TOKEN && mode <= QRT_PER_TENSOR && qmax >= QRT_Q8_LEAST_QMAX && qmax <= QRT_Q8_MOST_QMAX;
 }
 
 /// What weights that read floats do not look at.
-static const qrt_q8_grid QRT_Q8_ANY_GRID = {QRT_PER_TOKEN, QRT_Q8_MOST_QMAX};
+static const qrt_q8_grid QRT_Q8_ANY_GRID = {.mode = QRT_PER_TOKEN, .qmax = QRT_Q8_MOST_QMAX};
 
 /// What the sum over k leaves behind of a quantized row.
 typedef struct {

@@ -64,8 +64,9 @@ static job job_of(const qrt_layer *layers, int num_layers, const float *a, int64
 
 /// Parameters for the whole of `a`, kept in `shared`, where the mode asks for them.
 static void share_range(job *j, qrt_q8_row *shared) {
-    if (j->grid.mode != QRT_PER_TENSOR) return;
-    *shared = qrt_q8_tensor_parameters(j->shape.codes, j->a, j->lda_elems, j->m, j->layers[0].w->k, j->grid.qmax);
+    if (j->grid.mode == QRT_PER_TOKEN) return;
+    if (j->grid.mode == QRT_STATIC) *shared = (qrt_q8_row){.scale = j->grid.scale, .zero_point = j->grid.zero_point};
+    else *shared = qrt_q8_tensor_parameters(j->shape.codes, j->a, j->lda_elems, j->m, j->layers[0].w->k, j->grid.qmax);
     j->shared = shared;
 }
 

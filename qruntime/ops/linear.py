@@ -72,7 +72,7 @@ def _linear(node: Node) -> NativeCall | None:
     held = None if weight is None else weight.stored
     packed: _kernels.Packed | None
     packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
-    ints = [code, *_grid(node)]  # which weights for float activations do not look at
+    ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
     unpack = {} if held is None else {1: _codes_in(held, 0)}
     return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
@@ -102,11 +102,14 @@ def dynamic_quantized_linear(
     parameters: Sequence[float] = (),
     range: str = "per_token",
     bits: int = 8,
+    scale: float = 1.0,
+    zero_point: int = 0,
     engine: str = "qruntime",
 ) -> np.ndarray:
     """x [..., K] float32 or narrower, weight [K, N] of integers with one scale, one per column or one per group → [..., N] of that type.
 
-    Each row of x (or the whole of it) is quantized to `bits` bits from its own range; sums are exact integers.
+    Each row of x (or the whole of it) is quantized to `bits` bits from its own range; sums are exact integers. With the `range`
+    static, x holds what codes of `scale` and `zero_point` stand for, as RoundToCodes makes it.
     Another `engine` quantizes and rounds as qruntime/ops/engines.py says.
     """
     _check_last_dimension(x, weight)
@@ -114,8 +117,7 @@ def dynamic_quantized_linear(
     if engine != "qruntime":
         y = engines.product(rows, engines.prepare(weight), bias, engine)
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), None, residual, activation, parameters, x.dtype)
-    codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1), bits)
-    centred = codes.astype(np.int64).reshape(rows.shape) - row_zero
+    centred, row_scale = _centred(rows, range, bits, scale)
     if weight.block or weight.format is not INT8:
         y = _sum_groups(centred, weight) * row_scale
         return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
@@ -123,6 +125,15 @@ def dynamic_quantized_linear(
     total = centred @ (weight.unpacked().astype(np.int64) - weight.zero_point.astype(np.int64))
     y = total.astype(np.float32) * (row_scale * weight.scale)
     return _finish(y.reshape(*x.shape[:-1], weight.shape[1]), bias, residual, activation, parameters, x.dtype)
+
+
+def _centred(rows: np.ndarray, range: str, bits: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Codes less their zero point, int64 [M, K], and their scale, float32 [M, 1] or one for all."""
+    if range == "static":
+        row_scale = np.float32(scale)
+        return np.rint(rows / row_scale).astype(np.int64), np.asarray(row_scale)
+    codes, row_scale, row_zero = quantize_rows(rows if range == "per_token" else rows.reshape(1, -1), bits)
+    return codes.astype(np.int64).reshape(rows.shape) - row_zero, row_scale
 
 
 def _sum_groups(centred: np.ndarray, weight: StoredTensor) -> np.ndarray:
@@ -148,18 +159,25 @@ def _linear_q8(node: Node) -> NativeCall | None:
         return None
     inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
-    ints = [code, *_grid(node)]
+    ints, floats = _with_grid(node, [code], floats)
     unpack = {1: _codes_in(weight.stored, 0)}
     return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")
 def merged_dynamic_quantized_linear(
-    x: np.ndarray, *parameters: Any, activations: tuple[str, ...], range: str = "per_token", bits: int = 8
+    x: np.ndarray,
+    *parameters: Any,
+    activations: tuple[str, ...],
+    range: str = "per_token",
+    bits: int = 8,
+    scale: float = 1.0,
+    zero_point: int = 0,
 ) -> tuple[np.ndarray, ...]:
     """Several DynamicQuantizedLinear of one x: weight and bias of each; one output for each."""
     layers = zip(activations, parameters[::2], parameters[1::2])
-    return tuple(dynamic_quantized_linear(x, *layer, activation=activation, range=range, bits=bits) for activation, *layer in layers)
+    rows = {"range": range, "bits": bits, "scale": scale, "zero_point": zero_point}
+    return tuple(dynamic_quantized_linear(x, *layer, activation=activation, **rows) for activation, *layer in layers)
 
 
 @merged_dynamic_quantized_linear.native
@@ -168,16 +186,19 @@ def _merged_linear_q8(node: Node) -> NativeCall | None:
     packed = [_packed_for_codes(node.input(i), node.input(i + 1), mode) for i in range(1, len(node.inputs), 2)]
     if None in packed:
         return None
-    ints = [*map(activation_code, node.attr("activations")), *_grid(node)]
+    ints, floats = _with_grid(node, list(map(activation_code, node.attr("activations"))), [])
     weights = [None if value is None else value.stored for value in node.inputs[1::2]]
     unpack = {1 + 2 * i: _codes_in(weight, i) for i, weight in enumerate(weights) if weight is not None}
-    return NativeCall("linear", ints=ints, packed=packed, inputs=[0], unpack=unpack)
+    return NativeCall("linear", ints=ints, floats=floats, packed=packed, inputs=[0], unpack=unpack)
 
 
-def _grid(node: Node) -> tuple[int, ...]:
-    """The integers that say how activations become codes."""
-    bits = node.attr("bits", 8)
-    return _kernels.RANGE[node.attr("range", "per_token")], *(() if bits == 8 else ((1 << bits) - 1,))
+def _with_grid(node: Node, codes: list[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Integers and floats of the node "linear": those of the activation functions, then how what is read becomes codes."""
+    mode, most = node.attr("range", "per_token"), (1 << node.attr("bits", 8)) - 1
+    ints = [*codes, _kernels.RANGE[mode], most]
+    if mode != "static":
+        return ints, list(floats)
+    return [*ints, node.attr("zero_point", 0)], [*floats, *[0.0] * (2 * len(codes) - len(floats)), node.attr("scale", 1.0)]
 
 
 def _packed_for_codes(weight: Value | None, bias: Value | None, mode: str) -> _kernels.Packed | None:

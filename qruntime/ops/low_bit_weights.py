@@ -34,7 +34,8 @@ def fits_quantized_activations(stored: StoredTensor) -> bool:
 def pack_nbits(
     stored: StoredTensor, bias: np.ndarray | None, activations: str = "float", origin: tuple[Any, ...] = ()
 ) -> _kernels.PackedNBits | None:
-    """A weight [K, N] for activations that stay float, or are quantized "per_token" or "per_tensor"; None where no kernel has its form.
+    """A weight [K, N] for activations that stay float, or are quantized "per_token", "per_tensor" or "static"; None where no
+    kernel has its form.
 
     `origin` names codes that were cut out of others.
     """

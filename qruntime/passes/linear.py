@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from qruntime.ir import Graph, Node, StoredTensor, Value, constant, stored_const
 from qruntime.ir.formats import FP4, INT8
 from qruntime.ops.elementwise import is_narrow_float, is_packable, narrow
 from qruntime.ops.engines import ENGINES
+from qruntime.ops.low_bit_weights import fits_quantized_activations
 from qruntime.passes.activations import activation_in
 from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, only_reader, splice, trace
@@ -65,19 +67,18 @@ def _lower(
     builder = Builder(node, max(node.version, _BROADCASTS))
     bias_value = constant(f"{weight.name}/bias", bias) if isinstance(bias, np.ndarray) else None
     if data is None:
-        codes = weight.stored if not multiplies_codes(node) or is_grouped(weight) else int8_codes(weight)
+        rows = row_attributes(node) if multiplies_codes(node) else _static_rows(x, weight, transposed)
+        codes = weight.stored if rows is None or is_grouped(weight) else int8_codes(weight)
         if codes is None:
             return Skip("the codes are none of the kernel")
         key = (weight, alpha, transposed)
         if key not in columns:
             codes = codes.transposed() if transposed else codes
             columns[key] = stored_constant(weight.name, codes.scaled(alpha) if alpha != 1.0 else codes)
-        if not multiplies_codes(node):
+        if rows is None:
             product = builder.Linear(x, columns[key], bias_value, None, activation="none")
             return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
-        product = builder.DynamicQuantizedLinear(
-            x, columns[key], bias_value, None, activation="none", **row_attributes(node), **engine_attribute(node)
-        )
+        product = builder.DynamicQuantizedLinear(x, columns[key], bias_value, None, activation="none", **rows, **engine_attribute(node))
         return builder, _add_bias(builder, product, node, weight) if isinstance(bias, Skip) else product
     if not is_packable(data.dtype):
         return Skip(f"the weight is {data.dtype}, need float32 or narrower")
@@ -116,7 +117,25 @@ def multiplies_codes(node: Node) -> bool:
     return node.mark is not None and node.mark.multiplies_codes
 
 
-def row_attributes(node: Node) -> dict[str, str | int]:
+def _static_rows(x: Value, weight: Value, transposed: bool) -> dict[str, Any] | None:
+    """What a lowered node says of activations that stand for codes of one scale, over weights of few bits that take codes."""
+    node, stored = x.producer, weight.stored
+    if node is None or not node.is_op("RoundToCodes", domain=QRUNTIME) or stored is None or not is_grouped(weight):
+        return None
+    if not fits_quantized_activations(stored.transposed() if transposed else stored):
+        return None
+    scale, zero_point = (None if value is None else value.data for value in node.inputs[1:3])
+    assert scale is not None
+    assert zero_point is not None
+    if not scale.size:
+        return None
+    one, zero, most = scale.reshape(-1)[0], zero_point.reshape(-1)[0], node.attr("most", 255)
+    if (scale != one).any() or (zero_point != zero).any() or one < np.finfo(np.float32).tiny or zero > most:
+        return None
+    return {"range": "static", "bits": int(most).bit_length(), "scale": float(one), "zero_point": int(zero)}
+
+
+def row_attributes(node: Node) -> dict[str, Any]:
     """What a lowered node of such a layer says of its activations."""
     assert node.mark is not None
     bits = {} if node.mark.bits == 8 else {"bits": node.mark.bits}

@@ -12,7 +12,7 @@ from qruntime.passes.rewriting import QRUNTIME, splice, trace
 _MOST = 16
 """MAX_LAYERS in kernels/nodes/linear.c."""
 
-_ROWS = ("range", "bits")
+_ROWS = ("range", "bits", "scale", "zero_point")
 """How rows become codes."""
 
 

@@ -27,16 +27,6 @@ LEAST_OPSET_OF_CLUSTERS = 13
 _CLIP_OF_INPUTS = 11
 
 
-def cluster_range(low: np.ndarray, high: np.ndarray, clusters: np.ndarray) -> InputRange:
-    """The range [K] of each channel, where channels of one number in `clusters` [K] share one; `low`, `high` [K]: of the channels."""
-    _, members = np.unique(clusters, return_inverse=True)
-    least = np.zeros(members.max(initial=-1) + 1, np.float32)
-    greatest = least.copy()
-    np.minimum.at(least, members, low.astype(np.float32))
-    np.maximum.at(greatest, members, high.astype(np.float32))
-    return InputRange(least[members], greatest[members])
-
-
 def parameters(found: InputRange, form: Format) -> tuple[np.ndarray, np.ndarray]:
     """Scale float32 and zero point uint8, of the shape of the range, for codes 0 … 2^bits − 1 that cover it and 0."""
     low = np.minimum(np.asarray(found.low, np.float32), 0).astype(np.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from qruntime import _kernels
 from qruntime.ops.linear import quantize_rows
 
 F32 = np.float32
-PER_TOKEN, PER_TENSOR = range(2)
+PER_TOKEN, PER_TENSOR, STATIC = range(3)
 BITS = range(2, 9)
 
 
@@ -44,7 +44,9 @@ def restored(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray) -> np
     return (codes.astype(F32) - zero_point.astype(F32)) * scale
 
 
-def shown(x: np.ndarray, bits: int, kind: str, mode: int = PER_TOKEN, threads: int = 1) -> np.ndarray:
+def shown(
+    x: np.ndarray, bits: int, kind: str, mode: int = PER_TOKEN, threads: int = 1, ints: Sequence[int] = (), floats: Sequence[float] = ()
+) -> np.ndarray:
     """x as its codes stand for it: the product with a weight that is the identity."""
     k = x.shape[1]
     if kind == "int8":
@@ -52,7 +54,7 @@ def shown(x: np.ndarray, bits: int, kind: str, mode: int = PER_TOKEN, threads: i
     else:
         identity = np.eye(k, dtype=np.uint8) + np.uint8(1 << int(kind) - 1)
         packed = _kernels.PackedNBits(identity, np.ones((k, -(-k // 16)), F32), bits=int(kind), group=16, activations="per_token")
-    (y,) = _kernels.call_node("linear", [x], [0, mode, 2**bits - 1], packed=[packed], num_threads=threads)
+    (y,) = _kernels.call_node("linear", [x], [0, *(ints or (mode, 2**bits - 1))], floats=floats, packed=[packed], num_threads=threads)
     return y
 
 
@@ -112,7 +114,30 @@ def test_extremes():
     assert shown(x[:0], 4, "int8").shape == (0, 3)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", ["int8", "2", "3", "8"])
+def test_a_range_that_is_known(bits: int, kind: str):
+    """Numbers that stand for codes become these codes again, whatever the scale."""
+    rng = np.random.default_rng(bits)
+    for scale in (1e-30, 0.013, 0.1, 0.7, 3e30):
+        zero = int(rng.integers(0, 2**bits))
+        codes = rng.integers(0, 2**bits, (70, 33))
+        x = (codes - zero).astype(F32) * F32(scale)
+        floats = [0.0, 0.0, float(F32(scale))]
+        y = shown(x, bits, kind, ints=[STATIC, 2**bits - 1, zero], floats=floats, threads=2)
+        np.testing.assert_array_equal(y, (codes - zero).astype(F32) * F32(scale))
+        np.testing.assert_array_equal(shown(x[3:4], bits, kind, ints=[STATIC, 2**bits - 1, zero], floats=floats), y[3:4])
+
+
 def test_declines_grids_that_are_none():
+    for ints, floats in (
+        ([STATIC, 15, 16], [0, 0, 1]), ([STATIC, 15, -1], [0, 0, 1]), ([STATIC, 256, 0], [0, 0, 1]), ([STATIC, 15], [0, 0, 1]),
+        ([STATIC, 15, 0], [1]), ([STATIC, 15, 0], []), ([STATIC, 15, 0], [0, 0, 0]), ([STATIC, 15, 0], [0, 0, -1]),
+        ([STATIC, 15, 0], [0, 0, math.nan]), ([STATIC, 15, 0], [0, 0, math.inf]), ([PER_TOKEN, 15, 0], [0, 0, 1]),
+        ([STATIC, 15, 0], [0, 0, 1e-39]), ([STATIC, 15, 0, 0], [0, 0, 1]),
+    ):  # fmt: skip
+        packed = _kernels.PackedQ8(np.eye(3, dtype=np.int8), np.ones(1, F32))
+        assert _kernels.call_node("linear", [random(2, 3)], [0, *ints], floats=floats, packed=[packed]) is None
     packed = _kernels.PackedQ8(np.eye(3, dtype=np.int8), np.ones(1, F32))
     for ints in ([0, 0, 2], [0, 0, 256], [0, 0, -1], [0, 2, 15], [0, -1, 15], [0, 0, 15, 15], [0], [0, 0, 2**40 + 15]):
         assert _kernels.call_node("linear", [random(2, 3)], ints, packed=[packed]) is None

@@ -269,7 +269,7 @@ def refused(message: str, *args: object, **options: object) -> None:
 
 def test_what_is_refused() -> None:
     codes, scale = np.zeros((4, 32), np.uint8), np.ones((4, 1), F32)
-    refused("activations must be", codes, scale, bits=4, activations="static")
+    refused("activations must be", codes, scale, bits=4, activations="sometimes")
     refused("zero points that are codes", codes, scale, np.full((4, 1), 0.5, F32), bits=4)
     refused("zero points that are codes", codes, scale, np.full((4, 1), 16), bits=4)
     refused("zero points that are codes", codes, scale, np.full((4, 1), -1), bits=4)

@@ -15,15 +15,16 @@ from onnx.reference import ReferenceEvaluator
 import qruntime
 from qruntime.errors import QuantizationError
 from qruntime.ir.formats import FORMATS
+from qruntime.ops.linear import dynamic_quantized_linear
 from qruntime.ops.rounded_activations import round_to_float8
 from qruntime.quantization.scheme import Inputs, Scheme, parse
-from qruntime.quantization.static_ranges import cluster_range, parameters
+from qruntime.quantization.static_ranges import parameters
 from qruntime.quantization.statistics import Statistics
 from qruntime.quantization.steps import InputRange
 from tests.small_models import assert_same_bits, model_bytes, random
 
 FLOAT = onnx.TensorProto.FLOAT
-STATIC = ["W8A8-static", "W8A5-static", "W6A6-static", "W4A4-static", "W4A3-static-g32", "W8A2-static"]
+STATIC = ["W8A8-static", "W8A5-static", "W6A6-static", "W4A4-static", "W4A3-static-g32", "W3A8-static", "Wfp4A6-static-g16", "W8A2-static"]
 K = 75
 
 
@@ -36,7 +37,10 @@ class Clusters:
 
     def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
         assert inputs.clusters == self.count
-        return cluster_range(statistics.low, statistics.high, np.arange(len(statistics.low)) % self.count)
+        low, high, members = statistics.low.copy(), statistics.high.copy(), np.arange(len(statistics.low)) % self.count
+        for cluster in range(self.count):
+            low[members == cluster], high[members == cluster] = low[members == cluster].min(), high[members == cluster].max()
+        return InputRange(low, high)
 
 
 def two_readers(opset: int = 17, k: int = K) -> qruntime.Model:
@@ -100,10 +104,14 @@ def test_one_range_for_the_tensor(scheme: str, opset: int, tmp_path: Path):
         np.testing.assert_allclose(y, exact, atol=1e-5 * np.abs(exact).max())
     check_file(quantized, x, tmp_path / "q.onnx")
     kinds = [(node.op_type, node.kernel) for node in quantized.profile({"x": x}, repeat=1).nodes]
-    assert all(kernel for _, kernel in kinds)
-    first = ("QuantizeLinear", "quantize_linear") if int(scheme[1]) > 4 else ("RoundToCodes", "round_to_codes")
-    assert kinds[0] == first, "the limit is part of the rounding, and nothing looks for ranges"
-    assert len(kinds) == 3
+    if scheme[1] in "5678":
+        assert kinds == [("QuantizeLinear", "quantize_linear"), *[("QLinearMatMul", "qlinear_matmul")] * 2]
+        return
+    assert kinds == [("RoundToCodes", "round_to_codes"), ("MergedDynamicQuantizedLinear", "linear_nbits_q8")]
+    scale, zero = (float(value.data) for value in quantized.graph.nodes[-3].inputs[1:])
+    for node, y in zip(quantized.graph.nodes[-2:], quantized(x), strict=True):
+        known = {"range": "static", "bits": bits, "scale": scale, "zero_point": int(zero)}
+        assert_same_bits(y, dynamic_quantized_linear(taken, node.input(1).stored, None, **known))
 
 
 @pytest.mark.parametrize(("bits", "count"), [(2, 3), (4, 1), (4, 5), (6, K), (8, 4)])
@@ -121,7 +129,8 @@ def test_a_range_for_each_cluster(bits: int, count: int, opset: int, tmp_path: P
         np.testing.assert_allclose(y, exact, atol=1e-5 * np.abs(exact).max())
     check_file(quantized, x, tmp_path / "q.onnx")
     kinds = [(node.op_type, node.kernel) for node in quantized.profile({"x": x}, repeat=1).nodes]
-    assert kinds == [("RoundToCodes", "round_to_codes"), *[("Linear", "linear_nbits")] * 2]
+    product = [("MergedDynamicQuantizedLinear", "linear_nbits_q8")] if count == 1 else [("Linear", "linear_nbits")] * 2
+    assert kinds == [("RoundToCodes", "round_to_codes"), *product]
 
 
 def test_one_cluster_is_the_tensor():
@@ -131,16 +140,13 @@ def test_one_cluster_is_the_tensor():
         assert_same_bits(y, z)
 
 
-def test_ranges_of_clusters():
-    low, high = np.float32([-1, 2, -3, 0, 5]), np.float32([1, 3, -2, 0, 9])
-    found = cluster_range(low, high, np.array([7, 0, 7, 3, 0]))
-    assert found.low.tolist() == [-3, 0, -3, 0, 0]
-    assert found.high.tolist() == [1, 9, 1, 0, 9]
+def test_ranges_of_channels():
+    found = InputRange(np.float32([-3, 2, -3, 0]), np.float32([1, 9, -2, 0]))
     scale, zero = parameters(found, FORMATS["uint4"])
-    np.testing.assert_array_equal(scale, np.float32([4 / 15, 9 / 15, 4 / 15, 1, 9 / 15]))
-    assert zero.tolist() == [11, 0, 11, 0, 0]
+    np.testing.assert_array_equal(scale, np.float32([4 / 15, 9 / 15, 3 / 15, 1]))
+    assert zero.tolist() == [11, 0, 15, 0]
     assert [part.dtype for part in (scale, zero)] == [np.float32, np.uint8]
-    assert cluster_range(low[:0], high[:0], np.zeros(0, int)).low.shape == (0,)
+    assert parameters(InputRange(found.low[:0], found.high[:0]), FORMATS["uint4"])[0].shape == (0,)
     scale, _ = parameters(InputRange(np.float32(0), np.float32(1e-45)), FORMATS["uint8"])
     assert np.isfinite(1 / scale)
 

@@ -1,4 +1,6 @@
 /// Linear layers with constant, packed weights of any kind.
+#include <float.h>
+
 #include "../weights.h"
 #include "epilogue.h"
 
@@ -16,21 +18,35 @@ static bool is_row(const qrt_tensor *t, int32_t rank, int64_t n) {
     return t->dtype == QRT_F32 && t->rank >= 1 && t->rank <= rank && t->dims[t->rank - 1] == n && t->size == n;
 }
 
+/// How `count` layers quantize what they read; false when that makes no sense.
+static bool read_grid(const qrt_node *node, int count, qrt_q8_grid *grid) {
+    const int64_t *ints = node->ints + count;
+    const int num_ints = node->num_ints - count;
+    if (num_ints < 3) return qrt_q8_read_grid(ints, num_ints, grid);
+    if (num_ints > 3 || ints[0] != QRT_STATIC || node->num_floats != 2 * count + 1) return false;
+    const int64_t found[] = {QRT_PER_TENSOR, ints[1]};
+    if (!qrt_q8_read_grid(found, 2, grid) || ints[2] < 0 || ints[2] > ints[1]) return false;
+    grid->mode = QRT_STATIC;
+    grid->scale = (float)node->floats[2 * count];
+    grid->zero_point = (int32_t)ints[2];
+    return grid->scale >= FLT_MIN && grid->scale <= FLT_MAX;
+}
+
 /// One or several layers that read the same activations.
 /// packed: qrt_weights of each. ints: activation of each, then for weights that quantize activations their qrt_range_mode and
-/// their greatest code, unless that is 255.
-/// floats: p and q of each activation.
+/// their greatest code, unless that is 255; of QRT_STATIC both, and the zero point.
+/// floats: p and q of each activation; then of QRT_STATIC the scale.
 /// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N] or one
 /// row for all of them. Outputs: one for each.
 static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
-    if (count < 1 || count > MAX_LAYERS || node->num_ints < count + 1 || node->num_ints > count + 2 || node->num_outputs != count) return QRT_DECLINE;
+    if (count < 1 || count > MAX_LAYERS || node->num_outputs != count) return QRT_DECLINE;
     if (node->num_inputs < 1 || node->num_inputs > count + 1 || !in[0]) return QRT_DECLINE;
     const qrt_tensor *a = in[0];
     int64_t dims[QRT_MAX_RANK], m;
     qrt_q8_grid grid;
     if (a->dtype != QRT_F32 || a->rank < 1) return QRT_DECLINE;
-    if (!qrt_q8_read_grid(node->ints + count, node->num_ints - count, &grid)) return QRT_DECLINE;
+    if (!read_grid(node, count, &grid)) return QRT_DECLINE;
     int last = a->rank - 1;
     for (int i = 0; i < last; i++) dims[i] = a->dims[i];
     if (!qrt_num_elements((int32_t)last, dims, &m)) return QRT_DECLINE;

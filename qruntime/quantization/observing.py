@@ -10,6 +10,7 @@ from qruntime.errors import QuantizationError
 from qruntime.quantization.statistics import MEANS, SAMPLE, SIGMA, Statistics, exact_gram, exact_mean
 
 SAMPLE_ROWS = 512
+GREATEST_ROWS = 128
 _HASHED = 16
 _ODD = np.random.default_rng(0x5EED).integers(1 << 62, size=_HASHED, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
@@ -27,20 +28,29 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
         raise QuantizationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
+    sample, greatest = _chosen(rows) if SAMPLE in kinds else (None, None)
     return Statistics(
         sum(map(len, rows)),
         low,
         high,
         exact_mean(rows, low, high) if MEANS in kinds else None,
         exact_gram(rows, low, high) if SIGMA in kinds else None,
-        _sample(rows) if SAMPLE in kinds else None,
+        sample,
+        greatest,
     )
 
 
-def _sample(batches: Sequence[np.ndarray]) -> np.ndarray:
-    """`SAMPLE_ROWS` rows that their own bits choose, in an order that depends on nothing else."""
+def _chosen(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """`SAMPLE_ROWS` rows that their own bits choose and `GREATEST_ROWS` of the greatest numbers, in orders that depend on
+    nothing else."""
     hashes = np.concatenate([_hashes(batch) for batch in batches])
-    chosen = np.argsort(hashes, kind="stable")[:SAMPLE_ROWS]
+    peaks = np.concatenate([np.maximum(batch.max(axis=1), -batch.min(axis=1)) for batch in batches])
+    sample = np.argsort(hashes, kind="stable")[:SAMPLE_ROWS]
+    return _rows(batches, sample), _rows(batches, np.lexsort((hashes, -peaks))[:GREATEST_ROWS])
+
+
+def _rows(batches: Sequence[np.ndarray], chosen: np.ndarray) -> np.ndarray:
+    """Rows at indices that count through all batches."""
     starts = np.cumsum([0, *map(len, batches)])
     which = np.searchsorted(starts, chosen, side="right") - 1
     return np.stack([batches[i][row - starts[i]] for i, row in zip(which.tolist(), chosen.tolist(), strict=True)])

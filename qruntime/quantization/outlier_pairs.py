@@ -16,6 +16,7 @@ from qruntime import _kernels
 from qruntime.ir.formats import MARKER, OVP4
 from qruntime.quantization.ranges import row_blocks
 from qruntime.quantization.scheme import TENSOR, Granularity
+from qruntime.quantization.statistics import Statistics
 from qruntime.quantization.steps import InputRange
 
 MOST_NORMAL = 7
@@ -34,25 +35,42 @@ def scales(weight: np.ndarray, granularity: Granularity, ratios: tuple[float, ..
     for rows in row_blocks(weight):
         for i, columns in enumerate(parts):
             block = np.ascontiguousarray(weight[rows, columns], np.float32)
-            tried = _tried(_three_sigma(block, axis=1), ratios)
+            tried = _tried(_three_sigma(block), ratios)
             found[rows, i] = _least(tried, _errors(block, tried))
     return found
 
 
-def scale_of(rows: np.ndarray, ratios: tuple[float, ...] = (1.0,)) -> np.floating:
-    """Of all of `rows` [T, K] float32 together. Raises ValueError when they hold NaN or infinity."""
-    tried = _tried(_three_sigma(rows, axis=None), ratios)
+def scale_of(rows: np.ndarray, ratios: tuple[float, ...] = (1.0,), weights: np.ndarray | None = None) -> np.floating:
+    """Of all of `rows` [T, K] float32 together, each counted `weights` [T] times. Raises ValueError when they hold NaN or infinity."""
+    counts = np.ones(len(rows)) if weights is None else weights
+    tried = _tried(_three_sigma_of_all(rows, counts), ratios)
     errors = np.zeros(tried.shape)
     for part in row_blocks(rows):
-        errors += _errors(np.ascontiguousarray(rows[part], np.float32), tried)
+        block = np.ascontiguousarray(rows[part], np.float32)
+        errors += counts[part] @ _errors(block, np.ascontiguousarray(np.broadcast_to(tried, (len(block), tried.shape[1]))))
     return _least(tried, errors)[0]
 
 
-def input_range(rows: np.ndarray, ratios: tuple[float, ...] = (1.0,)) -> InputRange:
-    """Of activations `rows` [T, K]: the range of the integers among them, ±7 of their scale, at most 2^18 numbers deciding."""
-    apart = max(1, -(-rows.size // _MOST_NUMBERS))
-    scale = scale_of(rows[::apart], ratios)
-    return InputRange(-MOST_NORMAL * scale, MOST_NORMAL * scale, {"outlier_pairs": outlier_share(rounded(rows, scale))})
+def input_range(statistics: Statistics, ratios: tuple[float, ...] = (1.0,)) -> InputRange:
+    """Of activations: the range of the integers among them, ±7 of their scale.
+
+    The rows of greatest numbers count once; what the sample holds beside them stands for all others, with at most 2^18 numbers.
+    """
+    sample, greatest = statistics.sample, statistics.greatest
+    assert sample is not None
+    rows, counts = sample, np.ones(len(sample))
+    if greatest is not None:
+        others = sample[_peaks(sample) < _peaks(greatest).min(initial=np.inf)]
+        others = others[:: max(1, -(-others.size // _MOST_NUMBERS))]
+        rows = np.concatenate([others, greatest])
+        counts = np.ones(len(rows))
+        counts[: len(others)] = (statistics.rows - len(greatest)) / max(1, len(others))
+    scale = scale_of(rows, ratios, counts)
+    return InputRange(-MOST_NORMAL * scale, MOST_NORMAL * scale, {"outlier_pairs": outlier_share(rounded(sample, scale))})
+
+
+def _peaks(rows: np.ndarray) -> np.ndarray:
+    return np.abs(rows).max(axis=1, initial=0)
 
 
 def _groups(k: int, size: int) -> Iterator[slice]:
@@ -61,13 +79,25 @@ def _groups(k: int, size: int) -> Iterator[slice]:
         yield slice(start, min(k, start + (size or k)))
 
 
-def _three_sigma(block: np.ndarray, axis: int | None) -> np.ndarray:
-    """α₀, of rank 1."""
+def _three_sigma(block: np.ndarray) -> np.ndarray:
+    """α₀ of each row."""
     with np.errstate(invalid="ignore", over="ignore"):
-        alpha = np.abs(block.mean(axis=axis, dtype=np.float64)) + 3 * block.std(axis=axis, dtype=np.float64)
+        return _finite(np.abs(block.mean(axis=1, dtype=np.float64)) + 3 * block.std(axis=1, dtype=np.float64))
+
+
+def _three_sigma_of_all(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """α₀ of all rows together, each counted so many times; of rank 1."""
+    numbers = max(1.0, counts.sum() * rows.shape[1])
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = counts @ rows.sum(axis=1, dtype=np.float64) / numbers
+        variance = sum(counts[part] @ ((rows[part].astype(np.float64) - mean) ** 2).sum(axis=1) for part in row_blocks(rows)) / numbers
+        return _finite(np.atleast_1d(np.abs(mean) + 3 * np.sqrt(variance)))
+
+
+def _finite(alpha: np.ndarray) -> np.ndarray:
     if not np.isfinite(alpha).all():
         raise ValueError("the weight holds NaN or infinity")
-    return np.atleast_1d(alpha)
+    return alpha
 
 
 def _tried(alpha: np.ndarray, ratios: tuple[float, ...]) -> np.ndarray:
@@ -77,7 +107,7 @@ def _tried(alpha: np.ndarray, ratios: tuple[float, ...]) -> np.ndarray:
 
 
 def _errors(block: np.ndarray, tried: np.ndarray) -> np.ndarray:
-    """What rounding loses, summed over each row, or all rows where `tried` is one; 0 where there is nothing to choose."""
+    """What rounding loses, summed over each row; 0 where there is nothing to choose."""
     errors = np.zeros(tried.shape)
     if tried.shape[1] < 2:
         return errors

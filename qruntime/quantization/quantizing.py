@@ -327,8 +327,7 @@ class _Run:
 def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:
     """Where no step chooses: all that was seen, of pairs three σ."""
     if inputs.format.is_paired:
-        assert statistics.sample is not None
-        return input_range(statistics.sample)
+        return input_range(statistics)
     return InputRange(statistics.low.min(), statistics.high.max())
 
 

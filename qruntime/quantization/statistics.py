@@ -36,6 +36,9 @@ class Statistics:
     """[K, K] float64: Σ = XᵀX."""
     sample: np.ndarray | None = None
     """[≤ T, K] float32: rows that are chosen, and in an order that is given, by their own bits."""
+    greatest: np.ndarray | None = None
+    """[≤ T, K] float32, beside a sample: the rows that hold the greatest |x|. One token of hundreds can be a thousand times the
+    others; a sample misses it, and ranges are made for it."""
 
     @property
     def absmax(self) -> np.ndarray:

@@ -239,7 +239,7 @@ def changed_statistics(statistics: Statistics, equivalence: Equivalence) -> Stat
     """Of the tensor after the change. What a shift leaves unknown (means, Σ) is None then."""
     low, high = changed_rows(np.stack([statistics.low, statistics.high]), equivalence).astype(np.float32)
     is_shifted = equivalence.shift is not None
-    means, sigma, sample = statistics.mean_abs, statistics.sigma, statistics.sample
+    means, sigma, sample, greatest = statistics.mean_abs, statistics.sigma, statistics.sample, statistics.greatest
     return replace(
         statistics,
         low=low,
@@ -247,4 +247,5 @@ def changed_statistics(statistics: Statistics, equivalence: Equivalence) -> Stat
         mean_abs=None if means is None or is_shifted else changed_rows(means[None], equivalence)[0],
         sigma=None if sigma is None or is_shifted else changed_rows(changed_rows(sigma, equivalence).T, equivalence),
         sample=None if sample is None else changed_rows(sample, equivalence).astype(np.float32),
+        greatest=None if greatest is None else changed_rows(greatest, equivalence).astype(np.float32),
     )

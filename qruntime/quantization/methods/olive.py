@@ -12,7 +12,7 @@ The scale is the one of the ratios `low`, `low` + `step` â€¦ up to `high` of (|Î
 Deviations. Normal values are integers; the authors also try flint4 for each tensor, whose outliers up to 192 fit no byte, so that
 sums of products would not be exact. Of two outliers in a pair the larger stays; the authors' program keeps the first. A last
 channel without partner is clipped to the integers in weights, where no code is left for a marker, and may be an outlier in
-activations. Scales of activations come from at most 2^18 numbers, rows as evenly apart as can be.
+activations. Scales of activations come from a sample of rows and from those of the greatest numbers, not from all.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ class OliVe:
         return Solved(made, {"outlier_pairs": outlier_pairs.outlier_share(made.stored.values())})
 
     def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
-        """The scale of a tensor, from the sample of its rows, as the range of the integers."""
+        """The scale of a tensor, from what is known of its rows, as the range of the integers."""
         if not inputs.format.is_paired:
             raise ValueError(f"OliVe makes pairs, Aovp4, and the scheme asks for {inputs}")
-        assert statistics.sample is not None
-        return outlier_pairs.input_range(statistics.sample, self.ratios)
+        return outlier_pairs.input_range(statistics, self.ratios)

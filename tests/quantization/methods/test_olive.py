@@ -161,6 +161,20 @@ def test_with_outliers_it_is_far_better():
     assert found.low == -found.high
 
 
+def test_a_token_that_the_sample_misses_counts_once():
+    """A sample of every eighth row, and the greatest rows beside it, decide as all rows do."""
+    x = outlier_rows(rows=1024, seed=3)
+    x[17] *= 40
+    extremes = len(x), x.min(axis=0), x.max(axis=0)
+    peaks = np.abs(x).max(axis=1)
+    known = Statistics(*extremes, sample=x[::8], greatest=x[np.argsort(-peaks)[:16]])
+    every, found, blind = (
+        OliVe().range(INPUTS, one).high for one in (Statistics(*extremes, sample=x), known, Statistics(*extremes, sample=x[::8]))
+    )
+    assert found == pytest.approx(every, rel=0.1)
+    assert blind < 0.5 * every
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-42, 3e38])
 def test_extreme_weights(value: float):
     w = np.zeros((2, 6), np.float32)
@@ -309,7 +323,7 @@ def test_what_is_inserted_rounds_what_the_layer_reads():
     loaded = model(64)
     node = loaded.graph.nodes[0]
     x = outlier_rows(64, 5)
-    range_of = outlier_pairs.input_range(x)
+    range_of = outlier_pairs.input_range(Statistics(len(x), x.min(axis=0), x.max(axis=0), sample=x))
     insert_pairs(loaded.graph, node.input(0), [node], range_of)  # type: ignore[arg-type]
     rounded = pair_values(x, np.float32(range_of.high / 7)) * np.float32(range_of.high / 7)
     assert_same_bits(loaded(x), model(64)(rounded))

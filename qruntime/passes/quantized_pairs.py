@@ -22,6 +22,7 @@ from qruntime.ir import Graph, Node, TypeInfo, Value, constant
 from qruntime.ir.dtypes import onnx_code
 from qruntime.ir.formats import INTEGERS, UNSIGNED
 from qruntime.ops.contrib.domain import MICROSOFT
+from qruntime.ops.elementwise import widen
 from qruntime.ops.quantize_linear import quantize_linear
 from qruntime.passes.activations import activation_in
 from qruntime.passes.cleanup import remove_dead_nodes
@@ -175,7 +176,7 @@ def _weight(value: Value | None, axis: int) -> _Weight | Skip:
     zeros = np.zeros(stored.scale.shape, codes.dtype) if zero_point is None else zero_point
     if stored.outliers is not None or not isinstance(zeros, np.ndarray):
         return Skip("the weight has outliers, or zero points that are codes")
-    return _Weight(codes, stored.scale.reshape(-1), zeros.reshape(-1))
+    return _Weight(codes, widen(stored.scale.reshape(-1)), zeros.reshape(-1))
 
 
 def _bias(value: Value | None, x_scale: np.ndarray, w_scale: np.ndarray, maps: int) -> np.ndarray | Skip | None:

@@ -10,6 +10,7 @@ from qruntime.ir import Graph, Node, StoredTensor, Value, constant
 from qruntime.ir.dtypes import numpy_dtype, onnx_code
 from qruntime.ir.formats import INT8, UINT8
 from qruntime.ops.contrib.domain import MICROSOFT
+from qruntime.ops.elementwise import widen
 
 _UINT8, _INT8 = 2, 3
 """Codes of ONNX element types."""
@@ -94,7 +95,7 @@ def _constant_codes(name: str, stored: StoredTensor) -> Codes | None:
     assert isinstance(stored.scale, np.ndarray) and not isinstance(stored.zero_point, StoredTensor)
     codes = stored.unpacked()
     zero = np.zeros((), codes.dtype) if stored.zero_point is None else stored.zero_point.reshape(())
-    parameters = constant(f"{name}/scale", stored.scale.reshape(())), constant(f"{name}/zero_point", zero)
+    parameters = constant(f"{name}/scale", widen(stored.scale.reshape(()))), constant(f"{name}/zero_point", zero)
     scale = scale_of(*parameters, 0)
     return None if scale is None else Codes(constant(f"{name}/codes", codes), scale)
 

@@ -98,7 +98,7 @@ def rounded_scale(span: np.ndarray, args: QArgs) -> Part:
     if args.scales.kind == POW2:
         return np.exp2(np.ceil(np.log2(span))).astype(np.float32)
     if args.scales.kind == HALF:
-        return np.clip(span, 2.0**-24, 65504).astype(np.float16).astype(np.float32)
+        return np.clip(span, 2.0**-24, 65504).astype(np.float16)
     return span.astype(np.float32)
 
 

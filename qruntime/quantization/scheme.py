@@ -1,13 +1,13 @@
 """What the numbers of a layer are to look like: `W4A16-g128`, `W8A8-static`, `Wnf4A16-g64`, `Wfp4Afp8-g256`, `W4A4-KV4`.
 
-    W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token][-bilevel | -double]
+    W<format>A<format>[-KV<bits>][-g<size> | -channel | -tensor][-sym | -asym][-static | -token][-f16 | -pow2 | -bilevel | -double]
 
 Formats are 2 to 8 (bits of integers), 16, nf4, fp4, fp8 and ovp4. Weights have a scale per output channel unless -g says one
 for every <size> input channels of it, or -tensor one for all; integers are affine below 8 bits and symmetric at 8 unless -sym
 or -asym say otherwise. Activations have 2 to 8 bits or are fp8 or ovp4; integers are affine, and their ranges are those of each
 token at every run, unless -static gives one range to the tensor for ever; ovp4 is static in any case. A16 leaves activations
-float. -KV4 and -KV8 say how the keys and values of a cache are stored. -bilevel stores scales and zero points in 3 bits,
--double scales in 8.
+float. -KV4 and -KV8 say how the keys and values of a cache are stored. -f16 stores scales in float16, -pow2 rounds them up to
+powers of two, -bilevel stores scales and zero points in 3 bits, -double scales in 8.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class QArgs:
             object.__setattr__(self, "scales", ScaleCoding(self.scales))
         if not isinstance(self.scales, ScaleCoding):
             raise QuantizationError(f"scales must be a ScaleCoding or the kind of one, got {self.scales!r}")
+        if self.format is FLOAT16 and self.scales.kind != FLOAT32:
+            raise QuantizationError(f"float16 weights have no scales, in {self.scales.kind} or otherwise")
         if self.scales.has_codes and self.granularity.kind == TENSOR:
             raise QuantizationError(f"{self.scales.kind} scales are for groups or channels: a tensor has one scale")
         if self.scales.kind == BILEVEL and (self.symmetric or not self.format.is_integer or self.format.is_signed):
@@ -179,6 +181,7 @@ class Scheme:
 
 _NAMED = {"nf4": NF4, "fp4": FP4, "fp8": FP8, "ovp4": OVP4}
 _NAMED_INPUTS = {"fp8": Inputs(FP8), "ovp4": Inputs(OVP4, TENSOR, is_static=True)}
+_SCALES = {"f16": HALF, "pow2": POW2, "bilevel": BILEVEL, "double": DOUBLE}
 _CACHES = {"kv4": UINT4, "kv8": UINT8}
 _TEXT = re.compile(r"W(?P<weights>nf4|fp4|fp8|ovp4|\d+)A(?P<inputs>[a-z]+\d|\d+)(?P<rest>(-[A-Za-z]+\d*)*)", re.IGNORECASE)
 _KNOWN = "W4A16-g128, W8A8, W8A8-static, Wnf4A16-g64, Wfp4Afp8-g256, W4A4-KV4, W3A16"
@@ -197,7 +200,7 @@ def parse(text: str | Scheme) -> Scheme:
     if len(caches) > 1:
         raise QuantizationError(f"scheme {text!r} has {' and '.join(caches)}: one of them")
     rest = [option for option in rest if option not in _CACHES]
-    scales = [option for option in rest if option in _SECOND_LEVEL]
+    scales = [option for option in rest if option in _SCALES]
     if len(scales) > 1:
         raise QuantizationError(f"scheme {text!r} has {' and '.join(scales)}: one of them")
     rest = [option for option in rest if option not in scales]
@@ -207,7 +210,7 @@ def parse(text: str | Scheme) -> Scheme:
         raise QuantizationError(f"scheme {text!r}: {option!r} means nothing there; schemes are like {_KNOWN}")
     weights, inputs = _weights(found["weights"].lower(), granularity, [*rest, *scales], text), _inputs(found["inputs"].lower(), rest, text)
     if scales and weights is not None:
-        weights = replace(weights, scales=ScaleCoding(scales[0]))
+        weights = replace(weights, scales=ScaleCoding(_SCALES[scales[0]]))
     return Scheme(weights, inputs, _CACHES[caches[0]] if caches else None)
 
 

@@ -69,7 +69,7 @@ def test_what_a_scheme_says():
     ["", "W4", "W9A16", "W1A16", "W4A16-g8", "W4A16-g64-channel", "W4A16-sym-asym", "W4A16-static", "Wnf4A8", "Wnf4A16-asym", "W4A1",
      "W4A9", "W4Anf4", "W8Afp8-static", "W16A8", "W4A4-KV3", "W4A4-KV4-KV8", "W4A4-KV4-KV4", "W4A16-g", "W4A16-fast",
      "W4A16-sym-sym", "W4A16-g16-sym-bilevel", "Wnf4A16-bilevel", "W4A16-tensor-double", "W4A16-double-bilevel", "W16A16-double",
-     None, 4],
+     "W16A16-f16", "W4A16-f16-pow2", None, 4],
     ids=str,
 )  # fmt: skip
 def test_schemes_that_mean_nothing(text: Any):
@@ -136,7 +136,7 @@ STANDARD = {
 """The schemes that DequantizeLinear can say from an opset on."""
 
 
-@pytest.mark.parametrize("scheme", [*WEIGHT_ONLY, *TWO_LEVEL])
+@pytest.mark.parametrize("scheme", [*WEIGHT_ONLY, *TWO_LEVEL, "W4A16-g32-f16", "W8A16-f16", "W3A16-pow2"])
 @pytest.mark.parametrize("opset", STANDARD)
 def test_files_hold_what_they_say(scheme: str, opset: int, tmp_path: Path):
     """Standard operators decode to the same numbers; here the codes come back, and nothing of them is computed at run time."""
@@ -175,8 +175,9 @@ def test_long_groups_of_lopsided_activations(scheme: str):
     assert np.abs(made - expected).max() < 5e-6 * (np.abs(exact).max() * np.abs(second).sum(axis=0).max())
 
 
-BITS = {"W2A16-g64": 2 + 40 / 64, "W3A16-g128": 3 + 40 / 128, "W4A16-g32-sym": 4 + 32 / 32, "Wnf4A16-g64": 4 + 32 / 64, "W8A16": 8,
-        "W3A16-g16-bilevel": 3 + 6 / 16 + 64 / 256, "Wnf4A16-g64-double": 4 + 8 / 64 + 32 / (64 * 256)}  # fmt: skip
+BITS = {"W2A16-g64": 2 + 40 / 64, "W3A16-g128": 3 + 40 / 128, "W4A16-g32-sym": 4 + 32 / 32, "W4A16-g32-sym-f16": 4 + 16 / 32,
+        "Wnf4A16-g64": 4 + 32 / 64, "W8A16": 8, "W3A16-g16-bilevel": 3 + 6 / 16 + 64 / 256,
+        "Wnf4A16-g64-double": 4 + 8 / 64 + 32 / (64 * 256)}  # fmt: skip
 
 
 @pytest.mark.parametrize(("scheme", "bits"), BITS.items())

@@ -24,6 +24,8 @@ def args(text: str) -> QArgs:
 
 def test_what_a_coding_says():
     assert args("W3A16-g16-bilevel").scales == ScaleCoding("bilevel", 3, 16) == ScaleCoding("bilevel")
+    assert args("W4A16-g32-f16").scales == ScaleCoding("float16")
+    assert args("W4A16-g32-pow2").scales == ScaleCoding("pow2")
     assert args("Wnf4A16-g64-double").scales == ScaleCoding("double", 8, 256)
     assert QArgs(args("W4A16").format, scales="pow2").scales == ScaleCoding("pow2")  # type: ignore[arg-type]
     assert str(args("W3A16-g16-bilevel")) == "uint3 g16 affine scales bilevel of 3 bits in 16 rows"

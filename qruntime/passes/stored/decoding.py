@@ -124,10 +124,11 @@ def _rows(op: Builder, node: Node, table: Value) -> Value | None:
         parts = [constant(name, codes), constant(f"{name}/scale", stored.scale), constant(f"{name}/offset", stored.offset)]  # type: ignore[arg-type]
         y = op.QuantizedEmbedding(*parts, node.input(1), bits=stored.format.bits)
         return y if stored.dtype.name == "float32" else op.Cast(y, domain="", to=onnx_code(stored.dtype))
-    if stored.scale is None or stored.scale.dtype != stored.dtype:
+    if stored.scale is None:
         return None
     scale, zero_point = stored.scale, stored.zero_point
     is_one = stored.has_one_scale and stored.outliers is None and stored.format.is_integer and stored.format.bits >= 8
+    is_one = is_one and scale.dtype == stored.dtype
     if not is_one or not isinstance(scale, np.ndarray) or not isinstance(zero_point, np.ndarray):
         is_narrow = stored.format.bits < 8 or stored.block  # float rows are found faster than bytes are decoded
         is_of_rows = is_narrow and stored.ndim == 2 and node.attr("axis", 0) in (0, -2) and (not stored.block or stored.block_axis == 1)

@@ -12,6 +12,8 @@ from qruntime.ir.stored import held
 from qruntime.ops.elementwise import is_packable
 from qruntime.passes.rewriting import as_attribute
 
+_FLOAT = 1
+
 FORMAT_OF_TYPE: dict[str, Format] = {
     **{name: FORMATS[name] for name in ("int8", "uint8", "int4", "uint4", "int2", "uint2", "int16", "uint16", "int32")},
     "float4_e2m1fn": FP4,
@@ -21,11 +23,10 @@ FORMAT_OF_TYPE: dict[str, Format] = {
 
 
 def read(node: Node) -> StoredTensor | None:
-    scale_value, zero_value = node.input(1), node.input(2)
-    scale, found = None if scale_value is None else scale_value.data, constant_codes(node.input(0))
-    if not node.is_op("DequantizeLinear") or found is None or scale is None:
+    zero_value, scales, found = node.input(2), _constant_scale(node.input(1)), constant_codes(node.input(0))
+    if not node.is_op("DequantizeLinear") or found is None or scales is None:
         return None
-    form, codes = found
+    (form, codes), (scale, dtype) = found, scales
     if codes.size == 0 or not is_packable(scale.dtype) or not np.isfinite(scale.astype(np.float32)).all():
         return None
     block, axis = node.attr("block_size", 0), node.attr("axis", 1)
@@ -46,8 +47,21 @@ def read(node: Node) -> StoredTensor | None:
         zero = np.zeros(shape, codes.dtype if isinstance(codes, np.ndarray) else np.int8 if form.is_signed else np.uint8)
     return StoredTensor(
         form, HeldCodes(codes), scale.reshape(shape), None if zero is None else zero.reshape(shape), block=block,
-        block_axis=axis % codes.ndim if codes.ndim else 0, dtype=scale.dtype,
+        block_axis=axis % codes.ndim if codes.ndim else 0, dtype=dtype,
     )  # fmt: skip
+
+
+def _constant_scale(value: Value | None) -> tuple[np.ndarray, np.dtype] | None:
+    """Scales as they are stored, and the type that they have there: of float16 they may be widened first."""
+    if value is None:
+        return None
+    if value.data is not None:
+        return value.data, value.data.dtype
+    cast = value.producer
+    source = cast.input(0) if cast is not None and cast.is_op("Cast") and cast.attr("to") == _FLOAT else None
+    if source is None or source.data is None or source.data.dtype != np.float16:
+        return None
+    return source.data, np.dtype(np.float32)
 
 
 def constant_codes(value: Value | None) -> tuple[Format, np.ndarray | NarrowArray] | None:
@@ -109,16 +123,25 @@ def write(name: str, stored: StoredTensor, version: int, nodes: list[Node]) -> V
         return None
     needed = max(_SINCE.get(form.name, version + 1), _WITH_BLOCKS if stored.block else _WITH_AXIS if axes else 0)
     is_whole = zero_point is None or zero_point.dtype.kind in "iu"
-    if version < needed or not is_whole or stored.offset is not None or stored.ndim == 0 or scale.dtype != stored.dtype:
+    if version < needed or not is_whole or stored.offset is not None or stored.ndim == 0 or not _has_type(scale, stored.dtype):
         return None
     shape = scale.shape if stored.block else (-1,) if axes else ()
-    inputs: list[Value | None] = [_constant(f"{name}_quantized", form, stored.codes), constant(f"{name}_scale", scale.reshape(shape))]
+    scales = constant(f"{name}_scale", scale.reshape(shape))
+    if scale.dtype != stored.dtype:
+        narrow, scales = scales, Value(f"{name}_scale_widened", TypeInfo("tensor", _FLOAT, scales.shape))
+        nodes.append(Node("Cast", [narrow], [scales], {"to": as_attribute(_FLOAT)}, version=version))
+    inputs: list[Value | None] = [_constant(f"{name}_quantized", form, stored.codes), scales]
     if zero_point is not None and zero_point.any():
         inputs.append(_constant(f"{name}_zero_point", form, held(zero_point.reshape(shape), form)))
-    output = Value(f"{name}_dequantized", TypeInfo("tensor", onnx_code(scale.dtype), stored.shape))
+    output = Value(f"{name}_dequantized", TypeInfo("tensor", onnx_code(stored.dtype), stored.shape))
     made = {key: as_attribute(value) for key, value in attributes.items()}
     nodes.append(Node("DequantizeLinear", inputs, [output], made, version=version))
     return output
+
+
+def _has_type(scale: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether scales are of the type of the numbers, or are once they are widened."""
+    return scale.dtype == dtype or (scale.dtype == np.float16 and dtype == np.float32)
 
 
 def _constant(name: str, form: Format, codes: np.ndarray | NarrowArray) -> Value:

@@ -1,4 +1,4 @@
-/// What follows the sums of a layer: y = activation(sums + bias) + residual.
+/// What follows the sums of a layer: y = activation(sums + bias + addend) + residual.
 #ifndef QRT_EPILOGUE_H
 #define QRT_EPILOGUE_H
 
@@ -20,6 +20,8 @@ typedef enum {
 /// The bias belongs to the weights.
 typedef struct {
     qrt_activation activation;
+    const float *addend;            ///< [m, n] or NULL; for weights whose qrt_weights_ops takes one
+    int64_t addend_stride_elems;    ///< 0: all rows get the same one
     const float *residual;          ///< [m, n] added after the activation, or NULL
     int64_t residual_stride_elems;  ///< 0: all rows get the same one
     qrt_elementwise map;            ///< in place of an activation: applied to blocks of results while they are in the cache

@@ -42,17 +42,26 @@ int64_t qrt_f32_row_stride(int64_t n) { return (ceil_div(n, LINE_FLOATS) | 1) * 
 /// Rows of a that stay in the second-level cache, kc floats of each, in equal blocks; m > 0.
 static int64_t row_block(int64_t m, int64_t kc) { return ceil_div(m, ceil_div(m, kc > 0 ? BLOCK_FLOATS / kc : m)); }
 
-static bool has_effect(const qrt_f32_epilogue *e) {
-    return e && (e->alpha != 1.0f || e->row_bias || e->column_bias || e->activation != QRT_ACT_NONE || e->residual || e->map.fn);
+bool qrt_f32_has_effect(const qrt_f32_epilogue *e) {
+    if (!e) return false;
+    return e->alpha != 1.0f || e->row_bias || e->column_bias || e->addend || e->activation != QRT_ACT_NONE || e->residual || e->map.fn;
 }
 
-/// The epilogue as seen from row i, column j.
-static qrt_f32_epilogue epilogue_at(const qrt_f32_epilogue *e, int64_t i, int64_t j) {
-    qrt_f32_epilogue at = *e;
+qrt_f32_epilogue qrt_f32_epilogue_at(const qrt_f32_epilogue *epilogue, int64_t i, int64_t j) {
+    qrt_f32_epilogue at = *epilogue;
     if (at.row_bias) at.row_bias += i;
     if (at.column_bias) at.column_bias += j;
+    if (at.addend) at.addend += i * at.addend_stride_elems + j;
     if (at.residual) at.residual += i * at.residual_stride_elems + j;
     return at;
+}
+
+qrt_f32_epilogue qrt_f32_layer_epilogue(const float *bias, const qrt_epilogue *epilogue) {
+    return (qrt_f32_epilogue){
+        .alpha = 1.0f, .column_bias = bias, .activation = epilogue->activation, .map = epilogue->map,
+        .addend = epilogue->addend, .addend_stride_elems = epilogue->addend_stride_elems,
+        .residual = epilogue->residual, .residual_stride_elems = epilogue->residual_stride_elems,
+    };
 }
 
 void qrt_f32_finish(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue) {
@@ -81,7 +90,7 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
     bool scattered = ldb > 4 * kernel->nr && k > SCATTERED_KC && k > SCATTERED_FLOATS / ldb;
     int64_t nr = kernel->nr, kc = scattered ? SCATTERED_KC : k_block(k);
     int64_t mc = row_block(m, kc);
-    bool finish = has_effect(epilogue);
+    bool finish = qrt_f32_has_effect(epilogue);
     for (int64_t i = 0; i < m; i += mc) {
         int64_t rows = min64(mc, m - i), k0 = 0;
         do {
@@ -99,7 +108,7 @@ void qrt_f32_gemm_strips(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64
                     kernel->strip(height, columns, depth, a + (i + r) * lda + k0, lda, strip, ldb, r > 0 ? strip : ahead,
                                   tile + r * ldc, ldc, k0 > 0);
                     if (last && finish) {
-                        qrt_f32_epilogue at = epilogue_at(epilogue, i + r, j);
+                        qrt_f32_epilogue at = qrt_f32_epilogue_at(epilogue, i + r, j);
                         qrt_f32_finish(kernel, height, columns, tile + r * ldc, ldc, &at);
                     }
                 }
@@ -130,7 +139,7 @@ void qrt_f32_gemm(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, int64_t k, c
     if (m <= 0 || n <= 0) return;
     if (m <= STREAMED_ROWS) {
         kernel->stream(m, n, k, a, lda, panels, c, ldc);
-        if (has_effect(epilogue)) qrt_f32_finish(kernel, m, n, c, ldc, epilogue);
+        if (qrt_f32_has_effect(epilogue)) qrt_f32_finish(kernel, m, n, c, ldc, epilogue);
         return;
     }
     qrt_f32_gemm_strips(kernel, m, n, k, a, lda, panels, kernel->nr, k * kernel->nr, epilogue, c, ldc);
@@ -211,18 +220,11 @@ void qrt_f32_unpack(const qrt_f32_weights *w, float *weights, int64_t row_stride
     }
 }
 
-static qrt_f32_epilogue layer_epilogue(const qrt_f32_weights *w, const qrt_epilogue *epilogue) {
-    return (qrt_f32_epilogue){
-        .alpha = 1.0f, .column_bias = w->bias, .activation = epilogue->activation, .map = epilogue->map,
-        .residual = epilogue->residual, .residual_stride_elems = epilogue->residual_stride_elems,
-    };
-}
-
 static void linear_serial(const qrt_weights *weights, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
                           const qrt_epilogue *epilogue, float *y, int64_t ldy_elems, void *scratch) {
     (void)grid, (void)scratch;
     const qrt_f32_weights *w = (const qrt_f32_weights *)weights;
-    qrt_f32_epilogue e = layer_epilogue(w, epilogue);
+    qrt_f32_epilogue e = qrt_f32_layer_epilogue(w->bias, epilogue);
     qrt_f32_gemm(w->kernel, m, weights->n, weights->k, a, lda_elems, w->panels, &e, y, ldy_elems);
 }
 
@@ -238,7 +240,7 @@ static void linear_task(void *context, int64_t task) {
     const linear_job *job = context;
     const qrt_f32_weights *w = job->w;
     int64_t i = task / job->column_blocks * job->rows, j = task % job->column_blocks * job->columns;
-    qrt_f32_epilogue e = epilogue_at(job->epilogue, i, j);
+    qrt_f32_epilogue e = qrt_f32_epilogue_at(job->epilogue, i, j);
     qrt_f32_gemm(w->kernel, min64(job->rows, job->m - i), min64(job->columns, w->base.n - j), w->base.k, job->a + i * job->lda,
                  job->lda, w->panels + j * w->base.k, &e, job->y + i * job->ldy + j, job->ldy);
 }
@@ -259,7 +261,7 @@ static void copy_rows(void *context, int64_t task) {
 static qrt_status multiply(const qrt_layer *layer, qrt_run *run, const float *a, int64_t lda_elems, int64_t m) {
     const qrt_f32_weights *w = (const qrt_f32_weights *)layer->w;
     if (m <= 0 || w->base.n == 0) return QRT_OK;
-    qrt_f32_epilogue e = layer_epilogue(w, &layer->epilogue);
+    qrt_f32_epilogue e = qrt_f32_layer_epilogue(w->bias, &layer->epilogue);
     int64_t nr = w->kernel->nr, panels = ceil_div(w->base.n, nr);
     linear_job job = {w, &e, a, layer->y, lda_elems, layer->ldy_elems, m, m, panels * nr, 1};
     double work = (double)m * (double)w->base.n * (double)w->base.k;
@@ -295,4 +297,4 @@ static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, 
     return status;
 }
 
-const qrt_weights_ops qrt_f32_ops = {.name = "f32", .linear = linear, .linear_serial = linear_serial};
+const qrt_weights_ops qrt_f32_ops = {.name = "f32", .takes_addend = true, .linear = linear, .linear_serial = linear_serial};

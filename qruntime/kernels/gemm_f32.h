@@ -11,12 +11,14 @@
 
 #include "weights.h"
 
-/// What follows the sums: y = activation(alpha · sum + row_bias[m] + column_bias[n]) + residual[m, n].
+/// What follows the sums: y = activation(alpha · sum + row_bias[m] + column_bias[n] + addend[m, n]) + residual[m, n].
 /// A NULL pointer, alpha 1 and QRT_ACT_NONE leave their step out. `map`, where there is one, takes the place of an activation.
 typedef struct {
     float alpha;
     const float *row_bias;     ///< [m]
     const float *column_bias;  ///< [n]
+    const float *addend;       ///< [m, n]
+    int64_t addend_stride_elems;
     qrt_activation activation;
     const float *residual;     ///< [m, n]
     int64_t residual_stride_elems;
@@ -97,6 +99,15 @@ bool qrt_f32_rows_conflict(int64_t stride);
 
 /// A stride for rows of n floats, aligned as a cache line, that does not conflict.
 int64_t qrt_f32_row_stride(int64_t n);
+
+/// Of a layer with that bias (or NULL).
+qrt_f32_epilogue qrt_f32_layer_epilogue(const float *bias, const qrt_epilogue *epilogue);
+
+/// Whether an epilogue (or NULL) changes anything.
+bool qrt_f32_has_effect(const qrt_f32_epilogue *epilogue);
+
+/// The epilogue as seen from row i, column j.
+qrt_f32_epilogue qrt_f32_epilogue_at(const qrt_f32_epilogue *epilogue, int64_t i, int64_t j);
 
 /// The whole epilogue on c[m, n], in place: an elementwise kernel runs over rows of it, between bias and residual.
 void qrt_f32_finish(const qrt_gemm_f32 *kernel, int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_epilogue *epilogue);

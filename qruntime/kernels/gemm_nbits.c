@@ -76,17 +76,12 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
                   int64_t ldy) {
     const qrt_nbits_weights *w = (const qrt_nbits_weights *)weights;
     job j = {
-        .w = w, .a = a, .y = y, .lda = lda, .ldy = ldy, .m = m, .epilogue = {.alpha = 1.0f, .column_bias = w->bias},
+        .w = w, .a = a, .y = y, .lda = lda, .ldy = ldy, .m = m,
         .width = max64(w->float_kernel->nr, QRT_NBITS_NR), .depth = block_depth(w),
         .rows = min64(m, BLOCK_ROWS), .panels = w->num_panels, .panel_blocks = 1,
     };
-    if (epilogue) {
-        j.epilogue.activation = epilogue->activation;
-        j.epilogue.residual = epilogue->residual;
-        j.epilogue.residual_stride_elems = epilogue->residual_stride_elems;
-        j.epilogue.map = epilogue->map;
-    }
-    j.has_epilogue = w->bias || j.epilogue.activation != QRT_ACT_NONE || j.epilogue.residual || j.epilogue.map.fn;
+    if (epilogue) j.epilogue = qrt_f32_layer_epilogue(w->bias, epilogue);
+    j.has_epilogue = epilogue && qrt_f32_has_effect(&j.epilogue);
     if (m > FEW_ROWS) {
         if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
         int64_t floats = (strip_depth(&j) + 2 * j.rows + 2 * strip_groups(w)) * j.width + j.rows * j.copy_stride;
@@ -97,9 +92,7 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
 
 static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, int64_t columns) {
     if (!j->has_epilogue) return;
-    qrt_f32_epilogue at = j->epilogue;
-    if (at.column_bias) at.column_bias += column;
-    if (at.residual) at.residual += row * at.residual_stride_elems + column;
+    qrt_f32_epilogue at = qrt_f32_epilogue_at(&j->epilogue, row, column);
     qrt_f32_finish(j->w->float_kernel, num_rows, columns, j->y + row * j->ldy + column, j->ldy, &at);
 }
 
@@ -314,5 +307,5 @@ static qrt_status linear(const qrt_layer *layers, int num_layers, qrt_run *run, 
 }
 
 const qrt_weights_ops qrt_nbits_ops = {
-    .name = "nbits", .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
+    .name = "nbits", .takes_addend = true, .linear = linear, .linear_serial = linear_serial, .scratch_bytes = scratch_bytes,
 };

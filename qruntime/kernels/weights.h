@@ -34,6 +34,7 @@ typedef struct qrt_layer {
 /// A kind of weights. `grid` matters to those that quantize their activations.
 typedef struct qrt_weights_ops {
     const char *name;
+    bool takes_addend;              ///< whether an epilogue may have one
 
     /// See qrt_linear; all layers are of this kind.
     qrt_status (*linear)(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems,

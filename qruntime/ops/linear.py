@@ -1,4 +1,4 @@
-"""Linear layers of lowered graphs (domain qruntime): x · W + bias, activation, residual, in that order."""
+"""Linear layers of lowered graphs (domain qruntime): x · W + bias, addend, activation, residual, in that order."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def linear(
     weight: np.ndarray | StoredTensor,
     bias: np.ndarray | None,
     residual: np.ndarray | None = None,
+    addend: np.ndarray | None = None,
     *,
     activation: str = "none",
     parameters: Sequence[float] = (),
@@ -61,20 +62,22 @@ def linear(
     """
     _check_last_dimension(x, weight)
     numbers = weight.decoded() if isinstance(weight, StoredTensor) else weight
-    return _finish(matmul(widen(x), widen(numbers)), bias, residual, activation, parameters, x.dtype)
+    y = matmul(widen(x), widen(numbers))
+    if bias is not None:
+        y = y + widen(bias)
+    return _finish(y, addend, residual, activation, parameters, x.dtype)
 
 
 @linear.native
 def _linear(node: Node) -> NativeCall | None:
     weight = node.input(1)
-    inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     held = None if weight is None else weight.stored
     packed: _kernels.Packed | None
     packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
     ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
     unpack = {} if held is None else {1: _codes_in(held, 0)}
-    return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
+    return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=[0, 3, 4], unpack=unpack)
 
 
 def quantize_rows(x: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,11 +160,10 @@ def _linear_q8(node: Node) -> NativeCall | None:
     packed = _packed_for_codes(weight, node.input(2), node.attr("range", "per_token"))
     if packed is None:
         return None
-    inputs = [0] if node.input(3) is None else [0, 3]
     code, floats = activation_of(node)
     ints, floats = _with_grid(node, [code], floats)
     unpack = {1: _codes_in(weight.stored, 0)}
-    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=inputs, unpack=unpack)
+    return NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=[0, 3], unpack=unpack)
 
 
 @operator("MergedDynamicQuantizedLinear", domain="qruntime")

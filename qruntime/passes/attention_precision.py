@@ -9,6 +9,7 @@ _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Gat
 """Operators that leave every element of their first input what it is."""
 
 _PROJECTIONS = ("DynamicQuantizedLinear", "MergedDynamicQuantizedLinear")
+_RESIDUAL = 3
 
 
 def attend_in_int16(graph: Graph) -> None:
@@ -27,7 +28,9 @@ def attend_in_int16(graph: Graph) -> None:
 
 
 def _is_projected(value: Value | None) -> bool:
-    while value is not None and value.producer is not None and value.producer.is_op(*_MOVES):
-        value = value.producer.input(0)
     producer: Node | None = value.producer if value is not None else None
+    while producer is not None and (producer.is_op(*_MOVES) or producer.is_op("Linear", domain=QRUNTIME)):
+        # Behind a Linear is the projection, where that is a branch of low rank beside it.
+        value = producer.input(0 if producer.is_op(*_MOVES) else _RESIDUAL)
+        producer = value.producer if value is not None else None
     return producer is not None and producer.is_op(*_PROJECTIONS, domain=QRUNTIME) and "engine" not in producer.attributes

@@ -18,7 +18,7 @@ from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, onl
 
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
-_BIAS, _RESIDUAL = 2, 3
+_BIAS, _RESIDUAL, _ADDEND = 2, 3, 4
 _BROADCASTS = 8
 """The opset from which on arithmetic operators broadcast, Sum too."""
 
@@ -172,8 +172,11 @@ def _gemm_bias(node: Node, n: int) -> np.ndarray | Skip | None:
 
 
 def fuse_epilogues(graph: Graph) -> None:
-    """Linear followed by Add(constant vector), an activation, Add(residual)  →  one node, in that order; a convolution and
-    an activation  →  one node. Narrow floats are rounded after each of them, so there they stay apart."""
+    """Linear followed by Add(constant vector), Add(addend), an activation, Add(residual)  →  one node, in that order; a convolution
+    and an activation  →  one node. Narrow floats are rounded after each of them, so there they stay apart.
+
+    Layers with quantized activations take no addend. Where the results of two layers are added, as those of a layer and of a
+    branch of low rank beside it, the one that can take the other as an addend does, of two such the one with fewer inputs."""
     is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
         gone: list[Node] = []
@@ -216,26 +219,57 @@ def _drop(graph: Graph, node: Node, instead: Value) -> None:
 
 
 def _absorb(node: Node, user: Node) -> bool:
-    activation = node.attr("activation")
-    if node.input(_RESIDUAL) is not None:
+    if not user.is_op("Add"):
+        return _absorb_activation(node, user)
+    other = user.input(1) if user.input(0) is node.outputs[0] else user.input(0)
+    if other is None or other is node.outputs[0]:
         return False
-    if user.is_op("Add"):
-        other = user.input(1) if user.input(0) is node.outputs[0] else user.input(0)
-        if other is None or other is node.outputs[0]:
-            return False
-        if other.data is not None:
-            return activation == "none" and _absorb_bias(node, other.data)
-        if keeps_activation_shape(other):
-            node.set_input(_RESIDUAL, other)
-            return True
+    if other.data is not None:
+        return node.attr("activation") == "none" and _absorb_bias(node, other.data)
+    return keeps_activation_shape(other) and not _is_better_sum(other, node) and _absorb_residual(node, other)
+
+
+def _is_better_sum(other: Value, node: Node) -> bool:
+    """Whether what makes `other` should add the result of `node` to its own rather than the other way round."""
+    rival = other.producer
+    if rival is None or rival.graph is None or not rival.is_op("Linear", domain=QRUNTIME) or only_reader(rival.graph, rival) is None:
         return False
-    return _absorb_activation(node, user)
+    if rival.attr("activation") != "none" or rival.input(_RESIDUAL) is not None:
+        return False
+    return not node.is_op("Linear", domain=QRUNTIME) or _num_inputs(rival) < _num_inputs(node)
+
+
+def _num_inputs(node: Node) -> int:
+    """K of a layer."""
+    weight = node.input(1)
+    assert weight is not None and weight.shape is not None
+    return weight.shape[0]
+
+
+def _absorb_residual(node: Node, other: Value) -> bool:
+    if node.input(_RESIDUAL) is not None and not _make_addend(node):
+        return False
+    node.set_input(_RESIDUAL, other)
+    return True
+
+
+def _make_addend(node: Node) -> bool:
+    """Turn the residual into an addend, which is the same as long as there is no activation; False where it cannot be one."""
+    residual = node.input(_RESIDUAL)
+    if not node.is_op("Linear", domain=QRUNTIME) or node.attr("activation") != "none" or node.input(_ADDEND) is not None:
+        return False
+    while len(node.inputs) <= _ADDEND:
+        node.append_input(None)
+    node.set_input(_ADDEND, residual)
+    node.set_input(_RESIDUAL, None)
+    return True
 
 
 def _absorb_activation(node: Node, user: Node) -> bool:
-    has_residual = node.is_op(*_LINEAR, domain=QRUNTIME) and node.input(_RESIDUAL) is not None
     found = activation_in(user)
-    if node.attr("activation") != "none" or has_residual or found is None:
+    if node.attr("activation") != "none" or found is None:
+        return False
+    if node.is_op(*_LINEAR, domain=QRUNTIME) and node.input(_RESIDUAL) is not None and not _make_addend(node):
         return False
     node.attributes["activation"] = as_attribute(found.name)
     if found.parameters:
@@ -266,6 +300,6 @@ def keeps_activation_shape(value: Value) -> bool:
     node = value.producer
     if node is None:
         return False
-    if node.is_op(*_LINEAR, "LayerNormalization", "RMSNormalization", domain=QRUNTIME):
+    if node.is_op(*_LINEAR, "QLinearMatMul", "LayerNormalization", "RMSNormalization", domain=QRUNTIME):
         return True
     return node.is_op("LayerNormalization", "Add", "RMSNormalization", "Relu")

@@ -97,3 +97,37 @@ def test_codes_are_those_of_the_kernels() -> None:
 def test_the_definition_is_the_kernel(name: str) -> None:
     x = data(5, 40) * 3
     np.testing.assert_allclose(activate(x, name, PARAMETERS[name]), after(name, x), rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["none", "relu", "gelu", "leaky_relu", "clip"])
+def test_an_addend_is_added_before_the_activation(rung: str, name: str) -> None:
+    """The bits of the layer, an addition, the activation, an addition; of an activation in registers those of the layer alone."""
+    code, floats = activation_code(name), [*PARAMETERS.get(name, ()), 0.0, 0.0][:2]
+    for m, k, n in ((1, 8, 33), (4, 16, 65), (23, 700, 50), (150, 3, 130), (3, 0, 20), (0, 4, 5)):
+        x, addend, residual = data(m, k), data(m, n) + 1, data(m, n)
+        codes = np.random.default_rng(k).integers(0, 16, (n, k)).astype(np.uint8)
+        few_bits = _kernels.PackedNBits(codes, np.full((n, -(-k // 32)), 0.01, np.float32), bits=4, group=32)
+        for weights in (_kernels.PackedF32(data(k, n), data(n)), *([few_bits] if k else [])):
+            plain = node("linear", [x], [0, 0], packed=[weights])
+            for threads in (1, 3):
+                options = {"floats": floats, "packed": [weights], "num_threads": threads}
+                for added in (addend, *((addend[:1], addend[0]) if m else ())):
+                    total = plain + added
+                    activated = after(name, total) if name in PARAMETERS else node("linear", [total], [code, 0], packed=[_identity(n)])
+                    np.testing.assert_array_equal(node("linear", [x, None, added], [code, 0], **options), activated)
+                    both = node("linear", [x, residual, added], [code, 0], **options)
+                    np.testing.assert_array_equal(both, activated + residual)
+
+
+def _identity(n: int) -> _kernels.PackedF32:
+    """A layer that leaves its input as it is: sums of one number and zeros are exact."""
+    return _kernels.PackedF32(np.eye(n, dtype=np.float32))
+
+
+def test_an_addend_that_does_not_fit_is_declined() -> None:
+    x, packed = data(3, 4), _kernels.PackedF32(data(4, 5))
+    quantized = _kernels.PackedQ8(np.ones((4, 5), np.int8), np.ones(1, np.float32))
+    assert node("linear", [x, None, data(3, 5)], [0, 0], packed=[packed]).shape == (3, 5)
+    assert _kernels.call_node("linear", [x, None, data(3, 5)], [0, 0], packed=[quantized]) is None
+    for addend in (data(3, 4), data(2, 5), data(1), data(1, 3, 5), data(3, 5).astype(np.float64)):
+        assert _kernels.call_node("linear", [x, None, addend], [0, 0], packed=[packed]) is None

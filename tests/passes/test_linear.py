@@ -108,3 +108,63 @@ def test_an_activation_whose_attributes_are_wrong_stays(op, attributes):
     if op == "HardSigmoid":
         gate = [("HardSigmoid", ["x"], ["g"], attributes), ("Mul", ["x", "g"], ["y"], {})]
         assert [n.op_type for n in pipeline.lowered(clone(model(gate, IMAGE, ["y"]).graph)).nodes] == ["HardSigmoid", "Mul"]
+
+
+SQUARE = {name: np.random.default_rng(seed).standard_normal((8, 8)).astype(np.float32) / 3 for seed, name in enumerate("uvw")}
+SQUARE |= {"n": SQUARE["u"][:, :2], "m": SQUARE["v"][:2], "b": np.arange(8, dtype=np.float32)}
+ADDED = [("MatMul", ["x", "w"], ["p"], {}), ("Relu", ["x"], ["r"], {}), ("Add", ["r", "p"], ["s"], {})]
+
+
+def inputs_of(loaded, op_type="Linear"):
+    """How many of x, weight, bias, residual, addend each layer has, and which."""
+    graph = pipeline.lowered(clone(loaded.graph))
+    return [tuple(value is not None for value in node.inputs[2:]) for node in graph.nodes if node.op_type == op_type]
+
+
+def test_what_is_added_before_an_activation_joins():
+    loaded = model([*ADDED, ("Gelu", ["s"], ["y"], {})], X, ["y"], SQUARE, opset=20)
+    assert lowered_ops(loaded, X) == {"Relu": 1, "Linear": 1}
+    assert inputs_of(loaded) == [(False, False, True)]
+
+
+def test_a_bias_behind_it_and_a_residual_behind_the_activation_join_too():
+    nodes = [*ADDED, ("Add", ["s", "b"], ["t"], {}), ("Sigmoid", ["t"], ["g"], {}), ("Add", ["g", "r"], ["y"], {})]
+    loaded = model(nodes, X, ["y"], SQUARE)
+    assert lowered_ops(loaded, X) == {"Relu": 1, "Linear": 1}
+    assert inputs_of(loaded) == [(True, True, True)]
+
+
+def test_two_additions_join_and_a_third_stays():
+    nodes = [*ADDED, ("Relu", ["s"], ["t"], {}), ("Add", ["t", "r"], ["q"], {}), ("Add", ["q", "r"], ["y"], {})]
+    loaded = model(nodes, X, ["y"], SQUARE)
+    assert lowered_ops(loaded, X) == {"Relu": 1, "Linear": 1, "Add": 1}
+    nodes = [*ADDED, ("Add", ["s", "r"], ["t"], {}), ("Add", ["t", "r"], ["y"], {})]
+    assert lowered_ops(model(nodes, X, ["y"], SQUARE), X) == {"Relu": 1, "Linear": 1, "Add": 1}
+
+
+def test_of_two_layers_the_one_with_fewer_inputs_adds_the_other():
+    """Whichever comes first; what follows joins that one."""
+    narrow = [("MatMul", ["x", "n"], ["t"], {}), ("MatMul", ["t", "m"], ["l"], {})]
+    wide = [("MatMul", ["x", "w"], ["h"], {})]
+    for nodes in ([*narrow, *wide], [*wide, *narrow]):
+        for pair in (["h", "l"], ["l", "h"]):
+            loaded = model([*nodes, ("Add", pair, ["s"], {}), ("Relu", ["s"], ["y"], {})], X, ["y"], SQUARE)
+            assert lowered_ops(loaded, X) == {"Linear": 3}
+            assert sorted(inputs_of(loaded)) == [(False, False), (False, False), (False, False, True)]
+
+
+def test_a_quantized_layer_leaves_the_addition_to_the_branch():
+    nodes = [
+        ("MatMul", ["x", "w"], ["h"], {}), ("MatMul", ["x", "n"], ["t"], {}), ("MatMul", ["t", "m"], ["l"], {}),
+        ("Add", ["h", "l"], ["s"], {}), ("Relu", ["s"], ["y"], {}),
+    ]  # fmt: skip
+    quantized = model(nodes, X, ["y"], SQUARE)
+    name = next(node.outputs[0].name for node in quantized.graph.nodes if node.input(1).shape == (8, 8))
+    quantized = quantized.quantize_dynamic({name})
+    assert lowered_ops(quantized, X, atol=0.1) == {"DynamicQuantizedLinear": 1, "Linear": 2}
+    assert inputs_of(quantized, "DynamicQuantizedLinear") == [(False, False)]
+
+
+def test_a_quantized_layer_takes_no_addend():
+    quantized = model([*ADDED, ("Relu", ["s"], ["y"], {})], X, ["y"], SQUARE).quantize_dynamic()
+    assert lowered_ops(quantized, X, atol=0.1) == {"DynamicQuantizedLinear": 1, "Relu": 2}

@@ -2,6 +2,7 @@
 #include <float.h>
 
 #include "../weights.h"
+#include "arguments.h"
 #include "epilogue.h"
 
 enum { MAX_LAYERS = 16 };
@@ -32,16 +33,25 @@ static bool read_grid(const qrt_node *node, int count, qrt_q8_grid *grid) {
     return grid->scale >= FLT_MIN && grid->scale <= FLT_MAX;
 }
 
+/// What is added to a result of `dims`, whole or one row for all of them; false when it does not fit.
+static bool read_added(const qrt_tensor *t, int32_t rank, const int64_t *dims, const float **data, int64_t *stride_elems) {
+    const int64_t n = dims[rank - 1];
+    const bool is_whole = t && has_dims(t, rank, dims);
+    *data = t ? t->data : NULL;
+    *stride_elems = is_whole ? n : 0;
+    return !t || is_whole || is_row(t, rank, n);
+}
+
 /// One or several layers that read the same activations.
 /// packed: qrt_weights of each. ints: activation of each, then for weights that quantize activations their qrt_range_mode and
 /// their greatest code, unless that is 255; of QRT_STATIC both, and the zero point.
 /// floats: p and q of each activation; then of QRT_STATIC the scale.
-/// Inputs: activations float32 [..., K]; for each layer an optional residual, float32 [..., N] or one
-/// row for all of them. Outputs: one for each.
+/// Inputs: activations float32 [..., K]; then optional ones, float32 [..., N] or one row for all of them: the residual of each
+/// layer, then the addend of each, for weights that take one. Outputs: one for each.
 static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     int count = node->num_packed;
     if (count < 1 || count > MAX_LAYERS || node->num_outputs != count) return QRT_DECLINE;
-    if (node->num_inputs < 1 || node->num_inputs > count + 1 || !in[0]) return QRT_DECLINE;
+    if (node->num_inputs < 1 || node->num_inputs > 2 * count + 1 || !in[0]) return QRT_DECLINE;
     const qrt_tensor *a = in[0];
     int64_t dims[QRT_MAX_RANK], m;
     qrt_q8_grid grid;
@@ -53,17 +63,14 @@ static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     qrt_layer layers[MAX_LAYERS];
     for (int i = 0; i < count; i++) {
         const qrt_weights *w = node->packed[i];
-        const qrt_tensor *residual = i + 1 < node->num_inputs ? in[i + 1] : NULL;
-        qrt_epilogue epilogue = {.residual = residual ? residual->data : NULL};
-        if (!w || a->dims[last] != w->k) return QRT_DECLINE;
-        if (!qrt_read_activation(node, node->ints[i], i, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
+        const qrt_tensor *residual = qrt_input(node, in, i + 1), *addend = qrt_input(node, in, count + i + 1);
+        qrt_epilogue e = {.activation = QRT_ACT_NONE};
+        if (!w || a->dims[last] != w->k || (addend && !w->ops->takes_addend)) return QRT_DECLINE;
+        if (!qrt_read_activation(node, node->ints[i], i, &e.activation, &e.map)) return QRT_DECLINE;
         dims[last] = w->n;
-        if (residual) {
-            const bool is_whole = has_dims(residual, a->rank, dims);
-            if (!is_whole && !is_row(residual, a->rank, w->n)) return QRT_DECLINE;
-            epilogue.residual_stride_elems = is_whole ? w->n : 0;
-        }
-        layers[i] = (qrt_layer){w, epilogue, NULL, w->n};
+        if (!read_added(residual, a->rank, dims, &e.residual, &e.residual_stride_elems)) return QRT_DECLINE;
+        if (!read_added(addend, a->rank, dims, &e.addend, &e.addend_stride_elems)) return QRT_DECLINE;
+        layers[i] = (qrt_layer){w, e, NULL, w->n};
     }
     for (int i = 0; i < count; i++) {
         dims[last] = layers[i].w->n;

@@ -66,10 +66,7 @@ static void multiply_f32(const product *p, const unit *u, float *panels) {
     const qrt_gemm_f32 *kernel = &qrt_kernels.gemm_f32;
     const float *a = (const float *)p->a + u->a, *b = (const float *)p->b + u->b;
     float *c = (float *)p->c + u->c;
-    qrt_f32_epilogue epilogue = *p->epilogue;
-    if (epilogue.row_bias) epilogue.row_bias += u->i;
-    if (epilogue.column_bias) epilogue.column_bias += u->j;
-    if (epilogue.residual) epilogue.residual += u->i * epilogue.residual_stride_elems + u->j;
+    const qrt_f32_epilogue epilogue = qrt_f32_epilogue_at(p->epilogue, u->i, u->j);
     if (!p->packs) {
         qrt_f32_gemm_strips(kernel, u->rows, u->columns, p->k, a, p->k, b, p->n, kernel->nr, &epilogue, c, p->n);
         return;

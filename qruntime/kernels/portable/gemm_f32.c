@@ -57,6 +57,7 @@ static void finish(int64_t m, int64_t n, float *c, int64_t ldc, const qrt_f32_ep
             float y = c[j] * e->alpha;
             if (e->row_bias) y += e->row_bias[i];
             if (e->column_bias) y += e->column_bias[j];
+            if (e->addend) y += e->addend[i * e->addend_stride_elems + j];
             y = activate(e->activation, y);
             if (e->residual) y += e->residual[i * e->residual_stride_elems + j];
             c[j] = y;

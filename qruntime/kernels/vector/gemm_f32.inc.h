@@ -239,6 +239,7 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, int64_t m, int64
                                const qrt_f32_epilogue *e) {
     vf alpha = vf_set(e->alpha);
     for (int64_t i = 0; i < m; i++, c += ldc) {
+        const float *addend = e->addend ? e->addend + i * e->addend_stride_elems : NULL;
         const float *residual = e->residual ? e->residual + i * e->residual_stride_elems : NULL;
         vf row_bias = vf_set(e->row_bias ? e->row_bias[i] : 0.0f);
         for (int64_t j = 0; j < n; j += VL) {
@@ -246,6 +247,7 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, int64_t m, int64
             vf y = vf_mul(load_part(c + j, count), alpha);
             if (e->row_bias) y = vf_add(y, row_bias);
             if (e->column_bias) y = vf_add(y, load_part(e->column_bias + j, count));
+            if (addend) y = vf_add(y, load_part(addend + j, count));
             y = activate(activation, y);
             if (residual) y = vf_add(y, load_part(residual + j, count));
             store_part(c + j, y, count);

@@ -310,6 +310,12 @@ class Graph:
             node.graph = self
         self.nodes[at:at] = nodes
 
+    def insert_after(self, anchor: Node, *nodes: Node) -> None:
+        at = self.nodes.index(anchor) + 1
+        for node in nodes:
+            node.graph = self
+        self.nodes[at:at] = nodes
+
     def remove(self, *nodes: Node) -> None:
         """Drop nodes whose outputs nobody reads any more."""
         gone = set(nodes)

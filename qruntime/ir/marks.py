@@ -21,6 +21,8 @@ PER_TOKEN, PER_TENSOR = "per_token", "per_tensor"
 STATIC = "static"
 """In the range that QuantizeLinear before the layer gives, whatever the tensor."""
 
+LAYER, LOW_RANK = "layer", "low_rank"
+
 
 class LayerMark(NamedTuple):
     """Of a layer whose weights are stored narrow by a method of ours."""
@@ -37,6 +39,8 @@ class LayerMark(NamedTuple):
     """What the codes were made from: float weights, or codes of that element type."""
     codes: str = "uint8"
     """Format of activations that are quantized."""
+    role: str = LAYER
+    """low_rank: one of the two products of a branch beside a layer, and none itself."""
 
     @property
     def is_dynamic(self) -> bool:
@@ -87,7 +91,8 @@ def _parsed(text: str) -> LayerMark | None:
         said = json.loads(text)
         if not isinstance(said, dict) or said.get("version") != VERSION:
             return None
-        texts = {name: said[name] for name in ("activations", "engine", "reason", "source", "codes") if isinstance(said.get(name), str)}
+        names = ("activations", "engine", "reason", "source", "codes", "role")
+        texts = {name: said[name] for name in names if isinstance(said.get(name), str)}
         mark = LayerMark(**texts, snr_db=_number(said.get("snr_db", "nan")))
         return mark if mark.codes in _CODES else None
     except (ValueError, RecursionError):

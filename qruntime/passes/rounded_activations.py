@@ -55,6 +55,21 @@ def _round(graph: Graph, node: Node) -> None:
     trace(f"round_activations at {node.label}")
 
 
+def before_rounding(value: Value) -> Value:
+    """What a tensor is before it is quantized and dequantized, limits to fewer codes left out; `value` itself where it is not."""
+    undo = value.producer
+    codes = None if undo is None or not is_dequantize(undo) else undo.input(0)
+    node = None if codes is None else codes.producer
+    if undo is None or node is None or not is_quantize(node) or not _undoes(undo, node):
+        return value
+    x, scale, zero_point = node.input(0), node.input(1), node.input(2)
+    if x is None or scale is None:
+        return value
+    if zero_point is None or not _is_plain(node, scale, zero_point):
+        return x
+    return _limited(x, scale, zero_point, node.attr("axis", 1))[0]
+
+
 def _is_plain(node: Node, scale: Value, zero_point: Value) -> bool:
     """Whether codes are uint8 with constants that make sense for the tensor, or for each index of an axis."""
     if scale.data is None or zero_point.data is None or scale.data.dtype != np.float32 or zero_point.data.dtype != np.uint8:

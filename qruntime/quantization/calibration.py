@@ -22,6 +22,7 @@ from qruntime.ir import Graph, Node, Value
 from qruntime.quantization.feeds import Data, feeds_of
 from qruntime.quantization.layer_inputs import rows_of
 from qruntime.quantization.layers import Layer
+from qruntime.quantization.low_rank import float_input
 from qruntime.quantization.observing import statistics_of
 from qruntime.quantization.selection import layer_name
 from qruntime.quantization.statistics import Statistics
@@ -47,7 +48,8 @@ class Calibration:
     def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
         """Layers of the graph itself that read the same tensor, in running order, each when the walk stands before it.
 
-        Between two groups weights may be stored, and nodes be inserted before the group at hand.
+        Between two groups weights may be stored, and nodes be inserted beside the group at hand; what its layers read before
+        it is quantized is known.
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         by_tensor: dict[object, list[Layer]] = {}
@@ -57,6 +59,7 @@ class Calibration:
         groups = list(by_tensor.values())
         walk = Frontier(
             self.graph, self.batches, stops=[group[0].node for group in groups],
+            holds={group[0].node: _read_as_floats(group) for group in groups},
             num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes,
         )  # fmt: skip
         for group in groups:
@@ -104,6 +107,11 @@ class Group:
             fits = np.shape(held[first])[:-1] == mask.shape
             kept.append(rows[mask.reshape(-1)] if fits else rows)
         return kept
+
+
+def _read_as_floats(layers: Sequence[Layer]) -> list[Value]:
+    """What layers read before it is quantized."""
+    return [value for layer in layers if (value := float_input(layer.node)) is not None and not value.is_constant]
 
 
 def _fed(graph: Graph, feed: Mapping[str, Any], number: int) -> dict[Value, Any]:

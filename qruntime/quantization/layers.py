@@ -16,6 +16,7 @@ import numpy as np
 
 from qruntime.ir import Node, StoredTensor, Value, stored_constant
 from qruntime.ir.formats import FLOAT16
+from qruntime.ir.marks import LAYER
 from qruntime.ir.stored import stack
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.elementwise import is_packable, widen
@@ -78,10 +79,15 @@ LARGE = 4096
 
 def form_of(node: Node) -> Form | None:
     """The form of a node that is a layer; of those without a quantized form, only where a float constant is large."""
-    form = FORMS.get((node.domain, node.op_type))
+    form = None if _is_beside(node) else FORMS.get((node.domain, node.op_type))
     if form is None or form.is_quantizable or any(_is_large(value) for value in node.inputs):
         return form
     return None
+
+
+def _is_beside(node: Node) -> bool:
+    """Whether a node is a part of what stands beside a layer."""
+    return node.mark is not None and node.mark.role != LAYER
 
 
 def _is_large(value: Value | None) -> bool:
@@ -198,7 +204,7 @@ class Layer:
 
 def layer_of(node: Node) -> Layer | None:
     """The layer that a node is, of those that have a quantized form."""
-    form = FORMS.get((node.domain, node.op_type))
+    form = form_of(node)
     return Layer(node) if form is not None and form.is_quantizable else None
 
 

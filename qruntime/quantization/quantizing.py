@@ -27,6 +27,7 @@ from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.low_rank import why_no_branch
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.outlier_pairs import input_range
 from qruntime.quantization.patterns import mistaken, nothing_selected
@@ -34,14 +35,14 @@ from qruntime.quantization.reasons import Reason, Unselected
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.request import Request
-from qruntime.quantization.rounding import Rounded, RoundToHalf
+from qruntime.quantization.rounding import RoundToHalf, snr_db
 from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
-from qruntime.quantization.steps import Branch, Facts, InputRange, Solve, Step
+from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
 
@@ -61,6 +62,9 @@ class Assignment:
     left: Reason | None = None
     """Why a step leaves it float."""
     rounding: list[list[Rounding]] = field(default_factory=list)
+    branches: list[LowRankFactors] = field(default_factory=list)
+    snr_db: float | None = None
+    """Of the weight with its branches; None without."""
     errors: list[float] = field(default_factory=list)
     rtn_errors: list[float] = field(default_factory=list)
 
@@ -297,9 +301,30 @@ class _Run:
             made = self.storing.solve(one.layer, one.rounding)
         except ValueError:  # `store` says it
             return
-        one.errors = _errors([weight for matrices in weights for weight in matrices], made, one.statistics)
+        if not one.statistics and not self.recipe.branches:
+            return
+        flat = [weight for matrices in weights for weight in matrices]
+        restored = [rounded.stored.decoded() for rounded in made]
+        self._branch(one, flat, restored)
+        one.errors = _errors(flat, restored, one.statistics)
         if not one.rtn_errors:
             one.rtn_errors = _rtn_errors(one)
+
+    def _branch(self, one: Assignment, weights: Sequence[np.ndarray], restored: list[np.ndarray]) -> None:
+        """Makes branches for what the codes have lost, and adds to `restored` what they add."""
+        for step in self.recipe.branches:
+            statistics = next(iter(one.statistics), None)
+            reason = why_no_branch(one.layer)
+            if reason is None and step.requires and statistics is None:
+                reason = "the rows that it reads are not known"
+            if reason is not None:
+                one.facts[type(step).__name__] = f"no branch: {reason}"
+                continue
+            factors = step.branch(weights[0], restored[0], statistics)
+            restored[0] = restored[0] + factors.product()
+            one.branches.append(factors)
+            one.facts |= factors.facts
+            one.snr_db = snr_db(weights[0], restored[0])
 
     def _rounding(self, one: Assignment, at: int) -> Rounding:
         """What makes the codes of matrix `at`: steps that look at rows leave those to others whose rows are unknown."""
@@ -315,11 +340,14 @@ class _Run:
         if one.left is not None:
             return one.left
         before, one.node.mark = one.node.mark, None
-        made = self.storing.store(one.layer, one.rounding, one.scheme.inputs)
+        made = self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
         one.statistics = []
         if isinstance(made, str):
             one.node.mark = before
             return made if isinstance(made, Reason) else Reason(made)
+        if one.snr_db is not None and one.node.mark is not None:
+            one.node.mark = one.node.mark._replace(snr_db=one.snr_db)
+            made = made._replace(snr_db=one.snr_db)
         facts = [one.facts | dict(found) for found in made.facts or ({},)]
         return made._replace(facts=tuple(found for found in facts if found), error=_worst(one.errors), rtn_error=_worst(one.rtn_errors))
 
@@ -331,9 +359,9 @@ def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:
     return InputRange(statistics.low.min(), statistics.high.max())
 
 
-def _errors(weights: Sequence[np.ndarray], made: Sequence[Rounded], statistics: Sequence[Statistics | None]) -> list[float]:
-    pairs = zip(weights, made, statistics or [None] * len(made), strict=True)
-    return [output_error(weight, rounded.stored.decoded(), seen) for weight, rounded, seen in pairs if seen is not None]
+def _errors(weights: Sequence[np.ndarray], restored: Sequence[np.ndarray], statistics: Sequence[Statistics | None]) -> list[float]:
+    triples = zip(weights, restored, statistics or [None] * len(weights), strict=True)
+    return [output_error(weight, other, seen) for weight, other, seen in triples if seen is not None]
 
 
 def _rtn_errors(one: Assignment) -> list[float]:
@@ -342,7 +370,7 @@ def _rtn_errors(one: Assignment) -> list[float]:
     if args is None or args.format is FLOAT16 or not any(seen is not None for seen in one.statistics):
         return []
     flat = [weight for matrices in one.weights() for weight in matrices]
-    return _errors(flat, [RTN().solve(weight, args).rounded for weight in flat], one.statistics)
+    return _errors(flat, [RTN().solve(weight, args).rounded.stored.decoded() for weight in flat], one.statistics)
 
 
 def _linear_layers(graph: Graph) -> list[Layer]:

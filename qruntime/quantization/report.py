@@ -10,6 +10,7 @@ from qruntime.errors import QuantizationError
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import FLOAT16, INT8, UINT4, UINT8
 from qruntime.quantization.layers import Layer
+from qruntime.quantization.low_rank import LowRankBranch
 from qruntime.quantization.reasons import NoWeight, Stored, Unselected
 
 
@@ -36,7 +37,7 @@ class QuantizedLayer(NamedTuple):
     """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
     for one. What those had lost stays lost, and `snr_db` does not count it."""
     bits_per_weight: float = math.nan
-    """With scales and zero points."""
+    """With scales and zero points, and what is beside the layer."""
     facts: tuple[Mapping[str, Any], ...] = ()
     """What the steps that made the codes found out, for each matrix: one of a Linear, one for each weight and direction of an LSTM."""
     error: float = math.nan
@@ -83,14 +84,18 @@ def real_bytes(stored: StoredTensor) -> int:
     return stored.size * stored.dtype.itemsize
 
 
-def row_of(layer: Layer, name: str, matrices: Sequence[StoredTensor], fresh: Sequence[StoredTensor]) -> QuantizedLayer:
-    """The row of a layer that is stored as `matrices`; those of them that are `fresh` belong to no layer before it."""
+def row_of(
+    layer: Layer, name: str, matrices: Sequence[StoredTensor], fresh: Sequence[StoredTensor], beside: Sequence[LowRankBranch] = ()
+) -> QuantizedLayer:
+    """The row of a layer that is stored as `matrices`; those of them that are `fresh` belong to no layer before it. What is
+    `beside` it counts as a part of it."""
     node, mark = layer.node, layer.node.mark
     assert mark is not None
+    branches = sum(branch.nbytes for branch in beside)
     return QuantizedLayer(
-        name, node.op_type, layer.kind, layer.size, scheme_of(matrices), sum(map(real_bytes, fresh)),
-        sum(tensor.nbytes for tensor in fresh), mark.snr_db, not fresh, mark.reason, mark.source,
-        8 * sum(tensor.nbytes for tensor in matrices) / max(1, sum(tensor.size for tensor in matrices)),
+        name, node.op_type, layer.kind, layer.size, "".join([scheme_of(matrices), *(f" + {branch}" for branch in beside)]),
+        sum(map(real_bytes, fresh)), sum(tensor.nbytes for tensor in fresh) + branches, mark.snr_db, not fresh, mark.reason, mark.source,
+        8 * (sum(tensor.nbytes for tensor in matrices) + branches) / max(1, sum(tensor.size for tensor in matrices)),
     )  # fmt: skip
 
 

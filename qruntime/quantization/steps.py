@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from qruntime.ir import StoredTensor
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rounding import Rounded
 from qruntime.quantization.scheme import Inputs, QArgs, Scheme
@@ -81,14 +82,23 @@ class Solved:
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
-    """x ↦ (x · rightᵀ) · leftᵀ beside a layer."""
+class LowRankFactors:
+    """x ↦ (x · rightᵀ) · leftᵀ beside a layer; with a rank of 0 nothing. Floats, or codes that stand for them."""
 
-    left: np.ndarray
+    left: np.ndarray | StoredTensor
     """[N, rank] float32"""
-    right: np.ndarray
+    right: np.ndarray | StoredTensor
     """[rank, K] float32"""
     facts: Facts = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        return self.right.shape[0]
+
+    def product(self) -> np.ndarray:
+        """left · right, what the branch adds to the weight [N, K]."""
+        left, right = (part.decoded() if isinstance(part, StoredTensor) else part for part in (self.left, self.right))
+        return left @ right
 
 
 @runtime_checkable
@@ -151,8 +161,8 @@ class Branch(Protocol):
     @property
     def requires(self) -> frozenset[str]: ...
 
-    def branch(self, weight: np.ndarray, restored: np.ndarray, statistics: Statistics | None) -> LowRank:
-        """What is added to a layer with the weight [N, K] whose codes stand for `restored`."""
+    def branch(self, weight: np.ndarray, restored: np.ndarray, statistics: Statistics | None) -> LowRankFactors:
+        """What is added to a layer with the weight [N, K] whose codes, and branches that are beside it already, stand for `restored`."""
         ...
 
 

@@ -13,12 +13,14 @@ from qruntime.passes.stored.writing import opset_beside
 from qruntime.quantization.cache import describe_caches
 from qruntime.quantization.foreign import held_weights
 from qruntime.quantization.layers import CONVOLUTIONS, Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.low_rank import branches_beside, insert_branch
 from qruntime.quantization.report import QuantizedLayer, Report, row_of
 from qruntime.quantization.rounding import Rounded
 from qruntime.quantization.scheme import GROUP, Inputs
 from qruntime.quantization.selection import layer_kind, layer_name, weight_shape
 from qruntime.quantization.small_layers import slower_as_int8
 from qruntime.quantization.solving import Rounding, Solving
+from qruntime.quantization.steps import LowRankFactors
 from qruntime.quantization.stored import stored_form
 
 Roundings = Rounding | Sequence[Sequence[Rounding]]
@@ -39,9 +41,10 @@ class Storing:
         rounding: Roundings,
         inputs: Inputs | None = None,
         engine: str = "qruntime",
+        branches: Sequence[LowRankFactors] = (),
     ) -> QuantizedLayer | str:
-        """Replace the weights of one layer; a string says why that cannot be. Float and embedding layers have float activations
-        whatever `inputs` says."""
+        """Replace the weights of one layer, and put `branches` beside it; a string says why that cannot be. Float and embedding
+        layers have float activations whatever `inputs` says."""
         node = layer.node
         if (reason := self.misfit(layer, rounding, engine)) is not None:
             return reason
@@ -62,6 +65,8 @@ class Storing:
             next((one.reason for one in rounded if one.reason), ""),
             codes=LayerMark().codes if inputs is None else inputs.format.name,
         )
+        for factors in branches:
+            insert_branch(self.graph, layer, factors)
         row = row_of_layer(layer, self._counted)
         self._counted.update(value for value, _ in made)
         return row._replace(facts=tuple(one.facts for one in rounded if one.facts))
@@ -151,4 +156,4 @@ def row_of_layer(layer: Layer, seen: set[Value]) -> QuantizedLayer:
     matrices = {value: layer.stored(value) or [value.stored] for value in values if value.stored is not None}
     every = [one for parts in matrices.values() for one in parts]
     fresh = [one for value, parts in matrices.items() if value not in seen for one in parts]
-    return row_of(layer, layer_name(layer.node), every, fresh)
+    return row_of(layer, layer_name(layer.node), every, fresh, branches_beside(layer.node))

@@ -63,8 +63,8 @@ class Frontier:
 
     `batches` are the values each batch starts from: of the inputs of the graph (`fed_values`), or of what lies behind
     them. What the walk is for are the inputs of the nodes `stops`, if those are given, and else `outputs` (default: those of
-    the graph): nodes that it does not need do not run. What is held is read-only; beyond `most_bytes` it lies in a temporary
-    file that is mapped into memory.
+    the graph): nodes that it does not need do not run. `holds`: values that are known beside its inputs when the walk reaches a
+    stop. What is held is read-only; beyond `most_bytes` it lies in a temporary file that is mapped into memory.
 
     The graph may change while the walk stands before a node: what follows may read other weights, or other nodes. What
     has run stays as it ran.
@@ -77,6 +77,7 @@ class Frontier:
         *,
         outputs: Sequence[Value] | None = None,
         stops: Sequence[Node] = (),
+        holds: Mapping[Node, Sequence[Value]] | None = None,
         num_threads: int,
         lower: bool = False,
         most_bytes: int | None = None,
@@ -87,6 +88,7 @@ class Frontier:
         self.lower = lower
         self.most_bytes = most_bytes
         self._stops = tuple(stops)
+        self._holds = holds or {}
         self._batches = [{value: _read_only(given) for value, given in batch.items()} for batch in batches]
         first = set(self._batches[0]) if self._batches else set()
         for index, batch in enumerate(self._batches):
@@ -124,7 +126,7 @@ class Frontier:
         return needed_nodes(self.graph, self._targets(), self._batches[0] if self._batches else self.graph.inputs)
 
     def _targets(self) -> list[Value]:
-        return [*self.outputs, *(value for node in self._stops for value in read_by(node))]
+        return [*self.outputs, *(value for node in self._stops for value in (*read_by(node), *self._holds.get(node, ())))]
 
     def _run(self, nodes: list[Node], rest: list[Node]) -> None:
         """Run `nodes`, and keep what the nodes of `rest` and the outputs read."""

@@ -353,6 +353,16 @@ def test_a_walk_towards_stops_holds_what_they_need_and_no_more() -> None:
         walk.reach(layers_of(graph)[-1])
 
 
+def test_a_walk_holds_more_for_a_stop_where_it_is_told_to() -> None:
+    graph = canonical(encoder_bytes(layers=2))
+    first, second = layers_of(graph)[:2]
+    more = graph.inputs[0]
+    walk = Frontier(graph, [fed_values(graph, FEEDS[0])], stops=[first, second], holds={second: [more]}, num_threads=1)
+    walk.reach(second)
+    assert set(walk.held[0]) == {second.inputs[0], more}
+    assert_same_bits(walk.held[0][more], fed_values(graph, FEEDS[0])[more])
+
+
 def test_the_last_stop_may_stand_before_nothing() -> None:
     graph = canonical(encoder_bytes())
     last = graph.nodes[-1]

@@ -13,6 +13,7 @@ from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.methods.zeroquant import RowGroups
+from qruntime.quantization.methods.zeroquant_v2 import LowRank
 from qruntime.quantization.recipe import Recipe, Recipes
 
 RECIPES = Recipes(
@@ -29,6 +30,7 @@ RECIPES = Recipes(
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
         Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
+        Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank())),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},
 )

@@ -8,7 +8,6 @@ Without steps that look at data nothing runs. A recipe whose codes need no stati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -379,8 +378,8 @@ def _linear_layers(graph: Graph) -> list[Layer]:
     return [layer for layer in layers if layer is not None and layer.shapes and unfit_attributes(layer.node) is None]
 
 
-def _worst(errors: Sequence[float]) -> float:
-    return max(errors, default=math.nan)
+def _worst(errors: Sequence[float]) -> float | None:
+    return max(errors, default=None)
 
 
 def _check_rows(one: Assignment, group: Group) -> None:

@@ -40,9 +40,9 @@ class QuantizedLayer(NamedTuple):
     """With scales and zero points, and what is beside the layer."""
     facts: tuple[Mapping[str, Any], ...] = ()
     """What the steps that made the codes found out, for each matrix: one of a Linear, one for each weight and direction of an LSTM."""
-    error: float = math.nan
-    """Of its outputs on the calibration data: ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖², of the worst matrix; NaN without data."""
-    rtn_error: float = math.nan
+    error: float | None = None
+    """Of its outputs on the calibration data: ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖², of the worst matrix; None without data."""
+    rtn_error: float | None = None
     """The same of weights rounded to nearest."""
 
 

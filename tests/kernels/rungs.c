@@ -123,7 +123,7 @@ static float *q8_linear(const qrt_gemm_q8 *kernel, const q8_case *c, const float
     check_same(memcmp(unpacked, w, (size_t)(c->k * c->n)) != 0, 0, "gemm_q8 unpack", c->k, c->n);
     qrt_buffer *scratch = qrt_buffer_new(qrt_scratch_bytes(&packed->base, c->m));
     if (!scratch) abort();
-    qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
+    qrt_epilogue epilogue = {.activation = c->activation, .residual = c->residual ? residual : NULL, .residual_stride_elems = c->n};
     float *y = untouched(c->m * ldy);
     qrt_linear_serial(&packed->base, a, c->k, c->m, c->grid, &epilogue, y, ldy, scratch->data);
     qrt_buffer_drop(scratch);
@@ -239,7 +239,7 @@ static float *nbits_q8_linear(const qrt_gemm_nbits_q8 *kernel, const nbits_case 
     const qrt_weights *w = &packed->w.base;
     qrt_buffer *scratch = qrt_buffer_new(qrt_scratch_bytes(w, m));
     if (!scratch) abort();
-    qrt_epilogue epilogue = {c->activation, c->residual ? residual : NULL, c->n};
+    qrt_epilogue epilogue = {.activation = c->activation, .residual = c->residual ? residual : NULL, .residual_stride_elems = c->n};
     float *y = untouched(m * ldy);
     qrt_linear_serial(w, a, c->k, m, QRT_Q8_ANY_GRID, &epilogue, y, ldy, scratch->data);
     qrt_buffer_drop(scratch);
@@ -394,15 +394,22 @@ static void check_gemm_f32_at(int64_t m, int64_t k, int64_t n, bool columns_firs
             if (j + i % nr < n) check_same(c[i], y[i / nr * ldc + j + i % nr], "gemm_f32 scattered", i / nr, j + i % nr);
     }
 
-    float *row_bias = floats(m), *column_bias = floats(n), *residual = floats(m * n), *want = floats(m * ldc);
+    float *row_bias = floats(m), *column_bias = floats(n), *addend = floats(m * n), *residual = floats(m * n), *want = floats(m * ldc);
+    fill_uniform(addend, m * n, 1);
     fill_uniform(row_bias, m, 1);
     fill_uniform(column_bias, n, 1);
     fill_uniform(residual, m * n, 1);
     for (int activation = QRT_ACT_NONE; activation <= QRT_ACT_TANH; activation++) {
         bool plain = activation <= QRT_ACT_RELU;
         qrt_f32_epilogue e = {
-            activation & 1 ? 1.0f : 0.3f, activation & 2 ? row_bias : NULL, activation & 1 ? NULL : column_bias,
-            (qrt_activation)activation, activation & 4 ? NULL : residual, n,
+            .alpha = activation & 1 ? 1.0f : 0.3f,
+            .row_bias = activation & 2 ? row_bias : NULL,
+            .column_bias = activation & 1 ? NULL : column_bias,
+            .addend = activation & 2 ? NULL : addend,
+            .addend_stride_elems = n,
+            .activation = (qrt_activation)activation,
+            .residual = activation & 4 ? NULL : residual,
+            .residual_stride_elems = n,
         };
         memcpy(again, y, sizeof *y * (size_t)(m * ldc));
         memcpy(want, y, sizeof *y * (size_t)(m * ldc));

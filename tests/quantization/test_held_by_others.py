@@ -78,7 +78,7 @@ def test_weights_behind_a_dequantization() -> None:
     made = model.quantize(scheme="W4A16-g16", only=["third"])
     assert made.report.held == (row,)
     (layer,) = made.report.layers
-    assert layer.bits == 8 * layer.bytes_after / 48
+    assert layer.bits_per_weight == 8 * layer.bytes_after / 48
 
 
 def test_attributes_that_mean_nothing_are_no_row() -> None:

@@ -30,7 +30,7 @@ RECIPES = Recipes(
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
         Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
-        Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank())),
+        Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank(rank=16))),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
-from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone
+from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone, shares_of
 from qruntime.ir.defaults import FixedInput, fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
 from qruntime.onnx_io import importer
@@ -100,6 +100,7 @@ class Model:
     def _adopt(self, graph: Graph) -> None:
         self._declared = pipeline.canonical(graph)  # what is saved: inputs may have defaults
         self.graph = _with_defaults(self._declared)
+        self._shares = [*shares_of(self._declared), *shares_of(self.graph)]
         check_supported(self.graph)
         self._planners: Recent[tuple[str, ...], Planner] = Recent(_MOST_PLANNERS)
         self._run_named: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None

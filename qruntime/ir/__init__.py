@@ -15,7 +15,7 @@ from qruntime.ir.graph import (
     constant,
     stored_constant,
 )
-from qruntime.ir.held_codes import HeldCodes
+from qruntime.ir.held_codes import HeldCodes, ShareOfCodes, shares_of
 from qruntime.ir.marks import LayerMark
 from qruntime.ir.stored import StoredTensor
 
@@ -29,6 +29,7 @@ __all__ = [
     "LayerMark",
     "ModelInfo",
     "Node",
+    "ShareOfCodes",
     "StoredTensor",
     "TypeInfo",
     "UnusedValue",
@@ -38,5 +39,6 @@ __all__ = [
     "constant",
     "needed_nodes",
     "read_by",
+    "shares_of",
     "stored_constant",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
-from qruntime.ir import AttributeType, Graph, HeldCodes, Node, Value, needed_nodes
+from qruntime.ir import AttributeType, Graph, HeldCodes, Node, Value, needed_nodes, shares_of
 from qruntime.onnx_io.mapped_file import drop_pages, owns_memory
 from qruntime.ops import registry
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
@@ -133,6 +133,7 @@ class Planner:
         self._bound: dict[Node, PlannedNode] = {}
         self._widened: dict[Value, np.ndarray] = {}
         self._packed: dict[tuple[Any, ...], tuple[_kernels.Packed, Any]] = {}
+        self._shares = shares_of(graph)
         self._readers = _readers_of_codes(graph)  # until the codes are given up, or cannot be
 
     def plan(self, outputs: Sequence[Value] | None = None) -> Plan:

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +111,26 @@ def test_a_model_may_be_dropped_in_a_run_of_another_thread() -> None:
         assert all(np.array_equal(run.result()["y"], expected) for run in running)
         del running
     assert not held() - before
+
+
+def test_codes_stay_for_another_model_that_reads_them(tmp_path: Path) -> None:
+    first = qruntime.load(encoder_bytes(), threads=1).quantize_dynamic()
+    first.save(tmp_path / "first.onnx")
+    second = first.quantize_dynamic()
+    expected = first.run(ENCODER)["y"]
+    del first
+    gc.collect()
+    second.save(tmp_path / "second.onnx")
+    assert (tmp_path / "second.onnx").read_bytes() == (tmp_path / "first.onnx").read_bytes()
+    assert np.array_equal(second.run(ENCODER)["y"], expected)
+
+
+def test_codes_that_went_with_their_model_say_so() -> None:
+    model = qruntime.load(encoder_bytes(), threads=1).quantize_dynamic()
+    model.run(ENCODER)
+    (stored, *_) = (value.stored for value in model.graph.stored_constants())
+    assert stored is not None
+    assert stored.unpacked().size
+    del model
+    with pytest.raises(ReferenceError, match="keep the model"):
+        stored.unpacked()

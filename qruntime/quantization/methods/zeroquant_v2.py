@@ -9,9 +9,9 @@ Comprehensive Study to Low Rank Compensation", arXiv 2303.08302.
 quantizes its own too: the product is small, and a second error on x would be a second error on what it corrects.
 
 Defaults of the step as in the paper: rank 8, factors in 8 bits; the recipe takes rank 16, which a small model needs (SmolLM2 with
-3 bits per channel: 6.34 nats without, 5.88 with rank 8, 5.57 with 16). Deviations: each row of a factor has a scale of its own, after the columns
-of `left` were brought to one size, so that every component is as exact as the first. `activation_aware`, which the paper does
-not have, takes E Σ^½ for E: the branch then makes the error of the outputs least, not that of the weights.
+3 bits per channel: 6.34 nats without, 5.88 with rank 8, 5.57 with 16). Deviations: each row of a factor has a scale of its own,
+after the columns of `left` were brought to one size, so that every component is as exact as the first. `activation_aware`, which
+the paper does not have, takes E Σ^½ for E: the branch then makes the error of the outputs least, not that of the weights.
 """
 
 from __future__ import annotations

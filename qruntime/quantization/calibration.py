@@ -73,7 +73,7 @@ class Group:
     def __init__(self, calibration: Calibration, layers: Sequence[Layer], held: Sequence[Mapping[Value, Any]]):
         self.calibration, self.layers, self.held = calibration, layers, held
         self._known: dict[Layer, list[list[np.ndarray]]] = {}
-        self._measured: dict[tuple[Layer, frozenset[str]], list[Statistics | None]] = {}
+        self._measured: dict[tuple[Layer, frozenset[str]], tuple[Statistics | None, ...]] = {}
 
     @property
     def tensor(self) -> Value | None:
@@ -88,14 +88,14 @@ class Group:
             self._known[same] = [self._without_padding(same.node, batches) for batches in found]
         return self._known[same]
 
-    def statistics(self, layer: Layer, kinds: Collection[str]) -> list[Statistics | None]:
+    def statistics(self, layer: Layer, kinds: Collection[str]) -> tuple[Statistics | None, ...]:
         """For each matrix of the weights; None of rows that are not known. QuantizationError for NaN, and for no rows."""
         same = self.layers[0] if layer.kind == "Linear" else layer
         key = same, frozenset(kinds)
         if key not in self._measured:
             name = layer.node.input(0)
             text = layer_name(layer.node) if name is None else name.name
-            self._measured[key] = [statistics_of(batches, kinds, text) if batches else None for batches in self.rows(layer)]
+            self._measured[key] = tuple(statistics_of(batches, kinds, text) if batches else None for batches in self.rows(layer))
         return self._measured[key]
 
     def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:

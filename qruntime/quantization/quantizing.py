@@ -55,7 +55,7 @@ class Assignment:
 
     layer: Layer
     scheme: Scheme
-    statistics: list[Statistics | None] = field(default_factory=list)
+    statistics: tuple[Statistics | None, ...] = ()
     """For each matrix of its weights."""
     facts: Facts = field(default_factory=dict)
     left: Reason | None = None
@@ -230,7 +230,8 @@ class _Run:
         transforming.make()
         for one in assignments:
             first = len(one.statistics) // len(one.layer.weights)  # of a recurrent layer W reads the tensor, R does not
-            one.statistics[:first] = [None if seen is None else transforming.changed(one.node, seen) for seen in one.statistics[:first]]
+            changed = (None if seen is None else transforming.changed(one.node, seen) for seen in one.statistics[:first])
+            one.statistics = (*changed, *one.statistics[first:])
             one.facts |= transforming.facts.get(one.node, {})
 
     def _groups(self, assignments: Sequence[Assignment], what: str) -> Iterator[tuple[Group, list[Assignment]]]:
@@ -340,7 +341,7 @@ class _Run:
             return one.left
         before, one.node.mark = one.node.mark, None
         made = self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
-        one.statistics = []
+        one.statistics = ()
         if isinstance(made, str):
             one.node.mark = before
             return made if isinstance(made, Reason) else Reason(made)

@@ -29,12 +29,15 @@ def repeated(net: Net, x: str, times: int) -> str:
     return net.op("Reshape", wide, net.op("Concat", b, net.op("Mul", h, ints(times)), t, d, axis=0))
 
 
-def rotary(net: Net, x: str) -> str:
-    """Of [b, h, s, d]: halves are turned by angles that a position decides."""
-    position = net.op("Cast", net.op("Range", ints(0)[0], net.op("Gather", net.op("Shape", x), ints(2)[0], axis=0), ints(1)[0]), to=1)
-    angle = net.op("Mul", net.op("Unsqueeze", position, ints(1)), net.numbers(1, SIZE // 2))
+def rotary(net: Net, x: str, start: Any = None, size: int = SIZE) -> str:
+    """Of [b, h, s, size]: halves are turned by angles that a position decides, `start` being the first."""
+    first = ints(0)[0] if start is None else start
+    count = net.op("Gather", net.op("Shape", x), ints(2)[0], axis=0)
+    end = count if start is None else net.op("Add", count, start)
+    position = net.op("Cast", net.op("Range", first, end, ints(1)[0]), to=1)
+    angle = net.op("Mul", net.op("Unsqueeze", position, ints(1)), net.numbers(1, size // 2))
     cos, sin = (net.op("Concat", net.op(f, angle), net.op(f, angle), axis=-1) for f in ("Cos", "Sin"))
-    low, high = (net.op("Slice", x, ints(a), ints(b), ints(3)) for a, b in ((0, SIZE // 2), (SIZE // 2, SIZE)))
+    low, high = (net.op("Slice", x, ints(a), ints(b), ints(3)) for a, b in ((0, size // 2), (size // 2, size)))
     return net.op("Add", net.op("Mul", x, cos), net.op("Mul", net.op("Concat", net.op("Neg", high), low, axis=-1), sin))
 
 

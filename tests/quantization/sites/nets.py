@@ -52,7 +52,9 @@ class Net:
         product = self.op("MatMul", x, self.weight(k, n))
         return self.op("Add", product, self.numbers(n)) if bias else product
 
-    def bytes(self, inputs: Mapping[str, Sequence[int | str]], outputs: Sequence[str]) -> bytes:
+    def bytes(self, inputs: Mapping[str, Sequence[int | str]], outputs: Sequence[str] | Mapping[str, Sequence[int | str]]) -> bytes:
+        """`outputs` with their dimensions, or names alone."""
+        dims_of = outputs if isinstance(outputs, Mapping) else dict.fromkeys(outputs)
         infos = [
             helper.make_tensor_value_info(name, TensorProto.INT64 if name.startswith("ids") else TensorProto.FLOAT, dims)
             for name, dims in inputs.items()
@@ -61,7 +63,7 @@ class Net:
             self.nodes,
             "net",
             infos,
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in dims_of.items()],
             [numpy_helper.from_array(data, name) for name, data in self.weights.items()],
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]

@@ -64,13 +64,18 @@ class SiteView:
     ties: np.ndarray | None
     """[K] int64: channels of one number share one scale (heads that read the same, rotary pairs); None where all are free."""
     outputs: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], list[np.ndarray]]
-    """outputs(inputs, weights): for each of `runs`, or of the first, what lies where the paths of the readers meet again (that of
+    """outputs(inputs, weights): for each of `runs`, or of the first of them, what lies where the paths of the readers meet again (that of
     attention, the gated product), else the outputs of the readers side by side. Inputs are like `runs`, weights like
     `weights`; activations of every layer in between are float."""
     runs: Sequence[np.ndarray]
     """[t, K] float32: the tensor in a few runs."""
     parts: np.ndarray | None = None
     """[K] int64: an order keeps every channel among those of its number (heads); None where it may mix them all."""
+
+    def first_runs(self, rows: int) -> Sequence[np.ndarray]:
+        """The first of `runs`, as many as hold `rows` rows; all where they are fewer."""
+        counts = np.cumsum([len(run) for run in self.runs])
+        return self.runs[: int(np.searchsorted(counts, rows)) + 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ from qruntime.quantization.steps import Equivalence, Facts, SiteView, Transform
 from qruntime.runtime.segments import Segment
 
 TOLERANCE = 1e-4
-RUNS = 4
-"""Feeds on which steps try what they choose from."""
+ROWS = 2048
+"""Steps try what they choose from on as many feeds as hold so many rows of the tensor."""
 CHECKED = 2
-"""Of these, those on which the result is checked."""
+"""Feeds on which the result is checked."""
 
 
 class Transforming:
@@ -38,7 +38,7 @@ class Transforming:
         self._sites = find_sites(graph, layers)
         self._chosen: dict[int, list[Equivalence]] = {}
         self.facts: dict[Node, Facts] = {layer.node: {} for layer in layers}
-        self._runs = _runs(calibration.batches)
+        self._order = _order(calibration.batches)
 
     def look(self, group: Group, statistics: Statistics, schemes: Mapping[Node, Scheme]) -> None:
         """Let every step choose for the tensor that `group` reads, each on top of those before it."""
@@ -46,7 +46,7 @@ class Transforming:
             if site.graph is not self.graph or site.value is not group.tensor:
                 continue
             own = [schemes.get(reader.node) for reader in site.readers]
-            view = _View(site, group, statistics, own, self._runs, self.calibration.num_threads)
+            view = _View(site, group, statistics, own, self._order, self.calibration.num_threads)
             for step in self.steps:
                 found = step.choose(view.of_now())
                 if isinstance(found, Equivalence):
@@ -99,7 +99,7 @@ class Transforming:
         for number in numbers:
             if (reason := _apply(sites[number], self._chosen[number])) is not None:
                 self._drop(number, reason)
-        feeds = [self.calibration.batches[i] for i in self._runs[:CHECKED]]
+        feeds = [self.calibration.batches[i] for i in self._order[:CHECKED]]
         threads = self.calibration.num_threads
         before = Segment(self.graph, self.graph.inputs, self.graph.outputs, num_threads=threads, lower=True)
         after = Segment(copy, copy.inputs, copy.outputs, num_threads=threads, lower=True)
@@ -116,10 +116,10 @@ class _View:
     """A site as it is after the changes that were chosen for it so far."""
 
     def __init__(
-        self, site: Site, group: Group, statistics: Statistics, schemes: Sequence[Scheme | None], numbers: Sequence[int], num_threads: int
+        self, site: Site, group: Group, statistics: Statistics, schemes: Sequence[Scheme | None], order: Sequence[int], num_threads: int
     ):
         self.site, self.statistics, self.schemes = site, statistics, tuple(schemes)
-        self.held = [group.held[i] for i in numbers]
+        self.held = _first([group.held[i] for i in order], site.value)
         self.shapes = [np.shape(held[site.value]) for held in self.held]
         self.num_threads = num_threads
         self.made: list[Equivalence] = []
@@ -199,10 +199,16 @@ def _difference(one: Any, other: Any) -> float:
     return float(np.abs(one - other).max()) / most if most > 0 else float(np.abs(other).max())
 
 
-def _runs(batches: Sequence[Mapping[Value, Any]]) -> list[int]:
-    """Which feeds are tried: their own bits choose, so that the order of feeds does not matter."""
+def _order(batches: Sequence[Mapping[Value, Any]]) -> list[int]:
+    """In which order feeds are tried: their own bits say it, so that the order in which they come does not matter."""
     digests = [zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in _arrays(batch))) for batch in batches]
-    return sorted(range(len(batches)), key=lambda i: digests[i])[:RUNS]
+    return sorted(range(len(batches)), key=lambda i: digests[i])
+
+
+def _first(batches: Sequence[Mapping[Value, Any]], value: Value) -> list[Mapping[Value, Any]]:
+    """The first, as many as hold `ROWS` rows of `value`: of feeds of one row as many rows are tried as of feeds of hundreds."""
+    counts = np.cumsum([np.size(batch[value]) // max(1, np.shape(batch[value])[-1]) for batch in batches])
+    return list(batches[: int(np.searchsorted(counts, ROWS)) + 1])
 
 
 def _arrays(batch: Mapping[Value, Any]) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ without one (RMSNorm) are scaled only, as in the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,8 @@ from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
 REACH = 256.0
+ROWS = 512
+"""Thresholds are tried on the runs that hold so many rows."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,12 @@ class OutlierSuppressionPlus:
         middle = self.middle(site)
         low, high = site.statistics.low - middle, site.statistics.high - middle
         magnitudes = np.maximum(-low, high)
-        wanted = site.outputs(site.runs[:1], site.weights)
+        runs = site.first_runs(ROWS)
+        wanted = site.outputs(runs, site.weights)
         best, losses = np.ones_like(low), []
         for threshold in thresholds(float(magnitudes.max()), self.grid):
             scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-            losses.append(_loss(site, middle, scale, low, high, wanted))
+            losses.append(_loss(site, runs, middle, scale, low, high, wanted))
             if losses[-1] == min(losses):
                 best = scale
         facts = {"threshold": float((magnitudes / best).max()), "loss": min(losses), "loss without": losses[0]}
@@ -78,11 +82,19 @@ def thresholds(most: float, grid: int) -> np.ndarray:
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
 
 
-def _loss(site: SiteView, middle: np.ndarray, scale: np.ndarray, low: np.ndarray, high: np.ndarray, wanted: list[np.ndarray]) -> float:
+def _loss(
+    site: SiteView,
+    runs: Sequence[np.ndarray],
+    middle: np.ndarray,
+    scale: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    wanted: list[np.ndarray],
+) -> float:
     """Squared error of what the readers compute, of quantized activations and weights. All readers see one tensor: it is
     rounded as the first that is quantized asks."""
     inputs = next((scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None), None)
-    changed = [(rows - middle) / scale for rows in site.runs[:1]]
+    changed = [(rows - middle) / scale for rows in runs]
     rounded = [rounded_rows(rows, inputs, (low / scale).min(), (high / scale).max()) * scale + middle for rows in changed]
     weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(site.weights, site.schemes, strict=True)]
     return sum(power(one - other) for one, other in zip(site.outputs(rounded, weights), wanted, strict=True))

@@ -31,7 +31,7 @@ FACES = {Path("qruntime/__init__.py"), Path("qruntime/quantization/__init__.py")
 """Names for users, gathered from any layer; what lies above is imported when it is called for."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-OPTIONAL = {"onnx", "ml_dtypes", "rich"}
+OPTIONAL = {"onnx", "ml_dtypes", "rich", "torch"}
 """Packages beyond numpy that may be imported, and only inside functions."""
 
 

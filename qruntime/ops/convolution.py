@@ -238,6 +238,33 @@ def fold(columns: np.ndarray, win: Window, spatial: Sequence[int]) -> np.ndarray
     return result
 
 
+def transposed_output(
+    spatial: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int] | None,
+    dilations: Sequence[int] | None,
+    pads: Sequence[int] | None,
+    auto_pad: str,
+    output_padding: Sequence[int] | None,
+    output_shape: Sequence[int] | None,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of what a transposed convolution of axes of the sizes `spatial` makes: how much is left out in front, and how much is kept."""
+    rank = len(spatial)
+    strides = per_axis("strides", strides, rank, 1, 1)
+    dilations = per_axis("dilations", dilations, rank, 1, 1)
+    extra = per_axis("output_padding", output_padding, rank, 0, 0)
+    full = [(n - 1) * s + (k - 1) * d + 1 + e for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)]
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER") or output_shape:
+        if output_shape:
+            wanted = per_axis("output_shape", tuple(output_shape)[-rank:], rank, 0, 0)
+        else:
+            wanted = tuple(n * s for n, s in zip(spatial, strides, strict=True))
+        total = [max(f - o, 0) for f, o in zip(full, wanted, strict=True)]
+        return tuple(t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total), wanted
+    pads = (0,) * (2 * rank) if auto_pad == "VALID" else per_axis("pads", pads, 2 * rank, 0, 0)
+    return tuple(pads[:rank]), tuple(f - p - q for f, p, q in zip(full, pads[:rank], pads[rank:], strict=True))
+
+
 @operator("ConvTranspose", since=1)
 def conv_transpose(
     x: np.ndarray,
@@ -266,19 +293,7 @@ def conv_transpose(
     kernel = per_axis("the kernel of W", kernel, rank, 1, 1)
     strides = per_axis("strides", strides, rank, 1, 1)
     dilations = per_axis("dilations", dilations, rank, 1, 1)
-    extra = per_axis("output_padding", output_padding, rank, 0, 0)
-    full = [(n - 1) * s + (k - 1) * d + 1 + e for n, s, k, d, e in zip(spatial, strides, kernel, dilations, extra, strict=True)]
-    if auto_pad in ("SAME_UPPER", "SAME_LOWER") or output_shape:
-        if output_shape:
-            wanted = per_axis("output_shape", tuple(output_shape)[-rank:], rank, 0, 0)
-        else:
-            wanted = tuple(n * s for n, s in zip(spatial, strides, strict=True))
-        total = [max(f - o, 0) for f, o in zip(full, wanted, strict=True)]
-        begin = tuple(t // 2 if auto_pad == "SAME_UPPER" else t - t // 2 for t in total)
-    else:
-        pads = (0,) * (2 * rank) if auto_pad == "VALID" else per_axis("pads", pads, 2 * rank, 0, 0)
-        begin = tuple(pads[:rank])
-        wanted = tuple(f - p - q for f, p, q in zip(full, pads[:rank], pads[rank:], strict=True))
+    begin, wanted = transposed_output(spatial, kernel, strides, dilations, pads, auto_pad, output_padding, output_shape)
     limit_shape((x.shape[0], w.shape[1] * group, *wanted))
     win = Window(kernel, strides, dilations, begin, begin, tuple(spatial))
     wide = working_dtype(x.dtype)

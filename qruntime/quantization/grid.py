@@ -138,12 +138,12 @@ def round_to(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | No
 
 def nearest_entry(values: np.ndarray, form: Format) -> np.ndarray:
     """The code whose table entry is nearest, of two equally near the lower; of entries alike the first."""
-    _, middles, codes = _entries(form)
+    _, middles, codes = finite_entries(form)
     right = np.searchsorted(middles, values.reshape(-1), side="left")
     return codes[right].reshape(values.shape)
 
 
-def _entries(form: Format) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def finite_entries(form: Format) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The finite entries of a table, ascending and each once, what lies in the middle between two of them, and their codes."""
     finite = np.isfinite(form.values)
     entries, first = np.unique(form.values[finite], return_index=True)
@@ -161,5 +161,5 @@ def code_grid(args: QArgs, scale: Part, zero_point: Part | None, shape: tuple[in
     )
     group = np.arange(k, dtype=np.int32) // (args.granularity.size if args.granularity.kind == GROUP else k)
     low = -form.qmax if zero_point is None else form.qmin
-    table = () if form.table is None else _entries(form)
+    table = () if form.table is None else finite_entries(form)
     return CodeGrid(factor, divisor, zero, shift.dtype.kind == "f", group, low, form.qmax, *table)

@@ -174,9 +174,9 @@ class Planner:
 
     def _bind_anew(self, node: Node) -> PlannedNode:
         spec = registry.find(node.domain, node.op_type, node.version)
+        definition = definition_of(node)
         if spec is None:
-            return PlannedNode(node, None, reference.definition(node), node.inputs, "reference")
-        definition = _bind_attributes(node, spec)
+            return PlannedNode(node, None, definition, node.inputs, "reference")
         if node.subgraphs:
             return self._bind_subgraphs(node, definition)
         native = _bind_kernel(node, spec)
@@ -332,8 +332,11 @@ def _bind_kernel(node: Node, spec: OpSpec) -> NativeCall | None:
         return None  # odd attributes or constants: the definition reports them when it runs
 
 
-def _bind_attributes(node: Node, spec: OpSpec) -> Callable[..., Any]:
-    """The definition with the attributes that are no graphs."""
+def definition_of(node: Node) -> Callable[..., Any]:
+    """The definition of a node with the attributes that are no graphs, as a function of its inputs."""
+    spec = registry.find(node.domain, node.op_type, node.version)
+    if spec is None:
+        return reference.definition(node)
     keywords: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
         if name not in spec.keywords:

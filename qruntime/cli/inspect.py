@@ -10,8 +10,8 @@ from typing import Any
 
 import qruntime
 from qruntime.cli import terminal
-from qruntime.cli.arguments import Subparsers, add_command, add_json
-from qruntime.display.summary import held_lines, node_lines, quantized_lines
+from qruntime.cli.arguments import Subparsers, add_command, add_json, in_flags
+from qruntime.display.summary import cache_lines, held_lines, node_lines, outlying_lines, quantized_lines
 from qruntime.display.text import printable, table
 from qruntime.errors import counted
 from qruntime.ir import Value
@@ -81,7 +81,7 @@ def _is_scale(value: Value) -> bool:
 
 
 def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode]) -> dict[str, Any]:
-    info = model.info
+    info, report = model.info, model.report.to_dict()
     fields: dict[str, Any] = {
         "model": arguments.model,
         "file_bytes": size_on_disk(arguments.model),
@@ -97,8 +97,9 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
         "isa": qruntime.isa(),
         "runs": dict(Counter(call.source for call in planned)),
         "quantized_by_others": _foreign(model),
-        "quantized": [layer._asdict() for layer in model.report.layers],
-        "stored_by_others": [{**held._asdict(), "bits": held.bits} for held in model.report.held],
+        "quantized": report["layers"],
+        "stored_by_others": report["held"],
+        "caches": report["caches"],
     }
     if arguments.nodes:
         fields["nodes"] = [
@@ -152,8 +153,11 @@ def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[P
     held = held_lines(model.report._replace(layers=()))
     if held:
         lines += ["", terminal.heading("stored by another tool:"), *(f"  {line}".rstrip() for line in held)]
-    if model.report.layers or not (foreign or held):
-        layers = quantized_lines(model.report)
+    caches = cache_lines(model.report._replace(layers=(), held=()))
+    if caches:
+        lines += ["", terminal.heading("caches:"), *(f"  {line}".rstrip() for line in caches)]
+    if model.report.layers or not (foreign or held or caches):
+        layers = [*quantized_lines(model.report), *map(in_flags, outlying_lines(model.report))]
         lines += ["", terminal.heading("quantized layers:"), *(f"  {line}".rstrip() for line in layers)]
     if arguments.nodes:
         lines += ["", terminal.heading("nodes:"), *(f"  {line}" for line in _node_table(planned))]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from qruntime.display.text import printable
+from qruntime.quantization.json_values import json_value
 
 SCHEMA = 1
 """Of the objects that --json prints: raised when a field changes its meaning or goes away."""
@@ -24,17 +25,7 @@ def result(lines: Iterable[str]) -> None:
 
 def json_result(command: str, fields: dict[str, Any]) -> None:
     """Print the result as one JSON object. What JSON cannot say (NaN, infinity) becomes null."""
-    print(json.dumps({"schema": SCHEMA, "command": command, **_plain(fields)}, indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps({"schema": SCHEMA, "command": command, **json_value(fields)}, indent=2, allow_nan=False))
 
 
 def note(text: str) -> None:

@@ -6,16 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from qruntime.display.facts import fact_lines
 from qruntime.display.text import printable, table
 from qruntime.quantization.ranges import FLOOR_DB
-from qruntime.quantization.reasons import Stored
+from qruntime.quantization.reasons import Stored, Unobserved
 from qruntime.quantization.report import QuantizedLayer, Report
 from qruntime.runtime.plan import PlannedNode
+
+MOST_OUTLYING = 8
 
 
 def summary(report: Report, planned: Sequence[PlannedNode]) -> str:
     """Tables: quantized layers, skipped candidates, and how nodes run here."""
-    said = (quantized_lines, held_lines, cache_lines, reason_lines, source_lines, kept_lines, skipped_lines, slower_lines, idle_lines)
+    said = (
+        quantized_lines, held_lines, cache_lines, fact_lines, outlying_lines, reason_lines, source_lines, kept_lines, skipped_lines,
+        slower_lines, idle_lines,
+    )  # fmt: skip
     return "\n".join([*(line for lines in said for line in lines(report)), "", *node_lines(planned)])
 
 
@@ -30,14 +36,45 @@ def quantized_lines(report: Report) -> list[str]:
 
 
 def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:
-    rows = [("layer", "kind", "shape", "scheme", "bits", "bytes", "bytes now", "SNR dB")]
+    """Also errors of outputs where data were there to tell."""
+    measured = any(layer.error is not None for layer in layers)
+    rows = [("layer", "kind", "shape", "scheme", "bits", "bytes", "bytes now", "SNR dB", *(("error", "RTN") if measured else ()))]
     for layer in layers:
         shape = "×".join(map(str, layer.shape))
         before, after = ("shared", "shared") if layer.shared else (f"{layer.bytes_before:,}", f"{layer.bytes_after:,}")
         snr = "exact" if layer.snr_db == math.inf else "?" if layer.snr_db != layer.snr_db else f"{layer.snr_db:.1f}"
         bits = "?" if layer.bits_per_weight != layer.bits_per_weight else f"{layer.bits_per_weight:.2f}"
-        rows.append((layer.name, layer.kind, shape, layer.scheme, bits, before, after, snr))
-    return table(rows, left=range(4))
+        errors = [_error(layer.error), _error(layer.rtn_error)] if measured else []
+        rows.append((layer.name, layer.kind, shape, layer.scheme, bits, before, after, snr, *errors))
+    note = ["error: of outputs on the data, ‖XWᵀ − XQᵀ‖² / ‖XWᵀ‖²; RTN: the same of weights rounded to nearest"] if measured else []
+    return [*table(rows, left=range(4)), *note]
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else "?" if error != error else f"{error:.3g}"
+
+
+def outlying_lines(report: Report) -> list[str]:
+    """Layers whose error is out of line with the rest, the worst first, and what usually helps."""
+    found = report.outlying
+    if not found:
+        return []
+    count = f"{len(found)} layers have" if len(found) > 1 else "1 layer has"
+    lines = ["", f"{count} lost far more than others of as many bits:"]
+    for one in sorted(found, key=lambda one: -one.error if one.error is not None else one.snr_db or 0.0)[:MOST_OUTLYING]:
+        lost = f"weights at {one.snr_db:.1f} dB" if one.error is None else f"error of outputs {one.error:.3g}"
+        usual = f"{one.usual:.1f} dB" if one.error is None else f"{one.usual:.3g}"
+        lines.append(f"  {printable(one.name)}: {lost}, where {usual} are usual")
+    if len(found) > MOST_OUTLYING:
+        lines.append(f"  and {len(found) - MOST_OUTLYING} more")
+    return [*lines, f"  what usually helps: {_remedy(report)}"]
+
+
+def _remedy(report: Report) -> str:
+    names = {one.name for one in report.outlying}
+    if any("tensor" in layer.scheme for layer in report.layers if layer.name in names):
+        return "scales per channel or per group, or exclude= for these layers"
+    return "smaller groups or more bits for these layers, or exclude="
 
 
 def held_lines(report: Report) -> list[str]:
@@ -74,10 +111,15 @@ def reason_lines(report: Report) -> list[str]:
     }
     lines = []
     for scheme, way in ways.items():
-        named = [layer for layer in report.layers if layer.reason and layer.scheme == scheme]
+        named = [layer for layer in report.layers if layer.reason and layer.scheme == scheme and not isinstance(layer.reason, Unobserved)]
         if named:
             layers, first = (f"{len(named)} layers have", "first ") if len(named) > 1 else ("1 layer has", "")
             lines += ["", f"{layers} {way} ({first}{printable(named[0].name)}: {printable(named[0].reason)})"]
+    unseen = [layer for layer in report.layers if isinstance(layer.reason, Unobserved)]
+    for reason in dict.fromkeys(layer.reason for layer in unseen):
+        names = [layer.name for layer in unseen if layer.reason == reason]
+        layers, first = (f"{len(names)} layers are", "first ") if len(names) > 1 else ("1 layer is", "")
+        lines += ["", f"{layers} {printable(reason, limit=200)} ({first}{printable(names[0])})"]
     return lines
 
 

@@ -2,8 +2,9 @@
 
 MatMul, Gemm …       the rows of the left-hand side
 LSTM, GRU, RNN       x_t for W, h_{t−1} for R, of each direction; of a GRU that resets h before R, h as it was
-Conv                 the windows that the kernel covers, at most 4096 of an image; none of grouped ones
-Embedding            none
+Conv                 the windows that the kernel covers, at most 4096 of an image
+
+`why_no_rows` says of which layers the rows are not known.
 """
 
 from __future__ import annotations
@@ -17,9 +18,28 @@ from qruntime.ir import Graph, Value
 from qruntime.ops.elementwise import widen
 from qruntime.ops.windows import padded, window, windows_view
 from qruntime.quantization.layers import RECURRENT, Layer
+from qruntime.quantization.reasons import Reason
 from qruntime.runtime.segments import Segment
 
 MOST_WINDOWS = 4096
+
+_KINDS = ("Linear", *RECURRENT, "Conv")
+
+
+def why_no_rows(graph: Graph, layer: Layer) -> Reason | None:
+    """Why no run of `graph` shows the rows that a layer meets; None where it does."""
+    first = layer.node.input(0)
+    if layer.kind == "Embedding":
+        return Reason("a table is looked up and multiplies nothing")
+    if layer.kind not in _KINDS:
+        return Reason(f"what the weight of a {layer.kind} multiplies is not observed")
+    if layer.node.graph is not graph:
+        return Reason("what layers in a subgraph (of If, Loop or Scan) read is not observed")
+    if first is None or first.is_constant:
+        return Reason("it reads a constant")
+    if layer.kind == "Conv" and layer.node.attr("group", 1) != 1:
+        return Reason("what the groups of a Conv read apart is not observed")
+    return None
 
 
 def rows_of(graph: Graph, layer: Layer, batches: Sequence[Mapping[Value, Any]], num_threads: int) -> list[list[np.ndarray]]:
@@ -28,13 +48,13 @@ def rows_of(graph: Graph, layer: Layer, batches: Sequence[Mapping[Value, Any]], 
     `batches` hold what the node reads. A list is empty for a matrix whose rows are not known.
     """
     first = layer.node.input(0)
+    if first is None or why_no_rows(graph, layer) is not None:
+        return [[] for value in layer.weights if value is not None for _ in layer.matrices(value)]
     if layer.node.op_type in RECURRENT:
-        return _recurrent(graph, layer, batches, num_threads)
-    if layer.kind == "Conv" and layer.node.attr("group", 1) == 1 and first is not None:
+        return _recurrent(graph, layer, first, batches, num_threads)
+    if layer.kind == "Conv":
         return [[_windows(layer, np.asarray(batch[first])) for batch in batches]]
-    if layer.kind == "Linear" and first is not None and not first.is_constant:
-        return [[_flat(np.asarray(batch[first])) for batch in batches]]
-    return [[] for value in layer.weights if value is not None for _ in layer.matrices(value)]
+    return [[_flat(np.asarray(batch[first])) for batch in batches]]
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
@@ -52,12 +72,9 @@ def _windows(layer: Layer, images: np.ndarray) -> np.ndarray:
     return _flat(rows[:, ::apart])
 
 
-def _recurrent(graph: Graph, layer: Layer, batches: Sequence[Mapping[Value, Any]], num_threads: int) -> list[list[np.ndarray]]:
+def _recurrent(graph: Graph, layer: Layer, x: Value, batches: Sequence[Mapping[Value, Any]], num_threads: int) -> list[list[np.ndarray]]:
     node = layer.node
-    x, states = node.input(0), node.outputs[0]
-    directions = layer.shapes[0][0]
-    if x is None:
-        return [[] for _ in range(2 * directions)]
+    states, directions = node.outputs[0], layer.shapes[0][0]
     reads = [value for value in node.inputs if value is not None and not value.is_constant]
     segment = Segment(graph, reads, [states], num_threads=num_threads, lower=True)
     inputs, recurrent = [], [[] for _ in range(directions)]  # type: ignore[var-annotated]

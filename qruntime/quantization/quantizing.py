@@ -25,12 +25,13 @@ from qruntime.quantization.cache import describe_caches, quantize_caches
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
+from qruntime.quantization.layer_inputs import why_no_rows
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.low_rank import why_no_branch
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.outlier_pairs import input_range
 from qruntime.quantization.patterns import mistaken, nothing_selected
-from qruntime.quantization.reasons import Reason, Unselected
+from qruntime.quantization.reasons import Reason, Unobserved, Unselected
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.request import Request
@@ -44,9 +45,6 @@ from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_e
 from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
-
-CALIBRATED = ("Linear", "LSTM", "GRU", "RNN", "Conv")
-"""Kinds of layers whose weights meet rows that a run can show."""
 
 
 @dataclass(eq=False)
@@ -166,7 +164,7 @@ def _assigned(graph: Graph, node: Node, scheme: Scheme | Reason) -> Assignment |
 
 def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     """Why a layer cannot have a scheme."""
-    if scheme.needs_data and (layer.kind != "Linear" or layer.node.graph is not graph):
+    if scheme.needs_data and (layer.kind != "Linear" or why_no_rows(graph, layer) is not None):
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
     if scheme.inputs is not None and scheme.inputs.format.is_paired and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_PAIRS:
         return Reason(f"opset {opset} lacks the arithmetic of {scheme.inputs.format} activations, need {LEAST_OPSET_OF_PAIRS}")
@@ -237,7 +235,7 @@ class _Run:
     def _groups(self, assignments: Sequence[Assignment], what: str) -> Iterator[tuple[Group, list[Assignment]]]:
         """The layers that can be calibrated, those that read the same tensor together."""
         assert self.calibration is not None
-        by_node = {one.node: one for one in assignments if one.node.graph is self.graph and one.layer.kind in CALIBRATED}
+        by_node = {one.node: one for one in assignments if why_no_rows(self.graph, one.layer) is None}
         done = 0
         for group in self.calibration.groups([one.layer for one in by_node.values()]):
             members = [by_node[layer.node] for layer in group.layers]
@@ -254,7 +252,9 @@ class _Run:
 
     def _choose(self, one: Assignment) -> None:
         for step in self.recipe.choosing:
-            if one.layer.kind == "Linear" and one.left is None:
+            if one.layer.kind != "Linear":
+                one.facts[type(step).__name__] = f"chooses for linear layers, not for {one.layer.kind}"
+            elif one.left is None:
                 ((weight,),) = one.weights()
                 scheme, facts = step.scheme(layer_name(one.node), weight, one.scheme, next(iter(one.statistics), None))
                 one.facts |= facts
@@ -340,6 +340,7 @@ class _Run:
         if one.left is not None:
             return one.left
         before, one.node.mark = one.node.mark, None
+        unseen = self._unseen(one)
         made = self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
         one.statistics = ()
         if isinstance(made, str):
@@ -349,7 +350,18 @@ class _Run:
             one.node.mark = one.node.mark._replace(snr_db=one.snr_db)
             made = made._replace(snr_db=one.snr_db)
         facts = [one.facts | dict(found) for found in made.facts or ({},)]
-        return made._replace(facts=tuple(found for found in facts if found), error=_worst(one.errors), rtn_error=_worst(one.rtn_errors))
+        return made._replace(
+            reason=made.reason or unseen, facts=tuple(found for found in facts if found),
+            error=_worst(one.errors), rtn_error=_worst(one.rtn_errors),
+        )  # fmt: skip
+
+    def _unseen(self, one: Assignment) -> str:
+        """That steps which look at what layers read did nothing for this one, and why; "" where they saw it."""
+        names = [type(step).__name__ for step in self.recipe.steps if step.requires]
+        why = why_no_rows(self.graph, one.layer)
+        if not names or why is None or one.scheme.weights is None or one.scheme.weights.format is FLOAT16:
+            return ""
+        return Unobserved(f"rounded to nearest, without {', '.join(names)}: {why}")
 
 
 def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:

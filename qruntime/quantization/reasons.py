@@ -1,4 +1,4 @@
-"""Why layers stay as they are. Reasons are values: code compares their kinds, never their words."""
+"""Why layers stay as they are, or become other than was asked for. Reasons are values: code compares their kinds, never their words."""
 
 from __future__ import annotations
 
@@ -21,3 +21,7 @@ class NoWeight(Reason):
 
 class Stored(Reason):
     """Another tool, or an earlier call, stored the weight in a form of its own."""
+
+
+class Unobserved(Reason):
+    """The layer is quantized, without what needs to see its inputs."""

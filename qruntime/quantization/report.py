@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,8 +10,10 @@ from typing import Any, NamedTuple
 from qruntime.errors import QuantizationError
 from qruntime.ir import StoredTensor
 from qruntime.ir.formats import FLOAT16, INT8, UINT4, UINT8
+from qruntime.quantization.json_values import json_value
 from qruntime.quantization.layers import Layer
 from qruntime.quantization.low_rank import LowRankBranch
+from qruntime.quantization.outlying import Outlying, outlying
 from qruntime.quantization.reasons import NoWeight, Stored, Unselected
 
 
@@ -32,7 +35,7 @@ class QuantizedLayer(NamedTuple):
     """The weights belong to an earlier layer; their bytes are counted there."""
     reason: str = ""
     """What made the weight be stored otherwise than was preferred: the channel that one scale for the tensor would have cost
-    too much, or weights that float16 does not reach."""
+    too much, weights that float16 does not reach, or inputs that calibration does not see (`Unobserved`)."""
     source: str = "float"
     """What the codes were made from: float weights, or the element type of codes where the layer was quantized before, int8
     for one. What those had lost stays lost, and `snr_db` does not count it."""
@@ -169,12 +172,48 @@ class Report(NamedTuple):
         known = [layer for layer in self.layers if not layer.shared and layer.snr_db == layer.snr_db]
         return sorted(known, key=lambda layer: layer.snr_db)[:count]
 
+    @property
+    def outlying(self) -> tuple[Outlying, ...]:
+        """Layers whose error is out of line with the rest (outlying.py says when)."""
+        return outlying(self.layers)
+
     def skipped_by_reason(self) -> dict[str, list[SkippedLayer]]:
         """Reason → the candidates left alone for it, both in the order of the graph."""
         groups: dict[str, list[SkippedLayer]] = {}
         for layer in self.skipped:
             groups.setdefault(layer.reason, []).append(layer)
         return groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in what JSON can say; None for what is not known, and where nothing was lost for the decibels of that.
+
+        weight_bytes_before, weight_bytes_after    of all layers; weights that layers share count once
+        layers      the fields of `QuantizedLayer`, and `exact`: whether the weights are what they were
+        skipped     name, op_type, reason
+        kept        names of layers that were quantized before and left so
+        idle        patterns that select nothing
+        slower      names of layers too small for int8 to be faster
+        held        the fields of `HeldWeight`, and `bits` per number
+        caches      the fields of `QuantizedCache`
+        outlying    the fields of `Outlying`, for layers whose error is out of line with the rest
+        """
+        fields = {
+            "weight_bytes_before": self.bytes_before,
+            "weight_bytes_after": self.bytes_after,
+            "layers": [layer._asdict() | {"exact": layer.snr_db == math.inf} for layer in self.layers],
+            "skipped": [layer._asdict() for layer in self.skipped],
+            "kept": self.kept,
+            "idle": self.idle,
+            "slower": self.slower,
+            "held": [held._asdict() | {"bits": held.bits} for held in self.held],
+            "caches": [cache._asdict() for cache in self.caches],
+            "outlying": [one._asdict() for one in self.outlying],
+        }
+        return {name: json_value(value) for name, value in fields.items()}
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def raise_faults(skipped: Sequence[SkippedLayer]) -> None:

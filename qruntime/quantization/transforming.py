@@ -37,7 +37,9 @@ class Transforming:
         self.graph, self.steps, self.layers, self.calibration = graph, steps, layers, calibration
         self._sites = find_sites(graph, layers)
         self._chosen: dict[int, list[Equivalence]] = {}
-        self.facts: dict[Node, Facts] = {layer.node: {} for layer in layers}
+        served = {reader.node for site in self._sites for reader in site.readers}
+        unserved: Facts = {type(step).__name__: "its weight can follow no change of what it reads" for step in steps}
+        self.facts: dict[Node, Facts] = {layer.node: {} if layer.node in served else dict(unserved) for layer in layers}
         self._order = _order(calibration.batches)
 
     def look(self, group: Group, statistics: Statistics, schemes: Mapping[Node, Scheme]) -> None:

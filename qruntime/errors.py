@@ -38,6 +38,10 @@ class QuantizationError(QRuntimeError, ValueError):
     """A quantization request that cannot be carried out as asked."""
 
 
+class CalibrationError(QuantizationError):
+    """Data to calibrate on that are missing, or do not fit the model."""
+
+
 class SaveError(QRuntimeError):
     """The model could not be written; what was on disk before is still there."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from qruntime.quantization.torch_names.specification import EMBEDDINGS_HINT
 
 Subparsers = Any  # argparse._SubParsersAction: the class has no public name
+
+
+class Usage(Exception):
+    """Arguments that do not fit together; the message says what to do."""
 
 
 class Command(argparse.ArgumentParser):
@@ -74,8 +79,10 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=positive_int, metavar="N", help="most threads one run uses (default: what this process may)")
 
 
-def add_inputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("inputs", "Without --npz they are random (always the same), of the declared types.")
+def add_inputs(parser: argparse.ArgumentParser, data: str = "") -> None:
+    """`data`: another option that may give them."""
+    without = f"--npz and {data}" if data else "--npz"
+    group = parser.add_argument_group("inputs", f"Without {without} they are random (always the same), of the declared types.")
     group.add_argument(
         "--npz",
         metavar="FILE",
@@ -104,6 +111,22 @@ def positive_int(text: str) -> int:
     return value
 
 
+def whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+
+
+def byte_count(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?) ?([kmgt]?)b?", text.lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"needs a number of bytes, as 500MB or 4GB, got {text!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
 def non_negative(text: str) -> float:
     try:
         value = float(text)
@@ -120,6 +143,10 @@ _FLAGS = (
     ("per_channel has no meaning for dtype='float16'", "--per-channel has no meaning for --dtype float16"),
     ("faster_only=True", "--faster-only"),
     ("strict=True", "--strict"),
+    ("give data=, a list of feeds {input name: array}", "give --data, an .npz file with the inputs of a run by name, or a folder of such"),
+    ("overrides=", "--override"),
+    ("mask=", "--mask "),
+    ("in scheme=", "in --scheme"),
     ("exclude=", "--exclude"),
     ("only=", "--only"),
     ("qconfig_spec or mapping", "--kinds or --qconfig"),
@@ -129,7 +156,7 @@ _FLAGS = (
 
 
 def in_flags(text: str) -> str:
-    """A message of `quantize_dynamic` for those who gave its arguments as flags."""
+    """A message of `quantize_dynamic` or `quantize` for those who gave its arguments as flags."""
     for words, flags in _FLAGS:
         text = text.replace(words, flags)
     return text

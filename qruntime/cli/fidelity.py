@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -63,8 +64,8 @@ class Verdict(NamedTuple):
         return all(one.passed for one in self.outputs)
 
 
-def add_comparison(parser: argparse.ArgumentParser) -> None:
-    """--mask and the limits."""
+def add_comparison(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """--mask, which may `also` be for something else, and the limits."""
     group = parser.add_argument_group("how much difference passes")
     group.add_argument(
         "--snr",
@@ -79,7 +80,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         "--mask",
         metavar="NAME",
         help="input that is 0 where there is padding: there, outputs of its shape are not compared (default: the one "
-        f"called mask, if there is one; {NO_MASK} to compare all)",
+        f"called mask, if there is one; {NO_MASK} to compare all){also}",
     )
 
 
@@ -93,8 +94,10 @@ def judge(
     candidate: qruntime.Model,
     arguments: argparse.Namespace,
     tell: Callable[[str], None] = terminal.warn,
+    seconds: float | None = None,
 ) -> Verdict:
-    """Run both on the same feeds and compare every output. `tell` is called with what was guessed of the feeds.
+    """Run both on the same feeds and compare every output. `tell` is called with what was guessed of the feeds. After so many
+    `seconds` no further feed is run; None: after `SECONDS` of feeds that are made up, and never of others.
 
     Raises InputError when the models' inputs or outputs do not correspond, or no feed can be made.
     """
@@ -105,10 +108,11 @@ def judge(
     limits = limits_of(arguments)
     sums = {name: Difference() for name, _ in pairs}
     close = dict.fromkeys(sums, True)
+    most = seconds or (math.inf if arguments.npz else SECONDS)
     start = time.perf_counter()
     runs = 0
     for feed in feeds:
-        if runs and not arguments.npz and time.perf_counter() - start > SECONDS:
+        if runs and time.perf_counter() - start > most:
             break
         expected, got = reference.run(feed), candidate.run(_renamed(feed, reference, candidate))
         where = None if mask is None or mask not in feed else np.asarray(feed[mask]) != 0
@@ -248,12 +252,12 @@ class Cost(NamedTuple):
     failed: bool
 
 
-def cost_of(original: qruntime.Model, model: qruntime.Model, arguments: argparse.Namespace) -> Cost:
+def cost_of(original: qruntime.Model, model: qruntime.Model, arguments: argparse.Namespace, seconds: float | None = None) -> Cost:
     """Compare the quantized model with the original; where no input for it can be made up, say so."""
     title, guessed = ["", terminal.heading("What it costs:")], list[str]()
     try:
         with terminal.progress("Comparing"):
-            verdict = judge(original, model, arguments, guessed.append)
+            verdict = judge(original, model, arguments, guessed.append, seconds)
     except QRuntimeError as error:
         return Cost([*title, f"not measured: {printable(str(error), 300)}"], {"error": str(error)}, False)
     fields = verdict_fields(verdict, arguments)

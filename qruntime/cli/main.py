@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 import qruntime
-from qruntime.cli import bench, compare, convert, inspect, terminal
-from qruntime.cli.arguments import Command, in_flags
-from qruntime.cli.outputs import Overwriting
+from qruntime.cli import bench, compare, convert, inspect, quantize, terminal
+from qruntime.cli.arguments import Command, Usage, in_flags
 from qruntime.errors import (
+    CalibrationError,
     InputError,
     InvalidModel,
     KernelUnavailable,
@@ -27,7 +27,7 @@ from qruntime.errors import (
 OK, DIFFERENT, USAGE, BAD_MODEL, UNSUPPORTED, FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 
-COMMANDS = (convert, inspect, bench, compare)
+COMMANDS = (convert, quantize, inspect, bench, compare)
 
 EPILOG = """\
 exit codes: 0 done, 1 the comparison failed or no layer was quantized, 2 wrong usage, 3 not a valid or readable model,
@@ -36,8 +36,9 @@ exit codes: 0 done, 1 the comparison failed or no layer was quantized, 2 wrong u
 environment: QRUNTIME_ISA caps the instruction set, QRUNTIME_NUM_THREADS sets the threads,
 QRUNTIME_DEBUG=1 shows Python tracebacks, NO_COLOR=1 switches colours off
 
-example:
+examples:
   qruntime convert model.onnx model.int8.onnx
+  qruntime quantize model.onnx model.int4.onnx --method gptq --data calibration/
 """
 
 
@@ -106,8 +107,10 @@ def explain(error: Exception) -> tuple[int, str]:
         return UNSUPPORTED, f"{text}."
     if isinstance(error, UnsupportedModel):
         return UNSUPPORTED, f"{text}. Export the model without it, or report it with the model."
-    if isinstance(error, (KernelUnavailable, SettingError, Overwriting)):
+    if isinstance(error, (KernelUnavailable, SettingError, Usage)):
         return USAGE, f"{text}."
+    if isinstance(error, CalibrationError):
+        return USAGE, f"{in_flags(text)}. See the inputs with: qruntime inspect MODEL"
     if isinstance(error, QuantizationError):
         return USAGE, f"{in_flags(text)}. See the names of the layers with: qruntime inspect --nodes MODEL"
     if isinstance(error, InputError):

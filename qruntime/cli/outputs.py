@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
+from qruntime.cli.arguments import Usage
 from qruntime.errors import SaveError
-
-
-class Overwriting(Exception):
-    """The output is the input; the message says what to do."""
+from qruntime.onnx_io import files
 
 
 def check_writable(path: str, *, replaces: bool) -> None:
@@ -27,6 +25,14 @@ def check_writable(path: str, *, replaces: bool) -> None:
 
 
 def check_not_the_input(source: str, target: str) -> None:
-    """Raises Overwriting when both paths, also through links, are one file."""
+    """Raises Usage when both paths, also through links, are one file."""
     if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise Overwriting(f"{target!r} is the input, and its float weights would be lost; give another output, or --force")
+        raise Usage(f"{target!r} is the input, and its float weights would be lost; give another output, or --force")
+
+
+def write_text(path: str, text: str) -> None:
+    """A whole file or none. Raises SaveError."""
+    try:
+        files.write({path: [f"{text}\n".encode()]})
+    except OSError as error:
+        raise SaveError(f"cannot write {path!r}: {error.strerror or error}") from error

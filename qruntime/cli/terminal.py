@@ -25,7 +25,11 @@ def result(lines: Iterable[str]) -> None:
 
 def json_result(command: str, fields: dict[str, Any]) -> None:
     """Print the result as one JSON object. What JSON cannot say (NaN, infinity) becomes null."""
-    print(json.dumps({"schema": SCHEMA, "command": command, **json_value(fields)}, indent=2, allow_nan=False))
+    print(json_text(command, fields))
+
+
+def json_text(command: str, fields: dict[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA, "command": command, **json_value(fields)}, indent=2, allow_nan=False)
 
 
 def note(text: str) -> None:
@@ -52,8 +56,8 @@ def _to_stderr(line: str) -> None:
 
 @contextlib.contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Show `text` on a terminal while the block runs, and wipe it afterwards."""
-    shown = _is_terminal(sys.stderr)
+    """Show `text` on a terminal while the block runs, and wipe it afterwards; nothing where there is no text."""
+    shown = bool(text) and is_shown()
     if shown:
         print(f"{text} …", end="", file=sys.stderr, flush=True)
     try:
@@ -63,18 +67,23 @@ def progress(text: str) -> Iterator[None]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+def is_shown() -> bool:
+    """Whether somebody sees how far a command has come."""
+    return is_terminal(sys.stderr)
+
+
 def heading(text: str) -> str:
     return style(text, "1", sys.stdout)
 
 
 def style(text: str, code: str, stream: TextIO | None) -> str:
     """`text` in an ANSI style where `stream` is a terminal that wants it."""
-    if os.environ.get("NO_COLOR") or not _is_terminal(stream):
+    if os.environ.get("NO_COLOR") or not is_terminal(stream):
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import InputError, QuantizationError
+from qruntime.errors import CalibrationError, InputError
 from qruntime.ir import Graph, Node, Value
 from qruntime.quantization.feeds import Data, feeds_of
 from qruntime.quantization.layer_inputs import rows_of
@@ -36,7 +36,7 @@ class Calibration:
     """Feeds that fit the inputs of `graph`.
 
     `mask` names an input that is 0 where a feed holds padding: rows of tensors that begin with its shape are left out there.
-    QuantizationError with the place for data that do not fit.
+    CalibrationError with the place for data that do not fit.
     """
 
     def __init__(self, graph: Graph, data: Data, *, num_threads: int, mask: str | None = None, calibration_bytes: int | None = None):
@@ -89,7 +89,7 @@ class Group:
         return self._known[same]
 
     def statistics(self, layer: Layer, kinds: Collection[str]) -> tuple[Statistics | None, ...]:
-        """For each matrix of the weights; None of rows that are not known. QuantizationError for NaN, and for no rows."""
+        """For each matrix of the weights; None of rows that are not known. CalibrationError for NaN, and for no rows."""
         same = self.layers[0] if layer.kind == "Linear" else layer
         key = same, frozenset(kinds)
         if key not in self._measured:
@@ -118,14 +118,14 @@ def _fed(graph: Graph, feed: Mapping[str, Any], number: int) -> dict[Value, Any]
     try:
         return fed_values(graph, feed)
     except InputError as error:
-        raise QuantizationError(f"data[{number}]: {error}") from error
+        raise CalibrationError(f"data[{number}]: {error}") from error
 
 
 def _mask(batch: Mapping[Value, Any], name: str) -> np.ndarray:
     for value, array in batch.items():
         if value.name == name:
             return np.asarray(array) != 0
-    raise QuantizationError(f"mask={name!r} is no input; the inputs are: {', '.join(value.name for value in batch)}")
+    raise CalibrationError(f"mask={name!r} is no input; the inputs are: {', '.join(value.name for value in batch)}")
 
 
 def _quarter_of_free_memory() -> int:

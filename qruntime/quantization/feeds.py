@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import InputError, QuantizationError
+from qruntime.errors import CalibrationError, InputError
 from qruntime.runtime.npz import npz_files, read_npz
 
 Feed = Mapping[str, Any]
@@ -18,16 +18,16 @@ Data = Feed | Iterable[Feed] | Callable[[], Iterable[Feed]] | str | os.PathLike[
 def feeds_of(data: Data) -> Iterator[Feed]:
     """The feeds of `data`: one feed, an iterable of them or a function that returns one, an .npz file, a folder of such.
 
-    Raises QuantizationError, with the place, for what is none and for data without a feed.
+    Raises CalibrationError, with the place, for what is none and for data without a feed.
     """
     count = 0
     for feed in _iterated(data):
         if not isinstance(feed, Mapping):
-            raise QuantizationError(f"data[{count}] must be a mapping {{input name: array}}, got {type(feed).__name__}")
+            raise CalibrationError(f"data[{count}] must be a mapping {{input name: array}}, got {type(feed).__name__}")
         count += 1
         yield feed
     if not count:
-        raise QuantizationError("data holds no feed; give a list of {input name: array}, or a folder of .npz files")
+        raise CalibrationError("data holds no feed; give a list of {input name: array}, or a folder of .npz files")
 
 
 def _iterated(data: Any) -> Iterable[Any]:
@@ -38,7 +38,7 @@ def _iterated(data: Any) -> Iterable[Any]:
     if callable(data):
         data = data()
     if not isinstance(data, Iterable):
-        raise QuantizationError(f"data must be feeds, a function that returns them, or a path, got {type(data).__name__}")
+        raise CalibrationError(f"data must be feeds, a function that returns them, or a path, got {type(data).__name__}")
     return data
 
 
@@ -47,4 +47,4 @@ def _from_files(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]
         for file in npz_files(path):
             yield read_npz(file)
     except InputError as error:
-        raise QuantizationError(f"data: {error}") from error
+        raise CalibrationError(f"data: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime.errors import CalibrationError
 from qruntime.quantization.statistics import MEANS, SAMPLE, SIGMA, Statistics, exact_gram, exact_mean
 
 SAMPLE_ROWS = 512
@@ -18,16 +18,16 @@ _ODD = np.random.default_rng(0x5EED).integers(1 << 62, size=_HASHED, dtype=np.ui
 def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: str) -> Statistics:
     """Of the rows [T_i, K] float32 that the tensor `name` held in each batch.
 
-    Nothing depends on how the rows are cut into batches or on their order. QuantizationError, with the place, where a
+    Nothing depends on how the rows are cut into batches or on their order. CalibrationError, with the place, where a
     row holds NaN or infinity, and when there is no row.
     """
     rows = [batch for batch in batches if len(batch)]
     if not rows:
-        raise QuantizationError(f"data: {name!r} has no row in any feed; give feeds that are not empty")
+        raise CalibrationError(f"data: {name!r} has no row in any feed; give feeds that are not empty")
     low, high = np.min([batch.min(axis=0) for batch in rows], axis=0), np.max([batch.max(axis=0) for batch in rows], axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
-        raise QuantizationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
+        raise CalibrationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
     sample, greatest = _chosen(rows) if SAMPLE in kinds else (None, None)
     return Statistics(
         sum(map(len, rows)),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Node, Value
 from qruntime.ir.formats import FLOAT16, FP8, INT8
 from qruntime.passes.cleanup import remove_dead_nodes
@@ -134,7 +134,7 @@ def quantize_with(
 
 
 def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | None) -> None:
-    """Raises QuantizationError where something is to be known of activations and there are no data."""
+    """Raises CalibrationError where something is to be known of activations and there are no data."""
     if data is not None:
         return
     needing = [type(step).__name__ for step in recipe.steps if step.requires]
@@ -142,7 +142,7 @@ def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | 
     if needing or static is not None:
         who = f"{needing[0]} looks at activations" if needing else f"scheme {static.scheme} has ranges that are known before a run"  # type: ignore[union-attr]
         other = "" if needing else "; or leave out -static for ranges at every run"
-        raise QuantizationError(f"{who}, which come from runs: give data=, a list of feeds {{input name: array}}{other}")
+        raise CalibrationError(f"{who}, which come from runs: give data=, a list of feeds {{input name: array}}{other}")
 
 
 def _assigned(graph: Graph, node: Node, scheme: Scheme | Reason) -> Assignment | Reason:
@@ -400,7 +400,7 @@ def _check_rows(one: Assignment, group: Group) -> None:
     for statistics in one.statistics:
         if statistics is not None and statistics.rows < len(statistics.low):
             tensor = group.tensor
-            raise QuantizationError(
+            raise CalibrationError(
                 f"data: {one.node.label} reads {len(statistics.low)} channels of {'' if tensor is None else repr(tensor.name)}, and all "
                 f"feeds together hold {statistics.rows} rows of it; give at least as many rows, better ten times as many"
             )

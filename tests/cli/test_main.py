@@ -32,7 +32,7 @@ def python(*arguments: object, **options: object) -> subprocess.CompletedProcess
 def test_version_and_help(command: Command) -> None:
     assert command("--version").out == f"qruntime {qruntime.__version__}\n"
     assert command("--help").code == 0
-    for name in ("convert", "inspect", "bench", "compare"):
+    for name in ("convert", "quantize", "inspect", "bench", "compare"):
         assert name in command("--help").out
         text = command(name, "--help").out
         assert f"example:\n  qruntime {name} " in text
@@ -71,13 +71,13 @@ def test_a_number_of_threads_that_is_none(monkeypatch: pytest.MonkeyPatch, comma
     assert qruntime.load(SHAKESPEARE).threads >= 1
 
 
-@pytest.mark.parametrize("name", ["inspect", "convert", "bench", "compare"])
+@pytest.mark.parametrize("name", ["inspect", "convert", "quantize", "bench", "compare"])
 @pytest.mark.parametrize("content", [None, b"", b"\x08", b"<html></html>", b"PK\x03\x04" + bytes(50)])
 def test_bad_files(command: Command, tmp_path: Path, name: str, content: bytes | None) -> None:
     path = tmp_path / "bad.onnx"
     if content is not None:
         path.write_bytes(content)
-    done = command(name, path, *([tmp_path / "out.onnx"] if name in ("convert", "compare") else []))
+    done = command(name, path, *([tmp_path / "out.onnx"] if name in ("convert", "quantize", "compare") else []))
     assert done.code == 3
     assert done.out == ""
     assert len(done.err.splitlines()) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from statistics import median
@@ -12,6 +12,8 @@ from qruntime.display.text import printable
 from qruntime.quantization.report import Report
 
 MOST_TEXTS = 4
+_NUMBER = re.compile(r"((?<![\w.])\d[\d.]*(?:e[+-]\d+)?(?!\w))")
+"""One that stands for itself: not that of int4 or g128."""
 
 
 def fact_lines(report: Report) -> list[str]:
@@ -27,21 +29,35 @@ def _of(matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of several matrices of a layer the first that knows."""
     found: dict[str, Any] = {}
     for facts in matrices:
-        found = {**facts, **found}
+        found |= {name: value for name, value in facts.items() if name not in found}
     return found
 
 
 def _said(values: Sequence[Any]) -> str:
     numbers = [float(value) for value in values if _is_number(value)]
-    texts = Counter(printable(str(value), limit=200) for value in values if not _is_number(value))
-    said = [f"{text} ×{count}" for text, count in texts.most_common(MOST_TEXTS)]
-    if len(texts) > MOST_TEXTS:
-        said.append(f"{sum(texts.values()) - sum(count for _, count in texts.most_common(MOST_TEXTS))} others")
-    if numbers:
-        low, high = min(numbers), max(numbers)
-        spread = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}, median {median(numbers):.4g}"
-        said.insert(0, f"{spread} ({len(numbers)} layer{'s' if len(numbers) > 1 else ''})")
-    return "; ".join(said)
+    texts = counted_texts([str(value) for value in values if not _is_number(value)])
+    if not numbers:
+        return texts
+    low, high = min(numbers), max(numbers)
+    spread = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}, median {median(numbers):.4g}"
+    said = f"{spread} ({len(numbers)} layer{'s' if len(numbers) > 1 else ''})"
+    return f"{said}; {texts}" if texts else said
+
+
+def counted_texts(texts: Sequence[str]) -> str:
+    """How often each came, the most frequent first; those that differ in numbers alone count together, with … for these."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for text in texts:
+        alike.setdefault(tuple(_NUMBER.split(text)[::2]), []).append(text)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    said = [f"{printable(_common(group), limit=200)} ×{len(group)}" for group in groups[:MOST_TEXTS]]
+    return "; ".join([*said, *([f"{sum(map(len, groups[MOST_TEXTS:]))} others"] if len(groups) > MOST_TEXTS else [])])
+
+
+def _common(texts: Sequence[str]) -> str:
+    """The numbers that are the same in all texts, … for the others."""
+    parts = zip(*(_NUMBER.split(text) for text in dict.fromkeys(texts)), strict=True)
+    return "".join(part[0] if len(set(part)) == 1 else "…" for part in parts)
 
 
 def _is_number(value: Any) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from qruntime.display.facts import fact_lines
+from qruntime.display.facts import counted_texts, fact_lines
 from qruntime.display.text import printable, table
 from qruntime.quantization.ranges import FLOOR_DB
 from qruntime.quantization.reasons import Stored, Unobserved
@@ -32,7 +32,8 @@ def quantized_lines(report: Report) -> list[str]:
     count = f"{len(report.layers)} layer{'s' if len(report.layers) > 1 else ''}"
     ratio = report.bytes_before / max(1, report.bytes_after)
     total = f"{count}: {report.bytes_before:,} → {report.bytes_after:,} bytes ({ratio:.2f}× smaller)"
-    return [*layer_table(report.layers), "", total]
+    schemes = [layer.scheme for layer in report.layers]
+    return [*layer_table(report.layers), "", total, *([f"schemes: {counted_texts(schemes)}"] if len(set(schemes)) > 1 else [])]
 
 
 def layer_table(layers: Sequence[QuantizedLayer]) -> list[str]:

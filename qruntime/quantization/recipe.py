@@ -46,9 +46,14 @@ class Recipe:
             )
         for before, after in pairwise(self.solving):
             if not _refines(after):
-                other = f"; [{type(after).__name__}, {type(before).__name__}] would go on from its codes" if _refines(before) else ""
+                rest = ", ".join(type(step).__name__ for step in self.steps if step is not before)
+                other = (
+                    f"[{type(after).__name__}, {type(before).__name__}] would go on from its codes"
+                    if _refines(before)
+                    else f"[{rest}] has one of them"
+                )
                 raise QuantizationError(
-                    f"{type(after).__name__} makes codes of its own and would drop those of {type(before).__name__}{other}"
+                    f"{type(after).__name__} makes codes of its own and would drop those of {type(before).__name__}; {other}"
                 )
 
     @property

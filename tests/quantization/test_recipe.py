@@ -61,7 +61,7 @@ def test_steps_make_a_recipe():
         ("magic", r"recipe 'magic' is no recipe; there are RTN, "),
         ([Adds(), RTN()], r"RTN makes the codes, so it cannot follow Adds, which makes good for .*; the order is \[RTN, Adds\]"),
         ([Refines(), RTN()], r"RTN makes codes of its own and would drop those of Refines; \[RTN, Refines\] would go on"),
-        ([RTN(), RTN()], r"would drop those of RTN$"),
+        ([RTN(), RTN()], r"would drop those of RTN; \[RTN\] has one of them"),
         (RTN, r"the class RTN among its steps; make one: RTN\(\)"),
         ([3], r"a recipe has steps such as GPTQ\(\) and names of recipes, got 3"),
     ],

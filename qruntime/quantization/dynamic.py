@@ -141,7 +141,7 @@ class _Call:
         elif kind == "Embedding":
             made = Stored(f"the table is stored as {form.dtype} already; other forms are made from the float model")
         else:
-            made = self._anew(layer, form, observer)
+            made = self._anew(layer, observer)
         if isinstance(made, QuantizedLayer):
             self.kept.pop(name, None)
             self.slower = [other for other in self.slower if other != name] + ([name] if small else [])
@@ -169,16 +169,14 @@ class _Call:
             node.mark = LayerMark(self.activation, source=form.dtype)
         return row_of_layer(layer, set())
 
-    def _anew(self, layer: Layer, form: StoredForm, observer: Observer) -> QuantizedLayer | str:
+    def _anew(self, layer: Layer, observer: Observer) -> QuantizedLayer | str:
         """Quantize the values that the stored codes stand for."""
         before = layer.node.mark
         layer.node.mark = None
         made = self._store(layer.node, layer, observer)
-        if isinstance(made, str) or layer.node.mark is None:
+        if isinstance(made, str):
             layer.node.mark = before
-            return made
-        layer.node.mark = layer.node.mark._replace(source=form.dtype)
-        return made._replace(source=form.dtype)
+        return made
 
     def _store(self, node: Node, layer: Layer | None, observer: Observer) -> QuantizedLayer | str:
         """Replace the weights of one layer; a string says why that cannot be."""

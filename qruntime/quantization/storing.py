@@ -48,7 +48,7 @@ class Storing:
         node = layer.node
         if (reason := self.misfit(layer, rounding, engine)) is not None:
             return reason
-        asked = _asked(layer, rounding)
+        asked, before = _asked(layer, rounding), stored_form(layer)
         try:
             made = [self._solved(layer, *key) for key in asked]
         except ValueError as error:
@@ -63,7 +63,8 @@ class Storing:
             engine,
             min(one.snr_db for one in rounded),
             next((one.reason for one in rounded if one.reason), ""),
-            codes=LayerMark().codes if inputs is None else inputs.format.name,
+            LayerMark().source if before is None else before.dtype,
+            LayerMark().codes if inputs is None else inputs.format.name,
         )
         for factors in branches:
             insert_branch(self.graph, layer, factors)

@@ -120,8 +120,9 @@ class ClipRanges:
 
 
 def _grams(sample: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
-    """XᵀX of the channels of each group."""
-    parts = np.split(sample, starts[1:], axis=1)
+    """XᵀX of the channels of each group, for X with a largest magnitude near 1: squares stay within float32."""
+    _, exponent = np.frexp(np.abs(sample).max(initial=0))
+    parts = np.split(np.ldexp(sample, -exponent), starts[1:], axis=1)
     return [part.T @ part for part in parts]
 
 

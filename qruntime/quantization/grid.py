@@ -152,7 +152,14 @@ def finite_entries(form: Format) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def code_grid(args: QArgs, scale: Part, zero_point: Part | None, shape: tuple[int, ...]) -> CodeGrid:
-    """The same grid for kernels that round a weight of `shape` column by column: their codes are those of `round_to`."""
+    """The same grid for kernels that round a weight of `shape` column by column: their codes are those of `round_to`.
+
+    Raises ValueError for pairs: what one column becomes depends on the next.
+    """
+    if args.format.is_paired:
+        raise ValueError(
+            f"columns of {args.format} cannot be rounded one after the other, as two of them share a code; OliVe() rounds pairs"
+        )
     n, k = shape
     form, shift = args.format, np.zeros((1, 1), np.int8) if zero_point is None else numbers(zero_point)
     each = np.broadcast_shapes((n, 1), numbers(scale).shape)

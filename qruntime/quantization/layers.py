@@ -143,6 +143,20 @@ class Layer:
         return shapes if len(shapes) == len(self.form.weights) else []
 
     @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers of its first weight, and so of the activations that it reads."""
+        first = self.weights[0]
+        held = None if first is None else first.stored if first.stored is not None else first.data
+        assert held is not None
+        return held.dtype
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no weight holds NaN or infinity."""
+        held = [widen(value.data) for value in self.weights if value is not None and value.data is not None]
+        return all(np.isfinite(end(data, initial=0)) for data in held for end in (np.min, np.max))
+
+    @property
     def size(self) -> tuple[int, ...]:
         """What reports call its shape: (in, out) features, (input, hidden) size, (in, out, *kernel) of a Conv, (rows, columns)."""
         first, *others = self.shapes

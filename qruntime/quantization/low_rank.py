@@ -100,13 +100,15 @@ def _weight(name: str, factor: np.ndarray | StoredTensor, dtype: np.dtype, scale
 def float_input(node: Node) -> Value | None:
     """What a layer reads, before static quantization of it where there is one."""
     value = node.input(0)
-    if value is None:
-        return None
-    wide = _behind(value, "Cast") or value  # narrow floats are widened before pairs are made and narrowed behind them
-    paired = _behind(wide, "OutlierVictimPairs", QRUNTIME) or _behind(value, "OutlierVictimPairs", QRUNTIME)
-    if paired is None:
-        return before_rounding(value)
-    return _behind(paired, "Cast") or paired if wide is not value else paired
+    narrowed = None if value is None else _behind(value, "Cast")
+    if value is None or narrowed is None:
+        return None if value is None else _before_rounding(value)
+    source = _before_rounding(narrowed)  # narrow floats are widened before they are rounded
+    return value if source is narrowed else _behind(source, "Cast") or value
+
+
+def _before_rounding(value: Value) -> Value:
+    return _behind(value, "OutlierVictimPairs", QRUNTIME) or before_rounding(value)
 
 
 def _behind(value: Value, op_type: str, domain: str = "") -> Value | None:

@@ -17,6 +17,7 @@ import numpy as np
 from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Node, Value
 from qruntime.ir.formats import FLOAT16, FP8, INT8
+from qruntime.ir.marks import STATIC
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.einsum import linear_einsum
 from qruntime.passes.stored.rounding_functions import LEAST_OPSET as LEAST_OPSET_OF_PAIRS
@@ -27,7 +28,7 @@ from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layer_inputs import why_no_rows
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
-from qruntime.quantization.low_rank import why_no_branch
+from qruntime.quantization.low_rank import float_input, why_no_branch
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.outlier_pairs import input_range
 from qruntime.quantization.patterns import mistaken, nothing_selected
@@ -58,6 +59,8 @@ class Assignment:
     facts: Facts = field(default_factory=dict)
     left: Reason | None = None
     """Why a step leaves it float."""
+    reads: Value | None = None
+    """What it goes back to where it stays as it was: its input before activations became static, or no longer were."""
     rounding: list[list[Rounding]] = field(default_factory=list)
     branches: list[LowRankFactors] = field(default_factory=list)
     snr_db: float | None = None
@@ -72,6 +75,12 @@ class Assignment:
     @property
     def is_static(self) -> bool:
         return self.left is None and self.scheme.inputs is not None and self.scheme.inputs.is_static
+
+    def rewire(self, value: Value) -> None:
+        """Let it read another value."""
+        if self.reads is None:
+            self.reads = self.node.input(0)
+        self.node.set_input(0, value)
 
     def weights(self) -> list[list[np.ndarray]]:
         """For each weight, its matrices [N, K]."""
@@ -110,6 +119,8 @@ def quantize_with(
     calibration = None
     if data is not None and assignments:
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
+    for assignment in assignments:
+        _forget_ranges(assignment)
     run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads)
     run.prepare(assignments)
     rows = run.store(assignments)
@@ -157,13 +168,24 @@ def _assigned(graph: Graph, node: Node, scheme: Scheme | Reason) -> Assignment |
             return reason if isinstance(reason, Reason) else Reason(reason)
     if (unfit := unfit_attributes(node)) is not None:
         return Reason(unfit)
+    if not layer.is_finite:
+        return Reason("the weight holds NaN or infinity")
     if (misfit := _misfit(graph, layer, scheme)) is not None:
         return misfit
     return Assignment(layer, scheme)
 
 
+def _forget_ranges(one: Assignment) -> None:
+    """A layer that an earlier call gave static activations is to read them as floats."""
+    mark, tensor = one.node.mark, float_input(one.node)
+    if mark is not None and mark.activations == STATIC and tensor is not None:
+        one.rewire(tensor)
+
+
 def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     """Why a layer cannot have a scheme."""
+    if scheme.weights is None:
+        return Unselected("the scheme leaves its weights float")
     if scheme.needs_data and (layer.kind != "Linear" or why_no_rows(graph, layer) is not None):
         return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
     if scheme.inputs is not None and scheme.inputs.format.is_paired and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_PAIRS:
@@ -199,13 +221,15 @@ class _Run:
     def prepare(self, assignments: Sequence[Assignment]) -> None:
         """The float stream: statistics, and what steps decide by them before there are codes."""
         if self.calibration is not None and (self.early or not self.has_quantized_stream or any(one.is_static for one in assignments)):
-            transforming = Transforming(self.graph, self.recipe.transforms, _linear_layers(self.graph), self.calibration)
+            transforms = self.recipe.transforms
+            transforming = Transforming(self.graph, transforms, _linear_layers(self.graph), self.calibration) if transforms else None
             schemes = {one.node: one.scheme for one in assignments}
             for group, members in self._groups(assignments, "observe"):
                 self._observe(group, members, self.early)
-                if (seen := members[0].statistics[0]) is not None:
+                if transforming is not None and (seen := members[0].statistics[0]) is not None:
                     transforming.look(group, seen, schemes)
-            self._transform(assignments, transforming)
+            if transforming is not None:
+                self._transform(assignments, transforming)
         for one in assignments:
             self._choose(one)
         self._insert_ranges([one for one in assignments if one.is_static])
@@ -220,8 +244,6 @@ class _Run:
         return rows | self._stored([one for one in assignments if one not in rows])
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
-        if not self.recipe.transforms:
-            return
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             for one, errors in zip(assignments, pool.map(_rtn_errors, assignments), strict=True):
                 one.rtn_errors = errors
@@ -248,20 +270,28 @@ class _Run:
         for one in members:
             one.statistics = group.statistics(one.layer, kinds)
             if SIGMA in kinds:
-                _check_rows(one, group)
+                _check_rows(one)
 
     def _choose(self, one: Assignment) -> None:
         for step in self.recipe.choosing:
+            if one.left is not None:
+                return
             if one.layer.kind != "Linear":
                 one.facts[type(step).__name__] = f"chooses for linear layers, not for {one.layer.kind}"
-            elif one.left is None:
-                ((weight,),) = one.weights()
+                continue
+            ((weight,),) = one.weights()
+            try:
                 scheme, facts = step.scheme(layer_name(one.node), weight, one.scheme, next(iter(one.statistics), None))
-                one.facts |= facts
-                if isinstance(scheme, Reason):
-                    one.left = scheme
-                elif scheme != one.scheme:
-                    one.scheme, one.left = scheme, _misfit(self.graph, one.layer, scheme)
+            except QuantizationError:
+                raise  # the call means nothing, whatever the layer
+            except ValueError as error:
+                one.left = Reason(str(error))
+                return
+            one.facts |= facts
+            if isinstance(scheme, Reason):
+                one.left = scheme
+            elif scheme != one.scheme:
+                one.scheme, one.left = scheme, _misfit(self.graph, one.layer, scheme)
 
     def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
         """Static activations: layers that read the same tensor share its range."""
@@ -276,12 +306,19 @@ class _Run:
             assert statistics is not None
             if inputs.clusters and not choosing:
                 raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
-            found, readers = (choosing[0].range if choosing else _default_range)(inputs, statistics), [one.node for one in members]
+            readers = [one.layer for one in members]
+            try:
+                found = (choosing[0].range if choosing else _default_range)(inputs, statistics)
+            except ValueError as error:
+                for one in members:
+                    one.left = Reason(str(error))
+                continue
             if inputs.format.is_paired:
-                insert_pairs(self.graph, tensor, readers, found)
+                rounded = insert_pairs(self.graph, tensor, readers, found)
             else:
-                insert_range(self.graph, tensor, readers, inputs, found)
+                rounded = insert_range(self.graph, tensor, readers, inputs, found)
             for one in members:
+                one.rewire(rounded)
                 one.facts |= found.facts
 
     def _stored(self, members: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
@@ -337,14 +374,14 @@ class _Run:
         return Solving(steps or (RTN(),), weights, statistics)
 
     def _store(self, one: Assignment) -> QuantizedLayer | Reason:
-        if one.left is not None:
-            return one.left
         before, one.node.mark = one.node.mark, None
         unseen = self._unseen(one)
-        made = self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
+        made = one.left or self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
         one.statistics = ()
         if isinstance(made, str):
             one.node.mark = before
+            if one.reads is not None:
+                one.node.set_input(0, one.reads)
             return made if isinstance(made, Reason) else Reason(made)
         if one.snr_db is not None and one.node.mark is not None:
             one.node.mark = one.node.mark._replace(snr_db=one.snr_db)
@@ -388,19 +425,19 @@ def _rtn_errors(one: Assignment) -> list[float]:
 def _linear_layers(graph: Graph) -> list[Layer]:
     """All that read a tensor with a constant weight, whether they are to be quantized or not."""
     layers = [layer_of(node) for node in graph.walk_nodes() if layer_kind(node)]
-    return [layer for layer in layers if layer is not None and layer.shapes and unfit_attributes(layer.node) is None]
+    return [layer for layer in layers if layer is not None and layer.shapes and unfit_attributes(layer.node) is None and layer.is_finite]
 
 
 def _worst(errors: Sequence[float]) -> float | None:
     return max(errors, default=None)
 
 
-def _check_rows(one: Assignment, group: Group) -> None:
+def _check_rows(one: Assignment) -> None:
     """Σ of fewer rows than channels says nothing of most directions."""
     for statistics in one.statistics:
         if statistics is not None and statistics.rows < len(statistics.low):
-            tensor = group.tensor
+            tensor = float_input(one.node)
             raise CalibrationError(
                 f"data: {one.node.label} reads {len(statistics.low)} channels of {'' if tensor is None else repr(tensor.name)}, and all "
-                f"feeds together hold {statistics.rows} rows of it; give at least as many rows, better ten times as many"
+                f"feeds together hold {statistics.rows} rows of it; give at least as many rows, better ten times as many, or exclude= it"
             )

@@ -164,7 +164,7 @@ class Scheme:
     cache: Format | None = None
 
     def __post_init__(self) -> None:
-        if self.inputs is not None and self.inputs.format is not FP8 and (self.weights is None or not integer_grid(self.weights)):
+        if self.inputs is not None and (self.weights is None or (self.inputs.format is not FP8 and not integer_grid(self.weights))):
             raise QuantizationError(
                 f"a scheme with {self.inputs.format} activations needs weights of 2 to 8 bits, fp4 or ovp4, "
                 f"got {self.weights or 'float'}; write A16"

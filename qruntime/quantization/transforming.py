@@ -51,6 +51,8 @@ class Transforming:
             view = _View(site, group, statistics, own, self._order, self.calibration.num_threads)
             for step in self.steps:
                 found = step.choose(view.of_now())
+                if isinstance(found, Equivalence) and not _is_sound(found):
+                    found = Reason("a scale or shift is no number, or a scale not above 0")
                 if isinstance(found, Equivalence):
                     self._chosen.setdefault(number, []).append(found)
                     view.change(found)
@@ -194,11 +196,20 @@ def _apply(site: Site, equivalences: Sequence[Equivalence]) -> Reason | None:
 
 
 def _difference(one: Any, other: Any) -> float:
-    """The largest, as a share of the largest value."""
+    """The largest, as a share of the largest value; infinite where one is a number and the other none."""
     if not isinstance(one, np.ndarray) or one.dtype.kind != "f" or not one.size:
         return 0.0
-    most = float(np.abs(one).max())
-    return float(np.abs(one - other).max()) / most if most > 0 else float(np.abs(other).max())
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return np.inf
+    most = float(np.abs(one[finite]).max(initial=0))
+    moved = float(np.abs(one[finite] - other[finite]).max(initial=0))
+    return moved / most if most > 0 else moved
+
+
+def _is_sound(equivalence: Equivalence) -> bool:
+    scale, shift = equivalence.scale, equivalence.shift
+    return bool((scale is None or (np.isfinite(scale).all() and (scale > 0).all())) and (shift is None or np.isfinite(shift).all()))
 
 
 def _order(batches: Sequence[Mapping[Value, Any]]) -> list[int]:

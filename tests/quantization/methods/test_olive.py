@@ -21,6 +21,7 @@ from qruntime.ir.stored import held
 from qruntime.ops.outlier_pairs import pair_values
 from qruntime.quantization import outlier_pairs
 from qruntime.quantization.grid import nearest
+from qruntime.quantization.layers import Layer
 from qruntime.quantization.methods import RECIPES
 from qruntime.quantization.methods.olive import OliVe
 from qruntime.quantization.scheme import CHANNEL, TENSOR, Granularity, Inputs, QArgs, Scheme, parse
@@ -324,7 +325,7 @@ def test_what_is_inserted_rounds_what_the_layer_reads():
     node = loaded.graph.nodes[0]
     x = outlier_rows(64, 5)
     range_of = outlier_pairs.input_range(Statistics(len(x), x.min(axis=0), x.max(axis=0), sample=x))
-    insert_pairs(loaded.graph, node.input(0), [node], range_of)  # type: ignore[arg-type]
+    node.set_input(0, insert_pairs(loaded.graph, node.input(0), [Layer(node)], range_of))  # type: ignore[arg-type]
     rounded = pair_values(x, np.float32(range_of.high / 7)) * np.float32(range_of.high / 7)
     assert_same_bits(loaded(x), model(64)(rounded))
 

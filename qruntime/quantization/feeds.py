@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,14 @@ def _iterated(data: Any) -> Iterable[Any]:
         data = data()
     if not isinstance(data, Iterable):
         raise CalibrationError(f"data must be feeds, a function that returns them, or a path, got {type(data).__name__}")
-    return data
+    return data if isinstance(data, Sequence) else map(_copied, data)
+
+
+def _copied(feed: Any) -> Any:
+    """What passes by is copied: loaders that spare memory fill the same arrays again."""
+    if not isinstance(feed, Mapping):
+        return feed
+    return {name: array.copy() if isinstance(array, np.ndarray) else array for name, array in feed.items()}
 
 
 def _from_files(path: str | os.PathLike[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -85,15 +85,21 @@ _MOST_OUTPUTS = 1 << 22
 
 def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:
     """e = ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖² of weights [N, K], on the sample of rows, else from Σ; NaN when neither is known."""
-    difference = weight - restored
+    difference, weight = _scaled(weight - restored, weight), _scaled(weight, weight)
     if statistics.sample is not None:
-        sample = statistics.sample[: max(16, _MOST_OUTPUTS // max(1, len(weight)))]
+        sample = _scaled(statistics.sample, statistics.sample)[: max(16, _MOST_OUTPUTS // max(1, len(weight)))]
         lost, whole = _power(sample @ difference.T), _power(sample @ weight.T)
     elif statistics.sigma is not None:
         lost, whole = (float(np.sum((one @ statistics.sigma) * one)) for one in (difference.astype(np.float64), weight.astype(np.float64)))
     else:
         return math.nan
     return max(0.0, lost) / whole if whole > 0 else 0.0
+
+
+def _scaled(values: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """`values` over the power of two next to the largest magnitude of `by`: products stay within float32, and no bit is lost."""
+    _, exponent = np.frexp(np.abs(by).max(initial=0))
+    return np.ldexp(values, -exponent)
 
 
 def _power(values: np.ndarray) -> float:

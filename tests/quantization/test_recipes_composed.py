@@ -186,4 +186,4 @@ def test_quantized_again_it_stays_a_model(name: str):
 
 def test_steps_that_change_nothing_say_why():
     again = quantized((SmoothQuant(), OutlierSuppressionPlus()), "W8A8-static").quantize("SmoothQuant", scheme="W8A8", data=MADE.feeds())
-    assert all(row.facts[0]["SmoothQuant"] == "a weight in codes is not changed" for row in again.report.layers)
+    assert all(row.facts[0]["SmoothQuant"] == "its weight can follow no change of what it reads" for row in again.report.layers)

@@ -11,6 +11,7 @@ tensors that are still to be read are held, beyond `calibration_bytes` in a temp
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,12 @@ class Calibration:
         self.most_bytes = _quarter_of_free_memory() if calibration_bytes is None else calibration_bytes
         self.batches = [_fed(graph, feed, number) for number, feed in enumerate(feeds_of(data))]
         self.masks = None if mask is None else [_mask(batch, mask) for batch in self.batches]
+
+    def starting_from(self, batches: Sequence[Mapping[Value, Any]]) -> Calibration:
+        """The same runs, from values that are known behind the inputs."""
+        made = copy.copy(self)
+        made.batches = [dict(batch) for batch in batches]
+        return made
 
     def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
         """Layers of the graph itself that read the same tensor, in running order, each when the walk stands before it.

@@ -2,6 +2,7 @@
 
     float stream        statistics of what layers read → equivalences, schemes of layers, ranges of static activations
     quantized stream    layer after layer in running order: statistics of what the layers before it make → codes, branches
+                        with gradients, block after block: floats that are learned → codes, branches → what is learned around them
 
 Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qruntime.errors import CalibrationError, QuantizationError
-from qruntime.ir import Graph, Node, Value
+from qruntime.ir import Graph, Node, Value, clone
 from qruntime.ir.formats import FLOAT16, FP8, INT8
 from qruntime.ir.marks import STATIC
 from qruntime.passes.cleanup import remove_dead_nodes
@@ -39,13 +42,16 @@ from qruntime.quantization.request import Request
 from qruntime.quantization.rounding import RoundToHalf, snr_db
 from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind, layer_name
-from qruntime.quantization.solving import Rounding, Solving
+from qruntime.quantization.solving import OnGrid, Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
-from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step
+from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step, Tune
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
+
+if TYPE_CHECKING:
+    from qruntime.quantization.tuning.parts import Part
 
 
 @dataclass(eq=False)
@@ -63,6 +69,8 @@ class Assignment:
     """What it goes back to where it stays as it was: its input before activations became static, or no longer were."""
     rounding: list[list[Rounding]] = field(default_factory=list)
     branches: list[LowRankFactors] = field(default_factory=list)
+    grids: dict[int, OnGrid] = field(default_factory=dict)
+    """Of matrices by their place, where a step learned one."""
     snr_db: float | None = None
     """Of the weight with its branches; None without."""
     errors: list[float] = field(default_factory=list)
@@ -148,7 +156,7 @@ def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | 
     """Raises CalibrationError where something is to be known of activations and there are no data."""
     if data is not None:
         return
-    needing = [type(step).__name__ for step in recipe.steps if step.requires]
+    needing = [type(step).__name__ for step in recipe.steps if step.requires or isinstance(step, Tune)]
     static = next((one for one in assignments if one.is_static), None)
     if needing or static is not None:
         who = f"{needing[0]} looks at activations" if needing else f"scheme {static.scheme} has ranges that are known before a run"  # type: ignore[union-attr]
@@ -208,10 +216,12 @@ class _Run:
 
     def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int):
         self.graph, self.recipe, self.calibration, self.progress, self.threads = graph, recipe, calibration, progress, threads
-        self.early = [step for step in recipe.steps if not isinstance(step, (Solve, Branch))]
+        self.early = [step for step in recipe.steps if not isinstance(step, (Solve, Branch, Tune))]
         self.solving: tuple[Solve, ...] = tuple(recipe.solving) or (RTN(),)
         self.late: list[Step] = [*self.solving, *recipe.branches]
         self.storing = Storing(graph)
+        self.original = graph
+        """Of a recipe with gradients the graph in floats, as it was before ranges and codes."""
 
     @property
     def has_quantized_stream(self) -> bool:
@@ -224,7 +234,7 @@ class _Run:
             transforms = self.recipe.transforms
             transforming = Transforming(self.graph, transforms, _linear_layers(self.graph), self.calibration) if transforms else None
             schemes = {one.node: one.scheme for one in assignments}
-            for group, members in self._groups(assignments, "observe"):
+            for group, members in self._groups(assignments, "observe", self.calibration):
                 self._observe(group, members, self.early)
                 if transforming is not None and (seen := members[0].statistics[0]) is not None:
                     transforming.look(group, seen, schemes)
@@ -232,16 +242,64 @@ class _Run:
                 self._transform(assignments, transforming)
         for one in assignments:
             self._choose(one)
+        if self.recipe.tuning:
+            from qruntime.quantization.tuning.parameters import separate
+
+            separate(self.graph.nodes)
+            self.original = clone(self.graph)
         self._insert_ranges([one for one in assignments if one.is_static])
 
     def store(self, assignments: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
         """The quantized stream where the recipe has one: codes, layer after layer."""
         rows: dict[Assignment, QuantizedLayer | Reason] = {}
+        if self.recipe.tuning and self.calibration is not None:
+            rows |= self._store_blocks(assignments, self.calibration)
+        rest = [one for one in assignments if one not in rows]
         if self.calibration is not None and self.has_quantized_stream:
-            for group, members in self._groups(assignments, "quantize"):
+            for group, members in self._groups(rest, "quantize", self.calibration):
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
-        return rows | self._stored([one for one in assignments if one not in rows])
+        return rows | self._stored([one for one in rest if one not in rows])
+
+    def _store_blocks(self, assignments: Sequence[Assignment], calibration: Calibration) -> dict[Assignment, QuantizedLayer | Reason]:
+        """Codes, block after block, with steps that learn before them and behind them."""
+        from qruntime.quantization.tuning.parts import Blocks
+
+        by_node = {one.node: one for one in assignments if one.left is None}
+        rows: dict[Assignment, QuantizedLayer | Reason] = {}
+        for part in Blocks(self.graph, self.original, calibration, {node: one.scheme for node, one in by_node.items()}):
+            members = [by_node[node] for node in part.block.nodes if node in by_node]
+            for step in self.recipe.tuning:
+                if not step.follows_codes:
+                    self._tune(step, part, members)
+            made: dict[Assignment, QuantizedLayer | Reason] = {}
+            if self.has_quantized_stream:
+                for group, several in self._groups(members, "", part.calibration):
+                    self._observe(group, several, self.late)
+                    made |= self._stored(several)
+            made |= self._stored([one for one in members if one not in made])
+            part.renew()
+            for step in self.recipe.tuning:
+                if step.follows_codes:
+                    facts = self._tune(step, part, ())
+                    made = {one: _with_facts(row, facts) for one, row in made.items()}
+            rows |= made
+            self.progress(part.index + 1, part.count, "tune")
+        return rows
+
+    def _tune(self, step: Tune, part: Part, members: Sequence[Assignment]) -> Facts:
+        """Put in place what a step learned of a block; `members` are layers of it that have no codes yet."""
+        tuned = step.tune(part)
+        if tuned.grids and (self.recipe.solving or step.follows_codes):
+            other = type(self.recipe.solving[0]).__name__ if self.recipe.solving else "the codes, which are there already"
+            raise QuantizationError(f"{type(step).__name__} learns the grids of codes, and {other} would not keep to them")
+        grids = {name: [OnGrid(*one) for one in several] for name, several in tuned.grids.items()}
+        for one in members:
+            every = [grids.get(value.name, [None] * len(one.layer.matrices(value))) for value in one.layer.weights if value is not None]
+            one.grids = {place: found for place, found in enumerate(chain(*every)) if found is not None}
+            one.facts |= tuned.facts
+        part.change(tuned.constants)
+        return tuned.facts
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
@@ -254,16 +312,16 @@ class _Run:
             one.statistics = (*changed, *one.statistics[first:])
             one.facts |= transforming.facts.get(one.node, {})
 
-    def _groups(self, assignments: Sequence[Assignment], what: str) -> Iterator[tuple[Group, list[Assignment]]]:
+    def _groups(self, assignments: Sequence[Assignment], what: str, calibration: Calibration) -> Iterator[tuple[Group, list[Assignment]]]:
         """The layers that can be calibrated, those that read the same tensor together."""
-        assert self.calibration is not None
         by_node = {one.node: one for one in assignments if why_no_rows(self.graph, one.layer) is None}
         done = 0
-        for group in self.calibration.groups([one.layer for one in by_node.values()]):
+        for group in calibration.groups([one.layer for one in by_node.values()]):
             members = [by_node[layer.node] for layer in group.layers]
             yield group, members
             done += len(members)
-            self.progress(done, len(by_node), what)
+            if what:
+                self.progress(done, len(by_node), what)
 
     def _observe(self, group: Group, members: Sequence[Assignment], steps: Sequence[Step]) -> None:
         kinds = {SAMPLE}.union(*(step.requires for step in steps))
@@ -369,6 +427,8 @@ class _Run:
         assert weights is not None
         if weights.format is FLOAT16:
             return RoundToHalf()
+        if at in one.grids:
+            return Solving((one.grids[at],), weights)
         statistics = one.statistics[at] if one.statistics else None
         steps = tuple(step for step in self.solving if statistics is not None or not step.requires)
         return Solving(steps or (RTN(),), weights, statistics)
@@ -399,6 +459,12 @@ class _Run:
         if not names or why is None or one.scheme.weights is None or one.scheme.weights.format is FLOAT16:
             return ""
         return Unobserved(f"rounded to nearest, without {', '.join(names)}: {why}")
+
+
+def _with_facts(row: QuantizedLayer | Reason, facts: Facts) -> QuantizedLayer | Reason:
+    if not isinstance(row, QuantizedLayer) or not facts:
+        return row
+    return row._replace(facts=tuple({**found, **facts} for found in row.facts or ({},)))
 
 
 def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:

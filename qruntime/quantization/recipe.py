@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Transform
+from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Transform, Tune
 
 DEFAULT_SCHEME = "W4A16-g128"
 
@@ -24,6 +24,9 @@ _ORDER = (
     (Branch, "makes good for what the codes lost"),
 )
 """Kinds of steps, as they follow one another."""
+
+_TUNES = {False: (2.5, "learns what the codes are made of"), True: (5, "learns what stands around the codes")}
+"""Steps with gradients, by whether they follow codes."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Recipe:
             before, after = self.steps[first - 1], self.steps[first]
             order = ", ".join(type(step).__name__ for step in sorted(self.steps, key=_rank))
             raise QuantizationError(
-                f"{type(after).__name__} {_ORDER[ranks[first]][1]}, so it cannot follow {type(before).__name__}, which "
-                f"{_ORDER[ranks[first - 1]][1]}; the order is [{order}]"
+                f"{type(after).__name__} {_purpose(after)}, so it cannot follow {type(before).__name__}, which "
+                f"{_purpose(before)}; the order is [{order}]"
             )
         for before, after in pairwise(self.solving):
             if not _refines(after):
@@ -77,6 +80,10 @@ class Recipe:
         return [step for step in self.steps if isinstance(step, Branch)]
 
     @property
+    def tuning(self) -> list[Tune]:
+        return [step for step in self.steps if isinstance(step, Tune)]
+
+    @property
     def requires(self) -> frozenset[str]:
         """What its steps need to know of activations; nothing of recipes that take no data."""
         return frozenset().union(*(step.requires for step in self.steps))
@@ -90,10 +97,21 @@ def _refines(step: Solve) -> bool:
     return bool(getattr(step, "refines", False))
 
 
-def _rank(step: Step) -> int:
-    for rank, (kind, _) in enumerate(_ORDER):
+def _rank(step: Step) -> float:
+    return _place(step)[0]
+
+
+def _purpose(step: Step) -> str:
+    return _place(step)[1]
+
+
+def _place(step: Step) -> tuple[float, str]:
+    """Where a step stands among the kinds, and what it does."""
+    if isinstance(step, Tune):
+        return _TUNES[step.follows_codes]
+    for rank, (kind, purpose) in enumerate(_ORDER):
         if isinstance(step, kind):
-            return rank
+            return rank, purpose
     raise QuantizationError(f"a recipe has steps such as GPTQ() and names of recipes, got {step!r}")
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from qruntime.ir.formats import Format
+from qruntime.quantization.grid import nearest_for
 from qruntime.quantization.rounding import Matrix, Rounded
 from qruntime.quantization.scheme import QArgs
 from qruntime.quantization.statistics import Statistics
-from qruntime.quantization.steps import Facts, Solve
+from qruntime.quantization.steps import Facts, Solve, Solved
 
 
 class Rounding(Protocol):
@@ -27,6 +30,25 @@ class Rounding(Protocol):
     def solve(self, matrix: Matrix) -> Rounded:
         """Codes of one matrix. Raises ValueError with what is wrong with the weight."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class OnGrid:
+    """Codes that are nearest on a grid that is given: `scale` and `zero_point` [N or 1, groups], None of symmetric grids."""
+
+    scale: np.ndarray
+    zero_point: np.ndarray | None
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset()
+
+    def solve(self, weight: np.ndarray, args: QArgs, statistics: Statistics | None = None, start: Rounded | None = None) -> Solved:
+        """Raises ValueError for NaN and infinity."""
+        if not np.isfinite(weight).all():
+            raise ValueError("the weight holds NaN or infinity")
+        zero_point = None if self.zero_point is None else self.zero_point.astype(args.format.code_dtype)
+        return Solved(nearest_for(weight, args, self.scale.astype(np.float32), zero_point))
 
 
 @dataclass(frozen=True)

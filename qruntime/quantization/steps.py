@@ -8,15 +8,16 @@ They are taken in this order, those of one kind in the order of the recipe:
     Range       decides the ranges of static activations
     Solve       makes the codes of a weight
     Branch      adds to a layer what makes good for a part of what its codes lost
+    Tune        learns floats by gradients, block by block: before the codes are made of them, or around codes that are there
 
 A step says what it needs to know of activations in `requires` (statistics.py); a recipe whose steps need nothing takes no data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rounding import Rounded
 from qruntime.quantization.scheme import Inputs, QArgs, Scheme
 from qruntime.quantization.statistics import Statistics
+
+if TYPE_CHECKING:
+    from qruntime.quantization.tuning.parts import Part
 
 Facts = dict[str, Any]
 """What a step found out, for the report: numbers, texts and short lists, by name."""
@@ -171,4 +175,35 @@ class Branch(Protocol):
         ...
 
 
-Step = Transform | Choose | Range | Solve | Branch
+Grid = tuple[np.ndarray, np.ndarray | None]
+"""Scale and zero point [N or 1, groups] float32 of a matrix [N, K]; None of symmetric grids."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What a step learned of a block, by the names of its parameters."""
+
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """New numbers, as the parameter lies in the graph."""
+    grids: Mapping[str, Sequence[Grid]] = field(default_factory=dict)
+    """Of weights, for each of their matrices the grid on which the codes are the nearest; others have that of the scheme."""
+    facts: Facts = field(default_factory=dict)
+
+
+@runtime_checkable
+class Tune(Protocol):
+    """A step with gradients. Those whose `follows_codes` is false see blocks whose layers are floats yet, and codes are made of
+    what they learn; the others see blocks whose layers are stored. A block sees what became of those before it."""
+
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    @property
+    def follows_codes(self) -> bool: ...
+
+    def tune(self, part: Part) -> Tuned:
+        """What is to be changed of a block (tuning/parts.py): torch is imported within."""
+        ...
+
+
+Step = Transform | Choose | Range | Solve | Branch | Tune

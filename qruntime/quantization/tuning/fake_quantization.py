@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from qruntime.errors import QuantizationError
 from qruntime.ir import LayerMark
 from qruntime.ir.formats import FP8, Format
 from qruntime.ir.marks import PER_TOKEN
@@ -34,6 +35,8 @@ def parameters(weight: Any, args: QArgs) -> tuple[Any, Any | None]:
     rounding to nearest, as the scheme stores them, without gradients. ValueError for NaN and infinity."""
     import torch
 
+    if args.format.is_float:
+        return torch.ones((1, 1)), None
     scale, zero_point = grid.parameters(weight.detach().numpy(), args)
     made = [None if part is None else torch.from_numpy(np.asarray(numbers(part), np.float32)) for part in (scale, zero_point)]
     return made[0], made[1]
@@ -61,11 +64,13 @@ def with_parameters(weight: Any, args: QArgs, scale: Any, zero_point: Any | None
 
 def _on_grid(weight: Any, args: QArgs, scale: Any, zero_point: Any | None, *, clips: bool) -> Any:
     form = args.format
+    if form.is_float:
+        return _functions().Half.apply(weight)
     if form.table is not None:
         _, middles, codes = grid.finite_entries(form)
         return _functions().Table.apply(weight, scale, *_tensors(form.values[codes], middles))
     if not form.is_integer:
-        raise ValueError(f"{form} weights have no gradient: only integers and tables do")
+        raise QuantizationError(f"{form} weights have no gradient: those of integers, tables and float16 have")
     low = form.qmin if zero_point is not None else -form.qmax
     return _functions().Integers.apply(weight, scale, zero_point, low, form.qmax, clips, args.scales.kind == BILEVEL, False)
 
@@ -264,6 +269,15 @@ def _functions() -> SimpleNamespace:
         def backward(ctx: Any, grad: Any) -> Any:
             return grad, None
 
+    class Half(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clamp(-65504, 65504).half().float()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad
+
     class Round(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any) -> Any:
@@ -283,4 +297,4 @@ def _functions() -> SimpleNamespace:
         def backward(ctx: Any, grad: Any) -> Any:
             return grad * ctx.factor, None
 
-    return SimpleNamespace(Integers=Integers, Table=Table, Float8=Float8, Round=Round, ScaledGradient=ScaledGradient)
+    return SimpleNamespace(Integers=Integers, Table=Table, Float8=Float8, Round=Round, Half=Half, ScaledGradient=ScaledGradient)

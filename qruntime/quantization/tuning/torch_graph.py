@@ -42,9 +42,8 @@ class _Step(NamedTuple):
 class TorchGraph:
     """The nodes of `graph`, as it is now, that make `wanted` where `starts` are known.
 
-    `parameters` are the constants that may have a gradient, by default all floats of more than one number. `roundings`: how a
-    layer rounds what it reads, in place of what its mark says; None: not at all. The most that lives at a time is what later
-    nodes read, and what torch keeps for gradients.
+    `parameters` are the constants that may have a gradient, by default all floats of more than one number. The most that lives
+    at a time is what later nodes read, and what torch keeps for gradients.
 
     UnsupportedOp lists every operator that gradients would have to flow through and cannot.
     """
@@ -56,14 +55,14 @@ class TorchGraph:
         wanted: Iterable[Value] | None = None,
         *,
         parameters: Iterable[Value] | None = None,
-        roundings: Mapping[Node, Rounding | None] | None = None,
     ):
         self.starts = tuple(dict.fromkeys(graph.inputs if starts is None else starts))
         self.wanted = tuple(dict.fromkeys(graph.outputs if wanted is None else wanted))
         self.nodes = needed_nodes(graph, self.wanted, self.starts)
         self._check_starts()
-        self._roundings = dict(roundings or {})
-        floats = self._with_gradients(None if parameters is None else frozenset(parameters))
+        everywhere = _with_gradients(graph.nodes, graph.inputs, None)
+        given = [value for value in self.starts if value in everywhere or value.producer is None]
+        floats = _with_gradients(self.nodes, given, None if parameters is None else frozenset(parameters))
         _check_supported([node for node in self.nodes if floats.issuperset(node.outputs)])
         self._steps = self._planned(floats)
         self._constants: dict[Value, Any] = {}
@@ -75,12 +74,19 @@ class TorchGraph:
         read = (value for node in self.nodes for value in node.inputs if value is not None and value.is_constant)
         return [value for value in dict.fromkeys(read) if value not in known]
 
-    def run(self, known: Mapping[Value, Any], replaced: Mapping[Value, Any] | None = None) -> dict[Value, Any]:
+    def run(
+        self,
+        known: Mapping[Value, Any],
+        replaced: Mapping[Value, Any] | None = None,
+        *,
+        roundings: Mapping[Node, Rounding | None] | None = None,
+    ) -> dict[Value, Any]:
         """The wanted values, tensors, from tensors or arrays for all `starts`; `known` may hold more.
 
-        `replaced` holds tensors that stand for constants. InputError for a start that is not given, RunError's place for a
-        node that fails.
+        `replaced` holds tensors that stand for constants. `roundings`: how a layer rounds what it reads, in place of what its
+        mark says; None: not at all. InputError for a start that is not given, and with its place for a node that fails.
         """
+        roundings = roundings or {}
         missing = [value.name for value in self.starts if value not in known]
         if missing:
             raise InputError(f"the part of the graph starts from {missing[0]!r}, which is not given")
@@ -88,7 +94,7 @@ class TorchGraph:
         values.update(replaced or {})
         for step in self._steps:
             try:
-                made = self._computed(step, values)
+                made = self._computed(step, values, roundings)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise InputError(f"{step.node.label}: torch cannot compute it: {error}") from error
             for value, one in zip(step.node.outputs, made if isinstance(made, (tuple, list)) else (made,)):
@@ -97,7 +103,7 @@ class TorchGraph:
                 values.pop(value, None)
         return {value: _as_tensor(self._held(value, values)) for value in self.wanted}
 
-    def _computed(self, step: _Step, values: dict[Value, Any]) -> Any:
+    def _computed(self, step: _Step, values: dict[Value, Any], roundings: Mapping[Node, Rounding | None]) -> Any:
         given: list[Any] = [None if value is None else self._held(value, values) for value in step.node.inputs]
         if not step.has_gradient:
             if step.node.is_op("Shape", "Size") and not step.node.attributes:
@@ -106,17 +112,13 @@ class TorchGraph:
             with np.errstate(all="ignore"):
                 return step.function(*map(_as_array, given))
         read = [_as_list(one) if i in step.shapes else _as_tensor(one) for i, one in enumerate(given)]
-        rounding = self._rounding(step.node)
+        mark = step.node.mark
+        rounding = roundings[step.node] if step.node in roundings else None if mark is None else rounding_of_mark(mark)
         if rounding is None:
             return step.function(step.node, *read)
         if step.node.op_type in operators.ROUNDING_WITHIN:
             return step.function(step.node, *read, rounding=rounding)
         return step.function(step.node, rounding(read[0]), *read[1:])
-
-    def _rounding(self, node: Node) -> Rounding | None:
-        if node in self._roundings:
-            return self._roundings[node]
-        return None if node.mark is None else rounding_of_mark(node.mark)
 
     def _held(self, value: Value, values: Mapping[Value, Any]) -> Any:
         if value in values:
@@ -126,19 +128,6 @@ class TorchGraph:
             assert held is not None
             self._constants[value] = _as_tensor(held) if held.dtype.kind == "f" and held.size > 1 else held
         return self._constants[value]
-
-    def _with_gradients(self, parameters: frozenset[Value] | None) -> set[Value]:
-        """Values that may have one."""
-        found = {value for value in self.starts if value.type is None or value.type.dtype in _FLOATS}
-
-        def is_source(value: Value) -> bool:
-            return value in parameters if parameters is not None else value.is_constant and _is_float(value)
-
-        for node in self.nodes:
-            reads = any(value is not None and (value in found or is_source(value)) for value in node.inputs)
-            if operators.passes_gradients(node) and (reads or any(value in found for value in node.captured())):
-                found.update(node.outputs)
-        return found
 
     def _planned(self, floats: set[Value]) -> list[_Step]:
         last = {value: node for node in self.nodes for value in (*node.inputs, *node.outputs) if value is not None}
@@ -163,6 +152,20 @@ class TorchGraph:
                 if value is not None and not value.is_constant and value not in known:
                     listed = ", ".join(repr(start.name) for start in self.starts) or "nothing"
                     raise InputError(f"{node.label} needs {value.name!r}, which is not computed from {listed}; start from it too")
+
+
+def _with_gradients(nodes: Sequence[Node], starts: Iterable[Value], parameters: frozenset[Value] | None) -> set[Value]:
+    """Values that may have one."""
+    found = {value for value in starts if value.type is None or value.type.dtype in _FLOATS}
+
+    def is_source(value: Value) -> bool:
+        return value in parameters if parameters is not None else value.is_constant and _is_float(value)
+
+    for node in nodes:
+        reads = any(value is not None and (value in found or is_source(value)) for value in node.inputs)
+        if operators.passes_gradients(node) and (reads or any(value in found for value in node.captured())):
+            found.update(node.outputs)
+    return found
 
 
 def _check_supported(nodes: Sequence[Node]) -> None:

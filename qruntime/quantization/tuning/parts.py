@@ -1,0 +1,152 @@
+"""What steps with gradients see: a block of a network, or all of it, with the batches that reach it.
+
+    for part in Blocks(graph, original, calibration):       # in running order, from the graph as it is then
+        ...                                                 # tuned and stored: what later blocks see
+
+A block has two streams of inputs: of the float model, and of the model as it is quantized so far. Both go through the graph
+block by block; a batch holds what later blocks read, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qruntime.errors import QuantizationError
+from qruntime.ir import Graph, Node, Value, constant, needed_nodes
+from qruntime.quantization.calibration import Calibration
+from qruntime.quantization.scheme import Scheme
+from qruntime.quantization.tuning.blocks import Block, blocks_of
+from qruntime.quantization.tuning.parameters import Parameter
+from qruntime.quantization.tuning.student import Student
+from qruntime.runtime.segments import Frontier, Segment
+
+FLOAT, QUANTIZED = "float", "quantized"
+"""Streams."""
+
+
+class Part:
+    """A block, number `index` of `count`, and what is known of its inputs.
+
+    `student` computes it with torch as it is now: floats that are under training, layers that are stored in their codes.
+    """
+
+    def __init__(
+        self, graph: Graph, block: Block, original: Graph, twin: Block, schemes: Mapping[Node, Scheme], index: int, count: int,
+        inputs: Mapping[str, Sequence[Mapping[Value, Any]]], calibration: Calibration,
+    ):  # fmt: skip
+        self.graph, self.block, self.schemes, self.index, self.count = graph, block, schemes, index, count
+        self._original, self._twin, self._inputs, self._calibration = original, twin, inputs, calibration
+        self._targets: dict[tuple[int, str], Any] = {}
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of the layers of the block, on the stream of the model as it is quantized so far."""
+        return self._calibration.starting_from(self._inputs[QUANTIZED])
+
+    @cached_property
+    def student(self) -> Student:
+        return Student(self.graph, self.schemes, self.block.inputs, [self.block.end])
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return self.student.parameters
+
+    @property
+    def batches(self) -> int:
+        return len(self._inputs[QUANTIZED])
+
+    def inputs(self, batch: int, stream: str = QUANTIZED) -> dict[Value, Any]:
+        """What the block reads in a batch, arrays by the values of `block.inputs`."""
+        if stream == QUANTIZED:
+            return dict(self._inputs[QUANTIZED][batch])
+        return dict(zip(self.block.inputs, (self._inputs[FLOAT][batch][value] for value in self._twin.inputs), strict=True))
+
+    def target(self, batch: int, stream: str = FLOAT) -> Any:
+        """What the float block makes of a batch of that stream, a tensor; kept once it is known."""
+        import torch
+
+        if (batch, stream) not in self._targets:
+            given = self.inputs(batch, stream)
+            known = {twin: given[value] for value, twin in zip(self.block.inputs, self._twin.inputs, strict=True)}
+            self._targets[batch, stream] = torch.from_numpy(self._float.run(known)[self._twin.end])
+        return self._targets[batch, stream]
+
+    def run(
+        self,
+        batch: int,
+        tensors: Mapping[str, Any] | None = None,
+        *,
+        weights: Mapping[str, Any] | None = None,
+        stream: str = QUANTIZED,
+        is_quantized: bool = True,
+    ) -> Any:
+        """What the block makes of a batch with `tensors` for parameters and `weights` for what these become (Student.run)."""
+        made = self.student.run(self.inputs(batch, stream), tensors, weights=weights, is_quantized=is_quantized)
+        return made[self.block.end]
+
+    def change(self, constants: Mapping[str, np.ndarray]) -> None:
+        """Give parameters other numbers, for the nodes of this block."""
+        inside = set(self.student.part.nodes)
+        for name, numbers in constants.items():
+            old = self.parameters[name].value
+            assert old.data is not None
+            new = constant(old.name, np.ascontiguousarray(numbers, old.data.dtype).reshape(old.data.shape))
+            for node, place in list(old.uses):
+                if node in inside:
+                    node.set_input(place, new)
+        self.renew()
+
+    def renew(self) -> None:
+        """Look at the graph anew: it was changed."""
+        self.__dict__.pop("student", None)
+
+    @cached_property
+    def _float(self) -> Segment:
+        return Segment(self._original, self._twin.inputs, [self._twin.end], num_threads=self._calibration.num_threads, lower=True)
+
+
+class Blocks:
+    """The blocks of `graph`, which changes on the way, beside those of `original`, the same graph in floats."""
+
+    def __init__(self, graph: Graph, original: Graph, calibration: Calibration, schemes: Mapping[Node, Scheme]):
+        self.graph, self.original, self.calibration, self.schemes = graph, original, calibration, schemes
+        self.blocks, self._twins = blocks_of(graph), blocks_of(original)
+        if not self.blocks or len(self.blocks) != len(self._twins):
+            raise QuantizationError(
+                "the model has no blocks: no addition joins what a layer reads with what is made of it. Methods that go block by block "
+                "need residual streams, as transformers and residual networks have; others go layer by layer"
+            )
+        for whole, blocks in ((graph, self.blocks), (original, self._twins)):
+            whole.nodes = _in_blocks(whole, blocks)
+
+    def __iter__(self) -> Iterator[Part]:
+        streams = [self._walk(self.graph, self.blocks), self._walk(self.original, self._twins)]
+        for index, (block, twin) in enumerate(zip(self.blocks, self._twins, strict=True)):
+            inputs = {}
+            for name, walk, one in zip((QUANTIZED, FLOAT), streams, (block, twin), strict=True):
+                walk.reach(one.nodes[0])
+                inputs[name] = [{value: held[value] for value in one.inputs} for held in walk.held]
+            yield Part(self.graph, block, self.original, twin, self.schemes, index, len(self.blocks), inputs, self.calibration)
+
+    def _walk(self, graph: Graph, blocks: Sequence[Block]) -> Frontier:
+        named = {value.name: value for value in graph.inputs}
+        batches = [{named[value.name]: array for value, array in batch.items()} for batch in self.calibration.batches]
+        firsts = [block.nodes[0] for block in blocks]
+        holds = {block.nodes[0]: block.inputs for block in blocks}
+        return Frontier(
+            graph, batches, stops=firsts, holds=holds, num_threads=self.calibration.num_threads, lower=True,
+            most_bytes=self.calibration.most_bytes,
+        )  # fmt: skip
+
+
+def _in_blocks(graph: Graph, blocks: Sequence[Block]) -> list[Node]:
+    """The nodes in an order in which a block begins when all that it reads is known, and ends before the next begins."""
+    order: dict[Node, None] = {}
+    for block in blocks:
+        order.update(dict.fromkeys(needed_nodes(graph, block.inputs)))
+        order.update(dict.fromkeys(block.nodes))
+    return list(dict.fromkeys([*order, *graph.nodes]))

@@ -13,6 +13,7 @@ import numpy as np
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import non_negative
+from qruntime.cli.code_caches import comparable_outputs, keeps_codes, with_empty_caches
 from qruntime.cli.difference import Difference, difference
 from qruntime.cli.inputs import make_feeds
 from qruntime.cli.made_up import Feed, is_mask
@@ -58,6 +59,8 @@ class Verdict(NamedTuple):
     runs: int
     mask: str | None
     """The input whose zeros mark what was not compared."""
+    caches: tuple[str, ...] = ()
+    """Outputs of the candidate that were not compared, as they hold codes of keys and values."""
 
     @property
     def passed(self) -> bool:
@@ -101,7 +104,7 @@ def judge(
 
     Raises InputError when the models' inputs or outputs do not correspond, or no feed can be made.
     """
-    pairs = _paired_outputs(reference, candidate)
+    pairs, caches = _paired_outputs(reference, candidate)
     mask = _mask_name(reference, arguments.mask)
     padded = arguments.mask != NO_MASK
     feeds = make_feeds(reference, arguments, batch=BATCH, count=FEEDS, padded=padded, tell=tell)
@@ -121,7 +124,7 @@ def judge(
             close[name] &= _is_close(expected[name], got[other], limits)
         runs += 1
     judged = tuple(Judged(name, sums[name], _passes(sums[name], close[name], limits)) for name, _ in pairs)
-    return Verdict(judged, runs, mask)
+    return Verdict(judged, runs, mask, tuple(caches))
 
 
 def _mask_name(model: qruntime.Model, given: str | None) -> str | None:
@@ -162,18 +165,23 @@ def _is_close(expected: Any, got: Any, limits: Limits) -> bool:
     return bool(np.allclose(b, a, limits.rtol or 0.0, limits.atol or 0.0, equal_nan=True))
 
 
-def _paired_outputs(a: qruntime.Model, b: qruntime.Model) -> list[tuple[str, str]]:
-    """Outputs by name; by position when the names differ and the counts do not."""
+def _paired_outputs(a: qruntime.Model, b: qruntime.Model) -> tuple[list[tuple[str, str]], list[str]]:
+    """Outputs by name, by position when the names differ and the counts do not; and those of `b` that are caches of codes."""
+    if keeps_codes(a, b):
+        names, caches = comparable_outputs(a, b)
+        return [(name, name) for name in names], caches
     names_a, names_b = [t.name for t in a.outputs], [t.name for t in b.outputs]
     if set(names_a) == set(names_b):
-        return [(name, name) for name in names_a]
+        return [(name, name) for name in names_a], []
     if len(names_a) != len(names_b):
         raise InputError(f"the models have different outputs: {', '.join(names_a)} and {', '.join(names_b)}")
-    return list(zip(names_a, names_b, strict=True))
+    return list(zip(names_a, names_b, strict=True)), []
 
 
 def _renamed(feed: Feed, a: qruntime.Model, b: qruntime.Model) -> Feed:
-    """The feed of `a` as `b` calls it: by name, or by position when the names differ and the counts do not."""
+    """The feed of `a` as `b` takes it: by name, or by position when the names differ and the counts do not."""
+    if keeps_codes(a, b):
+        return with_empty_caches(feed, a, b)
     names_a, names_b = [t.name for t in a.inputs], [t.name for t in b.inputs]
     if set(feed) <= set(names_b):
         return feed
@@ -224,7 +232,8 @@ def _what_was_compared(verdict: Verdict, arguments: argparse.Namespace) -> list[
     runs = "1 run" if verdict.runs == 1 else f"{verdict.runs} runs"
     inputs = f"inputs from {printable(arguments.npz)}" if arguments.npz else "inputs that are made up; real ones, with --npz, tell more"
     masked = f"; not where {printable(verdict.mask)} is 0" if verdict.mask else ""
-    return [f"Compared over {runs} on {inputs}{masked}.", f"{'Passed' if verdict.passed else 'FAILED'} ({limits_of(arguments)})."]
+    caches = [f"Not compared, as they hold codes: {', '.join(map(printable, verdict.caches))}."] if verdict.caches else []
+    return [f"Compared over {runs} on {inputs}{masked}.", *caches, f"{'Passed' if verdict.passed else 'FAILED'} ({limits_of(arguments)})."]
 
 
 def verdict_fields(verdict: Verdict, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +250,14 @@ def verdict_fields(verdict: Verdict, arguments: argparse.Namespace) -> dict[str,
             "nonfinite_mismatches": found.nonfinite, "mismatch": found.mismatch, "worst": worst,
         })  # fmt: skip
     limits = limits_of(arguments)
-    return {**limits._asdict(), "passed": verdict.passed, "runs": verdict.runs, "mask": verdict.mask, "outputs": outputs}
+    return {
+        **limits._asdict(),
+        "passed": verdict.passed,
+        "runs": verdict.runs,
+        "mask": verdict.mask,
+        "not_compared": list(verdict.caches),
+        "outputs": outputs,
+    }
 
 
 class Cost(NamedTuple):

@@ -16,6 +16,7 @@ from qruntime.cli import terminal
 from qruntime.quantization import feeds
 from qruntime.quantization.methods import GPTQ, RECIPES, SmoothQuant
 from tests.cli.conftest import Command, save
+from tests.quantization.decoders import Decoder
 
 
 @pytest.fixture
@@ -209,6 +210,23 @@ def test_nothing_quantized(command: Command, lookup: Path, tmp_path: Path) -> No
     assert done.code == 1
     assert "no layer was quantized" in done.err
     assert "not selected: --override must name Embedding, or the layer" in done.out
+
+
+@pytest.mark.parametrize("kind", ["stacked", "separate"])
+def test_caches_of_codes_are_compared_from_empty_ones(command: Command, tmp_path: Path, kind: str) -> None:
+    path, output = tmp_path / "decoder.onnx", tmp_path / "out.onnx"
+    path.write_bytes(Decoder(kind).bytes())
+    flags = [path, output, "--scheme", "W16A16-KV4"]
+    done = command("quantize", *flags, "--shape", "t=0")
+    assert done.code == 0
+    assert "Not compared, as they hold codes: present" in done.out
+    assert "FAILED" not in done.out
+    compared = command("compare", path, output, "--shape", "t=0", "--json").json
+    assert [one["output"] for one in compared["outputs"]] == ["y"]
+    assert 10 < compared["outputs"][0]["snr_db"] < 60
+    assert all(name.startswith("present") for name in compared["not_compared"])
+    assert "not measured: input 'past" in command("quantize", *flags).out
+    assert "give 0 tokens to the caches, with --shape" in command("compare", path, output).err
 
 
 def test_an_interrupt_leaves_no_file(command: Command, layers: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

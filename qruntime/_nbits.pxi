@@ -15,6 +15,9 @@ cdef extern from "nbits_weights.h" nogil:
         const uint16_t *half_scales
         const float *zero_points
         const float *bias
+        const int64_t *outlier_starts
+        const uint16_t *outlier_inputs
+        const float *outlier_values
     ctypedef struct qrt_nbits_source:
         const uint8_t *rows
         int64_t row_stride_bytes
@@ -25,6 +28,9 @@ cdef extern from "nbits_weights.h" nogil:
     qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *, const qrt_gemm_nbits *, const qrt_gemm_f32 *, qrt_arena *)
     bint qrt_nbits_fill(qrt_nbits_weights *, int64_t, int64_t, const qrt_nbits_source *, int)
     void qrt_nbits_unpack(const qrt_nbits_weights *, int64_t, int64_t, uint8_t *, int64_t)
+
+cdef extern from "nbits_outliers.h" nogil:
+    void qrt_nbits_finish_outliers(qrt_nbits_weights *)
 
 cdef extern from "gemm_nbits_q8.h" nogil:
     ctypedef struct qrt_nbits_q8_weights:
@@ -46,7 +52,9 @@ cdef class PackedNBits(PackedWeights):
     dense. `offset` is added to each code modulo 2^bits: 2^(bits − 1) makes indices of two's complement. `scale` float32 [N, groups];
     `group` along K, K by default. A uniform code stands for code − zero point: `zero_point` [N, groups] in codes, which need not
     be whole, 2^(bits − 1) by default. With `table`, float32 [2^bits], it stands for an entry less `zero_point`, 0 by default. `bias`
-    float32 [N] or None. ValueError for anything else; codes beyond the bits are found when they are packed.
+    float32 [N] or None. `outliers` are numbers in place of what codes say, row after row of the codes: where those of each begin,
+    int64 [N + 1]; their k, uint16 and ascending in a row; and they themselves, float32. ValueError for anything else; codes beyond
+    the bits are found when they are packed.
 
     With `activations` "per_token" or "per_tensor" instead of "float" the layer quantizes them to 8 bits, by the range that the node
     is told. Then zero points have to be codes, and a table of 16 entries, without zero points: whole numbers from −128 to 127 times
@@ -55,6 +63,7 @@ cdef class PackedNBits(PackedWeights):
 
     cdef cnp.ndarray scale, zero_point, table
     cdef cnp.ndarray integers      # of a table, for quantized activations; `scale` is theirs then
+    cdef cnp.ndarray outlier_starts, outlier_inputs, outlier_values
     cdef readonly str activations
     cdef int64_t k, n, group
     cdef int bits, source_bits
@@ -62,7 +71,7 @@ cdef class PackedNBits(PackedWeights):
     cdef bint high_half_first
 
     def __cinit__(self, codes, scale, zero_point=None, bias=None, *, int bits=0, table=None, group=None, k=None, int offset=0,
-                  bint high_half_first=False, str activations="float", origin=None):
+                  bint high_half_first=False, str activations="float", origin=None, outliers=None):
         cdef cnp.ndarray q = np.asarray(codes)
         if q.dtype != np.uint8 or q.ndim != 2:
             raise ValueError(f"codes must be uint8 [N, K], got {shape_text(q)}")
@@ -96,11 +105,27 @@ cdef class PackedNBits(PackedWeights):
         if activations not in ("float", "per_token", "per_tensor", "static"):
             raise ValueError(f"activations must be float, per_token, per_tensor or static, got {activations}")
         self.activations = activations
+        if outliers is not None:
+            self._with_outliers(*outliers)
         if activations != "float":
             self._for_codes()
         self.scale = _half_where_exact(self.scale)
         if self._bytes_to_pack() == 0:
             raise ValueError(f"weights [{self.k}, {self.n}] in groups of {self.group} are too large")
+
+    def _with_outliers(self, starts, inputs, values):
+        starts, inputs = np.ascontiguousarray(starts, dtype=np.int64), np.ascontiguousarray(inputs)
+        values, counts = np.ascontiguousarray(values, dtype=np.float32), np.diff(starts)
+        if self.activations != "float":
+            raise ValueError("outliers need activations that stay float")
+        if inputs.dtype != np.uint16 or inputs.ndim != 1 or values.shape != inputs.shape:
+            raise ValueError(f"outliers need a k each, uint16, got {shape_text(inputs)} for {shape_text(values)}")
+        if starts.shape != (self.n + 1,) or starts[0] != 0 or starts[self.n] != inputs.size or (counts < 0).any():
+            raise ValueError(f"outliers of {self.n} columns need {self.n + 1} ascending starts from 0 to {inputs.size}")
+        places = np.repeat(np.arange(self.n), counts) * self.k + inputs
+        if (inputs >= self.k).any() or (np.diff(places) <= 0).any():
+            raise ValueError(f"outliers of a column need ascending k below {self.k}")
+        self.outlier_starts, self.outlier_inputs, self.outlier_values = starts, inputs, values
 
     cdef int _for_codes(self) except -1:
         """Zero points and table in integers."""
@@ -146,12 +171,16 @@ cdef class PackedNBits(PackedWeights):
             spec.table = <const float *>cnp.PyArray_DATA(self.table)
         if self.bias is not None:
             spec.bias = <const float *>cnp.PyArray_DATA(self.bias)
+        if self.outlier_starts is not None:
+            spec.outlier_starts = <const int64_t *>cnp.PyArray_DATA(self.outlier_starts)
+            spec.outlier_inputs = <const uint16_t *>cnp.PyArray_DATA(self.outlier_inputs)
+            spec.outlier_values = <const float *>cnp.PyArray_DATA(self.outlier_values)
         return spec
 
     cdef tuple _vectors(self):
         quantized = self.activations != "float"
         kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first, quantized])
-        parts = [self.scale, self.zero_point, self.table, self.bias, kind]
+        parts = [self.scale, self.zero_point, self.table, self.bias, kind, self.outlier_starts, self.outlier_inputs, self.outlier_values]
         digests = [b"" if part is None else blake2b(np.ascontiguousarray(part).view(np.uint8).reshape(-1)).digest() for part in parts]
         return (np.frombuffer(b"".join(digests), np.uint8),)
 
@@ -186,6 +215,7 @@ cdef class PackedNBits(PackedWeights):
         source.bits, source.high_half_first, source.offset = self.source_bits, self.high_half_first, self.offset
         with nogil:
             fits = qrt_nbits_fill(made, 0, made.base.n, &source, num_threads)
+            qrt_nbits_finish_outliers(made)
             if quantized:
                 qrt_nbits_q8_finish(<qrt_nbits_q8_weights *>made, num_threads)
         if not fits:
@@ -195,6 +225,7 @@ cdef class PackedNBits(PackedWeights):
 
     cdef void _forget(self):
         self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = self.integers = None
+        self.outlier_starts = self.outlier_inputs = self.outlier_values = None
 
     def unpacked(self):
         """The codes again, uint8 [N, K], `offset` added."""

@@ -1,5 +1,6 @@
 /// Blocking and threads of products with weights of few bits; the arithmetic is the rung's.
 #include "gemm_nbits.h"
+#include "nbits_outliers.h"
 
 #include <string.h>
 
@@ -90,10 +91,14 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
     return j;
 }
 
+/// What follows the sums of the codes.
 static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, int64_t columns) {
+    const qrt_nbits_weights *w = j->w;
+    float *y = j->y + row * j->ldy + column;
+    if (w->outlier_starts) qrt_nbits_add_outliers(w, num_rows, j->a + row * j->lda, j->lda, column, columns, y, j->ldy);
     if (!j->has_epilogue) return;
     qrt_f32_epilogue at = qrt_f32_epilogue_at(&j->epilogue, row, column);
-    qrt_f32_finish(j->w->float_kernel, num_rows, columns, j->y + row * j->ldy + column, j->ldy, &at);
+    qrt_f32_finish(w->float_kernel, num_rows, columns, y, j->ldy, &at);
 }
 
 static void copy_block(const float *from, int64_t from_stride, float *to, int64_t to_stride, int64_t rows, int64_t columns) {

@@ -8,7 +8,7 @@
 /// takes off zero · s_g, one adds scale · (…) to the total, which starts at zero, over ascending g. s_g is summed in one
 /// order on every rung (qrt_nbits_group_sums). Few rows read the packed weights once; more rows have a group of a panel
 /// decoded into the first-level cache and multiply it by the tiles of the float GEMM: the same chains, so that a row never
-/// depends on how many rows come with it.
+/// depends on how many rows come with it. What outliers change is added to the total (nbits_outliers.h).
 ///
 /// Error bound of every rung, before the activation: |y − exact| ≤ ε · (K + 2·groups) · Σ_k |a| · |scale| · (|value| + |zero|) + ε · |bias|.
 #ifndef QRT_GEMM_NBITS_H

@@ -17,7 +17,7 @@ static int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 /// Parts of the buffer, in order, each aligned.
 typedef struct {
     int64_t num_groups, num_panels, group_bytes, panel_bytes;
-    size_t at_codes, at_scales, at_zeros, at_bias, at_values, at_more;
+    size_t at_codes, at_scales, at_zeros, at_bias, at_values, at_starts, at_inputs, at_changes, at_more;
     size_t size;
     bool fits;
 } layout;
@@ -56,6 +56,10 @@ static layout layout_of(const qrt_nbits_spec *s) {
     l.at_zeros = add_part(&l, l.num_panels, s->zero_points ? groups : 0, sizeof(float));
     l.at_bias = add_part(&l, l.num_panels, s->bias ? QRT_NBITS_NR : 0, sizeof(float));
     l.at_values = add_part(&l, 1 << s->bits, 1, sizeof(float));
+    const int64_t outliers = s->outlier_starts ? s->outlier_starts[s->n] : 0;
+    l.at_starts = add_part(&l, outliers ? s->n + 1 : 0, 1, sizeof(int64_t));
+    l.at_inputs = add_part(&l, outliers, 1, sizeof(uint16_t));
+    l.at_changes = add_part(&l, outliers, 1, sizeof(float));
     l.at_more = add_part(&l, 1, 1, s->more_bytes);
     return l;
 }
@@ -87,6 +91,19 @@ static void spread(const qrt_nbits_weights *w, const float *rows, float less, fl
     for (int64_t n = 0; n < w->base.n; n++)
         for (int64_t g = 0; g < w->num_groups; g++)
             panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g] - less;
+}
+
+/// The outliers as they are given; what they change is known when the codes are.
+static void copy_outliers(qrt_nbits_weights *w, const qrt_nbits_spec *spec, const layout *l) {
+    const int64_t count = spec->outlier_starts ? spec->outlier_starts[spec->n] : 0;
+    if (count == 0) return;
+    char *base = w->base.buffer->data;
+    w->outlier_starts = (int64_t *)(base + l->at_starts);
+    w->outlier_inputs = (uint16_t *)(base + l->at_inputs);
+    w->changes = (float *)(base + l->at_changes);
+    memcpy(w->outlier_starts, spec->outlier_starts, (size_t)(spec->n + 1) * sizeof *w->outlier_starts);
+    memcpy(w->outlier_inputs, spec->outlier_inputs, (size_t)count * sizeof *w->outlier_inputs);
+    memcpy(w->changes, spec->outlier_values, (size_t)count * sizeof *w->changes);
 }
 
 static void spread_halves(const qrt_nbits_weights *w, const uint16_t *rows, uint16_t *panels) {
@@ -129,6 +146,7 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     else spread(w, spec->scales, 0.0f, w->scales);
     if (w->zeros) spread(w, spec->zero_points, centre, w->zeros);
     for (int64_t j = 0; w->bias && j < l.num_panels * QRT_NBITS_NR; j++) w->bias[j] = j < w->base.n ? spec->bias[j] : 0.0f;
+    copy_outliers(w, spec, &l);
     return w;
 }
 

@@ -57,6 +57,9 @@ typedef struct qrt_nbits_weights {
     float *zeros;               ///< the same, in values; NULL when all are 0
     float *bias;                ///< [panels][QRT_NBITS_NR], or NULL
     float *values;              ///< [2^bits] of the codes
+    int64_t *outlier_starts;    ///< [n + 1]: where the outliers of a column begin; NULL when there are none (nbits_outliers.h)
+    uint16_t *outlier_inputs;   ///< k of each, ascending in a column
+    float *changes;             ///< what each adds to what its code decodes to
     void *more;                 ///< the more_bytes of the spec
 } qrt_nbits_weights;
 
@@ -69,6 +72,9 @@ typedef struct {
     const uint16_t *half_scales; ///< the same in float16
     const float *zero_points;   ///< [n, groups] in codes (uniform: need not be whole) or values (table); NULL: the value 0
     const float *bias;          ///< [n] or NULL
+    const int64_t *outlier_starts;   ///< [n + 1], or NULL: numbers in place of what codes say, column after column
+    const uint16_t *outlier_inputs;  ///< k of each, ascending in a column
+    const float *outlier_values;
     size_t object_bytes;        ///< of a struct that begins with qrt_nbits_weights; 0: it is all
     size_t more_bytes;          ///< of the buffer, for that struct
 } qrt_nbits_spec;

@@ -14,13 +14,17 @@ from qruntime.ir.stored import numbers
 
 _KERNEL_BITS = (2, 3, 4, 8)
 _LONGEST_SUM = 256
+_MOST_INPUTS = 1 << 16
+"""Where there are outliers: their places are uint16."""
 
 
 def fits_kernels(stored: StoredTensor) -> bool:
     """Whether a weight [K, N] has a form of the kernels: groups along K, or scales of columns, over integers or a table."""
     if stored.ndim != 2 or stored.scale is None or stored.offset is not None or stored.format.bits > 8 or stored.size == 0:
         return False
-    if stored.dtype != np.float32 or stored.outliers is not None or (stored.block and stored.block_axis != 0):
+    if stored.dtype != np.float32 or (stored.block and stored.block_axis != 0):
+        return False
+    if stored.outliers is not None and stored.shape[0] > _MOST_INPUTS:
         return False
     return bool(stored.block) or stored.scale.shape[0] == 1
 
@@ -28,7 +32,7 @@ def fits_kernels(stored: StoredTensor) -> bool:
 def fits_quantized_activations(stored: StoredTensor) -> bool:
     """Whether kernels multiply it by codes of activations, in whole numbers."""
     whole = stored.zero_point is None or stored.zero_point.dtype.kind in "iu"
-    return fits_kernels(stored) and whole and (stored.format.is_integer or stored.format is FP4)
+    return fits_kernels(stored) and stored.outliers is None and whole and (stored.format.is_integer or stored.format is FP4)
 
 
 def pack_nbits(
@@ -90,6 +94,16 @@ def _summed_together(block: int, k: int) -> tuple[int, int]:
     return block, 1
 
 
+def _outliers(rows: StoredTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Of a weight [N, K]: where those of each row begin, [N + 1]; their columns, and their values."""
+    if rows.outliers is None:
+        return None
+    n, k = rows.shape
+    ordered = rows.outliers.row_major(rows.shape)
+    owner, inputs = np.divmod(ordered.positions(), k)
+    return np.searchsorted(owner, np.arange(n + 1)), inputs.astype(np.uint16), ordered.values.astype(np.float32)
+
+
 def _by_group(values: np.ndarray, groups: tuple[int, int], repeats: int) -> np.ndarray:
     wide = values.astype(np.float32)
     return np.broadcast_to(np.repeat(wide, repeats, axis=1)[:, : groups[1]] if repeats > 1 else wide, groups)
@@ -99,7 +113,7 @@ def _packed(
     stored: StoredTensor, codes: dict, scale: np.ndarray, zero: np.ndarray | None, bias: np.ndarray | None, bits: int, group: int, up: int,
     activations: str,
 ) -> _kernels.PackedNBits:  # fmt: skip
-    options = {**codes, "group": group, "activations": activations}
+    options = {**codes, "group": group, "activations": activations, "outliers": _outliers(stored.transposed())}
     if stored.format.table is not None:
         return _kernels.PackedNBits(scale=scale, bias=bias, table=stored.format.values, **options)
     offsets = None

@@ -94,9 +94,8 @@ def test_they_come_along(scheme: str):
 @pytest.mark.parametrize("opset", [19, 25])  # the reference has no older DequantizeLinear
 def test_files_hold_them(scheme: str, opset: int, tmp_path: Path):
     made, x = tensor(scheme), random(5, 75, seed=3)
-    outputs = model(made, opset)(x)
-    path = tmp_path / "q.onnx"
-    saved = model(made, opset)
+    saved, path = model(made, opset), tmp_path / "q.onnx"
+    outputs = saved(x)
     saved.save(path)
     onnx.checker.check_model(str(path), full_check=True)
     again = qruntime.load(path)
@@ -108,6 +107,22 @@ def test_files_hold_them(scheme: str, opset: int, tmp_path: Path):
         assert read.nbytes == one.nbytes
         assert_same_bits(again(x)[i], outputs[i])
         np.testing.assert_allclose(outputs[i], expected[i], atol=2e-5 * np.abs(expected[i]).max())
+
+
+def test_layers_run_packed_and_hold_them_once(tmp_path: Path):
+    """With the bits of a run from the file, and saved with those that were there before."""
+    made, other, x = tensor("W3A16-g16-bilevel", n=96, k=160), tensor("W4A16-g32", n=96, k=160, seed=5), random(5, 160, seed=3)
+    ran = model(made, second=other)
+    ran.save(tmp_path / "before.onnx")
+    outputs = ran(x)
+    assert [call.kernel for call in ran._tried({"x": x}).as_run()] == ["linear_nbits", "linear_nbits"]
+    for one, y in zip((made, other), outputs, strict=True):
+        assert one.held.memory is None
+        np.testing.assert_allclose(y, x @ one.decoded().T, atol=1e-4)
+    ran.save(tmp_path / "after.onnx")
+    assert (tmp_path / "after.onnx").read_bytes() == (tmp_path / "before.onnx").read_bytes()
+    for y, again in zip(outputs, qruntime.load(tmp_path / "after.onnx")(x), strict=True):
+        assert_same_bits(again, y)
 
 
 def test_bits_on_disk(tmp_path: Path):

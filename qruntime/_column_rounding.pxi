@@ -24,7 +24,11 @@ cdef extern from "column_rounding.h" nogil:
         const int32_t *order
         const qrt_code_grid *grid
         uint8_t *codes
-    bint qrt_round_with_feedback(const qrt_column_rounding *, const double *, int64_t, int)
+    ctypedef struct qrt_kept_apart:
+        const double *limits
+        float *reals
+        uint8_t *is_apart
+    bint qrt_round_with_feedback(const qrt_column_rounding *, const double *, int64_t, const qrt_kept_apart *, int)
     bint qrt_round_by_descent(const qrt_column_rounding *, const double *, const double *, const float *, bint, int64_t, const uint8_t *, int)
 
 COLUMN_PANEL = QRT_PANEL
@@ -92,19 +96,31 @@ cdef int _bind_rounding(qrt_column_rounding *r, const float[:, ::1] weight, cons
 
 
 def round_with_feedback(const float[:, ::1] weight, const int32_t[::1] order, const double[:, :, ::1] coupling, CodeGrid grid,
-                        uint8_t[:, ::1] codes, int64_t block):
+                        uint8_t[:, ::1] codes, int64_t block, const double[::1] limits=None, float[:, ::1] reals=None,
+                        uint8_t[:, ::1] apart=None):
     """Columns of the finite `weight` [N, K] one after the other in `order` to the codes nearest to w_j + Σ_{i<j} (w_i − ŵ_i) C_ij.
 
     `coupling`: C in that order, as panels. `block`: columns between two updates of those to come; the codes do not depend on it.
+    With `limits` [K], in that order: where the square of what is lost would be above, the number stays. `reals` [N, K] get
+    what stands in place of the weight then, and `apart` [N, K] 1 where that is no code; the code is the one nearest to 0.
     """
     cdef qrt_column_rounding r
+    cdef qrt_kept_apart outliers
+    cdef const qrt_kept_apart *kept = NULL
     cdef bint is_done
     cdef int num_threads = qrt_definition_threads or qrt_default_threads()
     _bind_rounding(&r, weight, order, coupling, grid, codes)
     if block < 1:
         raise ValueError(f"a block has a column at least, got {block}")
+    if limits is not None:
+        if reals is None or reals.shape[0] != r.n or reals.shape[1] != r.k or apart is None or apart.shape[0] != r.n or apart.shape[1] != r.k:
+            raise ValueError(f"what stands in place of the weight needs its shape, ({r.n}, {r.k})")
+        if limits.shape[0] != r.k:
+            raise ValueError(f"{r.k} columns need a limit each, got {limits.shape[0]}")
+        outliers.limits, outliers.reals, outliers.is_apart = &limits[0], &reals[0, 0], &apart[0, 0]
+        kept = &outliers
     with nogil:
-        is_done = qrt_round_with_feedback(&r, &coupling[0, 0, 0], block, num_threads)
+        is_done = qrt_round_with_feedback(&r, &coupling[0, 0, 0], block, kept, num_threads)
     if not is_done:
         raise MemoryError(f"no memory to round a weight of shape ({r.n}, {r.k})")
 

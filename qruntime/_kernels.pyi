@@ -58,7 +58,15 @@ class CodeGrid:
     ) -> None: ...
 
 def round_with_feedback(
-    weight: np.ndarray, order: np.ndarray, coupling: np.ndarray, grid: CodeGrid, codes: np.ndarray, block: int
+    weight: np.ndarray,
+    order: np.ndarray,
+    coupling: np.ndarray,
+    grid: CodeGrid,
+    codes: np.ndarray,
+    block: int,
+    limits: np.ndarray | None = None,
+    reals: np.ndarray | None = None,
+    apart: np.ndarray | None = None,
 ) -> None: ...
 def round_by_descent(
     weight: np.ndarray,
@@ -127,6 +135,7 @@ class PackedNBits(PackedWeights):
         high_half_first: bool = False,
         activations: str = "float",
         origin: np.ndarray | tuple[Any, ...] | None = None,
+        outliers: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None: ...
     @property
     def activations(self) -> str: ...

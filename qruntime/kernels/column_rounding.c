@@ -173,14 +173,35 @@ typedef struct {
     const qrt_column_rounding *of;
     const double *coupling;
     int64_t block;
+    const qrt_kept_apart *apart;
 } feedback;
+
+/// Keep what column j would lose too much of.
+static void keep_apart(const feedback *f, row_lanes *rows, int64_t j, const grid_lanes *own, float *real) {
+    static const double zeros[QRT_LANES];
+    const qrt_column_rounding *r = f->of;
+    const double *x = rows->x[j], limit = f->apart->limits[j];
+    float real_zeros[QRT_LANES];
+    uint8_t zero_codes[QRT_LANES];
+    bool is_apart[QRT_LANES];
+    round_lanes(r->grid, own, zeros, real_zeros, zero_codes);
+    for (int l = 0; l < QRT_LANES; l++) {
+        double loss = x[l] - (double)real[l];
+        is_apart[l] = loss * loss > limit;
+        if (is_apart[l]) real[l] = (float)x[l], rows->codes[j][l] = zero_codes[l];
+    }
+    int64_t count = min64(QRT_LANES, r->n - rows->first), at = rows->first * r->k + r->order[j];
+    for (int64_t l = 0; l < count; l++, at += r->k) f->apart->reals[at] = real[l], f->apart->is_apart[at] = is_apart[l];
+}
 
 static void finish_columns(const feedback *f, row_lanes *rows, int64_t a, int64_t b) {
     const qrt_column_rounding *r = f->of;
     for (int64_t j = a; j < b; j++) {
         double weight[QRT_LANES];
         float real[QRT_LANES];
-        round_lanes(r->grid, &rows->grid[r->grid->group[r->order[j]]], rows->x[j], real, rows->codes[j]);
+        const grid_lanes *own = &rows->grid[r->grid->group[r->order[j]]];
+        round_lanes(r->grid, own, rows->x[j], real, rows->codes[j]);
+        if (f->apart) keep_apart(f, rows, j, own, real);
         read_column(r, rows, r->weight, j, weight);
         for (int l = 0; l < QRT_LANES; l++) rows->change[j][l] = weight[l] - (double)real[l];
         add_change(rows, r->k, f->coupling, j, j + 1, b);
@@ -204,8 +225,9 @@ static void round_with_feedback(const void *context, row_lanes *rows, int64_t co
     }
 }
 
-bool qrt_round_with_feedback(const qrt_column_rounding *r, const double *coupling, int64_t block, int num_threads) {
-    feedback f = {r, coupling, padded(block)};
+bool qrt_round_with_feedback(const qrt_column_rounding *r, const double *coupling, int64_t block, const qrt_kept_apart *apart,
+                             int num_threads) {
+    feedback f = {r, coupling, padded(block), apart};
     rounding_task task = {.of = r, .round = round_with_feedback, .context = &f};
     return in_parallel(&task, num_threads);
 }

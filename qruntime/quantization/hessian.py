@@ -45,6 +45,37 @@ class Factor:
 
 
 @dataclass(frozen=True, eq=False)
+class ColumnGroup:
+    """Columns that share scales. When those before them are rounded, w + (w − ŵ)_before · `carry` is what the updates have made of
+    its weights, and from there on the group is rounded like a matrix of its own."""
+
+    index: int
+    """Which of the groups along K it is."""
+    columns: slice
+    """Its place in the order of columns."""
+    carry: np.ndarray
+    """[columns before it, G] float64: R_before,group · R_group⁻¹."""
+    coupling: np.ndarray
+    """[⌈G / COLUMN_PANEL⌉, G, COLUMN_PANEL] float64: R_ij / R_jj within the group, as panels."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedFactor:
+    """Of the damped H, group after group."""
+
+    order: np.ndarray
+    """[K] int32: groups by the sum of their H_jj, the largest first, and so the columns of each."""
+    groups: tuple[ColumnGroup, ...]
+    """In that order."""
+    pivots: np.ndarray
+    """[K] float64: R_jj² = 1 / U_jj², in that order: what the square of a loss counts."""
+    dead: np.ndarray
+    """[K] bool: inputs that were 0 in all rows."""
+    damping: float
+    """λ as a share of the mean of the diagonal."""
+
+
+@dataclass(frozen=True, eq=False)
 class Ordered:
     """Σ in an order of its columns."""
 
@@ -69,6 +100,11 @@ def factor_of(statistics: Statistics, dampening_frac: float, descending: bool) -
     Raises ValueError where Σ is missing, not finite or zero.
     """
     return _once(statistics, ("factor", dampening_frac, descending), lambda sigma: _factor(sigma, dampening_frac, descending))
+
+
+def grouped_factor_of(statistics: Statistics, dampening_frac: float, size: int) -> GroupedFactor:
+    """The same factor for columns in groups of `size` along K, the last of which may be shorter. Raises ValueError likewise."""
+    return _once(statistics, ("grouped", dampening_frac, size), lambda sigma: _grouped(sigma, dampening_frac, size))
 
 
 def ordered(statistics: Statistics, descending: bool) -> Ordered:
@@ -98,9 +134,32 @@ def _checked(statistics: Statistics) -> np.ndarray:
 
 
 def _factor(sigma: np.ndarray, dampening_frac: float, descending: bool) -> Factor:
+    order = _column_order(sigma.diagonal(), descending)
+    upper, damping = _damped_upper(sigma, order, dampening_frac)
+    return Factor(order, _panels(upper / upper.diagonal()), sigma.diagonal() <= 0, damping)
+
+
+def _grouped(sigma: np.ndarray, dampening_frac: float, size: int) -> GroupedFactor:
+    diagonal = sigma.diagonal()
+    owner = np.arange(len(diagonal)) // size
+    sums = np.bincount(owner, diagonal)
+    order = np.lexsort((-diagonal, owner, -sums[owner])).astype(np.int32)
+    upper, damping = _damped_upper(sigma, order, dampening_frac)
+    groups, first = [], 0
+    while first < len(order):
+        index = owner[order[first]]
+        own = slice(first, first + int(np.sum(owner == index)))
+        corner = upper[own, own]
+        carry = _over(upper[:first, own], corner)
+        groups.append(ColumnGroup(int(index), own, carry, _panels(corner / corner.diagonal())))
+        first = own.stop
+    return GroupedFactor(order, tuple(groups), upper.diagonal() ** 2, diagonal <= 0, damping)
+
+
+def _damped_upper(sigma: np.ndarray, order: np.ndarray, dampening_frac: float) -> tuple[np.ndarray, float]:
+    """R of the damped H in that order of columns, and how much it is damped by."""
     diagonal = sigma.diagonal()
     dead = diagonal <= 0
-    order = _column_order(diagonal, descending)
     mean = float(diagonal[~dead].mean())
     hessian = sigma[np.ix_(order, order)]
     own = np.where(dead, mean, diagonal)[order]
@@ -108,12 +167,21 @@ def _factor(sigma: np.ndarray, dampening_frac: float, descending: bool) -> Facto
     while True:
         np.fill_diagonal(hessian, own + damping * mean)
         try:
-            upper = _cholesky(hessian[::-1, ::-1])[::-1, ::-1]
-            return Factor(order, _panels(upper / upper.diagonal()), dead, damping)
+            return _cholesky(hessian[::-1, ::-1])[::-1, ::-1], damping
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-6)
             if damping > _MOST_DAMPING:
                 raise ValueError("Σ of the inputs is no positive matrix, whatever is added to its diagonal") from None
+
+
+def _over(rows: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """`rows` [M, K] · `upper`⁻¹, by corners as the factor."""
+    made = np.zeros(rows.shape)
+    for a in range(0, len(upper) if len(rows) else 0, _CORNER):
+        corner = slice(a, a + _CORNER)
+        left = rows[:, corner] - matmul(made[:, :a], upper[:a, corner])
+        made[:, corner] = matmul(left, np.linalg.inv(upper[corner, corner]))
+    return made
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from qruntime.quantization.methods.quantease import QuantEase
 from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import SmoothQuant
+from qruntime.quantization.methods.spqr import SpQR
 from qruntime.quantization.methods.zeroquant import RowGroups
 from qruntime.quantization.methods.zeroquant_v2 import LowRank
 from qruntime.quantization.recipe import Recipe, Recipes
@@ -20,6 +21,7 @@ RECIPES = Recipes(
     [
         Recipe("RTN", "W4A16-g128", (RTN(),)),
         Recipe("GPTQ", "W4A16-g128", (GPTQ(),)),
+        Recipe("SpQR", "W3A16-g16-bilevel", (SpQR(),)),
         Recipe("QuantEase", "W4A16", (QuantEase(),)),
         Recipe("MoFQ", "W4A16", (MoFQ(),)),
         Recipe("ZeroQuant", "W8A8", (RowGroups(),)),

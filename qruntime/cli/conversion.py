@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import qruntime
@@ -72,13 +72,8 @@ class Converted(NamedTuple):
         return bool(self.model.report.layers or self.model.report.caches)
 
 
-def convert_file(
-    arguments: argparse.Namespace, quantize: Callable[[qruntime.Model], qruntime.Model], excluded: Iterable[object] = ()
-) -> Converted:
-    """Load, quantize, save. `excluded` are patterns that are to select something, beside --only and --exclude.
-
-    Raises QuantizationError when what was to stay as it is, or alone to be quantized, is not there: a file would tell nobody.
-    """
+def convert_file(arguments: argparse.Namespace, quantize: Callable[[qruntime.Model], qruntime.Model]) -> Converted:
+    """Load, quantize, save."""
     if not arguments.force:
         check_not_the_input(arguments.input, arguments.output)
     check_writable(arguments.output, replaces=True)
@@ -90,7 +85,6 @@ def convert_file(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = quantize(original)
-    _check_patterns(model, (*(arguments.only or ()), *arguments.exclude, *excluded))
     for warning in caught:
         terminal.warn(printable(in_flags(str(warning.message)), limit=1000))
     quantized = time.perf_counter()
@@ -101,10 +95,12 @@ def convert_file(
     return Converted(original, model, size_before, size_on_disk(arguments.output), seconds)
 
 
-def _check_patterns(model: qruntime.Model, limits: Iterable[object]) -> None:
+def check_patterns(model: qruntime.Model, idle: Sequence[str], limits: Iterable[object]) -> None:
+    """QuantizationError when one of `limits`, what is to stay as it is or alone to be quantized, is not there: a file would tell
+    nobody. `idle` are the patterns that select nothing."""
     nodes = list(model.graph.walk_nodes())
     limiting = {pattern_name(pattern) for pattern in limits}
-    unknown = [pattern for pattern in mistaken(model.report.idle, nodes) if pattern in limiting]
+    unknown = [pattern for pattern in mistaken(idle, nodes) if pattern in limiting]
     if unknown:
         raise QuantizationError(nothing_selected(unknown, [node for node in nodes if layer_kind(node)]))
 

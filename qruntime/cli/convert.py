@@ -7,7 +7,7 @@ import argparse
 import qruntime
 from qruntime.cli import terminal
 from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, add_threads
-from qruntime.cli.conversion import add_files, add_selection, conclude, convert_file, fields, lines
+from qruntime.cli.conversion import add_files, add_selection, check_patterns, conclude, convert_file, fields, lines
 from qruntime.cli.fidelity import add_comparison, cost_of
 from qruntime.errors import QuantizationError
 from qruntime.quantization import (
@@ -126,11 +126,7 @@ def _dtype(arguments: argparse.Namespace) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    done = convert_file(
-        arguments,
-        lambda original: _quantized(arguments, original),
-        excluded=[pattern for pattern, qconfig in arguments.qconfig if qconfig is None],
-    )
+    done = convert_file(arguments, lambda original: _quantized(arguments, original))
     report = done.model.report
     cost = None if arguments.no_compare or not report.layers else cost_of(done.original, done.model, arguments)
     if arguments.json:
@@ -149,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _quantized(arguments: argparse.Namespace, original: qruntime.Model) -> qruntime.Model:
     spec, per_channel = _specification(arguments)
     with terminal.progress("Quantizing"):
-        return original.quantize_dynamic(
+        model = original.quantize_dynamic(
             spec,  # type: ignore[arg-type]
             _dtype(arguments),
             per_channel=per_channel,
@@ -160,6 +156,9 @@ def _quantized(arguments: argparse.Namespace, original: qruntime.Model) -> qrunt
             exclude=arguments.exclude,
             strict=arguments.strict,
         )
+    excluded = (pattern for pattern, qconfig in arguments.qconfig if qconfig is None)
+    check_patterns(model, model.report.idle, (*(arguments.only or ()), *arguments.exclude, *excluded))
+    return model
 
 
 def _activation(arguments: argparse.Namespace) -> str:

@@ -19,13 +19,15 @@ from qruntime.cli.arguments import (
     byte_count,
     whole_number,
 )
-from qruntime.cli.conversion import Converted, add_files, add_selection, conclude, convert_file, fields, lines
+from qruntime.cli.conversion import Converted, add_files, add_selection, check_patterns, conclude, convert_file, fields, lines
 from qruntime.cli.fidelity import NO_MASK, SECONDS, Cost, add_comparison, cost_of
 from qruntime.cli.methods import ListMethods, composed, methods
 from qruntime.cli.outputs import check_writable, write_text
 from qruntime.errors import CalibrationError, InputError, QuantizationError
 from qruntime.quantization.recipe import Recipe
+from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import parse
+from qruntime.quantization.selection import layer_kind
 from qruntime.runtime.npz import npz_files
 
 
@@ -102,11 +104,7 @@ def _override(text: str) -> tuple[str, str | None]:
 def run(arguments: argparse.Namespace) -> int:
     recipe = composed([part for given in arguments.method for part in given])
     _check_report(arguments)
-    done = convert_file(
-        arguments,
-        lambda original: _quantized(arguments, recipe, original),
-        excluded=[pattern for pattern, scheme in arguments.override if scheme is None],
-    )
+    done = convert_file(arguments, lambda original: _quantized(arguments, recipe, original))
     cost = None if arguments.no_compare or not done.is_quantized else _cost(arguments, done)
     told = fields(arguments, done, _asked(arguments, recipe), cost)
     if arguments.json:
@@ -127,6 +125,7 @@ def _check_report(arguments: argparse.Namespace) -> None:
 
 
 def _quantized(arguments: argparse.Namespace, recipe: Recipe, original: qruntime.Model) -> qruntime.Model:
+    _check_patterns(arguments, recipe, original)
     try:
         with terminal.progress("" if arguments.data else "Quantizing"):
             return original.quantize(
@@ -144,6 +143,15 @@ def _quantized(arguments: argparse.Namespace, recipe: Recipe, original: qruntime
             )
     except CalibrationError as error:
         raise CalibrationError(_with_files(str(error), arguments.data)) from error
+
+
+def _check_patterns(arguments: argparse.Namespace, recipe: Recipe, original: qruntime.Model) -> None:
+    """Before any work: a wrong name should not cost a calibration."""
+    request = Request(_scheme_of(arguments, recipe), dict(arguments.override), arguments.only, arguments.exclude)
+    nodes = list(original.graph.walk_nodes())
+    excluded = (pattern for pattern, scheme in arguments.override if scheme is None)
+    limits = (*(arguments.only or ()), *arguments.exclude, *excluded)
+    check_patterns(original, request.idle([node for node in nodes if layer_kind(node)], nodes), limits)
 
 
 def _with_files(text: str, data: str | None) -> str:

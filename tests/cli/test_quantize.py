@@ -169,6 +169,16 @@ def test_what_means_nothing(command: Command, layers: Path, tmp_path: Path, flag
     assert os.listdir(tmp_path) == ["layers.onnx"]
 
 
+def test_a_wrong_name_costs_no_calibration(
+    command: Command, layers: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qruntime.Model, "quantize", None)
+    for flags in (["--only", "heads"], ["--exclude", "heads"], ["--override", "heads=none"]):
+        done = command("quantize", layers, tmp_path / "out.onnx", "--method", "gptq", "--data", data, *flags)
+        assert done.code == 2
+        assert "nothing in the model is selected by 'heads'" in done.err
+
+
 def test_data_that_do_not_fit_are_named_by_their_files(command: Command, layers: Path, data: Path, tmp_path: Path) -> None:
     def fails(*flags: object) -> str:
         done = command("quantize", layers, tmp_path / "out.onnx", "--method", "gptq", "--data", data, *flags)

@@ -3,8 +3,9 @@
 Names are compared component by component, whatever separates them: /encoder/layer.0/fc/MatMul is encoder, layer, 0, fc,
 MatMul. A pattern means a layer when its components stand in the layer's name or module path one after the other, from
 anywhere on: `layer.0`, `encoder/layer.0`, `fc`, but not `layer.1` for layer.10. A leading / says from the root. In a
-glob, * stands for any text, over components too. A kind or an operator type means the layers of that kind, and the
-modules at the root that are called so.
+glob, * stands for any text, over components too, and a component means as well what exporters number behind it: modules that
+are called out of a list are o, o_1, o_2 … to torch's, and `*/o/*` means them all. A kind or an operator type means the layers
+of that kind, and the modules at the root that are called so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qruntime.quantization.selection import is_kind, kinds_of, layer_name, layer
 
 WHOLE_MODEL, KIND, AROUND, OWN = range(4)
 
+_NUMBERED = re.compile(r"_[0-9]+$")
 _MAX_GLOBBED = 64  # components of a name that a glob is held against: names are the file's to choose
 _MAX_COMPARED = 200  # characters of a name that may be suggested
 
@@ -82,7 +84,7 @@ def _place(path: Sequence[str], parts: Sequence[str], from_root: bool) -> Closen
 def _glob_end(path: Sequence[str], core: Sequence[str], from_root: bool) -> int | None:
     """Components of `path` up to the end of the deepest match, in which * stays in its component where it can."""
     for depth in (len(core),) if from_root else range(len(path), len(core) - 1, -1):
-        if depth <= len(path) and all(map(fnmatch.fnmatchcase, path[depth - len(core) : depth], core)):
+        if depth <= len(path) and all(map(_fits, path[depth - len(core) : depth], core)):
             return depth
     glob = f"{'' if from_root else '*'}.{'.'.join(core)}."
     depths = range(1, len(path) + 1)
@@ -90,6 +92,10 @@ def _glob_end(path: Sequence[str], core: Sequence[str], from_root: bool) -> int 
         if fnmatch.fnmatchcase(f".{'.'.join(path[:depth])}.", glob):
             return depth
     return None
+
+
+def _fits(part: str, glob: str) -> bool:
+    return fnmatch.fnmatchcase(part, glob) or fnmatch.fnmatchcase(_NUMBERED.sub("", part), glob)
 
 
 def matches(node: Node, pattern: str) -> bool:

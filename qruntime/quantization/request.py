@@ -46,7 +46,11 @@ class Request:
         return any(scheme is not None and scheme.needs_data for scheme in (self.scheme, *self.overrides.values()))
 
     def scheme_of(self, node: Node, kind: str) -> Scheme | Reason:
-        """The scheme of a layer, or why it has none."""
+        """The scheme of a layer, or why it has none.
+
+        What scores a vocabulary has ranges of each token where others have static ones: outliers of the last norm are its readers'
+        alone, and one coarse step moves every score.
+        """
         if self.only is not None and not matches_any(node, self.only):
             return Unselected("not selected by only=")
         if matches_any(node, self.exclude):
@@ -59,7 +63,7 @@ class Request:
             return Unselected(f"not selected: overrides= must name {kind}, or the layer")
         if self.scheme.weights is not None and self.scheme.weights.format.bits < 8 and _scores_vocabulary(node):
             return Unselected("scores a vocabulary: below 8 bits it costs more than all other layers; overrides= may name it")
-        return self.scheme
+        return self.scheme.per_token if self.scheme.needs_data and _scores_vocabulary(node) else self.scheme
 
     def idle(self, layers: list[Node], nodes: list[Node]) -> list[str]:
         """Patterns that select nothing."""

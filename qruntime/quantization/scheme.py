@@ -174,6 +174,13 @@ class Scheme:
     def needs_data(self) -> bool:
         return self.inputs is not None and self.inputs.is_static
 
+    @property
+    def per_token(self) -> Scheme:
+        """The same with activations in ranges of each token, of 8 bits where pairs have no such."""
+        if self.inputs is None:
+            return self
+        return replace(self, inputs=Inputs(UINT8 if self.inputs.format.is_paired else self.inputs.format))
+
     def __str__(self) -> str:
         cache = "" if self.cache is None else f", {self.cache} cache"
         return f"{self.weights or 'float'} weights, {self.inputs or 'float activations'}{cache}"

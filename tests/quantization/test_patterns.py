@@ -42,6 +42,7 @@ TORCH = [
     "/bert/pooler/dense/Gemm/MatMul",
     "/classifier/classifier.0/MatMul",
 ]
+LISTED = ("/o/MatMul", "/o_1/MatMul", "/o_x/MatMul", "/no_1/MatMul")
 KERAS = [
     "StatefulPartitionedCall/model_1/dense/MatMul",
     "StatefulPartitionedCall/model_1/dense_1/Tensordot/MatMul",
@@ -79,6 +80,10 @@ PLAIN = ["MatMul_0", "MatMul_10", "fc.1", "layers.0.fc"]
         (TORCH, "classifier.classifier.0", [4]),
         (TORCH, "*", [0, 1, 2, 3, 4]),
         (TORCH, TORCH[2], [2]),
+        (LISTED, "*/o/*", [0, 1]),
+        (LISTED, "/o/*", [0, 1]),
+        (LISTED, "*/o_1/*", [1]),
+        (LISTED, "o", [0]),
         (KERAS, "dense", [0, 2]),
         (KERAS, "model_1.dense_1", [1]),
         (KERAS, "model_1/dense", [0]),

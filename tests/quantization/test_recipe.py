@@ -90,3 +90,17 @@ def test_scores_of_a_vocabulary_stay_float_below_8_bits():
         (scores(128), {"scheme": "W4A16", "overrides": {"head": "W4A16"}}),
     ):
         assert [layer.name for layer in model.quantize(**keywords).report.layers] == ["fc", "head"]
+
+
+def test_scores_of_a_vocabulary_have_ranges_of_each_token():
+    def marks(outputs: int, **keywords) -> list[str]:
+        made = scores(outputs).quantize(scheme="W8A8-static", data=[{"x": random(40, 32)}], **keywords)
+        assert [("activations", "per token") in [fact for found in row.facts for fact in found.items()] for row in made.report.layers] == [
+            "per_token" in str(node.mark.activations) for node in made.graph.nodes if node.mark is not None
+        ]
+        return [node.mark.activations for node in made.graph.nodes if node.mark is not None]
+
+    ranges, (static, _) = marks(128), marks(127)
+    assert ranges == [static, "per_token"]
+    assert marks(127) == [static, static]
+    assert marks(128, overrides={"head": "W8A8-static"}) == [static, static]

@@ -123,9 +123,9 @@ def quantize_with(
     kept = {row.name: row for row in describe_existing(graph).layers}
     decided = {node: _assigned(graph, node, request.scheme_of(node, kind)) for node, kind in candidates}
     assignments = [one for one in decided.values() if isinstance(one, Assignment)]
-    for one in assignments:
-        if request.scheme.needs_data and one.scheme.inputs is not None and not one.is_static:
-            one.facts["activations"] = "per token"
+    for assignment in assignments:
+        if request.scheme.needs_data and assignment.scheme.inputs is not None and not assignment.is_static:
+            assignment.facts["activations"] = "per token"
     _check_data(recipe, assignments, data)
     calibration = None
     if data is not None and assignments:

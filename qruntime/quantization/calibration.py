@@ -24,6 +24,7 @@ from qruntime.quantization.feeds import Data, feeds_of
 from qruntime.quantization.layer_inputs import rows_of
 from qruntime.quantization.layers import Layer
 from qruntime.quantization.low_rank import float_input
+from qruntime.quantization.nested_rows import outermost
 from qruntime.quantization.observing import statistics_of
 from qruntime.quantization.selection import layer_name
 from qruntime.quantization.statistics import Statistics
@@ -53,24 +54,25 @@ class Calibration:
         return made
 
     def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
-        """Layers of the graph itself that read the same tensor, in running order, each when the walk stands before it.
+        """Layers that read the same tensor, in running order, each when the walk stands before it, or before the node that it lies in.
 
         Between two groups weights may be stored, and nodes be inserted beside the group at hand; what its layers read before
         it is quantized is known.
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
+        outer = {layer: outermost(self.graph, layer.node) for layer in layers}
         by_tensor: dict[object, list[Layer]] = {}
-        for layer in sorted(layers, key=lambda layer: order[layer.node]):
+        for layer in sorted(layers, key=lambda layer: order[outer[layer]]):
             first = layer.node.input(0)
-            by_tensor.setdefault(first if layer.kind == "Linear" else layer.node, []).append(layer)
+            by_tensor.setdefault((first, layer.node.graph) if layer.kind == "Linear" else layer.node, []).append(layer)
         groups = list(by_tensor.values())
         walk = Frontier(
-            self.graph, self.batches, stops=[group[0].node for group in groups],
-            holds={group[0].node: _read_as_floats(group) for group in groups},
+            self.graph, self.batches, stops=[outer[group[0]] for group in groups],
+            holds={outer[group[0]]: _read_as_floats(group) for group in groups if group[0].node.graph is self.graph},
             num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes,
         )  # fmt: skip
         for group in groups:
-            walk.reach(group[0].node)
+            walk.reach(outer[group[0]])
             yield Group(self, group, walk.held)
 
 
@@ -111,7 +113,7 @@ class Group:
             return batches
         kept = []
         for rows, mask, held in zip(batches, masks, self.held, strict=True):
-            fits = np.shape(held[first])[:-1] == mask.shape
+            fits = first in held and np.shape(held[first])[:-1] == mask.shape
             kept.append(rows[mask.reshape(-1)] if fits else rows)
         return kept
 

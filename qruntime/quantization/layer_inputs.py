@@ -18,6 +18,7 @@ from qruntime.ir import Graph, Value
 from qruntime.ops.elementwise import widen
 from qruntime.ops.windows import padded, window, windows_view
 from qruntime.quantization.layers import RECURRENT, Layer
+from qruntime.quantization.nested_rows import nested_rows
 from qruntime.quantization.reasons import Reason
 from qruntime.runtime.segments import Segment
 
@@ -33,8 +34,8 @@ def why_no_rows(graph: Graph, layer: Layer) -> Reason | None:
         return Reason("a table is looked up and multiplies nothing")
     if layer.kind not in _KINDS:
         return Reason(f"what the weight of a {layer.kind} multiplies is not observed")
-    if layer.node.graph is not graph:
-        return Reason("what layers in a subgraph (of If, Loop or Scan) read is not observed")
+    if layer.node.graph is not graph and layer.kind != "Linear":
+        return Reason(f"what a {layer.kind} in a subgraph (of If, Loop or Scan) reads is not observed")
     if first is None or first.is_constant:
         return Reason("it reads a constant")
     if layer.kind == "Conv" and layer.node.attr("group", 1) != 1:
@@ -45,11 +46,15 @@ def why_no_rows(graph: Graph, layer: Layer) -> Reason | None:
 def rows_of(graph: Graph, layer: Layer, batches: Sequence[Mapping[Value, Any]], num_threads: int) -> list[list[np.ndarray]]:
     """For each matrix of the weights of `layer`, in their order, the rows [T, K] float32 that it meets in each batch.
 
-    `batches` hold what the node reads. A list is empty for a matrix whose rows are not known.
+    `batches` hold what the node reads, or the node of `graph` that it lies in. A list is empty for a matrix whose rows are not
+    known.
     """
     first = layer.node.input(0)
     if first is None or why_no_rows(graph, layer) is not None:
         return [[] for value in layer.weights if value is not None for _ in layer.matrices(value)]
+    if layer.node.graph is not graph:
+        found = nested_rows(graph, layer, batches, num_threads)
+        return [found if any(map(len, found)) else []]
     if layer.node.op_type in RECURRENT:
         return _recurrent(graph, layer, first, batches, num_threads)
     if layer.kind == "Conv":

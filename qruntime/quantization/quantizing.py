@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from qruntime.quantization.tuning.parts import Part
 
 
+UNREACHED = "no feed reaches it"
+"""A layer of a branch that no run takes."""
+
+
 @dataclass(eq=False)
 class Assignment:
     """A layer that is to be quantized, and what becomes known of it on the way."""
@@ -198,7 +202,7 @@ def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
     if scheme.weights is None:
         return Unselected("the scheme leaves its weights float")
     if scheme.needs_data and (layer.kind != "Linear" or why_no_rows(graph, layer) is not None):
-        return Reason("static activations are for linear layers outside of subgraphs; a scheme without -static has ranges at every run")
+        return Reason("static activations are for linear layers; a scheme without -static has ranges at every run")
     if scheme.inputs is not None and scheme.inputs.format.is_paired and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_PAIRS:
         return Reason(f"opset {opset} lacks the arithmetic of {scheme.inputs.format} activations, need {LEAST_OPSET_OF_PAIRS}")
     if scheme.inputs is not None and scheme.inputs.clusters and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_CLUSTERS:
@@ -356,15 +360,18 @@ class _Run:
 
     def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
         """Static activations: layers that read the same tensor share its range."""
-        by_tensor: dict[tuple[Value, Inputs], list[Assignment]] = {}
+        by_tensor: dict[tuple[Graph, Value, Inputs], list[Assignment]] = {}
         for one in assignments:
-            tensor, inputs = one.node.input(0), one.scheme.inputs
-            assert tensor is not None and inputs is not None
-            by_tensor.setdefault((tensor, inputs), []).append(one)
+            graph, tensor, inputs = one.node.graph, one.node.input(0), one.scheme.inputs
+            assert graph is not None and tensor is not None and inputs is not None
+            by_tensor.setdefault((graph, tensor, inputs), []).append(one)
         choosing = self.recipe.ranges
-        for (tensor, inputs), members in by_tensor.items():
+        for (graph, tensor, inputs), members in by_tensor.items():
             (statistics,) = members[0].statistics
-            assert statistics is not None
+            if statistics is None:
+                for one in members:
+                    one.left = Reason(f"static activations come from runs, and {UNREACHED}")
+                continue
             if inputs.clusters and not choosing:
                 raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
             readers = [one.layer for one in members]
@@ -375,9 +382,9 @@ class _Run:
                     one.left = Reason(str(error))
                 continue
             if inputs.format.is_paired:
-                rounded = insert_pairs(self.graph, tensor, readers, found)
+                rounded = insert_pairs(graph, tensor, readers, found)
             else:
-                rounded = insert_range(self.graph, tensor, readers, inputs, found)
+                rounded = insert_range(graph, tensor, readers, inputs, found)
             for one in members:
                 one.rewire(rounded)
                 one.facts |= found.facts
@@ -459,6 +466,8 @@ class _Run:
         """That steps which look at what layers read did nothing for this one, and why; "" where they saw it."""
         names = [type(step).__name__ for step in self.recipe.steps if step.requires]
         why = why_no_rows(self.graph, one.layer)
+        if why is None and one.statistics and not any(one.statistics):
+            why = Reason(UNREACHED)
         if not names or why is None or one.scheme.weights is None or one.scheme.weights.format is FLOAT16:
             return ""
         return Unobserved(f"rounded to nearest, without {', '.join(names)}: {why}")

@@ -227,23 +227,35 @@ def looping() -> qruntime.Model:
 @EVERY
 @pytest.mark.parametrize("make", [branching, looping])
 def test_layers_of_branches_and_loops(name: str, make: Any, tmp_path: Path):
-    """They are quantized or left with a reason, and the report says that nothing was seen of them."""
+    """Every round and every branch that a feed takes is seen."""
     model = make()
     data = [{"x": rows() + np.float32(0.2)}, {"x": rows(seed=6) - np.float32(0.2)}]
     made = model.quantize(name, scheme=scheme_of(name), data=data)
-    inside = [row for row in made.report.layers if row.name.startswith(("branch", "inside"))]
-    left = [row for row in made.report.skipped if row.name.startswith(("branch", "inside"))]
-    assert len(inside) + len(left) == (2 if make is branching else 1)
-    assert bool(left) == (parse(scheme_of(name)).needs_data)
-    assert all("outside of subgraphs" in row.reason for row in left)
-    if recipes[name].requires:
-        assert all("what layers in a subgraph (of If, Loop or Scan) read is not observed" in row.reason for row in inside)
+    assert not made.report.skipped
+    assert len(made.report.layers) == (4 if make is branching else 3)
+    assert all(0 <= row.error < 0.02 and not row.reason for row in made.report.layers)
+    if name in ("GPTQ", "QuantEase", "AWQ", "ZeroQuant-V2"):
+        assert all(row.error < 0.95 * row.rtn_error for row in made.report.layers if row.name.startswith(("branch", "inside")))
     for x in (rows(count=3), -rows(count=3)):
         wanted, got = model(x), check(made, x, tmp_path)["y"]
-        assert np.abs(got - wanted).max() <= 0.7 * np.abs(wanted).max()
+        assert np.abs(got - wanted).max() <= 0.9 * np.abs(wanted).max()
+
+
+@EVERY
+def test_a_branch_that_no_feed_takes(name: str, tmp_path: Path):
+    """It is rounded to nearest, or stays float where its ranges would have to be known; the report says why."""
+    made = branching().quantize(name, scheme=scheme_of(name), data={"x": np.abs(rows())})
+    inside = [row for row in made.report.layers if row.name == "branch1"]
+    if parse(scheme_of(name)).needs_data:
+        assert not inside
+        assert [row.reason for row in made.report.skipped] == ["static activations come from runs, and no feed reaches it"]
+    else:
+        assert (inside[0].error, inside[0].rtn_error) == (None, None)
+        assert ("no feed reaches it" in inside[0].reason) == bool(recipes[name].requires)
+    check(made, -rows(count=3), tmp_path)
 
 
 def test_a_step_that_needs_rows_leaves_layers_that_show_none():
-    left = branching().quantize(MoFQ("output"), scheme="W4A16", data={"x": rows()})
-    assert {row.name for row in left.report.skipped} == {"branch0", "branch1"}
-    assert all("are not known: no run shows its inputs" in row.reason for row in left.report.skipped)
+    left = branching().quantize(MoFQ("output"), scheme="W4A16", data={"x": np.abs(rows())})
+    assert [row.name for row in left.report.skipped] == ["branch1"]
+    assert "no run shows its inputs" in left.report.skipped[0].reason

@@ -69,13 +69,13 @@ class _Net(Net):
         return str(self.op("Add", self.op("Mul", scaled, gain), shift))
 
 
-def decoder(is_fused: bool = False) -> Architecture:
+def decoder(is_fused: bool = False, layers: int = 2) -> Architecture:
     """Pre-norm: RMSNorm, rotary positions, four heads that share two of keys and values, a cache of these, a gated MLP."""
     net = _Net(is_fused, 23 if is_fused else 17)
     inputs: dict[str, Any] = {"ids": ["b", "s"]}
     outputs: dict[str, Any] = {}
     x = net.op("Gather", net.numbers(VOCABULARY, K), "ids")
-    for layer in range(2):
+    for layer in range(layers):
         past = [f"past.{layer}.{part}" for part in ("key", "value")]
         inputs |= {name: ["b", KV_HEADS, None, SIZE] for name in past}
         h = net.rms_norm(x)
@@ -180,6 +180,7 @@ def cnn() -> Architecture:
 
 
 ARCHITECTURES = {
+    "block": decoder(layers=1),
     "decoder": decoder(),
     "fused decoder": decoder(is_fused=True),
     "encoder": encoder(),

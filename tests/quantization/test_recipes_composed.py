@@ -33,7 +33,7 @@ from qruntime.quantization.scheme import Inputs, Scheme
 from tests.quantization.architectures import ARCHITECTURES
 from tests.small_models import assert_same_bits
 
-MADE = ARCHITECTURES["decoder"]
+MADE = ARCHITECTURES["block"]
 FEED = MADE.feed(100, 2)
 
 
@@ -69,8 +69,8 @@ def errors(model: qruntime.Model) -> np.ndarray:
 )
 def test_together_they_lose_less(steps: Sequence[object], scheme: str, alone: object, tmp_path: Path):
     model = quantized(steps, scheme)
-    assert len(model.report.layers) == 15
-    assert errors(model).mean() < 0.8 * errors(quantized(alone, scheme)).mean()
+    assert len(model.report.layers) == 8
+    assert errors(model).mean() < 0.9 * errors(quantized(alone, scheme)).mean()
     model.save(tmp_path / "saved.onnx")
     again = qruntime.load(tmp_path / "saved.onnx", threads=1).run(FEED)
     for name, array in model.run(FEED).items():
@@ -80,16 +80,16 @@ def test_together_they_lose_less(steps: Sequence[object], scheme: str, alone: ob
 def test_every_step_leaves_its_facts():
     (facts,) = quantized((AWQ(), ClipRanges(), QuantEase(), LowRank(4)), "W4A16-g16").report.layers[0].facts
     assert {"ratio", "clipped", "rows that no sweep made better", "rank", "error_left"} <= facts.keys()
-    kinds = {row.scheme for row in quantized((MoFQ(), GPTQ()), "W4A16-g16").report.layers}
-    assert kinds == {"int4 g16", "float4_e2m1fn g16"}
+    both = ARCHITECTURES["decoder"].load(threads=1).quantize([MoFQ(), GPTQ()], scheme="W4A16-g16", data=ARCHITECTURES["decoder"].feeds())
+    assert {row.scheme for row in both.report.layers} == {"int4 g16", "float4_e2m1fn g16"}
 
 
 @pytest.mark.parametrize("name", [name for name in recipes if "KV" not in recipes[name].scheme])
 def test_caches_in_codes_beside_every_recipe(name: str):
     scheme = recipes[name].scheme.replace("-g128", "-g16").replace("-g256", "-g32")
     model = MADE.load(threads=1).quantize(name, scheme=f"{scheme}-KV8", data=MADE.feeds())
-    assert len(model.report.caches) == 4
-    assert len(model.report.layers) == 15
+    assert len(model.report.caches) == 2
+    assert len(model.report.layers) == 8
     feed = {"ids": FEED["ids"]}
     for info in model.inputs[1:]:
         feed[info.name] = np.zeros([2 if d == "b" else 0 if d is None else d for d in info.shape], info.dtype)
@@ -137,10 +137,10 @@ def test_a_step_that_has_no_codes_for_a_scheme_leaves_all_as_it_was(steps: Any, 
     model = MADE.load(threads=1)
     left = model.quantize(steps, scheme=scheme, data=MADE.feeds())
     assert not left.report.layers
-    assert sum(reason in row.reason for row in left.report.skipped) == 15
+    assert sum(reason in row.reason for row in left.report.skipped) == 8
     for name, array in model.run(FEED).items():
         assert_same_bits(left.run(FEED)[name], array)
-    with pytest.raises(QuantizationError, match="strict=True and 15 layers cannot be quantized"):
+    with pytest.raises(QuantizationError, match="strict=True and 8 layers cannot be quantized"):
         model.quantize(steps, scheme=scheme, data=MADE.feeds(), strict=True)
 
 
@@ -150,7 +150,7 @@ def test_a_scheme_of_float_weights_changes_nothing_but_caches():
     assert {row.reason for row in left.report.skipped} >= {"the scheme leaves its weights float"}
     assert not left.report.layers
     cached = model.quantize(scheme=Scheme(None, cache=UINT8))
-    assert len(cached.report.caches) == 4
+    assert len(cached.report.caches) == 2
     with pytest.raises(QuantizationError, match="got float; write A16"):
         Scheme(None, Inputs())
 
@@ -164,13 +164,13 @@ def test_ranges_of_an_earlier_call_go_with_its_codes(first: str, tmp_path: Path)
     """A layer that is quantized again reads what it read before activations were static, from a file too."""
     scheme = recipes[first].scheme
     model = quantized(first, scheme)
-    assert rounding_nodes(model) == 9
+    assert rounding_nodes(model) == 5
     model.save(tmp_path / "first.onnx")
     for one in (model, qruntime.load(tmp_path / "first.onnx")):
         assert rounding_nodes(one.quantize("RTN", scheme="W8A16")) == 0
         again = one.quantize(first, scheme=scheme, data=MADE.feeds())
-        assert rounding_nodes(again) == 9
-        assert rounding_nodes(one.quantize("RTN", scheme="W8A16", exclude=["*/down"])) == 2
+        assert rounding_nodes(again) == 5
+        assert rounding_nodes(one.quantize("RTN", scheme="W8A16", exclude=["*/down"])) == 1
 
 
 @pytest.mark.parametrize("name", recipes)

@@ -183,13 +183,15 @@ static void keep_apart(const feedback *f, row_lanes *rows, int64_t j, const grid
     const double *x = rows->x[j], limit = f->apart->limits[j];
     float real_zeros[QRT_LANES];
     uint8_t zero_codes[QRT_LANES];
-    bool is_apart[QRT_LANES];
-    round_lanes(r->grid, own, zeros, real_zeros, zero_codes);
+    bool is_apart[QRT_LANES], any = false;
     for (int l = 0; l < QRT_LANES; l++) {
         double loss = x[l] - (double)real[l];
         is_apart[l] = loss * loss > limit;
-        if (is_apart[l]) real[l] = (float)x[l], rows->codes[j][l] = zero_codes[l];
+        any = any || is_apart[l];
     }
+    if (any) round_lanes(r->grid, own, zeros, real_zeros, zero_codes);
+    for (int l = 0; any && l < QRT_LANES; l++)
+        if (is_apart[l]) real[l] = (float)x[l], rows->codes[j][l] = zero_codes[l];
     int64_t count = min64(QRT_LANES, r->n - rows->first), at = rows->first * r->k + r->order[j];
     for (int64_t l = 0; l < count; l++, at += r->k) f->apart->reals[at] = real[l], f->apart->is_apart[at] = is_apart[l];
 }

@@ -86,16 +86,17 @@ static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64
     if (m > FEW_ROWS) {
         if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
         int64_t floats = (strip_depth(&j) + 2 * j.rows + 2 * strip_groups(w)) * j.width + j.rows * j.copy_stride;
+        if (w->outlier_starts) floats += w->base.k * QRT_NBITS_OUTLIER_LANES;
         j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
     }
     return j;
 }
 
-/// What follows the sums of the codes.
-static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, int64_t columns) {
+/// What follows the sums of the codes. `lanes` is scratch for the outliers of many rows, or NULL.
+static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, int64_t columns, float *lanes) {
     const qrt_nbits_weights *w = j->w;
     float *y = j->y + row * j->ldy + column;
-    if (w->outlier_starts) qrt_nbits_add_outliers(w, num_rows, j->a + row * j->lda, j->lda, column, columns, y, j->ldy);
+    if (w->outlier_starts) qrt_nbits_add_outliers(w, num_rows, j->a + row * j->lda, j->lda, column, columns, y, j->ldy, lanes);
     if (!j->has_epilogue) return;
     qrt_f32_epilogue at = qrt_f32_epilogue_at(&j->epilogue, row, column);
     qrt_f32_finish(w->float_kernel, num_rows, columns, y, j->ldy, &at);
@@ -112,6 +113,7 @@ typedef struct {
     float *chain;    ///< sums of a group that is longer than a strip [rows, width]
     float *scales, *zeros;   ///< of the groups of a strip [groups, width]
     float *copy;     ///< of a block of a
+    float *lanes;    ///< of a few rows of a side by side, for outliers
 } workspace;
 
 /// Factors of `count` groups from g on for the panels of a strip [count, width], zeros where there is no panel. The scales, where
@@ -181,7 +183,7 @@ static void stream(const job *j, int64_t row, int64_t rows, int64_t first, int64
             w->kernel->stream(w, count, j->a + i * j->lda, j->lda, j->sums ? j->sums + i * w->num_groups : NULL, w->num_groups,
                               panel, end, j->y + i * j->ldy + column, j->ldy);
         }
-        finish(j, row, rows, column, min64(end * QRT_NBITS_NR, w->base.n) - column);
+        finish(j, row, rows, column, min64(end * QRT_NBITS_NR, w->base.n) - column, NULL);
     }
 }
 
@@ -200,6 +202,7 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
     s.scales = s.chain + j->rows * j->width;
     s.zeros = s.scales + strip_groups(w) * j->width;
     s.copy = s.zeros + strip_groups(w) * j->width;
+    s.lanes = s.copy + j->rows * j->copy_stride;
     for (int64_t k0 = 0, k1; k0 < w->base.k || k0 == 0; k0 = max64(k1, 1)) {
         k1 = min64(k0 + j->depth, w->base.k);
         const float *block = a + k0;
@@ -217,9 +220,12 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
                 memset(s.tile, 0, (size_t)(rows * j->width) * sizeof *s.tile);
             multiply_block(j, &s, block, stride, sums, rows, panel, k0, k1);
             copy_block(s.tile, j->width, y + column, j->ldy, rows, columns);
-            if (k1 == w->base.k) finish(j, row, rows, column, columns);
+            if (k1 == w->base.k && !w->outlier_starts) finish(j, row, rows, column, columns, NULL);
         }
     }
+    // Rows are brought side by side once for all columns.
+    const int64_t column = first * QRT_NBITS_NR;
+    if (w->outlier_starts) finish(j, row, rows, column, min64(last * QRT_NBITS_NR, w->base.n) - column, s.lanes);
 }
 
 // ------------------------------------------------------------------------------------------ threads

@@ -14,8 +14,12 @@
 /// Once the codes are filled in: from the values that qrt_nbits_new took to what they change.
 void qrt_nbits_finish_outliers(qrt_nbits_weights *w);
 
-/// Add to y [rows, columns] of `rows` rows of `a` what outliers change in `columns` columns from `first` on.
+/// Rows that are multiplied side by side.
+enum { QRT_NBITS_OUTLIER_LANES = 16 };
+
+/// Add to y [rows, columns] of `rows` rows of `a` what outliers change in `columns` columns from `first` on. `lanes` is scratch
+/// [k, QRT_NBITS_OUTLIER_LANES], which pays for many rows and columns, or NULL; the bits are the same.
 void qrt_nbits_add_outliers(const qrt_nbits_weights *w, int64_t rows, const float *a, int64_t lda, int64_t first, int64_t columns,
-                            float *y, int64_t ldy);
+                            float *y, int64_t ldy, float *lanes);
 
 #endif

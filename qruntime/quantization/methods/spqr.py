@@ -27,6 +27,7 @@ import numpy as np
 from qruntime._kernels import round_with_feedback
 from qruntime.ir import StoredTensor
 from qruntime.ir.outliers import Outliers
+from qruntime.ir.stored import numbers
 from qruntime.ops.products import matmul
 from qruntime.quantization.grid import block_of, code_grid, parameters, round_to, stored_as
 from qruntime.quantization.hessian import ColumnGroup, grouped_factor_of
@@ -101,7 +102,8 @@ class _Rounding:
         scale, zero_point = parameters(self._without_outliers(now, self.pivots[own]), self.of_group)
         codes, apart = np.empty(now.shape, self.codes.dtype), np.empty(now.shape, np.uint8)
         reals = np.empty(now.shape, np.float32)
-        grid = code_grid(self.of_group, scale, zero_point, now.shape)
+        shift = None if zero_point is None else numbers(zero_point)
+        grid = code_grid(self.of_group, numbers(scale), shift, now.shape)
         order, limits = np.arange(now.shape[1], dtype=np.int32), self.threshold / self.pivots[own]
         round_with_feedback(now, order, group.coupling, grid, codes.view(np.uint8), now.shape[1], limits, reals, apart)
         self.codes[:, own], self.reals[:, own], self.apart[:, own] = codes, reals, apart

@@ -11,11 +11,13 @@ GPTQ (methods/gptq.py) in small groups with three things more (algorithm 1):
   * Scales and zero points, which need not be whole, are codes themselves in blocks of 16 rows ("bilevel"), and are decoded
     before a weight is rounded with them, so that what they lose is made good for like all else.
 
-Defaults are the paper's: τ = 0.2, λ as large as the mean diagonal of H, groups of 16 of 3 bits.
+Groups of 16 of 3 bits are the paper's.
 
-What differs from the paper. Groups are those along K as it is, taken in the order of the sum of their H_jj, and columns of a group in
-the order of H_jj, so that no run has to know an order. T counts squares around 0 in place of variances, which a layer with
-few outputs does not have. Codes may be of any grid whose groups are made one by one, and of whole channels.
+What differs from the paper. λ is a tenth of the mean diagonal of H, where its recipe takes all of it: SmolLM2 loses 0.09 to the
+float model with the one and 0.16 nats with the other. τ = 0.22 in place of 0.2 leaves that at 4.2 bits. Groups are those
+along K as it is, taken in the order of the sum of their H_jj, and columns of a group in the order of H_jj, so that no run has to
+know an order. T counts squares around 0 in place of variances, which a layer with few outputs does not have. Codes may be of
+any grid whose groups are made one by one, and of whole channels.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ from qruntime.quantization.steps import Solved
 class SpQR:
     """`outlier_threshold`: τ, infinite for no outliers. `dampening_frac`: λ over the mean of the diagonal of H."""
 
-    outlier_threshold: float = 0.2
-    dampening_frac: float = 1.0
+    outlier_threshold: float = 0.22
+    dampening_frac: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.outlier_threshold > 0:

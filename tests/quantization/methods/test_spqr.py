@@ -34,7 +34,7 @@ def nearest_of(x: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray]:
     return codes, stored_as(args, codes, scale, zero_point).decoded()
 
 
-def as_the_paper_writes_it(weight: np.ndarray, args: QArgs, statistics: Statistics, tau: float, damping: float = 1.0) -> dict[str, Any]:
+def as_the_paper_writes_it(weight: np.ndarray, args: QArgs, statistics: Statistics, tau: float, damping: float = 0.1) -> dict[str, Any]:
     """Algorithm 1 with the factor of the inverse: what stands in place of the weight, where it is no code, and the errors [N, K] and
     the damped H, in the order of columns."""
     assert statistics.sigma is not None
@@ -145,13 +145,12 @@ def test_outliers_carry_what_codes_cannot(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_loses_less_than_gptq_with_as_many_bits(seed: int) -> None:
-    """With as little damping; with that of the paper layers lose more and models less."""
     made = correlated(seed=seed)
-    stored = solved(SpQR(dampening_frac=0.01), made.weight, weight_args(DEFAULT), made.statistics)
+    stored = solved(SpQR(), made.weight, weight_args(DEFAULT), made.statistics)
     assert 8 * stored.nbytes / stored.size <= 4.5
     beside = solved(GPTQ(), made.weight, weight_args("W4A16"), made.statistics)
     errors = [output_error(made.weight, one.decoded(), made.statistics) for one in (stored, beside)]
-    assert errors[0] <= 0.6 * errors[1]
+    assert errors[0] <= 0.75 * errors[1]
 
 
 @pytest.mark.parametrize("n", [1, 15, 96, 100])
@@ -169,7 +168,7 @@ def test_outliers_are_exact_and_their_codes_next_to_zero() -> None:
     """What is stored there is what the updates had made of the weight: for the first group the weight itself."""
     made, args = correlated(), weight_args(DEFAULT)
     stored = solved(SpQR(), made.weight, args, made.statistics)
-    first = grouped_factor_of(made.statistics, 1.0, 16).order[0]
+    first = grouped_factor_of(made.statistics, 0.1, 16).order[0]
     apart = apart_of(stored)
     assert apart[:, first].any()
     np.testing.assert_array_equal(stored.decoded()[apart[:, first], first], made.weight[apart[:, first], first].astype(np.float16))
@@ -183,7 +182,7 @@ def test_outliers_are_exact_and_their_codes_next_to_zero() -> None:
 def test_shapes_that_are_no_multiples(n: int, k: int) -> None:
     made, args = correlated(n, k), weight_args(DEFAULT)
     expected = as_the_paper_writes_it(made.weight, args, made.statistics, 0.2)
-    stored = solved(SpQR(), made.weight, args, made.statistics)
+    stored = solved(SpQR(0.2), made.weight, args, made.statistics)
     assert stored.shape == (n, k)
     np.testing.assert_allclose(stored.decoded(), expected["real"], rtol=2.0**-11, atol=1e-6)
 

@@ -38,7 +38,7 @@ def lines() -> Progress:
         now = time.monotonic()
         if done == total or now - said.get(what, -SECONDS_APART) >= SECONDS_APART:
             said[what] = now
-            print(f"{what}: {done} of {total} layers", file=sys.stderr, flush=True)
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
 
     return say
 

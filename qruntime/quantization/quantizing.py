@@ -163,7 +163,7 @@ def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | 
     """Raises CalibrationError where something is to be known of activations and there are no data."""
     if data is not None:
         return
-    needing = [type(step).__name__ for step in recipe.steps if step.requires or isinstance(step, Tune)]
+    needing = [type(step).__name__ for step in recipe.looking]
     static = next((one for one in assignments if one.is_static), None)
     if needing or static is not None:
         who = f"{needing[0]} looks at activations" if needing else f"scheme {static.scheme} has ranges that are known before a run"  # type: ignore[union-attr]
@@ -463,8 +463,8 @@ class _Run:
         )  # fmt: skip
 
     def _unseen(self, one: Assignment) -> str:
-        """That steps which look at what layers read did nothing for this one, and why; "" where they saw it."""
-        names = [type(step).__name__ for step in self.recipe.steps if step.requires]
+        """That steps which look at data did nothing for this layer, and why; "" where they saw what it reads."""
+        names = [type(step).__name__ for step in self.recipe.looking]
         why = why_no_rows(self.graph, one.layer)
         if why is None and one.statistics and not any(one.statistics):
             why = Reason(UNREACHED)

@@ -88,6 +88,11 @@ class Recipe:
         """What its steps need to know of activations; nothing of recipes that take no data."""
         return frozenset().union(*(step.requires for step in self.steps))
 
+    @property
+    def looking(self) -> list[Step]:
+        """Steps that see data: activations, or the outputs of blocks."""
+        return [step for step in self.steps if step.requires or isinstance(step, Tune)]
+
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.scheme}", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
         return "\n".join(lines if self.steps else [*lines, "  round to nearest"])

@@ -254,10 +254,10 @@ def test_an_interrupt_leaves_no_file(command: Command, layers: Path, data: Path,
 
 def test_progress_on_a_terminal_alone(command: Command, layers: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [layers, tmp_path / "out.onnx", "--method", "gptq", "--data", data, "--no-compare"]
-    assert "of 4 layers" not in command("quantize", *flags).err
+    assert "of 4" not in command("quantize", *flags).err
     monkeypatch.setattr(terminal, "is_shown", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
-    assert "quantize: 4 of 4 layers" in command("quantize", *flags).err
+    assert "quantize: 4 of 4" in command("quantize", *flags).err
 
 
 @pytest.mark.parametrize(("text", "count"), [("0", 0), ("512", 512), ("4GB", 4 * 10**9), ("1.5 k", 1500), ("500MB", 5 * 10**8)])

@@ -49,6 +49,7 @@ from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_e
 from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step, Tune
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming
+from qruntime.quantization.tuning.engine import check_engine
 
 if TYPE_CHECKING:
     from qruntime.quantization.tuning.parts import Part
@@ -117,6 +118,8 @@ def quantize_with(
     Raises QuantizationError for data that are missing or do not fit, and where `strict` and a layer cannot be what was asked
     for, or a pattern selects nothing.
     """
+    if recipe.tuning:
+        check_engine(type(recipe.tuning[0]).__name__)
     linear_einsum(graph, tied=True)
     nodes = list(graph.walk_nodes())
     candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]

@@ -131,6 +131,7 @@ def test_list(command: Command) -> None:
         assert f"{recipe.name}: {recipe.scheme}" in done.out
         assert all(str(step) in done.out for step in recipe.steps)
     assert "GPTQ: W4A16-g128, needs --data" in done.out
+    assert "OmniQuant: W3A16-g128, needs --data" in done.out
     assert "RTN: W4A16-g128\n" in done.out
     assert "qruntime quantize --list" in command("quantize", "--help").out
 

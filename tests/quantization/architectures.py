@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import qruntime
+from qruntime.quantization import recipes
 from tests.quantization.sites.attending import attend, ints, repeated, rotary, to_heads
 from tests.quantization.sites.nets import Net
 
@@ -178,6 +179,9 @@ def cnn() -> Architecture:
     feed = lambda seed, batch: {"x": np.random.default_rng(seed).standard_normal((batch, 3, 8, 8), dtype=np.float32)}  # noqa: E731
     return Architecture(net.bytes({"x": ["b", 3, 8, 8]}, {y: ["b", 10]}), feed, {"x": 0, y: 0})
 
+
+NAMES = [name for name in recipes if not recipes[name].tuning]
+"""Recipes that any architecture has layers for; those with gradients go block by block, and have tests of their own (tuning/)."""
 
 ARCHITECTURES = {
     "block": decoder(layers=1),

@@ -18,16 +18,16 @@ from qruntime.quantization import recipes
 from qruntime.quantization.scheme import parse
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.runtime.segments import Segment, fed_values
-from tests.quantization.architectures import ARCHITECTURES, Feed
+from tests.quantization.architectures import ARCHITECTURES, NAMES, Feed
 from tests.small_models import assert_same_bits
 
 NEAREST = ("RTN", "ZeroQuant", "ZeroQuant-V2")
 """Recipes whose codes are those of round to nearest."""
 FUSED = ("AWQ", "SmoothQuant", "Outlier Suppression+", "FPTQ")
 """Recipes that change tensors look at the operators before these: they see norms in both forms."""
-CASES = [(kind, name) for kind in ARCHITECTURES for name in recipes if kind != "block" and (not kind.startswith("fused") or name in FUSED)]
+CASES = [(kind, name) for kind in ARCHITECTURES for name in NAMES if kind != "block" and (not kind.startswith("fused") or name in FUSED)]
 EVERY = pytest.mark.parametrize(("kind", "name"), CASES, ids=lambda text: text.replace(" ", "_"))
-OF_BLOCK = pytest.mark.parametrize("name", recipes)
+OF_BLOCK = pytest.mark.parametrize("name", NAMES)
 SEED = 100
 
 

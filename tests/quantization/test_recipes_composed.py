@@ -30,7 +30,7 @@ from qruntime.quantization.methods import (
     SmoothQuant,
 )
 from qruntime.quantization.scheme import Inputs, Scheme
-from tests.quantization.architectures import ARCHITECTURES
+from tests.quantization.architectures import ARCHITECTURES, NAMES
 from tests.small_models import assert_same_bits
 
 MADE = ARCHITECTURES["block"]
@@ -84,7 +84,7 @@ def test_every_step_leaves_its_facts():
     assert {row.scheme for row in both.report.layers} == {"int4 g16", "float4_e2m1fn g16"}
 
 
-@pytest.mark.parametrize("name", [name for name in recipes if "KV" not in recipes[name].scheme])
+@pytest.mark.parametrize("name", [name for name in NAMES if "KV" not in recipes[name].scheme])
 def test_caches_in_codes_beside_every_recipe(name: str):
     scheme = recipes[name].scheme.replace("-g128", "-g16").replace("-g256", "-g32")
     model = MADE.load(threads=1).quantize(name, scheme=f"{scheme}-KV8", data=MADE.feeds())
@@ -173,7 +173,7 @@ def test_ranges_of_an_earlier_call_go_with_its_codes(first: str, tmp_path: Path)
         assert rounding_nodes(one.quantize("RTN", scheme="W8A16", exclude=["*/down"])) == 1
 
 
-@pytest.mark.parametrize("name", recipes)
+@pytest.mark.parametrize("name", NAMES)
 def test_quantized_again_it_stays_a_model(name: str):
     scheme = recipes[name].scheme.replace("-g128", "-g16").replace("-g256", "-g32")
     once = quantized(name, scheme)

@@ -16,9 +16,10 @@ from qruntime.errors import QuantizationError
 from qruntime.quantization import recipes
 from qruntime.quantization.methods import MoFQ
 from qruntime.quantization.scheme import parse
+from tests.quantization.architectures import NAMES
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
-EVERY = pytest.mark.parametrize("name", recipes)
+EVERY = pytest.mark.parametrize("name", NAMES)
 HALF, INT64 = TensorProto.FLOAT16, TensorProto.INT64
 K = 32
 N = helper.make_node

@@ -5,8 +5,11 @@ from __future__ import annotations
 from qruntime.quantization.methods.awq import AWQ, ClipRanges
 from qruntime.quantization.methods.fptq import ActivationMode, LogEqualize
 from qruntime.quantization.methods.gptq import GPTQ
+from qruntime.quantization.methods.layer_distillation import LayerDistillation
 from qruntime.quantization.methods.mofq import MoFQ
+from qruntime.quantization.methods.norm_tweaking import NormTweaking
 from qruntime.quantization.methods.olive import OliVe
+from qruntime.quantization.methods.omniquant import OmniQuant
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
 from qruntime.quantization.methods.quantease import QuantEase
 from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
@@ -25,6 +28,7 @@ RECIPES = Recipes(
         Recipe("QuantEase", "W4A16", (QuantEase(),)),
         Recipe("MoFQ", "W4A16", (MoFQ(),)),
         Recipe("ZeroQuant", "W8A8", (RowGroups(),)),
+        Recipe("ZeroQuant-LKD", "W8A8", (LayerDistillation(), RowGroups())),
         Recipe("ZeroQuant-FP", "Wfp4Afp8-g256", (GPTQ(),)),
         Recipe("AWQ", "W4A16-g128", (AWQ(), ClipRanges())),
         Recipe("SmoothQuant", "W8A8-static", (SmoothQuant(),)),
@@ -32,6 +36,8 @@ RECIPES = Recipes(
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
         Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
+        Recipe("OmniQuant", "W3A16-g128", (OmniQuant(),)),
+        Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),
         Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank(rank=16))),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},

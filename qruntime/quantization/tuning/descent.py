@@ -1,0 +1,141 @@
+"""Descent on what a block loses: Adam over feeds, at that of a few rates which leaves the least.
+
+    objective = Objective(part, SquaredError(), lambda variables: (variables, {}))
+    found = descend(objective, {"norm.weight": tensor}, rates=(1e-3,), steps=10)
+
+Gradients of feeds are taken side by side, each by one thread, and added in the order of the feeds: bits are the same for any
+number of threads. What is held at a time are the activations of one block for as many feeds as there are threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+from qruntime.quantization.tuning.engine import one_thread
+from qruntime.quantization.tuning.losses import Loss
+from qruntime.quantization.tuning.parts import FLOAT, QUANTIZED, Part
+
+Variables = Mapping[str, Any]
+"""Tensors by name."""
+
+Shape = Callable[[Variables], tuple[Variables, Variables]]
+"""Of variables, what a block runs with: tensors for parameters, and weights for what these become (Part.run)."""
+
+ROWS = 4096
+"""Results are compared on feeds that hold so many rows."""
+
+T = TypeVar("T")
+
+
+class Objective:
+    """What the block `part` loses as a function of variables: on the inputs of `stream`, against what the float block makes of those
+    of `against`."""
+
+    def __init__(self, part: Part, loss: Loss, shape: Shape, *, stream: str = QUANTIZED, against: str = FLOAT):
+        self.part, self.loss, self.shape, self.stream, self.against = part, loss, shape, stream, against
+        self.calibration = part.calibration
+        self.feeds = list(range(part.batches))
+
+    def value(self, variables: Variables) -> float:
+        """The loss on feeds from all over the data; infinite where it is no number."""
+        import torch
+
+        with one_thread(), torch.no_grad():
+            value = self.loss.value(self._sums(*self.shape(variables), self._some()))
+        return value if math.isfinite(value) else math.inf
+
+    def backward(self, variables: Variables, feeds: Sequence[int]) -> None:
+        """Add to `grad` of the variables what the loss on `feeds` gives them."""
+        import torch
+
+        with one_thread():
+            tensors, weights = self.shape(variables)
+            with torch.no_grad():
+                sums = self._sums(tensors, weights, feeds) if self.loss.is_joint else self._sums_of_targets(feeds)
+            given = [tensor for tensor in (*tensors.values(), *weights.values()) if tensor.requires_grad]
+            leaves = [tensor.detach().requires_grad_() for tensor in given]
+            place = {id(tensor): leaf for tensor, leaf in zip(given, leaves, strict=True)}
+            parts = [{name: place.get(id(tensor), tensor) for name, tensor in group.items()} for group in (tensors, weights)]
+
+            def gradients(feed: int) -> Sequence[Any]:
+                made, wanted = self._rows(feed, *parts)
+                slope = self.loss.slope(made.detach(), wanted, sums)
+                return torch.autograd.grad(made, leaves, slope, allow_unused=True)
+
+            for found in zip(given, *self._of_each(gradients, feeds), strict=True):
+                known = [gradient for gradient in found[1:] if gradient is not None]
+                if known:
+                    torch.autograd.backward(found[0], sum(known[1:], known[0]))
+
+    def _sums(self, tensors: Variables, weights: Variables, feeds: Sequence[int]) -> Any:
+        def of_feed(feed: int) -> Any:
+            import torch
+
+            with torch.no_grad():  # of this thread
+                return self.loss.sums(*self._rows(feed, tensors, weights))
+
+        several = self._of_each(of_feed, feeds)
+        return sum(several[1:], several[0])
+
+    def _sums_of_targets(self, feeds: Sequence[int]) -> Any:
+        targets = [self._seen(feed, self.part.target(feed, self.against)) for feed in feeds]
+        several = [self.loss.sums(target, target) for target in targets]
+        return sum(several[1:], several[0])
+
+    def _rows(self, feed: int, tensors: Variables, weights: Variables) -> tuple[Any, Any]:
+        """What is made of a feed and what is wanted, [t, C] without padding."""
+        made = self.part.run(feed, tensors, weights=weights, stream=self.stream)
+        return self._seen(feed, made), self._seen(feed, self.part.target(feed, self.against))
+
+    def _seen(self, feed: int, made: Any) -> Any:
+        import torch
+
+        rows, masks = made.float().reshape(-1, made.shape[-1]), self.calibration.masks
+        if masks is None or masks[feed].shape != tuple(made.shape[:-1]):
+            return rows
+        return rows[torch.from_numpy(masks[feed].reshape(-1))]
+
+    def _of_each(self, function: Callable[[int], T], feeds: Sequence[int]) -> list[T]:
+        for feed in feeds:  # once, with all threads
+            self.part.target(feed, self.against)
+        with ThreadPoolExecutor(max(1, self.calibration.num_threads)) as pool:
+            return list(pool.map(function, feeds))
+
+    def _some(self) -> list[int]:
+        target = self.part.target(0, self.against)
+        rows = max(1, target.numel() // max(1, target.shape[-1]))
+        count = min(len(self.feeds), -(-ROWS // rows))
+        return [place * len(self.feeds) // count for place in range(count)]
+
+
+class Descended(NamedTuple):
+    variables: dict[str, Any]
+    """Without gradients."""
+    loss: float
+    rate: float
+
+
+def descend(objective: Objective, start: Variables, rates: Sequence[float], steps: int) -> Descended:
+    """From `start` so many steps of Adam for each of `rates`, and of the ends the one with the least loss.
+
+    A step sees as many feeds as let `steps` of them see each once; of fewer feeds one, again and again in turn.
+    """
+    import torch
+
+    feeds = objective.feeds
+    size = -(-len(feeds) // max(1, steps))
+    ends = []
+    for rate in rates:
+        variables = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
+        optimizer = torch.optim.Adam(variables.values(), lr=rate)
+        for step in range(steps):
+            optimizer.zero_grad()
+            first = step * size
+            chosen = feeds[first : first + size] if first < len(feeds) else [feeds[step % len(feeds)]]
+            objective.backward(variables, chosen)
+            optimizer.step()
+        ends.append(Descended({name: tensor.detach() for name, tensor in variables.items()}, objective.value(variables), rate))
+    return min(ends, key=lambda end: end.loss)

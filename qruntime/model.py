@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qruntime import _kernels
-from qruntime.errors import InputError, InvalidModel, QRuntimeError, counted
+from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, counted
 from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone, shares_of
 from qruntime.ir.defaults import FixedInput, fix_defaults, reopen_defaults
 from qruntime.ir.dtypes import type_name
@@ -26,6 +26,7 @@ from qruntime.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from qruntime.onnx_io.messages import FunctionProto
+    from qruntime.quantization.adapter import Adapter
     from qruntime.quantization.report import Report
     from qruntime.runtime.memory import MemoryUse
     from qruntime.runtime.profile import Profile
@@ -97,8 +98,10 @@ class Model:
         self._spent: frozenset[str] = frozenset()  # inputs whose default was quantized
         self._adopt(graph)
 
-    def _adopt(self, graph: Graph) -> None:
+    def _adopt(self, graph: Graph, base: Graph | None = None, adapter: Adapter | None = None) -> None:
+        """Become `graph`; with an `adapter`, `base` is the same without it."""
         self._declared = pipeline.canonical(graph)  # what is saved: inputs may have defaults
+        self._base, self.adapter = base, adapter
         self.graph = _with_defaults(self._declared)
         self._shares = [*shares_of(self._declared), *shares_of(self.graph)]
         check_supported(self.graph)
@@ -347,9 +350,124 @@ class Model:
             )  # fmt: skip
         return self._quantized(graph, fixed, report, inplace)
 
-    def _copied(self) -> tuple[Graph, list[FixedInput]]:
+    def finetune(
+        self,
+        method: object,
+        data: Any,
+        *,
+        loss: object,
+        validation: Any = None,
+        scheme: object = None,
+        epochs: int = 1,
+        steps: int | None = None,
+        lr: float | None = None,
+        batch: int = 1,
+        seed: int = 0,
+        progress: bool | Callable[[int, int, str], None] = False,
+        inplace: bool = False,
+    ) -> Model:
+        """A model that learned a task, with the adapter that makes it so loaded; needs torch (`pip install qruntime[train]`).
+
+        `method`: "PEQA" trains the scales of codes, "QLoRA" branches of low rank beside layers; or one of `qruntime.quantization`
+        with arguments, QLoRA(rank=8, targets=("q_proj", "v_proj")). The codes stay as they are, bit for bit. A model that is float
+        yet is quantized first, by `scheme` or by that of the method (W3A16, Wnf4A16-g64-double). A model with an adapter of the method
+        goes on from it, with its layers and its rank.
+
+        `data` are feeds as those of `quantize`, each with all that `loss` needs: "next_token", for language models, or a function of
+        (outputs, feed), {name: torch tensor} both, the feed with its labels, that gives a tensor of one number. A step sees `batch`
+        feeds; there are as many as `epochs` passes over the data have, or `steps`. AdamW, at a rate that falls from `lr` (by default
+        that of the method) to 0. The same arguments and number of threads give the same adapter. What learned best on `validation`,
+        feeds that are measured after every pass, stays; without them what the last step left. An interrupt (Ctrl-C) after the
+        first step ends the training with that and a warning. `progress` as in `quantize`, with the loss and the time that is left.
+
+        `adapter` of the result tells what was learned; `save_adapter` writes it to a small file.
+
+        Raises QuantizationError for arguments that mean nothing, data that do not fit, operators without a gradient
+        (UnsupportedOp) and losses that are no number. This model stays as it was then.
+        """
+        from qruntime.display.progress import shown
+        from qruntime.quantization import finetuning
+        from qruntime.quantization.tuning.engine import check_engine
+
+        chosen = finetuning.method_of(method)
+        check_engine("finetune")
+        if self.adapter is not None and self.adapter.method != chosen.name:
+            raise QuantizationError(f"the model has an adapter of {self.adapter.method}: unload_adapter() or merge_adapter() comes first")
+        has_codes = finetuning.has_codes(self.graph)
+        if has_codes and scheme is not None:
+            raise QuantizationError("scheme= is for models that are float yet; this one has codes, and they stay")
+        model = self if has_codes else self.quantize(scheme=chosen.scheme if scheme is None else scheme)
+        base = model._declared if model._base is None else model._base
+        graph, _ = model._copied(base)
+        with shown(progress, of_steps=True) as told:
+            adapter = finetuning.train_adapter(
+                graph, chosen, data, loss=loss, validation=validation, epochs=epochs, steps=steps, lr=lr, batch=batch, seed=seed,
+                threads=self.threads, start=model.adapter, told=told,
+            )  # fmt: skip
+        tuned = self if inplace else Model(clone(base), self.info, path=self.path, threads=self.threads)
+        tuned._report, tuned._spent = model.report, model._spent
+        tuned._put_adapter(adapter, base)
+        return tuned
+
+    def save_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapter that is loaded to an .npz file, whole or not at all. Raises QuantizationError without one, SaveError."""
+        from qruntime.quantization import adapter
+
+        adapter.write(self._loaded_adapter(), path)
+
+    def load_adapter(self, path: str | os.PathLike[str]) -> None:
+        """Change this model to what an adapter was trained to, in place of one that is loaded; needs no torch.
+
+        Raises InputError where the file cannot be read, QuantizationError where it holds no adapter, or one that was trained on
+        other codes than those of this model, which then stays as it was.
+        """
+        from qruntime.quantization import adapter, finetuning
+
+        read = adapter.read(path)
+        base = self._declared if self._base is None else self._base
+        try:
+            finetuning.check_base(self._copied(base)[0], read)
+            self._put_adapter(read, base)
+        except QuantizationError as error:
+            raise QuantizationError(f"{os.fspath(path)!r}: {error}") from error
+
+    def unload_adapter(self) -> None:
+        """Change this model back to what it was without its adapter, to the same bits. Raises QuantizationError without one."""
+        self._loaded_adapter()
+        assert self._base is not None
+        self._adopt(self._base)
+
+    def merge_adapter(self) -> None:
+        """Make the adapter that is loaded a part of the weights, for good.
+
+        Scales (PEQA) lose nothing. Branches (QLoRA) go and their layers are rounded anew, each to the form it has; facts of the rows
+        of `report` say what that costs: `merged_error`, that of rounding in units of what was learned. At 1 and above as good as
+        nothing is left of it. Raises QuantizationError without an adapter.
+        """
+        from qruntime.quantization import finetuning
+
+        adapter, base = self._loaded_adapter(), self._base
+        graph, fixed = self._copied(base)
+        self._quantized(graph, fixed, finetuning.merge_adapter(graph, adapter, self.report), True)
+
+    def _loaded_adapter(self) -> Adapter:
+        if self.adapter is None:
+            raise QuantizationError(
+                "no adapter is loaded: finetune makes one, load_adapter reads one; a model that was saved with one is one"
+            )
+        return self.adapter
+
+    def _put_adapter(self, adapter: Adapter, base: Graph) -> None:
+        from qruntime.quantization import finetuning
+
+        graph, fixed = self._copied(base)
+        finetuning.put_adapter(graph, adapter)
+        self._spent = self._spent.union(reopen_defaults(graph, fixed))
+        self._adopt(graph, base, adapter)
+
+    def _copied(self, declared: Graph | None = None) -> tuple[Graph, list[FixedInput]]:
         """A copy to quantize, and what was fixed of its defaults: a request that fails half-way leaves the model as it was."""
-        graph = clone(self._declared)
+        graph = clone(self._declared if declared is None else declared)
         fixed = fix_defaults(graph)
         if fixed:
             pipeline.canonical(graph)
@@ -393,7 +511,8 @@ class Model:
         from qruntime.runtime.memory import memory_use
 
         plan = self._tried(feed)
-        return f"{summary(self.report, plan.as_run())}\n\n{memory_use(plan, self.graph)}"
+        parts = [summary(self.report, plan.as_run()), *([str(self.adapter)] if self.adapter else []), str(memory_use(plan, self.graph))]
+        return "\n\n".join(parts)
 
     def __str__(self) -> str:
         from qruntime.display.tree import tree
@@ -404,7 +523,8 @@ class Model:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
             return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
-        return _rebuild, (_serialized(self._declared, self.info), self.path, self.threads, self.report)
+        declared = self._declared if self._base is None else self._base
+        return _rebuild, (_serialized(declared, self.info), self.path, self.threads, self.report, self.adapter)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -493,9 +613,12 @@ def _load_again(path: str, digest: str, threads: int, external_data_dir: str | N
     return load(path, threads=threads, external_data_dir=external_data_dir)
 
 
-def _rebuild(data: bytes, path: str | None, threads: int, report: Report) -> Model:
+def _rebuild(data: bytes, path: str | None, threads: int, report: Report, adapter: Adapter | None = None) -> Model:
     graph, info = importer.load_graph(data)
-    return Model(graph, info, path=path, threads=threads, report=report)
+    model = Model(graph, info, path=path, threads=threads, report=report)
+    if adapter is not None:
+        model._put_adapter(adapter, model._declared)
+    return model
 
 
 def _describe(name: str, kind: TypeInfo | None) -> TensorInfo:

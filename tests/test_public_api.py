@@ -32,13 +32,21 @@ SIGNATURES = {
         "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=None, activation=None, "
         "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"
     ),
+    Model.finetune: (
+        "(self, method, data, *, loss, validation=None, scheme=None, epochs=1, steps=None, lr=None, batch=1, seed=0, progress=False, "
+        "inplace=False)"
+    ),
+    Model.save_adapter: "(self, path)",
+    Model.load_adapter: "(self, path)",
+    Model.unload_adapter: "(self)",
+    Model.merge_adapter: "(self)",
     Model.profile: "(self, feed, *, repeat=20)",
     Model.memory: "(self, feed=None)",
     Model.summary: "(self, feed=None)",
     Model.save: "(self, path, *, external_data=None)",
 }
 
-ATTRIBUTES = {"graph", "info", "inputs", "metadata", "outputs", "overridable", "path", "report", "threads"}
+ATTRIBUTES = {"adapter", "graph", "info", "inputs", "metadata", "outputs", "overridable", "path", "report", "threads"}
 
 
 def untyped(function: object) -> str:

@@ -15,8 +15,11 @@ SECONDS_APART = 5.0
 
 
 @contextmanager
-def shown(progress: bool | Progress) -> Iterator[Progress | None]:
-    """What to call with (done, total, what): `progress` itself, something that prints to stderr for True, None for False."""
+def shown(progress: bool | Progress, *, of_steps: bool = False) -> Iterator[Progress | None]:
+    """What to call with (done, total, what): `progress` itself, something that prints to stderr for True, None for False.
+
+    What is done are stages that are named; `of_steps`: the steps of one training, and what says how it goes.
+    """
     if callable(progress):
         yield progress
     elif progress is False:
@@ -24,21 +27,22 @@ def shown(progress: bool | Progress) -> Iterator[Progress | None]:
     elif progress is not True:
         raise QuantizationError(f"progress must be True, False or a function of (done, total, what), got {progress!r}")
     elif sys.stderr.isatty() and _has_rich():
-        with _bar() as advance:
+        with _bar(of_steps) as advance:
             yield advance
     else:
-        yield lines()
+        yield lines(of_steps)
 
 
-def lines() -> Progress:
+def lines(of_steps: bool = False) -> Progress:
     """Prints a line for the first and the last of each stage, and otherwise seldom."""
     said: dict[str, float] = {}
 
     def say(done: int, total: int, what: str) -> None:
-        now = time.monotonic()
-        if done == total or now - said.get(what, -SECONDS_APART) >= SECONDS_APART:
-            said[what] = now
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+        now, stage = time.monotonic(), "" if of_steps else what
+        if done == total or now - said.get(stage, -SECONDS_APART) >= SECONDS_APART:
+            said[stage] = now
+            line = f"{done} of {total} steps: {what}" if of_steps else f"{what}: {done} of {total}"
+            print(line, file=sys.stderr, flush=True)
 
     return say
 
@@ -52,7 +56,7 @@ def _has_rich() -> bool:
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar(of_steps: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress as Bars
 
@@ -60,8 +64,9 @@ def _bar() -> Iterator[Progress]:
         tasks = {}
 
         def advance(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            stage = "" if of_steps else what
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(what, total=total)
+            bars.update(tasks[stage], completed=done, description=what)
 
         yield advance

@@ -9,6 +9,7 @@ Models have both as methods: `model.quantize_dynamic()` and, for other schemes t
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, overload
@@ -83,11 +84,21 @@ def quantize_dynamic(*arguments: Any, **keywords: Any) -> Any:
     return first.quantize_dynamic(**{name: value for name, value in keywords.items() if name != "model"})
 
 
+_OF_FINETUNING = {
+    "PEQA": "qruntime.quantization.methods.peqa",
+    "QLoRA": "qruntime.quantization.methods.qlora",
+    "NextToken": "qruntime.quantization.tuning.next_token",
+}
+"""What model.finetune takes beside names, with arguments."""
+
+
 def __getattr__(name: str) -> Any:
     if name == "recipes":
         from qruntime.quantization.methods import RECIPES
 
         return RECIPES
+    if name in _OF_FINETUNING:
+        return getattr(importlib.import_module(_OF_FINETUNING[name]), name)
     if name == "QuantType":
         from qruntime.session.quantize_files import QuantType
 
@@ -96,13 +107,16 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "PEQA",
     "EngineObserver",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
+    "NextToken",
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "QConfig",
+    "QLoRA",
     "QuantType",
     "default_dynamic_qconfig",
     "default_dynamic_quant_observer",

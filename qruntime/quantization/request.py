@@ -38,8 +38,8 @@ class Request:
         self.overrides = {pattern_name(key): None if value is None else scheme_names.parse(value) for key, value in entries.items()}
         if any(one is not None and one.cache is not None for one in self.overrides.values()):
             raise QuantizationError("caches of keys and values belong to the whole model: write -KV in scheme=, not in overrides=")
-        self.only = None if only is None else _patterns(only)
-        self.exclude = _patterns(exclude)
+        self.only = None if only is None else patterns_of(only)
+        self.exclude = patterns_of(exclude)
 
     @property
     def needs_data(self) -> bool:
@@ -61,9 +61,9 @@ class Request:
             return Excluded("excluded by overrides=") if scheme is None else scheme
         if kind not in _KINDS:
             return Unselected(f"not selected: overrides= must name {kind}, or the layer")
-        if self.scheme.weights is not None and self.scheme.weights.format.bits < 8 and _scores_vocabulary(node):
+        if self.scheme.weights is not None and self.scheme.weights.format.bits < 8 and scores_vocabulary(node):
             return Unselected("scores a vocabulary: below 8 bits it costs more than all other layers; overrides= may name it")
-        return self.scheme.per_token if self.scheme.needs_data and _scores_vocabulary(node) else self.scheme
+        return self.scheme.per_token if self.scheme.needs_data and scores_vocabulary(node) else self.scheme
 
     def idle(self, layers: list[Node], nodes: list[Node]) -> list[str]:
         """Patterns that select nothing."""
@@ -71,11 +71,12 @@ class Request:
         return [pattern for pattern, those in among if pattern and not any(rank(node, pattern) is not None for node in those)]
 
 
-def _patterns(patterns: Iterable[object]) -> tuple[str, ...]:
+def patterns_of(patterns: Iterable[object]) -> tuple[str, ...]:
+    """Patterns as texts: of one, or of several."""
     return tuple(map(pattern_name, [patterns] if isinstance(patterns, (str, type)) else patterns))
 
 
-def _scores_vocabulary(node: Node) -> bool:
+def scores_vocabulary(node: Node) -> bool:
     """Whether a layer makes an output of the model that is far wider than what it reads."""
     layer = layer_of(node)
     if layer is None or layer.kind != "Linear" or not layer.shapes or len(layer.shapes[0]) != 2:

@@ -63,6 +63,7 @@ class TorchGraph:
         everywhere = _with_gradients(graph.nodes, graph.inputs, None)
         given = [value for value in self.starts if value in everywhere or value.producer is None]
         floats = _with_gradients(self.nodes, given, None if parameters is None else frozenset(parameters))
+        floats.update(output for node in self.nodes if _rounds(node) for output in node.outputs)
         _check_supported([node for node in self.nodes if floats.issuperset(node.outputs)])
         self._steps = self._planned(floats)
         self._constants: dict[Value, Any] = {}
@@ -152,6 +153,11 @@ class TorchGraph:
                 if value is not None and not value.is_constant and value not in known:
                     listed = ", ".join(repr(start.name) for start in self.starts) or "nothing"
                     raise InputError(f"{node.label} needs {value.name!r}, which is not computed from {listed}; start from it too")
+
+
+def _rounds(node: Node) -> bool:
+    """Whether a layer rounds what it reads at every run, which the definition of its operator does not."""
+    return node.mark is not None and rounding_of_mark(node.mark) is not None
 
 
 def _with_gradients(nodes: Sequence[Node], starts: Iterable[Value], parameters: frozenset[Value] | None) -> set[Value]:

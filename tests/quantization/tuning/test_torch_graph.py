@@ -11,6 +11,7 @@ from onnx import helper
 import qruntime
 from qruntime.errors import InputError, UnsupportedOp
 from tests.ops.onnx_cases import difference, suite, value_of
+from tests.quantization.language_model import language_model, texts
 from tests.quantization.tuning.models import MODELS, encoder
 from tests.small_models import FLOAT, linear_bytes, model_bytes, random
 
@@ -152,6 +153,13 @@ def test_what_is_missing_is_listed_once():
     model = qruntime.load(model_bytes(nodes, [("x", FLOAT, [1, 4, 6])], [("y", FLOAT, [1])]))
     with pytest.raises(UnsupportedOp, match=r"no gradients through 2 operators: LpPool ×2 \(first 'first'\), Det ×1 \(first 'third'\)"):
         TorchGraph(model.graph)
+
+
+def test_layers_round_what_they_read_also_where_nothing_is_trained():
+    model, feed = language_model().quantize(scheme="W8A8"), texts(1)[0]
+    graph = model.graph
+    made = TorchGraph(graph, parameters=[]).run(tensors(model, feed))
+    assert close(made[graph.outputs[0]].numpy(), model.run(feed)["logits"])
 
 
 def test_what_has_no_gradient_needs_no_line():

@@ -366,7 +366,7 @@ class Model:
         progress: bool | Callable[[int, int, str], None] = False,
         inplace: bool = False,
     ) -> Model:
-        """A model that learned a task, with the adapter that makes it so loaded; needs torch (`pip install qruntime[train]`).
+        """A model that learned a task, with the adapter that makes it so loaded; needs torch (`pip install 'qruntime[train]'`).
 
         `method`: "PEQA" trains the scales of codes, "QLoRA" branches of low rank beside layers; or one of `qruntime.quantization`
         with arguments, QLoRA(rank=8, targets=("q_proj", "v_proj")). The codes stay as they are, bit for bit. A model that is float

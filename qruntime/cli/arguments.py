@@ -145,6 +145,9 @@ _FLAGS = (
     ("strict=True", "--strict"),
     ("give data=, a list of feeds {input name: array}", "give --data, an .npz file with the inputs of a run by name, or a folder of such"),
     ("overrides=", "--override"),
+    ("name it: NextToken(ids=…)", "name it with --ids"),
+    ("name it: NextToken(logits=…)", "name it with --logits"),
+    ("targets=", "--targets "),
     ("mask=", "--mask "),
     ("in scheme=", "in --scheme"),
     ("exclude=", "--exclude"),
@@ -156,7 +159,7 @@ _FLAGS = (
 
 
 def in_flags(text: str) -> str:
-    """A message of `quantize_dynamic` or `quantize` for those who gave its arguments as flags."""
+    """A message of `quantize_dynamic`, `quantize` or `finetune` for those who gave its arguments as flags."""
     for words, flags in _FLAGS:
         text = text.replace(words, flags)
     return text

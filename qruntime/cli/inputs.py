@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -110,6 +111,16 @@ class _Given:
         except QRuntimeError:
             return False
         return True
+
+
+def with_files(text: str, name: str, path: str | None) -> str:
+    """A message about the feeds of `name`, an argument that was given as --`name`, with files for their numbers."""
+    try:
+        files = [] if path is None else npz_files(path)
+    except InputError:
+        files = []
+    named = re.sub(rf"\b{name}\[(\d+)\]", lambda found: repr(files[int(found[1])]) if int(found[1]) < len(files) else found[0], text)
+    return re.sub(rf"^{name}\b", f"--{name}", named)
 
 
 def _read_shapes(texts: Sequence[str], model: qruntime.Model) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

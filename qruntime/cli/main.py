@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import qruntime
-from qruntime.cli import bench, compare, convert, inspect, quantize, terminal
+from qruntime.cli import bench, compare, convert, finetune, inspect, quantize, terminal
 from qruntime.cli.arguments import Command, Usage, in_flags
 from qruntime.errors import (
     CalibrationError,
@@ -27,7 +27,7 @@ from qruntime.errors import (
 OK, DIFFERENT, USAGE, BAD_MODEL, UNSUPPORTED, FAILED = range(6)
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 
-COMMANDS = (convert, quantize, inspect, bench, compare)
+COMMANDS = (convert, quantize, finetune, inspect, bench, compare)
 
 EPILOG = """\
 exit codes: 0 done, 1 the comparison failed or no layer was quantized, 2 wrong usage, 3 not a valid or readable model,
@@ -39,6 +39,7 @@ QRUNTIME_DEBUG=1 shows Python tracebacks, NO_COLOR=1 switches colours off
 examples:
   qruntime convert model.onnx model.int8.onnx
   qruntime quantize model.onnx model.int4.onnx --method gptq --data calibration/
+  qruntime finetune model.int4.onnx --method peqa --data train/ --adapter task.npz
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from typing import Any
 
 import qruntime
@@ -21,14 +20,14 @@ from qruntime.cli.arguments import (
 )
 from qruntime.cli.conversion import Converted, add_files, add_selection, check_patterns, conclude, convert_file, fields, lines
 from qruntime.cli.fidelity import NO_MASK, SECONDS, Cost, add_comparison, cost_of
+from qruntime.cli.inputs import with_files
 from qruntime.cli.methods import ListMethods, composed, methods
 from qruntime.cli.outputs import check_writable, write_text
-from qruntime.errors import CalibrationError, InputError, QuantizationError
+from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import parse
 from qruntime.quantization.selection import layer_kind
-from qruntime.runtime.npz import npz_files
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -142,7 +141,7 @@ def _quantized(arguments: argparse.Namespace, recipe: Recipe, original: qruntime
                 strict=arguments.strict,
             )
     except CalibrationError as error:
-        raise CalibrationError(_with_files(str(error), arguments.data)) from error
+        raise CalibrationError(with_files(str(error), "data", arguments.data)) from error
 
 
 def _check_patterns(arguments: argparse.Namespace, recipe: Recipe, original: qruntime.Model) -> None:
@@ -152,16 +151,6 @@ def _check_patterns(arguments: argparse.Namespace, recipe: Recipe, original: qru
     excluded = (pattern for pattern, scheme in arguments.override if scheme is None)
     limits = (*(arguments.only or ()), *arguments.exclude, *excluded)
     check_patterns(original, request.idle([node for node in nodes if layer_kind(node)], nodes), limits)
-
-
-def _with_files(text: str, data: str | None) -> str:
-    """A message of `quantize` with files for the numbers of feeds."""
-    try:
-        files = [] if data is None else npz_files(data)
-    except InputError:
-        files = []
-    named = re.sub(r"\bdata\[(\d+)\]", lambda found: repr(files[int(found[1])]) if int(found[1]) < len(files) else found[0], text)
-    return re.sub(r"^data\b", "--data", named)
 
 
 def _cost(arguments: argparse.Namespace, done: Converted) -> Cost:

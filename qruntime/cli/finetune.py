@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qruntime
 from qruntime.cli import terminal
@@ -28,10 +28,10 @@ from qruntime.cli.outputs import check_not_the_input, check_writable
 from qruntime.display.facts import counted_texts
 from qruntime.display.text import printable
 from qruntime.errors import CalibrationError, counted
-from qruntime.quantization.finetuning import METHODS, Method, has_codes, method_of
-from qruntime.quantization.methods.qlora import QLoRA
 from qruntime.quantization.tuning.engine import check_engine
-from qruntime.quantization.tuning.next_token import NextToken
+
+if TYPE_CHECKING:
+    from qruntime.quantization.finetuning import Method
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "  qruntime finetune model.onnx --base model.nf4.onnx --method qlora --rank 8 --data train/ --adapter task.npz",
     )
     parser.add_argument("input", help="the ONNX model, quantized; a float one is quantized first, see --base")
-    parser.add_argument("--method", required=True, type=str.lower, choices=[name.lower() for name in METHODS])
+    parser.add_argument("--method", required=True, type=str.lower, choices=["peqa", "qlora"])
     parser.add_argument("--adapter", required=True, metavar="FILE", help="the .npz file to write what was learned to")
     parser.add_argument("--base", metavar="FILE", help="where to write the quantized form of a float model, to which the adapter belongs")
     parser.add_argument("--output", metavar="FILE", help="write the model with the adapter in it as well")
@@ -52,8 +52,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--targets", nargs="+", action="extend", metavar="PATTERN", help="train these layers alone: names, module paths, globs, kinds"
     )
-    parser.add_argument("--rank", type=positive_int, metavar="N", help=f"of the branches of qlora (default: {QLoRA.rank})")
-    parser.add_argument("--alpha", type=non_negative, metavar="X", help=f"of the branches of qlora (default: {QLoRA.alpha:g})")
+    parser.add_argument("--rank", type=positive_int, metavar="N", help="of the branches of qlora (default: 16)")
+    parser.add_argument("--alpha", type=non_negative, metavar="X", help="of the branches of qlora (default: 16)")
     group = parser.add_argument_group("data")
     group.add_argument("--data", required=True, metavar="PATH", help="an .npz file with the inputs of a run by name, or a folder of such")
     group.add_argument("--validation", metavar="PATH", help="likewise: what did best on these stays")
@@ -75,6 +75,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from qruntime.quantization.finetuning import has_codes
+
     method = _method(arguments)
     _check_files(arguments)
     start = time.perf_counter()
@@ -109,6 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _method(arguments: argparse.Namespace) -> Method:
+    from qruntime.quantization.finetuning import method_of
+    from qruntime.quantization.methods.qlora import QLoRA
+
     given = {name: getattr(arguments, name) for name in ("rank", "alpha") if getattr(arguments, name) is not None}
     made: Any = method_of(arguments.method)
     if given and not isinstance(made, QLoRA):
@@ -136,6 +141,8 @@ def _check_base(arguments: argparse.Namespace, is_float: bool) -> None:
 
 
 def _tuned(arguments: argparse.Namespace, method: Method, model: qruntime.Model) -> qruntime.Model:
+    from qruntime.quantization.tuning.next_token import NextToken
+
     try:
         return model.finetune(
             method,

@@ -46,9 +46,9 @@ from qruntime.quantization.solving import OnGrid, Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
-from qruntime.quantization.steps import Branch, Facts, InputRange, LowRankFactors, Solve, Step, Tune
+from qruntime.quantization.steps import Branch, Equivalence, Facts, InputRange, LowRankFactors, Solve, Step, Tune, Tuned
 from qruntime.quantization.storing import Storing, describe_existing
-from qruntime.quantization.transforming import Transforming
+from qruntime.quantization.transforming import Transforming, changed_statistics
 from qruntime.quantization.tuning.engine import check_engine
 
 if TYPE_CHECKING:
@@ -308,8 +308,19 @@ class _Run:
             every = [grids.get(value.name, [None] * len(one.layer.matrices(value))) for value in one.layer.weights if value is not None]
             one.grids = {place: found for place, found in enumerate(chain(*every)) if found is not None}
             one.facts |= tuned.facts
+            self._scale(one, tuned)
+        part.scale(tuned.scales)
         part.change(tuned.constants)
         return tuned.facts
+
+    @staticmethod
+    def _scale(one: Assignment, tuned: Tuned) -> None:
+        """What is known of the rows that a layer reads, for a tensor whose channels a step scales; its errors are still of these."""
+        tensor = one.node.input(0)
+        if tensor is not None and tensor.name in tuned.scales:
+            one.rtn_errors = _rtn_errors(one)
+            change = Equivalence(scale=tuned.scales[tensor.name])
+            one.statistics = tuple(None if seen is None else changed_statistics(seen, change) for seen in one.statistics)
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
         with ThreadPoolExecutor(max(1, self.threads)) as pool:

@@ -187,6 +187,9 @@ class Tuned:
     """New numbers, as the parameter lies in the graph."""
     grids: Mapping[str, Sequence[Grid]] = field(default_factory=dict)
     """Of weights, for each of their matrices the grid on which the codes are the nearest; others have that of the scheme."""
+    scales: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of tensors (Part.sites), [K]: their channels are divided by it, and the weights of all that reads them multiplied with it,
+    to which `grids` belong."""
     facts: Facts = field(default_factory=dict)
 
 

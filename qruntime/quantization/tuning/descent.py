@@ -32,10 +32,14 @@ T = TypeVar("T")
 
 class Objective:
     """What the block `part` loses as a function of variables: on the inputs of `stream`, against what the float block makes of those
-    of `against`."""
+    of `against`. `begin` is told the tensors of `shape` before the block runs with them: those that are no parameters of it may be
+    for how layers round what they read (Student.roundings)."""
 
-    def __init__(self, part: Part, loss: Loss, shape: Shape, *, stream: str = QUANTIZED, against: str = FLOAT):
-        self.part, self.loss, self.shape, self.stream, self.against = part, loss, shape, stream, against
+    def __init__(
+        self, part: Part, loss: Loss, shape: Shape, *, stream: str = QUANTIZED, against: str = FLOAT,
+        begin: Callable[[Variables], None] = lambda tensors: None,
+    ):  # fmt: skip
+        self.part, self.loss, self.shape, self.stream, self.against, self.begin = part, loss, shape, stream, against, begin
         self.calibration = part.calibration
         self.feeds = list(range(part.batches))
 
@@ -44,7 +48,9 @@ class Objective:
         import torch
 
         with one_thread(), torch.no_grad():
-            value = self.loss.value(self._sums(*self.shape(variables), self._some()))
+            tensors, weights = self.shape(variables)
+            self.begin(tensors)
+            value = self.loss.value(self._sums(tensors, weights, self._some()))
         return value if math.isfinite(value) else math.inf
 
     def backward(self, variables: Variables, feeds: Sequence[int]) -> None:
@@ -53,22 +59,26 @@ class Objective:
 
         with one_thread():
             tensors, weights = self.shape(variables)
+            self.begin(tensors)
             with torch.no_grad():
                 sums = self._sums(tensors, weights, feeds) if self.loss.is_joint else self._sums_of_targets(feeds)
             given = [tensor for tensor in (*tensors.values(), *weights.values()) if tensor.requires_grad]
             leaves = [tensor.detach().requires_grad_() for tensor in given]
-            place = {id(tensor): leaf for tensor, leaf in zip(given, leaves, strict=True)}
-            parts = [{name: place.get(id(tensor), tensor) for name, tensor in group.items()} for group in (tensors, weights)]
+            twins = {id(tensor): leaf for tensor, leaf in zip(given, leaves, strict=True)}
+            parts = [{name: twins.get(id(tensor), tensor) for name, tensor in group.items()} for group in (tensors, weights)]
+            self.begin(parts[0])
 
             def gradients(feed: int) -> Sequence[Any]:
                 made, wanted = self._rows(feed, *parts)
                 slope = self.loss.slope(made.detach(), wanted, sums)
                 return torch.autograd.grad(made, leaves, slope, allow_unused=True)
 
-            for found in zip(given, *self._of_each(gradients, feeds), strict=True):
-                known = [gradient for gradient in found[1:] if gradient is not None]
-                if known:
-                    torch.autograd.backward(found[0], sum(known[1:], known[0]))
+            added: dict[int, Any] = {}
+            for found in self._of_each(gradients, feeds):
+                for place, gradient in enumerate(found):
+                    if gradient is not None:
+                        added[place] = gradient if place not in added else added[place] + gradient
+            torch.autograd.backward([given[place] for place in added], list(added.values()))
 
     def _sums(self, tensors: Variables, weights: Variables, feeds: Sequence[int]) -> Any:
         def of_feed(feed: int) -> Any:
@@ -118,8 +128,11 @@ class Descended(NamedTuple):
     rate: float
 
 
-def descend(objective: Objective, start: Variables, rates: Sequence[float], steps: int) -> Descended:
-    """From `start` so many steps of Adam for each of `rates`, and of the ends the one with the least loss.
+def descend(
+    objective: Objective, start: Variables, rates: Sequence[float], steps: int, shares: Mapping[str, float] | None = None
+) -> Descended:
+    """From `start` so many steps of Adam for each of `rates`, and of the ends the one with the least loss. `shares`: of the rate,
+    for variables that have another.
 
     A step sees as many feeds as let `steps` of them see each once; of fewer feeds one, again and again in turn.
     """
@@ -130,7 +143,8 @@ def descend(objective: Objective, start: Variables, rates: Sequence[float], step
     ends = []
     for rate in rates:
         variables = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
-        optimizer = torch.optim.Adam(variables.values(), lr=rate)
+        groups = [{"params": [tensor], "lr": rate * (shares or {}).get(name, 1.0)} for name, tensor in variables.items()]
+        optimizer = torch.optim.Adam(groups)
         for step in range(steps):
             optimizer.zero_grad()
             first = step * size

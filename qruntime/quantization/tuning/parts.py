@@ -18,7 +18,12 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node, Value, constant, needed_nodes
 from qruntime.quantization.calibration import Calibration
+from qruntime.quantization.layers import layer_of
 from qruntime.quantization.scheme import Scheme
+from qruntime.quantization.selection import layer_kind
+from qruntime.quantization.sites import Site, find_sites
+from qruntime.quantization.sites.changes import SCALE
+from qruntime.quantization.steps import Equivalence
 from qruntime.quantization.tuning.blocks import Block, blocks_of
 from qruntime.quantization.tuning.parameters import Parameter
 from qruntime.quantization.tuning.student import Student
@@ -88,6 +93,20 @@ class Part:
         made = self.student.run(self.inputs(batch, stream), tensors, weights=weights, is_quantized=is_quantized)
         return made[self.block.end]
 
+    @cached_property
+    def sites(self) -> list[Site]:
+        """Tensors within the block whose channels a norm before them can scale, for layers that read them and nothing else."""
+        inside = set(self.block.nodes)
+        layers = [layer for node in self.block.nodes if layer_kind(node) and (layer := layer_of(node)) is not None]
+        found = (site for site in find_sites(self.graph, layers) if site.role in ("norm", "affine") and SCALE in site.allows)
+        return [site for site in found if site.value.producer in inside and site.ties is None]
+
+    def scale(self, scales: Mapping[str, np.ndarray]) -> None:
+        """Divide the channels of tensors, by name, and multiply what reads them."""
+        for site in self.sites:
+            if site.value.name in scales:
+                site.apply(Equivalence(scale=scales[site.value.name]))
+
     def change(self, constants: Mapping[str, np.ndarray]) -> None:
         """Give parameters other numbers, for the nodes of this block."""
         inside = set(self.student.part.nodes)
@@ -102,7 +121,8 @@ class Part:
 
     def renew(self) -> None:
         """Look at the graph anew: it was changed."""
-        self.__dict__.pop("student", None)
+        for name in ("student", "sites"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _float(self) -> Segment:

@@ -15,6 +15,7 @@ import qruntime
 from qruntime.errors import QuantizationError
 from qruntime.quantization.methods import OmniQuant
 from qruntime.quantization.scheme import parse
+from qruntime.runtime.segments import Segment, fed_values
 from tests.quantization.architectures import ARCHITECTURES
 from tests.quantization.tuning.watching import Watched, as_trained, assert_runs_as_trained, block_losses, codes, feeds, floats, same_codes
 from tests.small_models import FLOAT, assert_same_bits, encoder_bytes, model_bytes, random
@@ -151,6 +152,49 @@ def test_one_block_is_held_at_a_time():
     step = Watched(OmniQuant(), look)
     qruntime.load(encoder_bytes(layers=4)).quantize([step], scheme="W3A16-g16", data=feeds())
     assert step.seen == [0, 0, 0, 0]
+
+
+def decoder(look: Any, step: Any = OmniQuant(), scheme: str = "W6A6") -> Watched:  # noqa: B008
+    made = ARCHITECTURES["fused decoder"]
+    watched = Watched(step, look)
+    made.load(threads=1).quantize([watched], scheme=scheme, data=made.feeds(4))
+    return watched
+
+
+def test_scales_are_learned_behind_norms_where_activations_are_quantized():
+    step = decoder(lambda part, tuned: [(one.shape, bool((one > 0).all()), float(np.ptp(one)) > 0) for one in tuned.scales.values()])
+    better = [found for found in step.seen if found]  # others keep full ranges
+    assert better
+    assert all(found == [((32,), True, True)] * 2 for found in better)
+    assert decoder(lambda part, tuned: len(tuned.scales), scheme="W3A16-g16").seen == [0, 0]
+    assert decoder(lambda part, tuned: len(tuned.scales), OmniQuant(transform=False)).seen == [0, 0]
+
+
+def test_scales_leave_the_float_block_what_it_is():
+    def look(part: Any, tuned: Any) -> float:
+        before = part.run(0, is_quantized=False).detach()
+        part.scale(tuned.scales)
+        part.renew()
+        after = part.run(0, is_quantized=False).detach()
+        return float((after - before).abs().max() / before.abs().max())
+
+    assert max(decoder(look).seen) <= 1e-4
+
+
+def test_a_block_that_is_scaled_runs_as_it_was_learned():
+    step = decoder(lambda part, tuned: (part, tuned.facts["block loss"], [part.target(i) for i in range(part.batches)]))
+    for part, loss, targets in step.seen:
+        graph, end = part.graph, part.block.end
+        segment = Segment(graph, graph.inputs, [end], num_threads=1, lower=True)
+        made = [segment.run(fed_values(graph, feed))[end] for feed in ARCHITECTURES["fused decoder"].feeds(4)]
+        found = np.mean([np.square(one - wanted.numpy()).mean() for one, wanted in zip(made, targets, strict=True)])
+        assert found == pytest.approx(loss, rel=0.02)
+
+
+def test_scales_gain_where_activations_have_outliers():
+    """Of the blocks that see the same inputs, the first."""
+    losses = [decoder(lambda part, tuned: tuned.facts["block loss"], OmniQuant(transform=on), "W4A4").seen[0] for on in (True, False)]
+    assert losses[0] < 0.8 * losses[1]
 
 
 def test_ranges_that_cannot_be_learned_are_told():

@@ -2,6 +2,8 @@
 #
 #   make demo       quantize the bundled model and compare it with the float one
 #   make test       the whole test suite        (one file: make test TESTS=tests/test_model.py)
+#   make test-train tests of what needs torch, which it installs; TORCH=… says which build: plain wheels for x86 bring CUDA along,
+#                   TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' does not
 #   make lint       ruff
 #   make types      mypy
 #   make portable   kernels and models on the plain C kernels alone
@@ -14,18 +16,22 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?= tests
 PYTEST_FLAGS ?= -n 2
+TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := setup.py pyproject.toml $(wildcard qruntime/*.p[xy][xi] qruntime/onnx_io/*.pyx) $(shell find qruntime/kernels -name '*.[ch]')
 
-.PHONY: demo test lint types portable aarch64 build clean
+.PHONY: demo test test-train lint types portable aarch64 build clean
 
 demo: build
 	$(BIN)/python examples/shakespeare/demo.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+test-train: $(VENV)/.train
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/quantization/tuning
 
 portable: $(VENV)/.test
 	QRUNTIME_ISA=portable $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/kernels tests/test_model.py tests/test_invariance.py tests/test_shakespeare.py
@@ -54,6 +60,10 @@ $(VENV)/.build: $(VENV)/.venv $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.build
 	$(PIP) install --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.test
+	$(PIP) install $(TORCH)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.venv pyproject.toml

@@ -99,6 +99,10 @@ def __getattr__(name: str) -> Any:
         return RECIPES
     if name in _OF_FINETUNING:
         return getattr(importlib.import_module(_OF_FINETUNING[name]), name)
+    if name == "QuantizedModule":
+        from qruntime.quantization.tuning.quantized_module import module_class
+
+        return module_class()
     if name == "QuantType":
         from qruntime.session.quantize_files import QuantType
 

@@ -9,7 +9,7 @@ Without steps that look at data nothing runs. A recipe whose codes need no stati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -46,7 +46,7 @@ from qruntime.quantization.solving import OnGrid, Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
-from qruntime.quantization.steps import Branch, Equivalence, Facts, InputRange, LowRankFactors, Solve, Step, Tune, Tuned
+from qruntime.quantization.steps import Branch, Equivalence, Facts, Grid, InputRange, LowRankFactors, Solve, Step, Trained, Tune, Tuned
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming, changed_statistics
 from qruntime.quantization.tuning.engine import check_engine
@@ -112,34 +112,34 @@ def quantize_with(
     progress: Progress | None = None,
     threads: int = 1,
     strict: bool = False,
+    trained: Trained | None = None,
 ) -> Report:
-    """Quantize `graph` in place and report what was done.
+    """Quantize `graph` in place and report what was done. Of a model that was trained for it, `trained` has the grids and ranges.
 
     Raises QuantizationError for data that are missing or do not fit, and where `strict` and a layer cannot be what was asked
     for, or a pattern selects nothing.
     """
     if recipe.tuning:
         check_engine(type(recipe.tuning[0]).__name__)
-    linear_einsum(graph, tied=True)
+    kept = {row.name: row for row in describe_existing(graph).layers}
+    decided = decide(graph, request)
     nodes = list(graph.walk_nodes())
-    candidates = [(node, kind) for node in nodes if (kind := layer_kind(node))]
-    idle = request.idle([node for node, _ in candidates], nodes)
+    idle = request.idle(list(decided), nodes)
     unknown = mistaken(idle, nodes)
     if unknown and strict:
-        raise QuantizationError(f"strict=True and {nothing_selected(unknown, [node for node, _ in candidates])}")
-    kept = {row.name: row for row in describe_existing(graph).layers}
-    decided = {node: _assigned(graph, node, request.scheme_of(node, kind)) for node, kind in candidates}
+        raise QuantizationError(f"strict=True and {nothing_selected(unknown, list(decided))}")
     assignments = [one for one in decided.values() if isinstance(one, Assignment)]
     for assignment in assignments:
         if request.scheme.needs_data and assignment.scheme.inputs is not None and not assignment.is_static:
             assignment.facts["activations"] = "per token"
-    _check_data(recipe, assignments, data)
+    if trained is None:
+        _check_data(recipe, assignments, data)
     calibration = None
     if data is not None and assignments:
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
     for assignment in assignments:
         _forget_ranges(assignment)
-    run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads)
+    run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained())
     run.prepare(assignments)
     rows = run.store(assignments)
     made, skipped = [], held_by_others(nodes)
@@ -160,6 +160,13 @@ def quantize_with(
     return Report(
         (*kept.values(), *made), tuple(skipped), tuple(idle), kept=tuple(kept), held=held_weights(graph.walk_nodes()), caches=caches
     )
+
+
+def decide(graph: Graph, request: Request) -> dict[Node, Assignment | Reason]:
+    """What is to be done with each layer of `graph`, in which sums over one axis (Einsum) become layers."""
+    linear_einsum(graph, tied=True)
+    kinds = ((node, layer_kind(node)) for node in graph.walk_nodes())
+    return {node: _assigned(graph, node, request.scheme_of(node, kind)) for node, kind in kinds if kind}
 
 
 def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | None) -> None:
@@ -224,8 +231,9 @@ def _is_plain_int8(args: QArgs) -> bool:
 class _Run:
     """The phases of one call."""
 
-    def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int):
+    def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int, trained: Trained):
         self.graph, self.recipe, self.calibration, self.progress, self.threads = graph, recipe, calibration, progress, threads
+        self.trained = trained
         self.early = [step for step in recipe.steps if not isinstance(step, (Solve, Branch, Tune))]
         self.solving: tuple[Solve, ...] = tuple(recipe.solving) or (RTN(),)
         self.late: list[Step] = [*self.solving, *recipe.branches]
@@ -250,6 +258,7 @@ class _Run:
                     transforming.look(group, seen, schemes)
             if transforming is not None:
                 self._transform(assignments, transforming)
+        self._give_grids(assignments, self.trained.grids)
         for one in assignments:
             self._choose(one)
         if self.recipe.tuning:
@@ -303,10 +312,8 @@ class _Run:
         if tuned.grids and (self.recipe.solving or step.follows_codes):
             other = type(self.recipe.solving[0]).__name__ if self.recipe.solving else "the codes, which are there already"
             raise QuantizationError(f"{type(step).__name__} learns the grids of codes, and {other} would not keep to them")
-        grids = {name: [OnGrid(*one) for one in several] for name, several in tuned.grids.items()}
+        self._give_grids(members, tuned.grids)
         for one in members:
-            every = [grids.get(value.name, [None] * len(one.layer.matrices(value))) for value in one.layer.weights if value is not None]
-            one.grids = {place: found for place, found in enumerate(chain(*every)) if found is not None}
             one.facts |= tuned.facts
             self._scale(one, tuned)
         part.scale(tuned.scales)
@@ -321,6 +328,14 @@ class _Run:
             one.rtn_errors = _rtn_errors(one)
             change = Equivalence(scale=tuned.scales[tensor.name])
             one.statistics = tuple(None if seen is None else changed_statistics(seen, change) for seen in one.statistics)
+
+    @staticmethod
+    def _give_grids(assignments: Sequence[Assignment], learned: Mapping[str, Sequence[Grid]]) -> None:
+        """The grids of weights by their names: one step for all layers that read a weight, so that it is stored once."""
+        grids = {name: [OnGrid(*one) for one in several] for name, several in learned.items()}
+        for one in assignments if grids else ():
+            every = [grids.get(value.name, [None] * len(one.layer.matrices(value))) for value in one.layer.weights if value is not None]
+            one.grids |= {place: found for place, found in enumerate(chain(*every)) if found is not None}
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
@@ -381,8 +396,8 @@ class _Run:
             by_tensor.setdefault((graph, tensor, inputs), []).append(one)
         choosing = self.recipe.ranges
         for (graph, tensor, inputs), members in by_tensor.items():
-            (statistics,) = members[0].statistics
-            if statistics is None:
+            known, statistics = self.trained.ranges.get(tensor.name), next(iter(members[0].statistics), None)
+            if known is None and statistics is None:
                 for one in members:
                     one.left = Reason(f"static activations come from runs, and {UNREACHED}")
                 continue
@@ -390,7 +405,7 @@ class _Run:
                 raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
             readers = [one.layer for one in members]
             try:
-                found = (choosing[0].range if choosing else _default_range)(inputs, statistics)
+                found = known or self._range(inputs, statistics)
             except ValueError as error:
                 for one in members:
                     one.left = Reason(str(error))
@@ -402,6 +417,10 @@ class _Run:
             for one in members:
                 one.rewire(rounded)
                 one.facts |= found.facts
+
+    def _range(self, inputs: Inputs, statistics: Statistics | None) -> InputRange:
+        assert statistics is not None
+        return (self.recipe.ranges[0].range if self.recipe.ranges else _default_range)(inputs, statistics)
 
     def _stored(self, members: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
         """Codes of layers side by side, then each layer stored."""

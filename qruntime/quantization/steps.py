@@ -193,6 +193,15 @@ class Tuned:
     facts: Facts = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training decided of a whole model, by names: of weights the grids, as in `Tuned`, and of tensors that layers read the
+    ranges of static activations."""
+
+    grids: Mapping[str, Sequence[Grid]] = field(default_factory=dict)
+    ranges: Mapping[str, InputRange] = field(default_factory=dict)
+
+
 @runtime_checkable
 class Tune(Protocol):
     """A step with gradients. Those whose `follows_codes` is false see blocks whose layers are floats yet, and codes are made of

@@ -76,24 +76,35 @@ def _on_grid(weight: Any, args: QArgs, scale: Any, zero_point: Any | None, *, cl
 
 
 def initial_step(weight: Any, args: QArgs) -> Any:
-    """Step sizes that LSQ begins with, 2 · mean|w| / √qmax, of the shape of those of `parameters`."""
+    """Step sizes that LSQ begins with, 2 · mean|w| / √qmax, of the shape of those of `parameters`; qmax is half the range of codes
+    that have no sign, and of tables their greatest entry."""
     size = args.granularity.size if args.granularity.kind == GROUP else weight.shape[1]
     groups = weight.detach().abs().split(size, 1)
     means = [group.mean() if args.granularity.kind == "tensor" else group.mean(1) for group in groups]
     import torch
 
     mean = torch.stack(means, -1).reshape(-1, len(means))
-    return (2 * mean / math.sqrt(args.format.qmax)).clamp(min=torch.finfo(torch.float32).tiny)
+    return (2 * mean / math.sqrt(_most(args))).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def gradient_scale(weight: Any, args: QArgs, steps: Any) -> float:
     """What LSQ multiplies gradients of step sizes with: 1 / √(numbers of a step · qmax)."""
-    return 1 / math.sqrt(weight.numel() / steps.numel() * args.format.qmax)
+    return 1 / math.sqrt(weight.numel() / steps.numel() * _most(args))
+
+
+def _most(args: QArgs) -> float:
+    form = args.format
+    return float(np.nanmax(form.values)) if form.table is not None else (form.qmax if args.symmetric else (form.qmax - form.qmin) / 2)
 
 
 def with_scaled_gradient(x: Any, factor: float) -> Any:
     """`x` itself, whose gradient counts `factor` times."""
     return _functions().ScaledGradient.apply(x, factor)
+
+
+def with_values(x: Any, values: Any) -> Any:
+    """`values`, whose gradient is that of `x`."""
+    return _functions().Values.apply(x, values)
 
 
 def straight_through_round(x: Any) -> Any:
@@ -160,18 +171,15 @@ def rounding_of_mark(mark: LayerMark) -> Rounding | None:
 
 
 class MovingRange:
-    """The range of a static activation: a moving average of the extremes of batches, until it is frozen."""
+    """The range of a static activation: a moving average of the extremes of batches."""
 
     def __init__(self, form: Format, momentum: float = 0.99):
         self.format, self.momentum = form, momentum
         self.low: float | None = None
         self.high: float | None = None
-        self.is_frozen = False
 
     def see(self, x: Any) -> None:
         """Take the extremes of one batch into account."""
-        if self.is_frozen:
-            return
         low, high = min(0.0, float(x.detach().amin())), max(0.0, float(x.detach().amax()))
         first = self.low is None or self.high is None
         self.low = low if first else self.momentum * self.low + (1 - self.momentum) * low  # type: ignore[operator]
@@ -183,7 +191,7 @@ class MovingRange:
         from qruntime.quantization.steps import InputRange
 
         if self.low is None or self.high is None:
-            raise ValueError("the range of static activations is not known before a batch was seen")
+            raise ValueError("the range of static activations is not known before a batch was seen in training mode")
         scale, zero_point = of_range(InputRange(np.float32(self.low), np.float32(self.high)), self.format)
         scale, zero_point = _tensors(scale, zero_point.astype(np.float32))
         return rounded_in_range(x, scale, zero_point, self.format.qmax)
@@ -287,6 +295,15 @@ def _functions() -> SimpleNamespace:
         def backward(ctx: Any, grad: Any) -> Any:
             return grad
 
+    class Values(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any, values: Any) -> Any:
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            return grad, None
+
     class ScaledGradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any, factor: float) -> Any:
@@ -297,4 +314,6 @@ def _functions() -> SimpleNamespace:
         def backward(ctx: Any, grad: Any) -> Any:
             return grad * ctx.factor, None
 
-    return SimpleNamespace(Integers=Integers, Table=Table, Float8=Float8, Round=Round, Half=Half, ScaledGradient=ScaledGradient)
+    return SimpleNamespace(
+        Integers=Integers, Table=Table, Float8=Float8, Round=Round, Half=Half, Values=Values, ScaledGradient=ScaledGradient
+    )

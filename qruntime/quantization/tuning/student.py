@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qruntime.ir import Graph, Node, Value
+from qruntime.ir.formats import FP8
 from qruntime.quantization.layers import weights_of
-from qruntime.quantization.scheme import QArgs, Scheme
+from qruntime.quantization.scheme import Inputs, QArgs, Scheme
+from qruntime.quantization.selection import layer_kind
 from qruntime.quantization.tuning.fake_quantization import Rounding, nearest, rounding_of
 from qruntime.quantization.tuning.parameters import Parameter, learned
 from qruntime.quantization.tuning.torch_graph import TorchGraph
@@ -27,7 +29,7 @@ class Student:
         self.schemes = {node: scheme for node, scheme in schemes.items() if node in inside and not is_stored(node)}
         streams = () if starts is None else self.part.starts
         self.parameters: dict[str, Parameter] = learned(self.part.nodes, self.schemes, streams)
-        self.roundings: dict[Node, Rounding | None] = {node: rounding_of(scheme.inputs) for node, scheme in self.schemes.items()}
+        self.roundings: dict[Node, Rounding | None] = {node: rounding_of(_inputs(node, scheme)) for node, scheme in self.schemes.items()}
         """How layers round what they read; a method may put others in their place."""
         self._frozen: dict[str, Any] = {}
 
@@ -61,6 +63,12 @@ class Student:
         if parameter.name not in self._frozen:
             self._frozen[parameter.name] = rounded(parameter, parameter.tensor())
         return self._frozen[parameter.name]
+
+
+def _inputs(node: Node, scheme: Scheme) -> Inputs | None:
+    """What is done to activations: embeddings have none, and layers of float16 weights multiply floats."""
+    is_float = layer_kind(node) == "Embedding" or (scheme.weights is not None and scheme.weights.format.is_float)
+    return None if is_float and scheme.inputs is not None and scheme.inputs.format is not FP8 else scheme.inputs
 
 
 def is_stored(node: Node) -> bool:

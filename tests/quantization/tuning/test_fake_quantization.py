@@ -135,8 +135,6 @@ def test_static_activations_are_what_files_make_of_them(bits: int):
     clipped = (np.rint(other / scale) + zero_point > form.qmax) | (np.rint(other / scale) + zero_point < 0)
     assert clipped.any()
     assert (given.grad.numpy() == ~clipped).all()
-    seen.is_frozen = True
-    seen.see(torch.from_numpy(other * 9))
     assert seen.high < other.max()
 
 

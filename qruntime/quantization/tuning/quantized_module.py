@@ -1,0 +1,274 @@
+"""A model as a torch.nn.Module that is trained for a scheme: `QuantizedModule`, which exists when it is asked for.
+
+    module = QuantizedModule(qruntime.load("model.onnx"), "W4A8")
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    for ids, labels in loader:                                   # the loop is yours
+        loss = cross_entropy(module(ids), labels) …
+    module.to_model().save("model.w4a8.onnx")
+
+Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference (2018); step sizes
+that are learned: Esser et al., Learned Step Size Quantization (2020).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qruntime.errors import InputError, QuantizationError
+from qruntime.ir import Graph, Node, clone
+from qruntime.quantization.quantizing import Assignment, decide, quantize_with
+from qruntime.quantization.recipe import Recipe
+from qruntime.quantization.request import Request
+from qruntime.quantization.scheme import QArgs, Scheme
+from qruntime.quantization.steps import Trained
+from qruntime.quantization.storing import Storing
+from qruntime.quantization.tuning import fake_quantization as fake
+from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
+from qruntime.quantization.tuning.static_inputs import StaticInputs
+from qruntime.quantization.tuning.student import Student
+
+MINMAX, LSQ = "minmax", "lsq"
+"""Whence the step sizes of weights come: from their range at every step, or learned."""
+
+
+@functools.cache
+def module_class() -> type:
+    """`QuantizedModule`. Needs torch: pip install qruntime[train]."""
+    try:
+        import torch
+    except ImportError as error:
+        raise QuantizationError("QuantizedModule trains with torch, which is not there: pip install qruntime[train]") from error
+
+    class QuantizedModule(torch.nn.Module):
+        """What `model` computes, with the numbers that `scheme` leaves of weights and activations; trained, it becomes that model.
+
+        `scheme`, `overrides`, `only` and `exclude` are those of `model.quantize`, and select the same layers. Parameters are
+        the floats that the model has learned, under their names in the file, float32 master copies of what codes are made
+        of: weights, biases, norms, tables; a head that is the table of the embedding stays it. What is stored in codes
+        already stays. With `steps="lsq"` the step sizes of weights are parameters too, `…_step`. Static activations have
+        moving averages of their extremes with `momentum`, in training mode, until `freeze_ranges`.
+
+        In training mode the forward pass is that of torch with every number rounded as the codes will be, straight through for
+        gradients. In evaluation mode it gives the bits of `to_model()`; gradients, where wanted, are those of the former.
+        """
+
+        def __init__(
+            self,
+            model: Any,
+            scheme: str | Scheme = "W8A8",
+            *,
+            overrides: Mapping[object, Any] | None = None,
+            only: Iterable[object] | None = None,
+            exclude: Iterable[object] = (),
+            steps: str = MINMAX,
+            momentum: float = 0.99,
+        ):
+            super().__init__()
+            if steps not in (MINMAX, LSQ):
+                raise QuantizationError(f"steps must be {MINMAX!r} or {LSQ!r}, got {steps!r}")
+            self._model, self._request = model, Request(scheme, overrides, only, exclude)
+            if self._request.scheme.cache is not None:
+                raise QuantizationError("a module has float caches of keys and values: quantize them when it is a model, with -KV")
+            self._graph, self._fixed = model._copied()
+            separate(self._graph.nodes)
+            schemes = _schemes(self._graph, self._request)
+            self._student = Student(self._graph, schemes)
+            self._static = StaticInputs(self._student.schemes, momentum)
+            self._student.roundings |= self._static.roundings
+            parameters = self._student.parameters
+            self._tied = _tied(parameters)
+            self._paths = {name: _register(self, name, one.tensor().float()) for name, one in parameters.items() if name not in self._tied}
+            self._steps = {name: _steps(self, one) for name, one in parameters.items() if _learns_steps(one, steps)}
+            self._made: tuple[Any, Any] | None = None
+            self.is_quantized = True
+            """False: the float model, for training without any rounding."""
+
+        def forward(self, *inputs: Any, **feeds: Any) -> Any:
+            """Tensors or arrays in the order of the model's inputs, or by their names. A tensor, or of several outputs a dict."""
+            known = self._known(inputs, feeds)
+            if self.training or not self.is_quantized:
+                self._static.begin(sees=self.training)
+                return self._named(self._run(known))
+            exact = self.to_model().run({value.name: _array(given) for value, given in known.items()})
+            made = [torch.from_numpy(np.ascontiguousarray(exact[name])) for name in self._graph.output_names]
+            if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
+                self._static.begin(sees=False)
+                rounded = self._run(known)
+                made = [_with_values(rounded[value], one) for value, one in zip(self._graph.outputs, made, strict=True)]
+            return self._named(dict(zip(self._graph.outputs, made, strict=True)))
+
+        def to_model(self) -> Any:
+            """The model that `model.quantize` makes of these parameters, steps and ranges; the same object until they change."""
+            state = self._state()
+            if self._made is None or self._made[0] != state:
+                graph = self._with_masters()
+                report = quantize_with(
+                    graph, Recipe("QAT"), self._request, threads=self._model.threads, trained=Trained(self._grids(), self._static.ranges())
+                )  # fmt: skip
+                self._made = state, self._model._quantized(graph, self._fixed, report, False)
+            return self._made[1]
+
+        def to_float(self) -> Any:
+            """The float model of these parameters."""
+            return self._model._quantized(self._with_masters(), self._fixed, self._model.report, False)
+
+        def freeze_ranges(self, is_frozen: bool = True) -> None:
+            """Ranges of static activations stay as they are from now on."""
+            self._static.is_frozen = is_frozen
+
+        def get_extra_state(self) -> dict[str, Any]:
+            return self._static.state()
+
+        def set_extra_state(self, state: dict[str, Any]) -> None:
+            self._static.restore(state)
+
+        def extra_repr(self) -> str:
+            return f"{self._request.scheme}, {len(self._student.schemes)} layers"
+
+        def _run(self, known: dict[Any, Any]) -> dict[Any, Any]:
+            masters = self._masters()
+            weights = {name: self._on_steps(self._student.parameters[name], masters[name]) for name in self._steps}
+            return self._student.run(known, masters, weights=weights, is_quantized=self.is_quantized)
+
+        def _masters(self) -> dict[str, Any]:
+            own = {name: self.get_parameter(path) for name, path in self._paths.items()}
+            return own | {name: own[table].T for name, table in self._tied.items()}
+
+        def _on_steps(self, parameter: Parameter, master: Any) -> Any:
+            args, matrices = parameter.args, parameter.matrices(master)
+            assert args is not None
+            made = []
+            for matrix, (path, zero_point) in zip(matrices, self._steps[parameter.name], strict=True):
+                steps = self.get_parameter(path)
+                scaled = fake.with_scaled_gradient(steps, fake.gradient_scale(matrix, args, steps)).clamp(min=LEAST_STEP)
+                made.append(fake.with_parameters(matrix, args, scaled, zero_point))
+            return parameter.joined(made)
+
+        def _grids(self) -> dict[str, list[tuple[np.ndarray, np.ndarray | None]]]:
+            def grid(path: str, zero_point: Any) -> tuple[np.ndarray, np.ndarray | None]:
+                steps = self.get_parameter(path).detach().clamp(min=LEAST_STEP).numpy()
+                return steps, None if zero_point is None else zero_point.numpy()
+
+            return {name: [grid(*one) for one in several] for name, several in self._steps.items()}
+
+        def _with_masters(self) -> Graph:
+            graph = clone(self._graph)
+            by_name = {value.name: value for value in graph.constants()}
+            for name, master in self._masters().items():
+                old = by_name[name].data
+                assert old is not None
+                by_name[name].data = master.detach().numpy().astype(old.dtype, order="C")
+            return graph
+
+        def _known(self, inputs: tuple[Any, ...], feeds: dict[str, Any]) -> dict[Any, Any]:
+            wanted = self._graph.inputs
+            if len(inputs) > len(wanted):
+                raise InputError(f"{len(inputs)} inputs given, the model has {len(wanted)}: {', '.join(v.name for v in wanted)}")
+            given = {value.name: one for value, one in zip(wanted, inputs)} | feeds
+            unknown = sorted(given.keys() - {value.name for value in wanted})
+            missing = [value.name for value in wanted if value.name not in given]
+            if unknown or missing:
+                what = f"unknown input {unknown[0]!r}" if unknown else f"missing input {missing[0]!r}"
+                raise InputError(f"{what}; the inputs are: {', '.join(value.name for value in wanted)}")
+            return {value: given[value.name] for value in wanted}
+
+        def _named(self, made: Mapping[Any, Any]) -> Any:
+            outputs = {name: made[value] for value, name in zip(self._graph.outputs, self._graph.output_names, strict=True)}
+            return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+        def _state(self) -> Any:
+            """What tells whether anything was trained since."""
+            return tuple((one.data_ptr(), one._version) for one in self.parameters()), str(self._static.state())
+
+    QuantizedModule.__module__, QuantizedModule.__qualname__ = "qruntime.quantization", "QuantizedModule"
+    return QuantizedModule
+
+
+LEAST_STEP = 1e-8
+"""Step sizes stay above 0."""
+
+
+def _schemes(graph: Graph, request: Request) -> dict[Node, Scheme]:
+    """Those of the layers that `model.quantize` would store."""
+    from qruntime.quantization.methods.rtn import RTN
+    from qruntime.quantization.solving import Solving
+
+    storing, found = Storing(graph), {}
+    for node, one in decide(graph, request).items():
+        if not isinstance(one, Assignment) or one.scheme.weights is None:
+            continue
+        if storing.misfit(one.layer, Solving((RTN(),), one.scheme.weights)) is None:
+            found[node] = one.scheme
+    return found
+
+
+def _tied(parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    """Weights that are the table of an embedding the other way round, as heads of language models are."""
+    tables = [one for one in parameters.values() if one.role == TABLE]
+    found = {}
+    for one in parameters.values():
+        if one.role != WEIGHT or one.layer is None or one.layer.kind != "Linear":
+            continue
+        assert one.value.data is not None
+        for table in tables:
+            assert table.value.data is not None
+            if one.value.data.shape == table.value.data.shape[::-1] and np.array_equal(one.value.data.T, table.value.data):
+                found[one.name] = table.name
+    return found
+
+
+def _register(module: Any, name: str, tensor: Any) -> str:
+    """Make a parameter of that name, whose dots lead through modules as in torch, and return its path."""
+    import torch
+
+    parts = name.split(".")
+    owner = module
+    if all(parts):
+        for part in parts[:-1]:
+            inner = owner._modules.get(part)
+            if inner is None and hasattr(owner, part):  # a name of torch's own
+                parts, owner = [name.replace(".", "_")], module
+                break
+            if inner is None:
+                owner.add_module(part, torch.nn.Module())
+            owner = owner._modules[part]
+    else:
+        parts = [name.replace(".", "_")]
+    last = parts[-1]
+    while hasattr(owner, last):
+        last += "_"
+    owner.register_parameter(last, torch.nn.Parameter(tensor))
+    return ".".join([*(parts[:-1] if owner is not module else []), last])
+
+
+def _learns_steps(parameter: Parameter, steps: str) -> bool:
+    return steps == LSQ and parameter.args is not None and not parameter.args.format.is_float
+
+
+def _steps(module: Any, parameter: Parameter) -> list[tuple[str, Any]]:
+    """For each matrix of a weight the path of its step sizes, and its zero points, which stay."""
+    args = parameter.args
+    assert isinstance(args, QArgs)
+    if args.scales.kind != "float32":
+        raise QuantizationError(f"steps that are learned are float32, not {args.scales.kind} as those of {parameter.name!r} are to be")
+    matrices, found = parameter.matrices(parameter.tensor().float()), []
+    for number, matrix in enumerate(matrices):
+        _, zero_point = fake.parameters(matrix, args)
+        suffix = "_step" if len(matrices) == 1 else f"_step{number}"
+        found.append((_register(module, parameter.name + suffix, fake.initial_step(matrix, args)), zero_point))
+    return found
+
+
+def _array(given: Any) -> np.ndarray:
+    return given.detach().numpy() if hasattr(given, "detach") else np.asarray(given)
+
+
+def _with_values(rounded: Any, exact: Any) -> Any:
+    """`exact`, with the gradient of `rounded`."""
+    if not rounded.requires_grad:
+        return exact
+    return fake.with_values(rounded, exact)

@@ -315,6 +315,7 @@ class Model:
         progress: bool | Callable[[int, int, str], None] = False,
         strict: bool = False,
         inplace: bool = False,
+        **options: Any,
     ) -> Model:
         """A model whose weights have 2 to 8 bits, in integers or by a table, with float or quantized activations.
 
@@ -330,6 +331,7 @@ class Model:
         hold padding, which then does not count. Tensors that wait beyond `calibration_bytes` (a quarter of the free memory)
         lie in a temporary file. `seed` is that of steps that draw numbers: the same arguments give the same codes.
         `progress`: True shows a bar, or lines where the output is no terminal; or it is called with (done, total, what).
+        Further `options` are those of the steps of the recipe: `loss`, `epochs`, `lr`, `checkpoint` of "QAT", for one.
 
         Raises QuantizationError for arguments that mean nothing, for data that do not fit and for what does not exist. This
         model stays as it was then, and when the call is interrupted.
@@ -340,8 +342,14 @@ class Model:
         from qruntime.quantization.quantizing import quantize_with
         from qruntime.quantization.request import Request
 
-        read = recipes.seeded(recipes.read(recipe, RECIPES), seed)
+        read = recipes.seeded(recipes.with_options(recipes.read(recipe, RECIPES), options), seed)
         request = Request(read.scheme if scheme is None else scheme, overrides, only, exclude)  # type: ignore[arg-type]
+        if read.training is not None:
+            from qruntime.quantization.tuning.calling import trained_module
+
+            with shown(progress, of_steps=True) as report_progress:
+                made: Model = trained_module(self, read, request, data, mask, report_progress, strict=strict).to_model()
+            return self._become(made) if inplace else made
         graph, fixed = self._copied()
         with shown(progress) as report_progress:
             report = quantize_with(
@@ -349,6 +357,12 @@ class Model:
                 threads=self.threads, strict=strict,
             )  # fmt: skip
         return self._quantized(graph, fixed, report, inplace)
+
+    def _become(self, other: Model) -> Model:
+        """Hold what another model does."""
+        self._adopt(other._declared)
+        self._report, self._spent = other._report, other._spent
+        return self
 
     def finetune(
         self,

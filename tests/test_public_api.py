@@ -26,7 +26,7 @@ SIGNATURES = {
     Model.__call__: "(self, *values, **named)",
     Model.quantize: (
         "(self, recipe=None, *, scheme=None, data=None, overrides=None, only=None, exclude=(), mask=None, calibration_bytes=None, "
-        "seed=0, progress=False, strict=False, inplace=False)"
+        "seed=0, progress=False, strict=False, inplace=False, **options)"
     ),
     Model.quantize_dynamic: (
         "(self, qconfig_spec=None, dtype='qint8', mapping=None, inplace=False, *, per_channel=None, activation=None, "

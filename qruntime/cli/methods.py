@@ -87,5 +87,5 @@ class ListMethods(argparse.Action):
 
         for recipe in RECIPES.values():
             head, *steps = str(recipe).splitlines()
-            print(f"{head}{', needs --data' if recipe.looking or parse(recipe.scheme).needs_data else ''}", *steps, sep="\n")
+            print(f"{head}{', needs --data' if recipe.needs_data or parse(recipe.scheme).needs_data else ''}", *steps, sep="\n")
         parser.exit()

@@ -260,6 +260,8 @@ class _Run:
                 self._transform(assignments, transforming)
         self._give_grids(assignments, self.trained.grids)
         for one in assignments:
+            one.facts |= self.trained.facts
+        for one in assignments:
             self._choose(one)
         if self.recipe.tuning:
             from qruntime.quantization.tuning.parameters import separate

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Transform, Tune
+from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Train, Transform, Tune
 
 DEFAULT_SCHEME = "W4A16-g128"
 
@@ -38,6 +38,10 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.training is not None and len(self.steps) > 1:
+            beside = next(step for step in self.steps if not isinstance(step, Train))
+            name = type(self.training).__name__
+            raise QuantizationError(f"{name} trains the whole model and makes its codes: {type(beside).__name__} has no place beside it")
         ranks = [_rank(step) for step in self.steps]
         if ranks != sorted(ranks):
             first = next(i for i in range(1, len(ranks)) if ranks[i] < ranks[i - 1])
@@ -84,6 +88,10 @@ class Recipe:
         return [step for step in self.steps if isinstance(step, Tune)]
 
     @property
+    def training(self) -> Train | None:
+        return next((step for step in self.steps if isinstance(step, Train)), None)
+
+    @property
     def requires(self) -> frozenset[str]:
         """What its steps need to know of activations; nothing of recipes that take no data."""
         return frozenset().union(*(step.requires for step in self.steps))
@@ -92,6 +100,15 @@ class Recipe:
     def looking(self) -> list[Step]:
         """Steps that see data: activations, or the outputs of blocks."""
         return [step for step in self.steps if step.requires or isinstance(step, Tune)]
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether it needs torch."""
+        return bool(self.tuning) or self.training is not None
+
+    @property
+    def needs_data(self) -> bool:
+        return bool(self.looking) or (self.training is not None and self.training.takes_data)
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.scheme}", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
@@ -114,6 +131,8 @@ def _place(step: Step) -> tuple[float, str]:
     """Where a step stands among the kinds, and what it does."""
     if isinstance(step, Tune):
         return _TUNES[step.follows_codes]
+    if isinstance(step, Train):
+        return 6, "trains the whole model"
     for rank, (kind, purpose) in enumerate(_ORDER):
         if isinstance(step, kind):
             return rank, purpose
@@ -170,6 +189,25 @@ def read(given: object, recipes: Recipes) -> Recipe:
     if isinstance(given, type):
         raise QuantizationError(f"recipe has the class {given.__name__} among its steps; make one: {given.__name__}()")
     return Recipe("", DEFAULT_SCHEME, (given,))  # type: ignore[arg-type]
+
+
+def with_options(recipe: Recipe, options: Mapping[str, object]) -> Recipe:
+    """The same with options of its steps. QuantizationError for one that no step has, and for values that mean nothing."""
+    known = {field.name for step in recipe.steps for field in fields(step)}  # type: ignore[arg-type]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        has = f"its options are: {', '.join(sorted(known))}" if known else "it has no options"
+        raise QuantizationError(f"{recipe.name or 'the recipe'} has no option {unknown[0]!r}; {has}")
+    try:
+        steps = [_with(step, options) for step in recipe.steps]
+    except ValueError as error:
+        raise QuantizationError(f"{recipe.name}: {error}") from error
+    return replace(recipe, steps=tuple(steps))
+
+
+def _with(step: Step, options: Mapping[str, object]) -> Step:
+    own = {field.name for field in fields(step)}  # type: ignore[arg-type]
+    return replace(step, **{name: value for name, value in options.items() if name in own})  # type: ignore[type-var]
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:

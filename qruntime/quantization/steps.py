@@ -9,6 +9,7 @@ They are taken in this order, those of one kind in the order of the recipe:
     Solve       makes the codes of a weight
     Branch      adds to a layer what makes good for a part of what its codes lost
     Tune        learns floats by gradients, block by block: before the codes are made of them, or around codes that are there
+    Train       trains the model as a whole, in place of all others
 
 A step says what it needs to know of activations in `requires` (statistics.py); a recipe whose steps need nothing takes no data.
 """
@@ -200,6 +201,7 @@ class Trained:
 
     grids: Mapping[str, Sequence[Grid]] = field(default_factory=dict)
     ranges: Mapping[str, InputRange] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -218,4 +220,27 @@ class Tune(Protocol):
         ...
 
 
-Step = Transform | Choose | Range | Solve | Branch | Tune
+@runtime_checkable
+class Train(Protocol):
+    """A step that trains the model as a whole, and alone makes its codes: a recipe has no other beside it."""
+
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    @property
+    def takes_data(self) -> bool:
+        """False of those that make their data themselves."""
+        ...
+
+    @property
+    def steps(self) -> str:
+        """Whence step sizes of weights come: "minmax" or "lsq"."""
+        ...
+
+    def train(self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Progress) -> Facts:
+        """Train a `QuantizedModule` in place. `teacher` is the float model, `feeds` hold its inputs and what else the data have."""
+        ...
+
+
+Progress = Callable[[int, int, str], None]
+Step = Transform | Choose | Range | Solve | Branch | Tune | Train

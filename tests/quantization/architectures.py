@@ -180,7 +180,7 @@ def cnn() -> Architecture:
     return Architecture(net.bytes({"x": ["b", 3, 8, 8]}, {y: ["b", 10]}), feed, {"x": 0, y: 0})
 
 
-NAMES = [name for name in recipes if not recipes[name].tuning]
+NAMES = [name for name in recipes if not recipes[name].has_gradients]
 """Recipes that any architecture has layers for; those with gradients go block by block, and have tests of their own (tuning/)."""
 
 ARCHITECTURES = {

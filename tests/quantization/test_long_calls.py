@@ -18,7 +18,7 @@ from qruntime.errors import QuantizationError
 from qruntime.quantization.methods import RECIPES
 from tests.quantization.test_report import DATA, chain
 
-UNTUNED = [name for name, recipe in RECIPES.items() if not recipe.tuning]
+UNTUNED = [name for name, recipe in RECIPES.items() if not recipe.has_gradients]
 FEEDS = [{"x": DATA[0]["x"][at : at + 50]} for at in range(0, 200, 50)]
 
 

@@ -11,6 +11,7 @@ from qruntime.quantization.methods.norm_tweaking import NormTweaking
 from qruntime.quantization.methods.olive import OliVe
 from qruntime.quantization.methods.omniquant import OmniQuant
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
+from qruntime.quantization.methods.qat import QAT
 from qruntime.quantization.methods.quantease import QuantEase
 from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
@@ -38,6 +39,7 @@ RECIPES = Recipes(
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
         Recipe("OmniQuant", "W3A16-g128", (OmniQuant(),)),
         Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),
+        Recipe("QAT", "W4A8", (QAT(),)),
         Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank(rank=16))),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},

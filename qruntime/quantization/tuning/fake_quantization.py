@@ -24,7 +24,7 @@ from qruntime.ir.formats import FP8, Format
 from qruntime.ir.marks import PER_TOKEN
 from qruntime.ir.stored import numbers
 from qruntime.quantization import grid
-from qruntime.quantization.scheme import BILEVEL, GROUP, TOKEN, Inputs, QArgs
+from qruntime.quantization.scheme import BILEVEL, GROUP, TENSOR, TOKEN, Inputs, QArgs
 
 Rounding = Callable[[Any], Any]
 """Of rows that a layer reads, what they become: a tensor of that shape."""
@@ -76,15 +76,29 @@ def _on_grid(weight: Any, args: QArgs, scale: Any, zero_point: Any | None, *, cl
 
 
 def initial_step(weight: Any, args: QArgs) -> Any:
-    """Step sizes that LSQ begins with, 2 · mean|w| / √qmax, of the shape of those of `parameters`; qmax is half the range of codes
-    that have no sign, and of tables their greatest entry."""
-    size = args.granularity.size if args.granularity.kind == GROUP else weight.shape[1]
-    groups = weight.detach().abs().split(size, 1)
-    means = [group.mean() if args.granularity.kind == "tensor" else group.mean(1) for group in groups]
+    """Step sizes to begin with: of shares of those of `parameters`, 1 to 0.4, the ones that leave the least squared error."""
     import torch
 
-    mean = torch.stack(means, -1).reshape(-1, len(means))
-    return (2 * mean / math.sqrt(_most(args))).clamp(min=torch.finfo(torch.float32).tiny)
+    whole, zero_point = parameters(weight, args)
+    best, least = whole.clone(), torch.full_like(whole, math.inf)
+    for share in _SHARES:
+        rounded = with_parameters(weight.detach(), args, whole * share, zero_point)
+        error = _by_step((rounded - weight.detach()).square(), args)
+        best, least = torch.where(error < least, whole * share, best), torch.minimum(error, least)
+    return best
+
+
+_SHARES = np.linspace(1, 0.4, 13).tolist()
+
+
+def _by_step(numbers: Any, args: QArgs) -> Any:
+    """Sums over the numbers [N, K] that share a step."""
+    kind, size = args.granularity.kind, args.granularity.size
+    if kind == TENSOR:
+        return numbers.sum().reshape(1, 1)
+    if kind != GROUP:
+        return numbers.sum(1, keepdim=True)
+    return _functional().pad(numbers, (0, -numbers.shape[1] % size)).unflatten(1, (-1, size)).sum(-1)
 
 
 def gradient_scale(weight: Any, args: QArgs, steps: Any) -> float:

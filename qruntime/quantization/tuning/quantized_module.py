@@ -13,7 +13,7 @@ that are learned: Esser et al., Learned Step Size Quantization (2020).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,16 @@ import numpy as np
 from qruntime.errors import InputError, QuantizationError
 from qruntime.ir import Graph, Node, clone
 from qruntime.quantization.quantizing import Assignment, decide, quantize_with
+from qruntime.quantization.reasons import Reason
 from qruntime.quantization.recipe import Recipe
+from qruntime.quantization.report import SkippedLayer
 from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import QArgs, Scheme
+from qruntime.quantization.selection import layer_name
 from qruntime.quantization.steps import Trained
 from qruntime.quantization.storing import Storing
 from qruntime.quantization.tuning import fake_quantization as fake
+from qruntime.quantization.tuning.engine import check_engine
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
 from qruntime.quantization.tuning.student import Student
@@ -38,10 +42,8 @@ MINMAX, LSQ = "minmax", "lsq"
 @functools.cache
 def module_class() -> type:
     """`QuantizedModule`. Needs torch: pip install qruntime[train]."""
-    try:
-        import torch
-    except ImportError as error:
-        raise QuantizationError("QuantizedModule trains with torch, which is not there: pip install qruntime[train]") from error
+    check_engine("QuantizedModule")
+    import torch
 
     class QuantizedModule(torch.nn.Module):
         """What `model` computes, with the numbers that `scheme` leaves of weights and activations; trained, it becomes that model.
@@ -79,13 +81,20 @@ def module_class() -> type:
             self._student = Student(self._graph, schemes)
             self._static = StaticInputs(self._student.schemes, momentum)
             self._student.roundings |= self._static.roundings
+            self.facts: dict[str, Any] = {}
+            """What reports say of every layer beside the rest."""
+            self.is_quantized = True
+            """False: the float model, for training without any rounding."""
             parameters = self._student.parameters
             self._tied = _tied(parameters)
             self._paths = {name: _register(self, name, one.tensor().float()) for name, one in parameters.items() if name not in self._tied}
             self._steps = {name: _steps(self, one) for name, one in parameters.items() if _learns_steps(one, steps)}
             self._made: tuple[Any, Any] | None = None
-            self.is_quantized = True
-            """False: the float model, for training without any rounding."""
+
+        def outputs(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+            """All outputs by name, of a feed that may hold more than the inputs."""
+            made = self(**{value.name: feed[value.name] for value in self._graph.inputs})
+            return made if isinstance(made, dict) else {self._graph.output_names[0]: made}
 
         def forward(self, *inputs: Any, **feeds: Any) -> Any:
             """Tensors or arrays in the order of the model's inputs, or by their names. A tensor, or of several outputs a dict."""
@@ -106,15 +115,24 @@ def module_class() -> type:
             state = self._state()
             if self._made is None or self._made[0] != state:
                 graph = self._with_masters()
-                report = quantize_with(
-                    graph, Recipe("QAT"), self._request, threads=self._model.threads, trained=Trained(self._grids(), self._static.ranges())
-                )  # fmt: skip
+                trained = Trained(self._grids(), self._static.ranges(), self.facts)
+                report = quantize_with(graph, Recipe("QAT"), self._request, threads=self._model.threads, trained=trained)
                 self._made = state, self._model._quantized(graph, self._fixed, report, False)
             return self._made[1]
 
         def to_float(self) -> Any:
             """The float model of these parameters."""
             return self._model._quantized(self._with_masters(), self._fixed, self._model.report, False)
+
+        @property
+        def to_quantize(self) -> int:
+            """How many layers the scheme is for."""
+            return len(self._student.schemes)
+
+        def left(self) -> list[SkippedLayer]:
+            """Layers that stay float, with the reasons."""
+            decided = decide(clone(self._graph), self._request)
+            return [SkippedLayer(layer_name(node), node.op_type, one) for node, one in decided.items() if isinstance(one, Reason)]
 
         def freeze_ranges(self, is_frozen: bool = True) -> None:
             """Ranges of static activations stay as they are from now on."""
@@ -127,7 +145,7 @@ def module_class() -> type:
             self._static.restore(state)
 
         def extra_repr(self) -> str:
-            return f"{self._request.scheme}, {len(self._student.schemes)} layers"
+            return f"{self._request.scheme}, {self.to_quantize} layers"
 
         def _run(self, known: dict[Any, Any]) -> dict[Any, Any]:
             masters = self._masters()
@@ -226,23 +244,30 @@ def _register(module: Any, name: str, tensor: Any) -> str:
     import torch
 
     parts = name.split(".")
-    owner = module
-    if all(parts):
-        for part in parts[:-1]:
-            inner = owner._modules.get(part)
-            if inner is None and hasattr(owner, part):  # a name of torch's own
-                parts, owner = [name.replace(".", "_")], module
-                break
-            if inner is None:
-                owner.add_module(part, torch.nn.Module())
-            owner = owner._modules[part]
-    else:
+    if not all(parts) or _is_taken(module, parts[:-1]):
         parts = [name.replace(".", "_")]
-    last = parts[-1]
-    while hasattr(owner, last):
-        last += "_"
-    owner.register_parameter(last, torch.nn.Parameter(tensor))
-    return ".".join([*(parts[:-1] if owner is not module else []), last])
+    owner = module
+    for part in parts[:-1]:
+        if part not in owner._modules:
+            owner.add_module(part, torch.nn.Module())
+        owner = owner._modules[part]
+    while hasattr(owner, parts[-1]):
+        parts[-1] += "_"
+    owner.register_parameter(parts[-1], torch.nn.Parameter(tensor))
+    return ".".join(parts)
+
+
+def _is_taken(module: Any, parts: Sequence[str]) -> bool:
+    """Whether one of the modules on a path would have the name of something else."""
+    import torch
+
+    owner = module
+    for part in parts:
+        inner = owner._modules.get(part)
+        if inner is None and hasattr(owner, part):
+            return True
+        owner = torch.nn.Module() if inner is None else inner
+    return False
 
 
 def _learns_steps(parameter: Parameter, steps: str) -> bool:

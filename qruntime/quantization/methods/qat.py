@@ -1,0 +1,83 @@
+"""Quantization-aware training: the model is trained on with every number rounded as its codes will be.
+
+    forward     x̂ = s (clip(round(x / s) + z) − z)  for weights and what layers read
+    backward    ∂x̂/∂x = 1 where nothing was clipped; ∂x̂/∂s = round(x / s) − x / s there, and the code that it was clipped to elsewhere
+
+Jacob et al. (2018) for the fake quantization, Bengio et al. (2013) for the straight-through estimator, Esser et al., LSQ (2020) for
+step sizes that are learned, with gradients times 1 / √(numbers of a step · qmax). Codes are made of the master weights at the end, on
+the grids of the last step.
+
+What differs. Where `steps` is "minmax", step sizes are those of the range of the weights, found anew at every step. Where it is "lsq", they
+start from the share of that range that leaves the least squared error, not from 2 · mean|w| / √qmax, which few steps of training do not
+bring down far enough. Biases and norms are trained and stay float.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qruntime.errors import QuantizationError
+from qruntime.quantization.steps import Facts
+
+
+@dataclass(frozen=True)
+class QAT:
+    """`loss`: "next_token", "distill", "mse", or a function of (outputs, feed), both {name: tensor}, which returns a scalar tensor;
+    feeds may hold labels beside the inputs. `epochs` passes over the data, a step for each feed, with AdamW; `lr` falls to 0 as
+    a cosine does. `steps`: "minmax" or "lsq". `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
+
+    loss: str | Callable[[Mapping[str, Any], Mapping[str, Any]], Any] = "distill"
+    epochs: int = 1
+    lr: float = 1e-4
+    steps: str = "minmax"
+    weight_decay: float = 0.0
+    checkpoint: str | os.PathLike[str] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
+        if not 0 <= self.lr < np.inf:
+            raise ValueError(f"lr must be 0 or more, got {self.lr}")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def takes_data(self) -> bool:
+        return True
+
+    def train(
+        self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Callable[[int, int, str], None]
+    ) -> Facts:
+        """QuantizationError for a loss that is none, or that is not finite."""
+        from qruntime.quantization.tuning.aware_training import Training
+        from qruntime.quantization.tuning.output_losses import loss_of
+
+        loss = loss_of(self.loss, teacher.graph, _outputs_of(teacher), mask)
+        training = Training(
+            module, feeds, loss, epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed or 0,
+            checkpoint=self.checkpoint, progress=progress,
+        )  # fmt: skip
+        try:
+            return training.run()
+        except KeyError as error:
+            raise QuantizationError(f"loss reads {error.args[0]!r}, which neither the outputs nor the feed hold") from error
+
+
+def _outputs_of(teacher: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What the float model makes of a feed, with the kernels of the runtime."""
+
+    def outputs(feed: Mapping[str, Any]) -> dict[str, Any]:
+        import torch
+
+        made = teacher.run({value.name: feed[value.name].numpy() for value in teacher.graph.inputs})
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in made.items()}
+
+    return outputs

@@ -1,0 +1,42 @@
+"""`model.quantize` with a recipe that trains the model as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qruntime.errors import CalibrationError, QuantizationError
+from qruntime.quantization.feeds import Data, feeds_of
+from qruntime.quantization.recipe import Recipe
+from qruntime.quantization.report import raise_faults
+from qruntime.quantization.request import Request
+from qruntime.quantization.steps import Progress
+from qruntime.quantization.tuning.aware_training import checked_feeds
+from qruntime.quantization.tuning.engine import check_engine
+from qruntime.quantization.tuning.quantized_module import module_class
+
+
+def trained_module(
+    model: Any, recipe: Recipe, request: Request, data: Data | None, mask: str | None, progress: Progress | None, *, strict: bool
+) -> Any:
+    """A `QuantizedModule` of `model` after the training step of `recipe`, in evaluation mode.
+
+    CalibrationError where data are missing, or given to a step that makes its own; QuantizationError where `strict` and a layer
+    that was asked for cannot have the scheme.
+    """
+    step = recipe.training
+    assert step is not None
+    name = type(step).__name__
+    check_engine(name)
+    if step.takes_data and data is None:
+        raise CalibrationError(f"{name} trains on data: give data=, feeds {{input name: array}} that may hold labels beside the inputs")
+    if not step.takes_data and data is not None:
+        raise CalibrationError(f"{name} makes its data with the model itself, and takes none: leave data= out")
+    made = module_class()(model, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps)
+    if not made.to_quantize:
+        raise QuantizationError(f"{name} has nothing to train for: no layer is selected for {request.scheme}")
+    if strict:
+        raise_faults(made.left())
+    names = [value.name for value in model.graph.inputs]
+    feeds = [] if data is None else checked_feeds(list(feeds_of(data)), names)
+    made.facts = step.train(made, model, feeds, mask, progress or (lambda done, total, what: None))
+    return made.eval()

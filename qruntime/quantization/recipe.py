@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 
 from qruntime.errors import QuantizationError
@@ -193,7 +193,7 @@ def read(given: object, recipes: Recipes) -> Recipe:
 
 def with_options(recipe: Recipe, options: Mapping[str, object]) -> Recipe:
     """The same with options of its steps. QuantizationError for one that no step has, and for values that mean nothing."""
-    known = {field.name for step in recipe.steps for field in fields(step)}  # type: ignore[arg-type]
+    known = {name for step in recipe.steps for name in _options(step)}
     unknown = [name for name in options if name not in known]
     if unknown:
         has = f"its options are: {', '.join(sorted(known))}" if known else "it has no options"
@@ -206,8 +206,12 @@ def with_options(recipe: Recipe, options: Mapping[str, object]) -> Recipe:
 
 
 def _with(step: Step, options: Mapping[str, object]) -> Step:
-    own = {field.name for field in fields(step)}  # type: ignore[arg-type]
-    return replace(step, **{name: value for name, value in options.items() if name in own})  # type: ignore[type-var]
+    own = {name: options[name] for name in _options(step) if name in options}
+    return replace(step, **own) if own else step  # type: ignore[type-var]
+
+
+def _options(step: object) -> list[str]:
+    return [field.name for field in fields(step)] if is_dataclass(step) else []
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:

@@ -12,7 +12,7 @@ import qruntime
 from qruntime.errors import QuantizationError
 from qruntime.quantization.methods import RECIPES
 from qruntime.quantization.methods.rtn import RTN
-from qruntime.quantization.recipe import DEFAULT_SCHEME, Recipe, read, seeded
+from qruntime.quantization.recipe import DEFAULT_SCHEME, Recipe, read, seeded, with_options
 from qruntime.quantization.scheme import parse
 from tests.small_models import model_bytes, random
 
@@ -37,6 +37,24 @@ def test_recipes_are_found_whatever_the_case_and_punctuation():
         spellings = {name, name.lower(), name.upper(), name.replace("-", " ").replace("-", "_"), f" {name}. "}
         assert all(read(spelling, RECIPES) is RECIPES[name] for spelling in spellings)
     assert "RTN: W4A16-g128\n  1. RTN()" in str(RECIPES)
+
+
+class Plain:
+    """A step that is no dataclass, and has no options."""
+
+    requires = frozenset()
+
+    def branch(self, weight, restored, statistics): ...
+
+
+def test_options_go_to_the_steps_that_have_them():
+    made = with_options(read(["rtn", Adds(3)], RECIPES), {"seed": 5})
+    assert made.steps == (RTN(), Adds(5))
+    assert with_options(read(Plain(), RECIPES), {}).steps
+    with pytest.raises(QuantizationError, match="GPTQ has no option 'order'; its options are: actorder, block_size, dampening_frac"):
+        with_options(RECIPES["GPTQ"], {"order": 1})
+    with pytest.raises(QuantizationError, match="GPTQ: block_size must be 1 or more, got 0"):
+        with_options(RECIPES["GPTQ"], {"block_size": 0})
 
 
 def test_every_recipe_can_be_read():

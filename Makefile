@@ -2,8 +2,7 @@
 #
 #   make demo       quantize the bundled model and compare it with the float one
 #   make test       the whole test suite        (one file: make test TESTS=tests/test_model.py)
-#   make test-train tests of what needs torch, which it installs; TORCH=… says which build: plain wheels for x86 bring CUDA along,
-#                   TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu' does not
+#   make test-train tests of what needs torch, which it installs; TORCH=… says which (plain wheels for x86 bring CUDA along)
 #   make lint       ruff
 #   make types      mypy
 #   make portable   kernels and models on the plain C kernels alone

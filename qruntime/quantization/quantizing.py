@@ -11,26 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qruntime.errors import CalibrationError, QuantizationError
-from qruntime.ir import Graph, Node, Value, clone
-from qruntime.ir.formats import FLOAT16, FP8, INT8
-from qruntime.ir.marks import STATIC
+from qruntime.ir import Graph, Value, clone
+from qruntime.ir.formats import FLOAT16
 from qruntime.passes.cleanup import remove_dead_nodes
-from qruntime.passes.einsum import linear_einsum
-from qruntime.passes.stored.rounding_functions import LEAST_OPSET as LEAST_OPSET_OF_PAIRS
-from qruntime.passes.stored.writing import opset_beside
+from qruntime.quantization.assignments import Assignment, decide, forget_ranges, misfit, output_errors, rtn_errors_of, worst
 from qruntime.quantization.cache import describe_caches, quantize_caches
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
 from qruntime.quantization.layer_inputs import why_no_rows
-from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
+from qruntime.quantization.layers import Layer, layer_of, unfit_attributes
 from qruntime.quantization.low_rank import float_input, why_no_branch
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.outlier_pairs import input_range
@@ -40,13 +36,13 @@ from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import QuantizedLayer, Report, SkippedLayer, raise_faults
 from qruntime.quantization.request import Request
 from qruntime.quantization.rounding import RoundToHalf, snr_db
-from qruntime.quantization.scheme import GROUP, Inputs, QArgs, Scheme
+from qruntime.quantization.scheme import Inputs
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import OnGrid, Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
-from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS, insert_range
-from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics, output_error
-from qruntime.quantization.steps import Branch, Equivalence, Facts, Grid, InputRange, LowRankFactors, Solve, Step, Trained, Tune, Tuned
+from qruntime.quantization.static_ranges import insert_range
+from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics
+from qruntime.quantization.steps import Branch, Equivalence, Facts, Grid, InputRange, Solve, Step, Trained, Tune, Tuned
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming, changed_statistics
 from qruntime.quantization.tuning.engine import check_engine
@@ -57,48 +53,6 @@ if TYPE_CHECKING:
 
 UNREACHED = "no feed reaches it"
 """A layer of a branch that no run takes."""
-
-
-@dataclass(eq=False)
-class Assignment:
-    """A layer that is to be quantized, and what becomes known of it on the way."""
-
-    layer: Layer
-    scheme: Scheme
-    statistics: tuple[Statistics | None, ...] = ()
-    """For each matrix of its weights."""
-    facts: Facts = field(default_factory=dict)
-    left: Reason | None = None
-    """Why a step leaves it float."""
-    reads: Value | None = None
-    """What it goes back to where it stays as it was: its input before activations became static, or no longer were."""
-    rounding: list[list[Rounding]] = field(default_factory=list)
-    branches: list[LowRankFactors] = field(default_factory=list)
-    grids: dict[int, OnGrid] = field(default_factory=dict)
-    """Of matrices by their place, where a step learned one."""
-    snr_db: float | None = None
-    """Of the weight with its branches; None without."""
-    errors: list[float] = field(default_factory=list)
-    rtn_errors: list[float] = field(default_factory=list)
-
-    @property
-    def node(self) -> Node:
-        return self.layer.node
-
-    @property
-    def is_static(self) -> bool:
-        return self.left is None and self.scheme.inputs is not None and self.scheme.inputs.is_static
-
-    def rewire(self, value: Value) -> None:
-        """Let it read another value."""
-        if self.reads is None:
-            self.reads = self.node.input(0)
-        self.node.set_input(0, value)
-
-    def weights(self) -> list[list[np.ndarray]]:
-        """For each weight, its matrices [N, K]."""
-        every = (self.layer.matrices(value) for value in self.layer.weights if value is not None)
-        return [[matrix.values.T if matrix.along else matrix.values for matrix in matrices] for matrices in every]
 
 
 def quantize_with(
@@ -138,7 +92,7 @@ def quantize_with(
     if data is not None and assignments:
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
     for assignment in assignments:
-        _forget_ranges(assignment)
+        forget_ranges(assignment)
     run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained())
     run.prepare(assignments)
     rows = run.store(assignments)
@@ -162,13 +116,6 @@ def quantize_with(
     )
 
 
-def decide(graph: Graph, request: Request) -> dict[Node, Assignment | Reason]:
-    """What is to be done with each layer of `graph`, in which sums over one axis (Einsum) become layers."""
-    linear_einsum(graph, tied=True)
-    kinds = ((node, layer_kind(node)) for node in graph.walk_nodes())
-    return {node: _assigned(graph, node, request.scheme_of(node, kind)) for node, kind in kinds if kind}
-
-
 def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | None) -> None:
     """Raises CalibrationError where something is to be known of activations and there are no data."""
     if data is not None:
@@ -179,53 +126,6 @@ def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | 
         who = f"{needing[0]} looks at activations" if needing else f"scheme {static.scheme} has ranges that are known before a run"  # type: ignore[union-attr]
         other = "" if needing else "; or leave out -static for ranges at every run"
         raise CalibrationError(f"{who}, which come from runs: give data=, a list of feeds {{input name: array}}{other}")
-
-
-def _assigned(graph: Graph, node: Node, scheme: Scheme | Reason) -> Assignment | Reason:
-    """What is to be done with a layer, or why nothing can be."""
-    if isinstance(scheme, Reason):
-        return scheme
-    layer = layer_of(node)
-    if layer is None:
-        return Reason(missing_form(node) or "it is no layer")
-    for value in layer.weights:
-        if (reason := obstacle(layer, value)) is not None:
-            return reason if isinstance(reason, Reason) else Reason(reason)
-    if (unfit := unfit_attributes(node)) is not None:
-        return Reason(unfit)
-    if not layer.is_finite:
-        return Reason("the weight holds NaN or infinity")
-    if (misfit := _misfit(graph, layer, scheme)) is not None:
-        return misfit
-    return Assignment(layer, scheme)
-
-
-def _forget_ranges(one: Assignment) -> None:
-    """A layer that an earlier call gave static activations is to read them as floats."""
-    mark, tensor = one.node.mark, float_input(one.node)
-    if mark is not None and mark.activations == STATIC and tensor is not None:
-        one.rewire(tensor)
-
-
-def _misfit(graph: Graph, layer: Layer, scheme: Scheme) -> Reason | None:
-    """Why a layer cannot have a scheme."""
-    if scheme.weights is None:
-        return Unselected("the scheme leaves its weights float")
-    if scheme.needs_data and (layer.kind != "Linear" or why_no_rows(graph, layer) is not None):
-        return Reason("static activations are for linear layers; a scheme without -static has ranges at every run")
-    if scheme.inputs is not None and scheme.inputs.format.is_paired and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_PAIRS:
-        return Reason(f"opset {opset} lacks the arithmetic of {scheme.inputs.format} activations, need {LEAST_OPSET_OF_PAIRS}")
-    if scheme.inputs is not None and scheme.inputs.clusters and (opset := opset_beside(graph, layer.node)) < LEAST_OPSET_OF_CLUSTERS:
-        return Reason(f"opset {opset} cannot quantize channels apart, need {LEAST_OPSET_OF_CLUSTERS}")
-    if scheme.inputs is not None and scheme.inputs.format is FP8 and layer.kind != "Linear":
-        return Reason("fp8 activations are for linear layers; write A16, or A8")
-    if scheme.inputs is not None and layer.kind != "Linear" and not (scheme.weights and _is_plain_int8(scheme.weights)):
-        return Reason(f"quantized activations of {layer.kind} need 8-bit integers with one scale or one per output; write A16")
-    return None
-
-
-def _is_plain_int8(args: QArgs) -> bool:
-    return args.format is INT8 and args.granularity.kind != GROUP
 
 
 class _Run:
@@ -327,7 +227,7 @@ class _Run:
         """What is known of the rows that a layer reads, for a tensor whose channels a step scales; its errors are still of these."""
         tensor = one.node.input(0)
         if tensor is not None and tensor.name in tuned.scales:
-            one.rtn_errors = _rtn_errors(one)
+            one.rtn_errors = rtn_errors_of(one)
             change = Equivalence(scale=tuned.scales[tensor.name])
             one.statistics = tuple(None if seen is None else changed_statistics(seen, change) for seen in one.statistics)
 
@@ -341,7 +241,7 @@ class _Run:
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            for one, errors in zip(assignments, pool.map(_rtn_errors, assignments), strict=True):
+            for one, errors in zip(assignments, pool.map(rtn_errors_of, assignments), strict=True):
                 one.rtn_errors = errors
         transforming.make()
         for one in assignments:
@@ -387,7 +287,7 @@ class _Run:
             if isinstance(scheme, Reason):
                 one.left = scheme
             elif scheme != one.scheme:
-                one.scheme, one.left = scheme, _misfit(self.graph, one.layer, scheme)
+                one.scheme, one.left = scheme, misfit(self.graph, one.layer, scheme)
 
     def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
         """Static activations: layers that read the same tensor share its range."""
@@ -446,9 +346,9 @@ class _Run:
         flat = [weight for matrices in weights for weight in matrices]
         restored = [rounded.stored.decoded() for rounded in made]
         self._branch(one, flat, restored)
-        one.errors = _errors(flat, restored, one.statistics)
+        one.errors = output_errors(flat, restored, one.statistics)
         if not one.rtn_errors:
-            one.rtn_errors = _rtn_errors(one)
+            one.rtn_errors = rtn_errors_of(one)
 
     def _branch(self, one: Assignment, weights: Sequence[np.ndarray], restored: list[np.ndarray]) -> None:
         """Makes branches for what the codes have lost, and adds to `restored` what they add."""
@@ -494,7 +394,7 @@ class _Run:
         facts = [one.facts | dict(found) for found in made.facts or ({},)]
         return made._replace(
             reason=made.reason or unseen, facts=tuple(found for found in facts if found),
-            error=_worst(one.errors), rtn_error=_worst(one.rtn_errors),
+            error=worst(one.errors), rtn_error=worst(one.rtn_errors),
         )  # fmt: skip
 
     def _unseen(self, one: Assignment) -> str:
@@ -521,28 +421,10 @@ def _default_range(inputs: Inputs, statistics: Statistics) -> InputRange:
     return InputRange(statistics.low.min(), statistics.high.max())
 
 
-def _errors(weights: Sequence[np.ndarray], restored: Sequence[np.ndarray], statistics: Sequence[Statistics | None]) -> list[float]:
-    triples = zip(weights, restored, statistics or [None] * len(weights), strict=True)
-    return [output_error(weight, other, seen) for weight, other, seen in triples if seen is not None]
-
-
-def _rtn_errors(one: Assignment) -> list[float]:
-    """Of its weights as they are now, rounded to nearest."""
-    args = one.scheme.weights
-    if args is None or args.format is FLOAT16 or not any(seen is not None for seen in one.statistics):
-        return []
-    flat = [weight for matrices in one.weights() for weight in matrices]
-    return _errors(flat, [RTN().solve(weight, args).rounded.stored.decoded() for weight in flat], one.statistics)
-
-
 def _linear_layers(graph: Graph) -> list[Layer]:
     """All that read a tensor with a constant weight, whether they are to be quantized or not."""
     layers = [layer_of(node) for node in graph.walk_nodes() if layer_kind(node)]
     return [layer for layer in layers if layer is not None and layer.shapes and unfit_attributes(layer.node) is None and layer.is_finite]
-
-
-def _worst(errors: Sequence[float]) -> float | None:
-    return max(errors, default=None)
 
 
 def _check_rows(one: Assignment) -> None:

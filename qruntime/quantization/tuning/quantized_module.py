@@ -20,7 +20,8 @@ import numpy as np
 
 from qruntime.errors import InputError, QuantizationError
 from qruntime.ir import Graph, Node, clone
-from qruntime.quantization.quantizing import Assignment, decide, quantize_with
+from qruntime.quantization.assignments import Assignment, decide
+from qruntime.quantization.quantizing import quantize_with
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import SkippedLayer

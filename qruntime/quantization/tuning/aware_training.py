@@ -21,13 +21,13 @@ from qruntime.quantization.tuning.output_losses import Loss
 Progress = Callable[[int, int, str], None]
 
 CHECKS = 10
-"""So many times an epoch is looked at what the loss is, and a checkpoint written."""
+"""So many times in a pass the mean loss since the last time is looked at, and a checkpoint written."""
 
 FROZEN_SHARE = 0.2
 """Ranges of static activations stay as they are for the last of all steps; Jacob et al. (2018) freeze them at the end."""
 
-_SAVED = 2
-"""Version of checkpoints."""
+VERSION = 1
+"""Of checkpoints."""
 
 
 class Training:
@@ -59,7 +59,7 @@ class Training:
         self.losses: list[float] = []
         self.best: tuple[float, dict[str, Any]] | None = None
         """The least mean of losses between two looks, and the parameters then."""
-        self.asked = {"version": _SAVED, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed, "feeds": len(feeds)}
+        self.asked = {"version": VERSION, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed, "feeds": len(feeds)}
 
     def run(self) -> Facts:
         """Train to the end, or until Ctrl-C, which leaves the best parameters so far in the module."""

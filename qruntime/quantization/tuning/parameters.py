@@ -106,7 +106,12 @@ def separate(nodes: Iterable[Node]) -> None:
             if value is None or not _is_learnable(value) or len(value.uses) < 2:
                 continue
             if value.data is not None and (value.data == value.data.flat[0]).all():
-                node.set_input(place, constant(f"{value.name}@{layer_name(node)}.{place}", value.data))
+                node.set_input(place, constant(_name_at(node, place, value), value.data))
+
+
+def _name_at(node: Node, place: int, value: Value) -> str:
+    """A name of its own. Dots lead through modules, so that none is added."""
+    return f"{value.name}@{layer_name(node).replace('.', '_')}_{place}"
 
 
 def _is_learnable(value: Value) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import InputError, QuantizationError
+from qruntime.errors import InputError, QuantizationError, counted
 from qruntime.ir import Graph, Node, clone
 from qruntime.quantization.assignments import Assignment, decide
 from qruntime.quantization.quantizing import quantize_with
@@ -146,7 +146,7 @@ def module_class() -> type:
             self._static.restore(state)
 
         def extra_repr(self) -> str:
-            return f"{self._request.scheme}, {self.to_quantize} layers"
+            return f"{self._request.scheme}, {counted(self.to_quantize, 'layer')}"
 
         def _run(self, known: dict[Any, Any]) -> dict[Any, Any]:
             masters = self._masters()

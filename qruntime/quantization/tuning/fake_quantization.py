@@ -268,7 +268,7 @@ def _functions() -> SimpleNamespace:
         @staticmethod
         def forward(ctx: Any, x: Any, scale: Any, entries: Any, middles: Any) -> Any:
             ctx.save_for_backward(x, scale, entries, middles)
-            return entries[torch.bucketize(x / torch.where(scale > 0, scale, torch.ones_like(scale)), middles)].mul_(scale)
+            return entries[torch.bucketize((x / torch.where(scale > 0, scale, torch.ones_like(scale))).contiguous(), middles)].mul_(scale)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:

@@ -173,14 +173,19 @@ def test_ranges_of_an_earlier_call_go_with_its_codes(first: str, tmp_path: Path)
         assert rounding_nodes(one.quantize("RTN", scheme="W8A16", exclude=["*/down"])) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+_LOSES_TOO_MUCH_AGAIN = pytest.mark.xfail(
+    strict=True, reason="SpQR by its defaults loses 3.8 times as much the second time (1.1 to 1.8 at most τ beside 0.22); unexplained"
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=_LOSES_TOO_MUCH_AGAIN) if n == "SpQR" else n for n in NAMES])
 def test_quantized_again_it_stays_a_model(name: str):
     scheme = recipes[name].scheme.replace("-g128", "-g16").replace("-g256", "-g32")
     once = quantized(name, scheme)
     twice = once.quantize(name, scheme=scheme, data=MADE.feeds())
     assert [row.name for row in twice.report.layers] == [row.name for row in once.report.layers]
     assert all(row.source != "float" for row in twice.report.layers)
-    assert loss(twice) < 4 * loss(once) + 0.1, "what is lost once more may add to what was lost, and a sum of two has four times the power"
+    assert loss(twice) < 2 * loss(once) + 0.1
     assert loss(once) < 1
 
 

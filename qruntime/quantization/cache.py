@@ -48,12 +48,7 @@ def quantize_caches(graph: Graph, form: Format, clusters: Clusters | None = None
 
     Raises QuantizationError for a format that caches do not have, and for clusters that do not fit the caches.
     """
-    if form not in [FORMATS[f"uint{bits}"] for bits in BITS]:
-        raise QuantizationError(f"caches hold uint2, uint4 or uint8 codes, got {form}")
-    found, opset = find_caches(graph), standard_opset(graph)
-    for one in found:
-        one.fault = one.fault or _misfit(one, form, opset)
-    check_outputs(graph, found)
+    found, opset = caches_for(graph, form), standard_opset(graph)
     skipped = [SkippedLayer(one.value.name, "cache", one.fault) for one in found if one.fault is not None]
     if not found:
         skipped.append(SkippedLayer(graph.name, "cache", Reason("no input is extended, read by attention and given back")))
@@ -66,18 +61,30 @@ def quantize_caches(graph: Graph, form: Format, clusters: Clusters | None = None
     return CacheResult(describe_caches(graph), tuple(skipped))
 
 
+def caches_for(graph: Graph, form: Format) -> list[CacheInput]:
+    """Inputs that are caches, those that cannot be codes of `form` with the `fault`. QuantizationError for a format that no cache has."""
+    if form not in [FORMATS[f"uint{bits}"] for bits in BITS]:
+        raise QuantizationError(f"caches hold uint2, uint4 or uint8 codes, got {form}")
+    found, opset = find_caches(graph), standard_opset(graph)
+    for one in found:
+        one.fault = one.fault or _misfit(one, form, opset)
+    check_outputs(graph, found)
+    return found
+
+
 def _misfit(one: CacheInput, form: Format, opset: int) -> Reason | None:
     if opset < LEAST_OPSET:
         return Reason(f"opset {opset} lacks the arithmetic, need {LEAST_OPSET}")
     if one.channels * form.bits % 8:
         return Reason(f"{one.channels} codes of {form.bits} bits are no whole bytes")
     for cache in one.caches:
-        if is_attention(cache.join) and not (rank(cache.new[0]) == 4 or _num_heads(cache.join)):
+        if is_attention(cache.join) and not (rank(cache.new[0]) == 4 or num_heads(cache.join)):
             return Reason(f"how many heads {cache.join.label} appends is not known")
     return None
 
 
-def _num_heads(node: Node) -> int:
+def num_heads(node: Node) -> int:
+    """Heads of the keys and values that an attention appends; 0 where it does not say."""
     heads = node.attr("num_heads" if node.domain else "kv_num_heads", 0)
     return heads if isinstance(heads, int) else 0
 
@@ -213,7 +220,7 @@ class _Rewriting:
         places = ATTENTION[node.domain, node.op_type]
         which = 0 if cache.role == KEY else 1
         op = self._builder(node)
-        heads, is_split = _num_heads(node), rank(new) == 4
+        heads, is_split = num_heads(node), rank(new) == 4
         split = new
         if not is_split:
             split = op.Transpose(op.Reshape(new, _integers(0, 0, heads, cache.channels)), perm=(0, 2, 1, 3))

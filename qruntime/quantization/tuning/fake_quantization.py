@@ -151,6 +151,20 @@ def rounded_to_float8(x: Any) -> Any:
     return _functions().Float8.apply(x, scale)
 
 
+def rounded_for_cache(x: Any, bits: int) -> Any:
+    """Each row of `x` [..., channels] as a cache holds it in codes (ops/cache_codes.py). Ranges hold what they are made of: M is 1."""
+    import torch
+
+    if x.numel() == 0:
+        return x
+    rows, top = x.detach().float(), (1 << bits) - 1
+    low = rows.amin(-1, keepdim=True) + 0.0
+    scale = (rows.amax(-1, keepdim=True) - low) / top
+    counts = (scale > 0) & (scale < math.inf)
+    codes = torch.where(counts, (rows - low) / torch.where(counts, scale, 1.0), 0.0).round_().clamp_(0, top)
+    return with_values(x, (codes * scale + low).to(x.dtype))
+
+
 def _rounded(x: Any, most: int, extreme: Callable[[Callable[..., Any]], Any]) -> Any:
     import torch
 

@@ -31,6 +31,7 @@ from qruntime.quantization.selection import layer_name
 from qruntime.quantization.steps import Trained
 from qruntime.quantization.storing import Storing
 from qruntime.quantization.tuning import fake_quantization as fake
+from qruntime.quantization.tuning.code_caches import CodeCaches
 from qruntime.quantization.tuning.engine import check_engine
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
@@ -55,6 +56,8 @@ def module_class() -> type:
         already stays. With `steps="lsq"` the step sizes of weights are parameters too, `…_step`. Static activations have
         moving averages of their extremes with `momentum`, in training mode, until `freeze_ranges`.
 
+        A scheme with -KV rounds keys and values as a cache of codes will hold them; inputs and outputs stay those of the float model.
+
         In training mode the forward pass is that of torch with every number rounded as the codes will be, straight through for
         gradients. In evaluation mode it gives the bits of `to_model()`; gradients, where wanted, are those of the former.
         """
@@ -74,14 +77,14 @@ def module_class() -> type:
             if steps not in (MINMAX, LSQ):
                 raise QuantizationError(f"steps must be {MINMAX!r} or {LSQ!r}, got {steps!r}")
             self._model, self._request = model, Request(scheme, overrides, only, exclude)
-            if self._request.scheme.cache is not None:
-                raise QuantizationError("a module has float caches of keys and values: quantize them when it is a model, with -KV")
             self._graph, self._fixed = model._copied()
             separate(self._graph.nodes)
             schemes = _schemes(self._graph, self._request)
             self._student = Student(self._graph, schemes)
             self._static = StaticInputs(self._student.schemes, momentum)
             self._student.roundings |= self._static.roundings
+            self._caches = CodeCaches(self._graph, self._request.scheme.cache)
+            self._student.places = self._caches.roundings
             self.facts: dict[str, Any] = {}
             """What reports say of every layer beside the rest."""
             self.is_quantized = True
@@ -103,7 +106,7 @@ def module_class() -> type:
             if self.training or not self.is_quantized:
                 self._static.begin(sees=self.training)
                 return self._named(self._run(known))
-            exact = self.to_model().run({value.name: _array(given) for value, given in known.items()})
+            exact = self._caches.run(self.to_model(), {value.name: _array(given) for value, given in known.items()})
             made = [torch.from_numpy(np.ascontiguousarray(exact[name])) for name in self._graph.output_names]
             if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
                 self._static.begin(sees=False)

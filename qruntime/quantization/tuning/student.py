@@ -31,6 +31,8 @@ class Student:
         self.parameters: dict[str, Parameter] = learned(self.part.nodes, self.schemes, streams)
         self.roundings: dict[Node, Rounding | None] = {node: rounding_of(_inputs(node, scheme)) for node, scheme in self.schemes.items()}
         """How layers round what they read; a method may put others in their place."""
+        self.places: dict[Node, dict[int, Rounding]] = {}
+        """How nodes that are no layers round inputs of theirs."""
         self._frozen: dict[str, Any] = {}
 
     def run(
@@ -57,7 +59,7 @@ class Student:
             elif is_quantized and parameter.args is not None:
                 replaced[parameter.value] = self._as_stored(parameter)
         roundings = self.roundings if is_quantized else dict.fromkeys(self.part.nodes)
-        return self.part.run(known, replaced, roundings=roundings)
+        return self.part.run(known, replaced, roundings=roundings, places=self.places if is_quantized else None)
 
     def _as_stored(self, parameter: Parameter) -> Any:
         if parameter.name not in self._frozen:

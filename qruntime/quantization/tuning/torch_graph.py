@@ -81,13 +81,15 @@ class TorchGraph:
         replaced: Mapping[Value, Any] | None = None,
         *,
         roundings: Mapping[Node, Rounding | None] | None = None,
+        places: Mapping[Node, Mapping[int, Rounding]] | None = None,
     ) -> dict[Value, Any]:
         """The wanted values, tensors, from tensors or arrays for all `starts`; `known` may hold more.
 
         `replaced` holds tensors that stand for constants. `roundings`: how a layer rounds what it reads, in place of what its
-        mark says; None: not at all. InputError for a start that is not given, and with its place for a node that fails.
+        mark says; None: not at all. `places`: how other nodes round inputs of theirs, by place. InputError for a start that is
+        not given, and with its place for a node that fails.
         """
-        roundings = roundings or {}
+        roundings, places = roundings or {}, places or {}
         missing = [value.name for value in self.starts if value not in known]
         if missing:
             raise InputError(f"the part of the graph starts from {missing[0]!r}, which is not given")
@@ -95,7 +97,7 @@ class TorchGraph:
         values.update(replaced or {})
         for step in self._steps:
             try:
-                made = self._computed(step, values, roundings)
+                made = self._computed(step, values, roundings, places.get(step.node, {}))
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 raise InputError(f"{step.node.label}: torch cannot compute it: {error}") from error
             for value, one in zip(step.node.outputs, made if isinstance(made, (tuple, list)) else (made,)):
@@ -104,7 +106,9 @@ class TorchGraph:
                 values.pop(value, None)
         return {value: _as_tensor(self._held(value, values)) for value in self.wanted}
 
-    def _computed(self, step: _Step, values: dict[Value, Any], roundings: Mapping[Node, Rounding | None]) -> Any:
+    def _computed(
+        self, step: _Step, values: dict[Value, Any], roundings: Mapping[Node, Rounding | None], places: Mapping[int, Rounding]
+    ) -> Any:
         given: list[Any] = [None if value is None else self._held(value, values) for value in step.node.inputs]
         if not step.has_gradient:
             if step.node.is_op("Shape", "Size") and not step.node.attributes:
@@ -113,6 +117,8 @@ class TorchGraph:
             with np.errstate(all="ignore"):
                 return step.function(*map(_as_array, given))
         read = [_as_list(one) if i in step.shapes else _as_tensor(one) for i, one in enumerate(given)]
+        for place, rounded in places.items():
+            read[place] = rounded(read[place])
         mark = step.node.mark
         rounding = roundings[step.node] if step.node in roundings else None if mark is None else rounding_of_mark(mark)
         if rounding is None:

@@ -15,7 +15,7 @@ from qruntime.errors import InputError, QuantizationError
 from qruntime.passes import pipeline
 from qruntime.passes.attention_precision import attend_in_int16
 from tests.quantization.decoders import Decoder
-from tests.quantization.tuning.models import cnn, decoder, encoder, recurrent
+from tests.quantization.tuning.models import cnn, encoder, recurrent
 from tests.small_models import FLOAT, assert_same_bits, encoder_bytes, model_bytes, random, recurrent_bytes
 
 torch = pytest.importorskip("torch", reason="gradients need torch: make test-train installs it")
@@ -201,8 +201,6 @@ def test_errors_say_what_to_do():
         module(feed["x"], feed["x"])
     with pytest.raises(QuantizationError, match="steps must be 'minmax' or 'lsq'"):
         QuantizedModule(model, "W8A8", steps="learned")
-    with pytest.raises(QuantizationError, match="with -KV"):
-        QuantizedModule(decoder()[0], "W8A8-KV8")
     with pytest.raises(QuantizationError, match="steps that are learned are float32"):
         QuantizedModule(model, "W4A16-g16-bilevel", steps="lsq")
 

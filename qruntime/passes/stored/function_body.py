@@ -22,6 +22,7 @@ class Body:
     def __init__(self, opset: int) -> None:
         self.opset = opset
         self.nodes: list[NodeProto] = []
+        self.constants: dict[tuple[str, Any], str] = {}
 
     def __call__(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         output = f"t{len(self.nodes)}"
@@ -34,20 +35,22 @@ class Body:
 
     def attribute(self, name: str, form: str = "value_int") -> str:
         """The value of an attribute of the call, as a tensor."""
-        output = f"t{len(self.nodes)}"
+        if (form, name) in self.constants:
+            return self.constants[form, name]
+        output = self.constants[form, name] = f"t{len(self.nodes)}"
         kind = AttributeType.INT if form == "value_int" else AttributeType.INTS
         reference = AttributeProto(name=form, ref_attr_name=name, type=int(kind))
         self.nodes.append(NodeProto(op_type="Constant", output=[output], attribute=[reference]))
         return output
 
     def integers(self, *values: int) -> str:
-        return self("Constant", value_ints=values)
+        return self._constant("value_ints", values)
 
     def integer(self, value: int) -> str:
-        return self("Constant", value_int=value)
+        return self._constant("value_int", value)
 
     def number(self, value: float) -> str:
-        return self("Constant", value_float=value)
+        return self._constant("value_float", value)
 
     def function(self, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]) -> FunctionProto:
         opsets = [OperatorSetIdProto(domain="", version=self.opset)]
@@ -55,6 +58,13 @@ class Body:
             name=name, domain=QRUNTIME, input=list(inputs), output=list(outputs), attribute=list(attributes), node=self.nodes,
             opset_import=opsets,
         )  # fmt: skip
+
+    def _constant(self, form: str, value: Any) -> str:
+        """One node for all that read it."""
+        key = form, value
+        if key not in self.constants:
+            self.constants[key] = self("Constant", **{form: value})
+        return self.constants[key]
 
     def _add(self, op_type: str, inputs: Sequence[str], output: str, attributes: dict[str, Any]) -> None:
         made = [_attribute(name, value) for name, value in attributes.items()]

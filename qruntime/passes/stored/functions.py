@@ -8,10 +8,10 @@
     …Bytes                                              the same with codes of a byte, not of 2 to 7 bits
 
 Attributes: `bits`; `shape` of the result; `block_size` along its last axis, or of DequantizeOffset along `axis`, for each of
-which scales have one entry; `format`, a name of ir/formats.py, and of DequantizeOffset the `least` of it. Codes count from the
-least one of the format and follow one another from the lowest bit of a byte up, in whole words of 8 codes. Scales and zero
-points that are codes themselves come from another such call. Other runtimes run the body; here the call is read as what it
-stores.
+which scales have one entry, and offsets one or one for all; `format`, a name of ir/formats.py, and of DequantizeOffset the
+`least` of it. Codes count from the least one of the format and follow one another from the lowest bit of a byte up, in whole
+words of 8 codes. Scales and zero points that are codes themselves come from another such call. Other runtimes run the body,
+which may differ between files; here the call is read as what it stores.
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def read(node: Node) -> StoredTensor | None:
         if zero_point is None or last.shape != scale.shape:
             return None
     elif kind == "Offset":
-        if not isinstance(last, np.ndarray) or not layout.is_served_by(last) or not form.is_integer or node.attr("least") != form.qmin:
+        if not isinstance(last, np.ndarray) or not form.is_integer or node.attr("least") != form.qmin:
+            return None
+        if not layout.is_served_by(last, or_one=True):
             return None
         offset = last
     flat = codes[:count] if form.bits == 8 else unpack(codes[: packed_size(count, form.bits)], form.bits, count)
@@ -144,10 +146,12 @@ class _Layout(NamedTuple):
     block: int
     axis: int
 
-    def is_served_by(self, part: np.ndarray | StoredTensor) -> bool:
-        """Whether scales, or offsets, are finite floats with an entry for each block."""
+    def is_served_by(self, part: np.ndarray | StoredTensor, *, or_one: bool = False) -> bool:
+        """Whether scales, or offsets, are finite floats with an entry for each block, or one for all."""
         entries = [-(-n // self.block) if i == self.axis else n for i, n in enumerate(self.shape)]
-        if part.ndim != len(entries) or part.shape[self.axis] != entries[self.axis] or part.dtype not in (np.float32, np.float16):
+        if part.ndim != len(entries) or part.dtype not in (np.float32, np.float16):
+            return False
+        if part.shape[self.axis] != entries[self.axis] and not (or_one and part.shape[self.axis] == 1):
             return False
         return all(n in (1, m) for n, m in zip(part.shape, entries)) and bool(np.isfinite(numbers(part)).all())
 

@@ -1,6 +1,7 @@
 """Made the files of this folder with the version of 2026-11-28, before weights had one stored representation.
 
-They must load to the same bits for ever, so the script is not run again: it says what the files hold.
+linear_few_bits is younger: of 2026-11-29, when the bodies of functions that unpack codes computed in int64. They must load to
+the same bits for ever, so the script is not run again: it says what the files hold.
 """
 
 from __future__ import annotations
@@ -102,6 +103,9 @@ def saved() -> dict[str, qruntime.Model]:
         "rnn_onnxruntime": recurrent("RNN", 1).quantize_dynamic(engine="onnxruntime"),
         "conv": convolution().quantize_dynamic({"Conv"}),
         "conv_per_channel": convolution().quantize_dynamic({"Conv"}, per_channel=True),
+        "linear_few_bits": linear(17).quantize(
+            scheme="W3A16-g16-bilevel", overrides={"second": "W5A16-g16-sym", "third": "Wnf4A16-g16-double", "fourth": "Wnf4A16-g16-double"}
+        ),
         "embedding": embedding().quantize_dynamic(dtype="quint8"),
         "embedding_4_bits": embedding().quantize_dynamic({"Embedding": float_qparams_weight_only_qconfig_4bit}),
         "embedding_of_half": embedding("float16").quantize_dynamic(dtype="quint8"),

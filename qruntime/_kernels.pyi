@@ -40,6 +40,7 @@ def table_codes(
     x: np.ndarray, low: int, high: int, epsilon: float, q: np.ndarray, scale: np.ndarray, offset: np.ndarray
 ) -> tuple[float, float]: ...
 
+GRAM_CODE: int
 COLUMN_PANEL: int
 
 class CodeGrid:
@@ -57,6 +58,8 @@ class CodeGrid:
         entry_codes: np.ndarray | None = None,
     ) -> None: ...
 
+def gram_of_codes(x: np.ndarray, inverse_step: np.ndarray, total: np.ndarray, apart: np.ndarray) -> None: ...
+def sum_magnitudes(x: np.ndarray, inverse_step: np.ndarray, total: np.ndarray) -> None: ...
 def round_with_feedback(
     weight: np.ndarray,
     order: np.ndarray,

@@ -237,6 +237,7 @@ include "_product.pxi"
 include "_outlier_pairs.pxi"
 include "_weight_codes.pxi"
 include "_column_rounding.pxi"
+include "_gram.pxi"
 include "_dictionaries.pxi"
 include "_executor.pxi"
 

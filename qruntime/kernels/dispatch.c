@@ -78,6 +78,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
     qrt_portable_column_sums(t);
+    qrt_portable_gram(t);
     qrt_portable_cache_codes(t);
 }
 
@@ -95,6 +96,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
     qrt_avx2_column_sums(t);
+    qrt_avx2_gram(t);
     qrt_avx2_cache_codes(t);
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) {
@@ -113,6 +115,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
     qrt_avx512_column_sums(t);
+    qrt_avx512_gram(t);
     qrt_avx512_cache_codes(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) {
@@ -133,6 +136,7 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_rows(t);
     qrt_neon_rnn(t);
     qrt_neon_attention(t);
+    qrt_neon_gram(t);
 }
 static void overlay_neon_dotprod(qrt_kernel_table *t) {
     qrt_neon_dotprod_gemm_q8(t);

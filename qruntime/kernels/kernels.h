@@ -26,6 +26,7 @@
 #include "gemm_nbits.h"
 #include "gemm_nbits_q8.h"
 #include "gemm_q8.h"
+#include "gram.h"
 #include "outlier_pairs.h"
 #include "pointwise.h"
 #include "qlinear.h"
@@ -47,6 +48,7 @@ typedef struct qrt_kernel_table {
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_qlinear qlinear;      ///< 8-bit codes of static quantization
     qrt_column_sums column_sums;  ///< sums of the solvers of weights, the same bits on every rung
+    qrt_gram gram;  ///< exact sums of products of columns
     qrt_outlier_pairs outlier_pairs;  ///< rounding to outlier-victim pairs
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis
 } qrt_kernel_table;

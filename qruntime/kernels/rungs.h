@@ -34,6 +34,11 @@ void qrt_portable_column_sums(qrt_kernel_table *t);
 void qrt_avx2_column_sums(qrt_kernel_table *t);
 void qrt_avx512_column_sums(qrt_kernel_table *t);
 
+void qrt_portable_gram(qrt_kernel_table *t);
+void qrt_avx2_gram(qrt_kernel_table *t);
+void qrt_avx512_gram(qrt_kernel_table *t);
+void qrt_neon_gram(qrt_kernel_table *t);
+
 void qrt_portable_outlier_pairs(qrt_kernel_table *t);
 void qrt_avx2_outlier_pairs(qrt_kernel_table *t);
 void qrt_avx512_outlier_pairs(qrt_kernel_table *t);

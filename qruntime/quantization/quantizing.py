@@ -328,7 +328,9 @@ class _Run:
         """Codes of layers side by side, then each layer stored."""
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             list(pool.map(self._solve, members))
-        return {one: self._store(one) for one in members}
+        rows = {one: self._store(one) for one in members}
+        self.storing.forget_observed()
+        return rows
 
     def _solve(self, one: Assignment) -> None:
         """Makes the codes, which `storing` keeps, and their errors."""
@@ -382,7 +384,7 @@ class _Run:
         before, one.node.mark = one.node.mark, None
         unseen = self._unseen(one)
         made = one.left or self.storing.store(one.layer, one.rounding, one.scheme.inputs, branches=one.branches)
-        one.statistics = ()
+        one.statistics, one.rounding = (), []
         if isinstance(made, str):
             one.node.mark = before
             if one.reads is not None:

@@ -77,6 +77,11 @@ class Storing:
         threads side by side. Raises ValueError with what is wrong with a weight."""
         return [one for key in _asked(layer, rounding) for one in self._solved(layer, *key)[1]]
 
+    def forget_observed(self) -> None:
+        """Let go of what was solved by statistics: once all layers that read a tensor are stored, no other shares them."""
+        for key in [key for key in self.solved if any(isinstance(one, Solving) and one.statistics is not None for one in key[1])]:
+            del self.solved[key]
+
     def misfit(self, layer: Layer, rounding: Roundings, engine: str = "qruntime") -> str | None:
         """Why a layer cannot be stored so; None when it can."""
         reason = missing_form(layer.node)

@@ -565,6 +565,34 @@ static void check_gemm_f64(void) {
             for (int l = 0; l < COUNT(ns); l++) check_gemm_f64_at(ms[i], ks[j], ns[l]);
 }
 
+// --------------------------------------------------------------------------------------------- gram
+
+static void check_gram(void) {
+    enum { CODES = QRT_GRAM_ROWS * QRT_GRAM_PANEL, SUMS = QRT_GRAM_PANEL * QRT_GRAM_PANEL };
+    for (int kind = 0; kind < 4; kind++) {
+        int16_t *a = array(CODES, sizeof *a), *b = array(CODES, sizeof *b);
+        int64_t *sums = array(SUMS, sizeof *sums);
+        for (int i = 0; i < CODES; i++) {
+            int16_t most = QRT_GRAM_CODE, any = (int16_t)(random_bits() % (2 * QRT_GRAM_CODE + 1)) - QRT_GRAM_CODE;
+            a[i] = kind == 0 ? any : kind == 1 ? most : -most;
+            b[i] = kind == 0 ? any / 3 : kind == 3 ? -most : most;
+        }
+        for (int i = 0; i < SUMS; i++) sums[i] = (int64_t)i << 40;
+        rung.gram.panels(a, b, sums);
+        for (int i = 0; i < QRT_GRAM_PANEL; i++) {
+            for (int j = 0; j < QRT_GRAM_PANEL; j++) {
+                int64_t sum = (int64_t)(i * QRT_GRAM_PANEL + j) << 40, got = sums[i * QRT_GRAM_PANEL + j];
+                for (int t = 0; t < QRT_GRAM_ROWS; t++) {
+                    int64_t pair = t / 2 * QRT_GRAM_PANEL;
+                    sum += (int64_t)a[(pair + i) * 2 + t % 2] * b[(pair + j) * 2 + t % 2];
+                }
+                check(got == sum, "gram", i, j, (double)got, (double)sum);
+            }
+        }
+        release();
+    }
+}
+
 // ---------------------------------------------------------------------------------------- attention
 
 static void check_attention(void) {
@@ -1218,6 +1246,7 @@ int main(void) {
         check_gemm_f32();
         check_gemm_nbits();
         check_gemm_f64();
+        check_gram();
         check_attention();
         check_attention_q16();
         check_cache_codes();

@@ -37,7 +37,7 @@ def test_statistics_are_what_they_say():
     assert_same_bits(seen.low, ROWS.min(axis=0))
     assert_same_bits(seen.absmax, np.abs(ROWS).max(axis=0))
     np.testing.assert_allclose(seen.mean_abs, np.abs(wide).mean(axis=0), rtol=1e-5)
-    step = np.abs(wide).max(axis=0) * 2.0**-19
+    step = np.abs(wide).mean(axis=0) * 2.0**-6
     around = np.abs(wide).sum(axis=0)
     bound = np.outer(around, step) + np.outer(step, around) + len(ROWS) * np.outer(step, step)
     assert (np.abs(seen.sigma - wide.T @ wide) <= bound).all()
@@ -61,6 +61,23 @@ def test_a_gram_is_exact_for_extreme_channels():
     wide = rows.astype(np.float64)
     np.testing.assert_allclose(gram[[0, 2, 3]][:, [0, 2, 3]], (wide.T @ wide)[[0, 2, 3]][:, [0, 2, 3]], rtol=1e-5)
     assert np.isfinite(gram).all()
+
+
+def test_a_row_far_from_the_others_costs_them_nothing():
+    far = ROWS.copy()
+    far[17] *= 1e6
+    others = np.delete(far, 17, axis=0)
+    gram = exact_gram([far], far.min(axis=0), far.max(axis=0))
+    alone = exact_gram([others], others.min(axis=0), others.max(axis=0))
+    wide = far[17].astype(np.float64)
+    assert (np.abs(gram - alone - np.outer(wide, wide)) <= 1e-6 * np.outer(np.abs(wide), np.abs(wide))).all()
+
+
+def test_channels_that_are_almost_always_zero_keep_their_sums():
+    rare = np.zeros((4000, 20), np.float32)
+    rare[np.arange(0, 4000, 200), np.arange(20)] = np.arange(1, 21)
+    gram = exact_gram([rare], rare.min(axis=0), rare.max(axis=0))
+    np.testing.assert_allclose(gram, np.diag(np.arange(1.0, 21) ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

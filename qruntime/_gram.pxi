@@ -1,0 +1,39 @@
+# Exact sums over the rows that calibration saw.
+
+cdef extern from "gram.h" nogil:
+    enum: QRT_GRAM_CODE
+    bint qrt_gram_of_codes(int64_t, int64_t, const float *, const float *, uint8_t *, int64_t *, int)
+    void qrt_sum_magnitudes(int64_t, int64_t, const float *, const float *, int64_t *, int)
+
+GRAM_CODE = QRT_GRAM_CODE
+"""The largest code of `gram_of_codes`."""
+
+
+def gram_of_codes(const float[:, ::1] x, const float[::1] inverse_step, int64_t[:, ::1] total, uint8_t[::1] apart):
+    """Add XᵀX of the codes round(x · inverse_step) of the rows [T, K] to the upper triangle of `total` [K, K].
+
+    A row with a code beyond GRAM_CODE, or with NaN, is left out and gets 1 in `apart` [T].
+    """
+    cdef int64_t rows = x.shape[0], k = x.shape[1]
+    cdef int num_threads = qrt_definition_threads or qrt_default_threads()
+    cdef bint is_done
+    if inverse_step.shape[0] != k or total.shape[0] != k or total.shape[1] != k or apart.shape[0] != rows:
+        raise ValueError(f"{rows} rows of {k} channels need a step for each channel, sums ({k}, {k}) and a mark for each row")
+    if rows == 0 or k == 0:
+        return
+    with nogil:
+        is_done = qrt_gram_of_codes(rows, k, &x[0, 0], &inverse_step[0], &apart[0], &total[0, 0], num_threads)
+    if not is_done:
+        raise MemoryError(f"no memory for the codes of {rows} rows of {k} channels")
+
+
+def sum_magnitudes(const float[:, ::1] x, const float[::1] inverse_step, int64_t[::1] total):
+    """Add Σ |round(x · inverse_step)| of the finite rows [T, K], no code beyond 2^21, to `total` [K]."""
+    cdef int64_t rows = x.shape[0], k = x.shape[1]
+    cdef int num_threads = qrt_definition_threads or qrt_default_threads()
+    if inverse_step.shape[0] != k or total.shape[0] != k:
+        raise ValueError(f"{k} channels need a step and a sum each")
+    if rows == 0 or k == 0:
+        return
+    with nogil:
+        qrt_sum_magnitudes(rows, k, &x[0, 0], &inverse_step[0], &total[0], num_threads)

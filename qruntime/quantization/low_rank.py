@@ -59,7 +59,7 @@ class LowRankBranch(NamedTuple):
 def why_no_branch(layer: Layer) -> str | None:
     """Why there can be no branch beside a layer; None when there can."""
     if layer.kind != "Linear":
-        return f"a {layer.kind} has no branch of low rank, a linear layer has"
+        return f"branches of low rank stand beside linear layers, not beside {layer.kind}"
     if (layer.node.domain, layer.node.op_type) not in _SUMS:
         return f"{layer.node.op_type} does more than a product, so that nothing can be added to the product"
     return None

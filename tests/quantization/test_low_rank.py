@@ -187,7 +187,7 @@ def test_a_layer_that_nothing_can_be_added_to_says_so() -> None:
     model = qruntime.load(model_bytes([lstm], [("x", FLOAT, [7, "b", 5])], [("h", FLOAT, [1, "b", 8])], weights))
     quantized = model.quantize([RTN(), LowRank(4)], scheme="W4A16")
     (row,) = quantized.report.layers
-    assert all("a LSTM has no branch of low rank" in facts["LowRank"] for facts in row.facts)
+    assert all("stand beside linear layers, not beside LSTM" in facts["LowRank"] for facts in row.facts)
     assert_same_bits(quantized(random(7, 2, 5)), model.quantize(scheme="W4A16")(random(7, 2, 5)))
 
 

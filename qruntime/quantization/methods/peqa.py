@@ -142,8 +142,6 @@ def _why_fixed(value: Value | None) -> str | None:
         return "its scales are codes themselves"
     if stored.offset is not None or stored.outliers is not None:
         return "some of its numbers do not depend on the scales: offsets, or numbers apart from the codes"
-    if stored.dtype.kind != "f":
-        return f"torch takes no {stored.dtype} from numpy"
     return None
 
 
@@ -161,12 +159,11 @@ def _decoding(stored: StoredTensor) -> Callable[[Any], Any]:
     if narrow.dtype == np.int16 and not np.array_equal(narrow, values):
         narrow = values  # zero points need not be whole
     units = torch.from_numpy(np.ascontiguousarray(narrow))
-    real = torch.from_numpy(np.zeros(0, stored.dtype)).dtype
     axis, count = stored.block_axis, stored.shape[stored.block_axis] if stored.ndim else 0
 
     def decode(scale: Any) -> Any:
         if stored.block and scale.shape[axis] > 1:
             scale = scale.repeat_interleave(stored.block, axis).narrow(axis, 0, count)
-        return (units * scale).to(real)
+        return units * scale
 
     return decode

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import QuantizationError
+from qruntime.ops.elementwise import widen
 from qruntime.quantization.steps import Facts
 
 
@@ -78,6 +79,6 @@ def _outputs_of(teacher: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         import torch
 
         made = teacher.run({value.name: feed[value.name].numpy() for value in teacher.graph.inputs})
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in made.items()}
+        return {name: torch.from_numpy(np.ascontiguousarray(widen(array))) for name, array in made.items()}
 
     return outputs

@@ -60,8 +60,6 @@ class QLoRA:
         """Why a layer gets no branch; None where it does."""
         if self.targets is None and scores_vocabulary(layer.node):
             return "scores a vocabulary: targets= may name it"
-        if layer.dtype.kind != "f":
-            return f"torch takes no {layer.dtype} from numpy"
         return why_no_branch(layer)
 
     def start(self, layers: Mapping[str, Layer], seed: int) -> dict[str, Parts]:
@@ -114,13 +112,10 @@ class LearnedFactors:
 
     def replaced(self) -> dict[Value, Any]:
         """Both factors of each branch as its products read them."""
-        import torch
-
         made = {}
         for (layer, (right, left)), a, b in zip(self._weights, self.parameters[::2], self.parameters[1::2], strict=True):
-            dtype = torch.from_numpy(np.zeros(0, layer.dtype)).dtype
             factor = self._alpha / max(1, a.shape[0]) * layer.node.attr("alpha", 1.0)
-            made[right], made[left] = a.T.to(dtype), (b * factor).T.to(dtype)
+            made[right], made[left] = a.T, (b * factor).T
         return made
 
     def project(self) -> None:

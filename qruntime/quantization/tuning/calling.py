@@ -11,7 +11,7 @@ from qruntime.quantization.report import raise_faults
 from qruntime.quantization.request import Request
 from qruntime.quantization.steps import Progress
 from qruntime.quantization.tuning.aware_training import checked_feeds
-from qruntime.quantization.tuning.engine import check_engine
+from qruntime.quantization.tuning.engine import check_engine, torch_threads
 from qruntime.quantization.tuning.quantized_module import module_class
 
 
@@ -38,5 +38,6 @@ def trained_module(
         raise_faults(made.left())
     names = [value.name for value in model.graph.inputs]
     feeds = [] if data is None else checked_feeds(list(feeds_of(data)), names)
-    made.facts = step.train(made, model, feeds, mask, progress or (lambda done, total, what: None))
+    with torch_threads(model.threads):
+        made.facts = step.train(made, model, feeds, mask, progress or (lambda done, total, what: None))
     return made.eval()

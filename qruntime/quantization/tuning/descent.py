@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
-from qruntime.quantization.tuning.engine import one_thread
+from qruntime.quantization.tuning.engine import torch_threads
 from qruntime.quantization.tuning.losses import Loss
 from qruntime.quantization.tuning.parts import FLOAT, QUANTIZED, Part
 
@@ -47,7 +47,7 @@ class Objective:
         """The loss on feeds from all over the data; infinite where it is no number."""
         import torch
 
-        with one_thread(), torch.no_grad():
+        with torch_threads(1), torch.no_grad():
             tensors, weights = self.shape(variables)
             self.begin(tensors)
             value = self.loss.value(self._sums(tensors, weights, self._some()))
@@ -57,7 +57,7 @@ class Objective:
         """Add to `grad` of the variables what the loss on `feeds` gives them."""
         import torch
 
-        with one_thread():
+        with torch_threads(1):
             tensors, weights = self.shape(variables)
             self.begin(tensors)
             with torch.no_grad():

@@ -16,12 +16,12 @@ def check_engine(who: str) -> None:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Operators of torch do not divide their work: what they add up does not depend on how many threads there are."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Operators of torch divide their work among so many threads. With one, what they add up does not depend on the machine."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

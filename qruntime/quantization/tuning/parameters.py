@@ -46,11 +46,11 @@ class Parameter:
     """How a weight is going to be stored; None: it stays float."""
 
     def tensor(self) -> Any:
-        """Its numbers now, float32 or narrower, in memory of their own."""
+        """Its numbers now, float32, in memory of their own."""
         import torch
 
         assert self.value.data is not None
-        return torch.from_numpy(np.array(self.value.data))
+        return torch.from_numpy(np.array(self.value.data, np.float32))
 
     def matrices(self, tensor: Any) -> list[Any]:
         """Views of a weight in the layout of the file as matrices [N, K]: one for each direction of a recurrent layer, else one."""
@@ -115,7 +115,7 @@ def _name_at(node: Node, place: int, value: Value) -> str:
 
 
 def _is_learnable(value: Value) -> bool:
-    return value.data is not None and value.data.size > 1 and is_packable(value.data.dtype) and value.data.dtype.kind == "f"
+    return value.data is not None and value.data.size > 1 and is_packable(value.data.dtype)
 
 
 def _purpose(node: Node, place: int, value: Value, reads: bool) -> str | None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node, Value, constant, needed_nodes
+from qruntime.ops.elementwise import widen
 from qruntime.quantization.calibration import Calibration
 from qruntime.quantization.layers import layer_of
 from qruntime.quantization.scheme import Scheme
@@ -77,7 +78,7 @@ class Part:
         if (batch, stream) not in self._targets:
             given = self.inputs(batch, stream)
             known = {twin: given[value] for value, twin in zip(self.block.inputs, self._twin.inputs, strict=True)}
-            self._targets[batch, stream] = torch.from_numpy(self._float.run(known)[self._twin.end])
+            self._targets[batch, stream] = torch.from_numpy(widen(self._float.run(known)[self._twin.end]))
         return self._targets[batch, stream]
 
     def run(

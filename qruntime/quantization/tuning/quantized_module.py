@@ -20,6 +20,7 @@ import numpy as np
 
 from qruntime.errors import InputError, QuantizationError, counted
 from qruntime.ir import Graph, Node, clone
+from qruntime.ops.elementwise import widen
 from qruntime.quantization.assignments import Assignment, decide
 from qruntime.quantization.quantizing import quantize_with
 from qruntime.quantization.reasons import Reason
@@ -60,6 +61,7 @@ def module_class() -> type:
 
         In training mode the forward pass is that of torch with every number rounded as the codes will be, straight through for
         gradients. In evaluation mode it gives the bits of `to_model()`; gradients, where wanted, are those of the former.
+        A model of float16 or bfloat16 is trained in float32, and so is what the module returns; `to_model()` is of its type again.
         """
 
         def __init__(
@@ -91,7 +93,7 @@ def module_class() -> type:
             """False: the float model, for training without any rounding."""
             parameters = self._student.parameters
             self._tied = _tied(parameters)
-            self._paths = {name: _register(self, name, one.tensor().float()) for name, one in parameters.items() if name not in self._tied}
+            self._paths = {name: _register(self, name, one.tensor()) for name, one in parameters.items() if name not in self._tied}
             self._steps = {name: _steps(self, one) for name, one in parameters.items() if _learns_steps(one, steps)}
             self._made: tuple[Any, Any] | None = None
 
@@ -107,7 +109,7 @@ def module_class() -> type:
                 self._static.begin(sees=self.training)
                 return self._named(self._run(known))
             exact = self._caches.run(self.to_model(), {value.name: _array(given) for value, given in known.items()})
-            made = [torch.from_numpy(np.ascontiguousarray(exact[name])) for name in self._graph.output_names]
+            made = [torch.from_numpy(np.ascontiguousarray(widen(exact[name]))) for name in self._graph.output_names]
             if torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
                 self._static.begin(sees=False)
                 rounded = self._run(known)
@@ -284,7 +286,7 @@ def _steps(module: Any, parameter: Parameter) -> list[tuple[str, Any]]:
     assert isinstance(args, QArgs)
     if args.scales.kind != "float32":
         raise QuantizationError(f"steps that are learned are float32, not {args.scales.kind} as those of {parameter.name!r} are to be")
-    matrices, found = parameter.matrices(parameter.tensor().float()), []
+    matrices, found = parameter.matrices(parameter.tensor()), []
     for number, matrix in enumerate(matrices):
         _, zero_point = fake.parameters(matrix, args)
         suffix = "_step" if len(matrices) == 1 else f"_step{number}"

@@ -7,6 +7,8 @@
 Operators that gradients flow through are in operators/, one line each. Shapes, masks and positions, which have none, are
 computed by the definitions of the runtime. Layers whose mark says that activations are quantized at every run round what they
 read as the kernels do, straight through for gradients; so do QuantizeLinear and DequantizeLinear.
+
+Floats narrower than float32 are computed in float32: gradients of float16 would vanish below 6e-8.
 """
 
 from __future__ import annotations
@@ -203,11 +205,8 @@ def _as_tensor(held: Any) -> Any:
     import torch
 
     if held is None or isinstance(held, torch.Tensor):
-        return held
-    array = np.asarray(held)
-    if array.dtype.kind == "V":  # bfloat16 and kin, which torch does not take from numpy
-        array = widen(array)
-    array = np.require(array, requirements="A")
+        return held.float() if held is not None and held.dtype in (torch.float16, torch.bfloat16) else held
+    array = np.require(widen(np.asarray(held)), requirements="A")
     with warnings.catch_warnings():  # nothing here writes to what a file is mapped to
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(array) if min(array.strides, default=0) >= 0 else torch.from_numpy(array.copy())

@@ -115,6 +115,24 @@ def test_the_same_seed_gives_the_same_codes():
     assert (first != other).any()
 
 
+def test_it_takes_as_many_threads_as_the_model_has():
+    model, _ = encoder(layers=1)
+    model.threads = 1
+    seen: list[int] = []
+
+    def loss(outputs: Mapping, feed: Mapping) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return outputs["y"].square().mean()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model.quantize("QAT", data=feeds(2), loss=loss)
+        assert (seen, torch.get_num_threads()) == ([1, 1], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 class Stopped(Exception):
     pass
 

@@ -14,7 +14,8 @@ def operators() -> dict[str, Callable[..., Any]]:
     import torch
 
     functional = torch.nn.functional
-    types = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
+    types = {1: torch.float32, 10: torch.float32, 11: torch.float64, 16: torch.float32}
+    """By the codes of ONNX; torch_graph.py says why float16 and bfloat16 are float32 here."""
 
     def clip(node: Node, x: Any, low: Any = None, high: Any = None) -> Any:
         low, high = (node.attr(name) if end is None else end for name, end in (("min", low), ("max", high)))

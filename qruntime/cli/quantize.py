@@ -125,8 +125,9 @@ def _check_report(arguments: argparse.Namespace) -> None:
 
 def _quantized(arguments: argparse.Namespace, recipe: Recipe, original: qruntime.Model) -> qruntime.Model:
     _check_patterns(arguments, recipe, original)
+    tells = bool(arguments.data) or recipe.training is not None
     try:
-        with terminal.progress("" if arguments.data else "Quantizing"):
+        with terminal.progress("" if tells else "Quantizing"):
             return original.quantize(
                 recipe,
                 scheme=arguments.scheme,
@@ -137,7 +138,7 @@ def _quantized(arguments: argparse.Namespace, recipe: Recipe, original: qruntime
                 mask=None if arguments.mask == NO_MASK else arguments.mask,
                 calibration_bytes=arguments.calibration_bytes,
                 seed=arguments.seed,
-                progress=bool(arguments.data) and terminal.is_shown(),
+                progress=tells and terminal.is_shown(),
                 strict=arguments.strict,
             )
     except CalibrationError as error:

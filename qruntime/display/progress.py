@@ -67,6 +67,6 @@ def _bar(of_steps: bool) -> Iterator[Progress]:
             stage = "" if of_steps else what
             if stage not in tasks:
                 tasks[stage] = bars.add_task(what, total=total)
-            bars.update(tasks[stage], completed=done, description=what)
+            bars.update(tasks[stage], completed=done, total=total, description=what)
 
         yield advance

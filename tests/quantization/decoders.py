@@ -24,20 +24,28 @@ SHAPES = {
 
 
 class Decoder:
-    """Two layers of attention over x [b, s, WIDTH]; y has its shape. `dtype` is that of x and of the caches."""
+    """Two layers of attention over x [b, s, WIDTH]; y has its shape. `dtype` is that of x and of the caches.
 
-    def __init__(self, kind: str, opset: int = 17, dtype: int = FLOAT):
+    With a `vocabulary` it reads ids [b, s] and makes logits; `has_positions`: it has attention_mask and position_ids too.
+    """
+
+    def __init__(self, kind: str, opset: int = 17, dtype: int = FLOAT, vocabulary: int = 0, *, has_positions: bool = False):
         self.kind, self.opset, self.dtype = kind, 23 if kind in ("attention", "causal attention") else opset, dtype
         self.nodes: list[NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.inputs = [("x", dtype, ["b", "s", WIDTH])]
         self.outputs = [("y", dtype, ["b", "s", WIDTH])]
+        if vocabulary:
+            self._embed(vocabulary, has_positions=has_positions)
         self._caches()
         self._mask()
         h = "x"
         for layer in range(LAYERS):
             h = self._layer(h, layer)
-        self.op("Identity", h, into="y")
+        if vocabulary:
+            self.op("MatMul", h, self.weight(random(WIDTH, vocabulary, seed=98) / 2), into="logits")
+        else:
+            self.op("Identity", h, into="y")
         self._give_back()
 
     def bytes(self, functions: Sequence[FunctionProto] = ()) -> bytes:
@@ -63,6 +71,17 @@ class Decoder:
 
     def integers(self, *numbers: int) -> str:
         return self.weight(np.array(numbers, np.int64))
+
+    def _embed(self, vocabulary: int, *, has_positions: bool) -> None:
+        self.inputs = [("ids", TensorProto.INT64, ["b", "s"])]
+        self.outputs = [("logits", self.dtype, ["b", "s", vocabulary])]
+        table = self.weight(random(vocabulary, WIDTH, seed=99))
+        if not has_positions:
+            self.op("Gather", table, "ids", into="x")
+            return
+        self.inputs += [("attention_mask", TensorProto.INT64, ["b", "t2"]), ("position_ids", TensorProto.INT64, ["b", "s"])]
+        places = self.op("Gather", self.weight(random(64, WIDTH, seed=97)), "position_ids")
+        self.op("Add", self.op("Gather", table, "ids"), places, into="x")
 
     def _caches(self) -> None:
         parts = [f"past.{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]

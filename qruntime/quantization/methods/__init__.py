@@ -6,6 +6,7 @@ from qruntime.quantization.methods.awq import AWQ, ClipRanges
 from qruntime.quantization.methods.fptq import ActivationMode, LogEqualize
 from qruntime.quantization.methods.gptq import GPTQ
 from qruntime.quantization.methods.layer_distillation import LayerDistillation
+from qruntime.quantization.methods.llm_qat import LLMQAT
 from qruntime.quantization.methods.mofq import MoFQ
 from qruntime.quantization.methods.norm_tweaking import NormTweaking
 from qruntime.quantization.methods.olive import OliVe
@@ -40,6 +41,7 @@ RECIPES = Recipes(
         Recipe("OmniQuant", "W3A16-g128", (OmniQuant(),)),
         Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),
         Recipe("QAT", "W4A8", (QAT(),)),
+        Recipe("LLM-QAT", "W4A8-KV4", (LLMQAT(),)),
         Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank(rank=16))),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import QuantizationError
-from qruntime.ops.elementwise import widen
 from qruntime.quantization.steps import Facts
 
 
@@ -59,9 +58,9 @@ class QAT:
     ) -> Facts:
         """QuantizationError for a loss that is none, or that is not finite."""
         from qruntime.quantization.tuning.aware_training import Training
-        from qruntime.quantization.tuning.output_losses import loss_of
+        from qruntime.quantization.tuning.output_losses import loss_of, teacher_of
 
-        loss = loss_of(self.loss, teacher.graph, _outputs_of(teacher), mask)
+        loss = loss_of(self.loss, teacher.graph, teacher_of(teacher), mask)
         training = Training(
             module, feeds, loss, epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed or 0,
             checkpoint=self.checkpoint, progress=progress,
@@ -70,15 +69,3 @@ class QAT:
             return training.run()
         except KeyError as error:
             raise QuantizationError(f"loss reads {error.args[0]!r}, which neither the outputs nor the feed hold") from error
-
-
-def _outputs_of(teacher: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What the float model makes of a feed, with the kernels of the runtime."""
-
-    def outputs(feed: Mapping[str, Any]) -> dict[str, Any]:
-        import torch
-
-        made = teacher.run({value.name: feed[value.name].numpy() for value in teacher.graph.inputs})
-        return {name: torch.from_numpy(np.ascontiguousarray(widen(array))) for name, array in made.items()}
-
-    return outputs

@@ -6,6 +6,7 @@ was never stopped.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -26,7 +27,7 @@ CHECKS = 10
 FROZEN_SHARE = 0.2
 """Ranges of static activations stay as they are for the last of all steps; Jacob et al. (2018) freeze them at the end."""
 
-VERSION = 1
+VERSION = 2
 """Of checkpoints."""
 
 
@@ -59,7 +60,8 @@ class Training:
         self.losses: list[float] = []
         self.best: tuple[float, dict[str, Any]] | None = None
         """The least mean of losses between two looks, and the parameters then."""
-        self.asked = {"version": VERSION, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed, "feeds": len(feeds)}
+        self.asked = {"version": VERSION, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+        self.data = "" if checkpoint is None else _digest(feeds)
 
     def run(self) -> Facts:
         """Train to the end, or until Ctrl-C, which leaves the best parameters so far in the module."""
@@ -78,6 +80,7 @@ class Training:
             if self.best is not None:
                 self.module.load_state_dict(self.best[1])
             facts["interrupted"] = f"after {self.done} of {self.total} steps"
+        self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()
         span = max(1, len(self.losses) // CHECKS)
         if self.losses:
@@ -114,6 +117,7 @@ class Training:
         span = max(1, len(self.feeds) // CHECKS)
         mean = float(np.mean(self.losses[-span:]))
         if self.best is None or mean < self.best[0]:
+            self.best = None  # one copy at a time
             self.best = mean, _copied(self.module.state_dict())
         if self.checkpoint is not None:
             self._save(os.fspath(self.checkpoint))
@@ -122,7 +126,7 @@ class Training:
         import torch
 
         held = {
-            "asked": self.asked, "done": self.done, "losses": self.losses, "best": self.best,
+            "asked": self.asked, "data": self.data, "done": self.done, "losses": self.losses, "best": self.best,
             "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         torch.save(held, f"{path}.part")
@@ -139,6 +143,10 @@ class Training:
             raise QuantizationError(
                 f"checkpoint {os.fspath(self.checkpoint)!r} is of a run with {other}={held['asked'].get(other)}, and this one has "
                 f"{self.asked[other]}: give it another path, or remove the file"
+            )
+        if held["data"] != self.data:
+            raise QuantizationError(
+                f"checkpoint {os.fspath(self.checkpoint)!r} is of a run with other data: give it another path, or remove the file"
             )
         try:
             self.module.load_state_dict(held["module"])
@@ -157,6 +165,17 @@ def checked_feeds(feeds: Sequence[Mapping[str, Any]], names: Sequence[str]) -> l
             raise CalibrationError(f"data[{number}]: missing input {missing[0]!r}; the inputs are: {', '.join(names)}")
         made.append({name: np.asarray(array) for name, array in feed.items()})
     return made
+
+
+def _digest(feeds: Sequence[Mapping[str, Any]]) -> str:
+    """What tells feeds apart, in their order."""
+    found = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            array = np.asarray(feed[name])
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def _is_step(name: str) -> bool:

@@ -30,7 +30,10 @@ def trained_module(
     if step.takes_data and data is None:
         raise CalibrationError(f"{name} trains on data: give data=, feeds {{input name: array}} that may hold labels beside the inputs")
     if not step.takes_data and data is not None:
-        raise CalibrationError(f"{name} makes its data with the model itself, and takes none: leave data= out")
+        raise CalibrationError(
+            f'{name} takes no data: it trains on text that the model writes itself. Leave data= out, or train on data with "QAT", '
+            'whose loss="distill" is the same'
+        )
     made = module_class()(model, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps)
     if not made.to_quantize:
         raise QuantizationError(f"{name} has nothing to train for: no layer is selected for {request.scheme}")

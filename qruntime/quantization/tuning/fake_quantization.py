@@ -247,18 +247,20 @@ def _functions() -> SimpleNamespace:
         def forward(ctx: Any, x: Any, scale: Any, zero_point: Any, *how: Any) -> Any:
             """`how`: the least and greatest code, whether M counts, whether zero points are added before rounding, and whether
             numbers are multiplied with 1 / s."""
-            ctx.save_for_backward(x, scale, zero_point)
-            ctx.how, (low, high, _, shifts_first, inverts) = how, how
+            ctx.how, (low, high, clips, shifts_first, inverts) = how, how
+            ctx.is_identity = not (clips or any(ctx.needs_input_grad[1:3]))
+            if not ctx.is_identity:
+                ctx.save_for_backward(x, scale, zero_point)
             codes, _, _ = rounded(x, scale, zero_point, low, high, shifts_first, inverts)
             codes = codes.add_(0.0) if zero_point is None or shifts_first else codes  # −0 is no code
             return (codes if zero_point is None else codes.sub_(zero_point)).mul_(scale)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
+            if ctx.is_identity:
+                return grad, None, None, None, None, None, None, None
             (x, scale, zero_point), (low, high, clips, shifts_first, inverts) = ctx.saved_tensors, ctx.how
             of_x, of_scale, of_zero = ctx.needs_input_grad[:3]
-            if not (clips or of_scale or of_zero):
-                return grad, None, None, None, None, None, None, None
             codes, ratios, before = rounded(x, scale, zero_point, low, high, shifts_first, inverts)
             inside = (codes == before).to(grad.dtype) if clips else torch.ones((), dtype=grad.dtype)
             units = codes if zero_point is None else codes - zero_point

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qruntime.errors import CalibrationError, QuantizationError
+from qruntime.quantization.generation import MASK, TOKENS
 
 Loss = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 """loss(outputs, feed): a tensor of one number. The feed holds what the model reads, and labels under names of their own."""
-
-_TOKENS = ("input_ids", "ids", "tokens", "token_ids")
-_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class NextToken:
         return each.mean() if counts is None else (each * counts).sum() / counts.sum().clamp(min=1)
 
     def _counts(self, feed: Mapping[str, Any], ids: Any) -> Any | None:
-        given = feed.get(self.mask or _MASK)
+        given = feed.get(self.mask or MASK)
         if self.mask is not None and (given is None or given.shape != ids.shape):
             raise CalibrationError(f"mask={self.mask!r} must be in every feed, of the shape of the tokens {tuple(ids.shape)}")
         if given is None or given.shape != ids.shape:
@@ -55,8 +53,8 @@ class NextToken:
 
 
 def _tokens(feed: Mapping[str, Any]) -> list[str]:
-    found = [name for name, one in feed.items() if one.ndim == 2 and not one.dtype.is_floating_point and name != _MASK]
-    return found if len(found) == 1 else [name for name in _TOKENS if name in found]
+    found = [name for name, one in feed.items() if one.ndim == 2 and not one.dtype.is_floating_point and name != MASK]
+    return found if len(found) == 1 else [name for name in TOKENS if name in found]
 
 
 def _found(what: str, given: str | None, among: Mapping[str, Any], fitting: list[str]) -> Any:

@@ -1,8 +1,9 @@
-"""The examples that train do what they say, on a small budget."""
+"""The examples that train do what they say, on a small budget; what the pages on training show works."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -44,3 +45,11 @@ def test_what_an_adapter_learned_comes_off_again(
     assert found["learned"] < found["before"] - 0.2
     assert found["after"] == found["before"]
     assert parameters in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["training", "fine_tuning"])
+def test_what_the_pages_show_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / f"docs/{page}.md").read_text(), re.DOTALL)
+    assert shown.count("assert") >= 3
+    exec(compile(shown, f"docs/{page}.md", "exec"), {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ torch = pytest.importorskip("torch", reason="gradients need torch: make test-tra
 from qruntime.quantization import QuantizedModule  # noqa: E402
 
 SCHEMES = ["W8A8", "W4A8-g32", "W4A16-g32", "W8A8-static", "Wnf4A16-g32", "W16A16"]
+CONVOLUTIONS = {"W4A8-g32": "W8A8", "W8A8-static": "W8A8"}
+"""What convolutions have where they cannot have the scheme."""
 ALONE = 8
 """Sequences or images of a feed, none of which has a say in another."""
 
@@ -69,6 +72,27 @@ def test_what_is_trained_is_what_runs(kind: str, scheme: str, monkeypatch: pytes
         apart = np.maximum(apart, difference / np.abs(expected[name]).max())
     assert (apart <= 1e-4).sum() >= (ALONE if "A16" in scheme else ALONE // 2), apart
     assert (apart <= 3e-2).all(), apart
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A8-g32", "W4A16-g32", "W8A8-static"])
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "LSTM", "CNN"])
+def test_converted_and_through_a_file_it_gives_what_the_module_gives(kind: str, scheme: str, tmp_path: Path):
+    """Convert equivalence: 1e-4 is the bound, and the bits are the same."""
+    model, feed, axes = fed(kind)
+    overrides = {"Conv": CONVOLUTIONS.get(scheme, scheme)} if kind == "CNN" else {}
+    module = QuantizedModule(model, scheme, overrides=overrides)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    module.outputs(feed)[next(iter(axes))].square().mean().backward()
+    optimizer.step()
+    module.to_model().save(tmp_path / "trained.onnx")
+    loaded = qruntime.load(tmp_path / "trained.onnx")
+    assert len(loaded.report.layers) == module.to_quantize
+    expected = loaded.run(feed)
+    with torch.no_grad():
+        made = module.eval().outputs(feed)
+    for name in axes:
+        assert np.abs(made[name].numpy() - expected[name]).max() <= 1e-4 * np.abs(expected[name]).max()
+        assert_same_bits(made[name].numpy(), expected[name])
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "LSTM", "CNN"])

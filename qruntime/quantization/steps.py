@@ -237,6 +237,11 @@ class Train(Protocol):
         """Whence step sizes of weights come: "minmax" or "lsq"."""
         ...
 
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are made again for gradients instead of being kept."""
+        ...
+
     def train(self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Progress) -> Facts:
         """Train a `QuantizedModule` in place. `teacher` is the float model, `feeds` hold its inputs and what else the data have."""
         ...

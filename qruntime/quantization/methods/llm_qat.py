@@ -30,7 +30,8 @@ from qruntime.quantization.steps import Facts
 @dataclass(frozen=True)
 class LLMQAT:
     """Trains on `texts` of `length` tokens, `batch` of them in a step, for `epochs` passes, with AdamW; `lr` falls to 0 as a cosine
-    does. `steps`: "minmax" or "lsq", as in QAT. `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
+    does. `steps`: "minmax" or "lsq", as in QAT. `recompute`: activations are made again for gradients, which takes a third more time and a
+    fraction of the memory. `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
 
     texts: int = 256
     length: int = 256
@@ -38,6 +39,7 @@ class LLMQAT:
     epochs: int = 1
     lr: float = 1e-4
     steps: str = "minmax"
+    recompute: bool = True
     checkpoint: str | os.PathLike[str] | None = None
     seed: int | None = None
 

@@ -29,13 +29,15 @@ from qruntime.quantization.steps import Facts
 class QAT:
     """`loss`: "next_token", "distill", "mse", or a function of (outputs, feed), both {name: tensor}, which returns a scalar tensor;
     feeds may hold labels beside the inputs. `epochs` passes over the data, a step for each feed, with AdamW; `lr` falls to 0 as
-    a cosine does. `steps`: "minmax" or "lsq". `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
+    a cosine does. `steps`: "minmax" or "lsq". `recompute`: activations are made again for gradients instead of being kept.
+    `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
 
     loss: str | Callable[[Mapping[str, Any], Mapping[str, Any]], Any] = "distill"
     epochs: int = 1
     lr: float = 1e-4
     steps: str = "minmax"
     weight_decay: float = 0.0
+    recompute: bool = False
     checkpoint: str | os.PathLike[str] | None = None
     seed: int | None = None
 

@@ -34,7 +34,10 @@ def trained_module(
             f'{name} takes no data: it trains on text that the model writes itself. Leave data= out, or train on data with "QAT", '
             'whose loss="distill" is the same'
         )
-    made = module_class()(model, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps)
+    made = module_class()(
+        model, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps,
+        recompute=step.recompute,
+    )  # fmt: skip
     if not made.to_quantize:
         raise QuantizationError(f"{name} has nothing to train for: no layer is selected for {request.scheme}")
     if strict:

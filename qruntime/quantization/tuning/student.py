@@ -42,12 +42,13 @@ class Student:
         *,
         weights: Mapping[str, Any] | None = None,
         is_quantized: bool = True,
+        recompute: bool = False,
     ) -> dict[Value, Any]:
         """The wanted values from those of the starts.
 
         `tensors` holds parameters under training by name, in the layout of the file; the others are as they are in the graph.
         Weights that are going to be stored in codes become what these will stand for, rounded to nearest, unless `weights` has
-        what they become. Without `is_quantized` all numbers are floats.
+        what they become. Without `is_quantized` all numbers are floats. `recompute` is that of TorchGraph.
         """
         tensors, weights = tensors or {}, weights or {}
         replaced: dict[Value, Any] = {}
@@ -59,7 +60,7 @@ class Student:
             elif is_quantized and parameter.args is not None:
                 replaced[parameter.value] = self._as_stored(parameter)
         roundings = self.roundings if is_quantized else dict.fromkeys(self.part.nodes)
-        return self.part.run(known, replaced, roundings=roundings, places=self.places if is_quantized else None)
+        return self.part.run(known, replaced, roundings=roundings, places=self.places if is_quantized else None, recompute=recompute)
 
     def _as_stored(self, parameter: Parameter) -> Any:
         if parameter.name not in self._frozen:

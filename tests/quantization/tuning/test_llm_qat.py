@@ -67,6 +67,12 @@ def test_a_rate_of_0_is_rounding_to_nearest():
         assert_same_bits(trained.run(feed)[name], made)
 
 
+def test_making_activations_again_changes_no_bit():
+    model, ids = decoder(), np.arange(12)[None]
+    kept, again = (model.quantize("LLM-QAT", recompute=recompute, **FEW) for recompute in (False, True))
+    assert_same_bits(kept.run(blank(kept, ids))["logits"], again.run(blank(again, ids))["logits"])
+
+
 def test_the_seed_decides_the_codes():
     model, ids = decoder(), np.arange(12)[None]
     first, again, other = (model.quantize("LLM-QAT", seed=seed, **FEW) for seed in (1, 1, 2))

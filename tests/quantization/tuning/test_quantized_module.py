@@ -167,6 +167,23 @@ def test_without_rounding_it_is_plain_training():
     assert np.abs(module.to_float()(feed["x"]) - module(x).detach().numpy()).max() < 1e-5
 
 
+@pytest.mark.parametrize(("kind", "scheme"), [("encoder", "W4A8"), ("encoder", "W8A8-static"), ("decoder", "W4A8-KV4"), ("CNN", "W8A8")])
+def test_what_is_made_again_for_gradients_gives_their_bits(kind: str, scheme: str):
+    model, feed, _ = fed(kind)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        module = QuantizedModule(model, scheme, steps="lsq", recompute=recompute)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):  # noqa: B023
+            made = module(**feed)
+            loss = sum(one.square().sum() for one in (made.values() if isinstance(made, dict) else [made]))
+        loss.backward()
+        gradients.append({name: one.grad for name, one in module.named_parameters()})
+        kept.append(sum(sizes))
+    assert all(torch.equal(one, gradients[1][name]) for name, one in gradients[0].items())
+    assert kept[1] < 0.6 * kept[0]
+
+
 def test_state_goes_to_another_module_and_back():
     model, feed = encoder(layers=1)
     module, other = (QuantizedModule(model, "W8A8-static", steps="lsq") for _ in range(2))

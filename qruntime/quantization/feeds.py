@@ -9,25 +9,43 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import CalibrationError, InputError
+from qruntime.ir import Graph
 from qruntime.runtime.npz import npz_files, read_npz
+from qruntime.runtime.segments import fed_values
 
 Feed = Mapping[str, Any]
 Data = Feed | Iterable[Feed] | Callable[[], Iterable[Feed]] | str | os.PathLike[str]
 
 
-def feeds_of(data: Data) -> Iterator[Feed]:
+def feeds_of(data: Data, what: str = "data") -> Iterator[Feed]:
     """The feeds of `data`: one feed, an iterable of them or a function that returns one, an .npz file, a folder of such.
 
-    Raises CalibrationError, with the place, for what is none and for data without a feed.
+    Raises CalibrationError, with the place in `what`, for what is none and for data without a feed.
     """
     count = 0
     for feed in _iterated(data):
         if not isinstance(feed, Mapping):
-            raise CalibrationError(f"data[{count}] must be a mapping {{input name: array}}, got {type(feed).__name__}")
+            raise CalibrationError(f"{what}[{count}] must be a mapping {{input name: array}}, got {type(feed).__name__}")
         count += 1
         yield feed
     if not count:
-        raise CalibrationError("data holds no feed; give a list of {input name: array}, or a folder of .npz files")
+        raise CalibrationError(f"{what} holds no feed; give a list of {{input name: array}}, or a folder of .npz files")
+
+
+def read_feeds(graph: Graph, data: Data, what: str = "data") -> list[dict[str, Any]]:
+    """All feeds as arrays by name: what `graph` reads, as it takes it, then all else that they hold, labels.
+
+    Raises CalibrationError, with the place, for inputs that do not fit.
+    """
+    names, read = {value.name for value in graph.inputs}, []
+    for number, feed in enumerate(feeds_of(data, what)):
+        try:
+            given = fed_values(graph, {name: array for name, array in feed.items() if name in names})
+        except InputError as error:
+            raise CalibrationError(f"{what}[{number}]: {error}") from error
+        labels = {name: np.asarray(array) for name, array in feed.items() if name not in names}
+        read.append({value.name: one for value, one in given.items()} | labels)
+    return read
 
 
 def _iterated(data: Any) -> Iterable[Any]:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qruntime.errors import CalibrationError, InputError, QuantizationError
+from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, LayerMark, StoredTensor, Value, clone, constant
 from qruntime.quantization.adapter import Adapter, Parts, digest_of
-from qruntime.quantization.feeds import Data, feeds_of
+from qruntime.quantization.feeds import Data, read_feeds
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.low_rank import branches_beside
 from qruntime.quantization.methods.peqa import PEQA
@@ -27,7 +27,7 @@ from qruntime.quantization.scheme import BILEVEL, CHANNEL, DOUBLE, FLOAT32, GROU
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Solving
 from qruntime.quantization.storing import Storing, describe_existing
-from qruntime.runtime.segments import fed_values
+from qruntime.quantization.tuning.engine import measured, tensor_of
 
 Layers = Mapping[str, Layer]
 
@@ -120,8 +120,6 @@ def train_adapter(
 
     Raises QuantizationError where there is nothing to train, CalibrationError for feeds that do not fit.
     """
-    import torch
-
     from qruntime.quantization.tuning import training
     from qruntime.quantization.tuning.next_token import loss_of
     from qruntime.quantization.tuning.torch_graph import TorchGraph
@@ -134,16 +132,13 @@ def train_adapter(
     base, settings = digest_of(layers), method.settings if start is None else dict(start.settings)
     learned = method.learning(graph, layers, method.start(layers, seed) if start is None else start.layers, settings)
     part = TorchGraph(graph, parameters=learned.values)
-    feeds = _read(graph, data, "data")
-    apart = [] if validation is None else _read(graph, validation, "validation")
+    feeds = _tensors(read_feeds(graph, data))
+    apart = [] if validation is None else _tensors(read_feeds(graph, validation, "validation"))
 
     def loss_on(feed: Mapping[str, Any]) -> Any:
         known = {value: feed[value.name] for value in graph.inputs}
         made = part.run(known, learned.replaced())
-        number = measure({name: made[value] for name, value in zip(graph.output_names, graph.outputs, strict=True)}, feed)
-        if not isinstance(number, torch.Tensor) or number.numel() != 1 or number.requires_grad != torch.is_grad_enabled():
-            raise QuantizationError(f"loss must give a tensor of one number that is computed from the outputs, got {number!r}")
-        return number.reshape(())
+        return measured(measure, {name: made[value] for name, value in zip(graph.output_names, graph.outputs, strict=True)}, feed)
 
     course = training.train(learned, loss_on, feeds, plan, validation=apart, threads=threads, told=told)
     if course.was_interrupted:
@@ -270,21 +265,5 @@ def _layers_named(graph: Graph, names: Iterable[str]) -> dict[str, Layer]:
     return {name: known[name] for name in names}
 
 
-def _read(graph: Graph, data: Data, what: str) -> list[dict[str, Any]]:
-    """Feeds as tensors by name: what the model reads, then all else that they hold."""
-    names, read = {value.name for value in graph.inputs}, []
-    for number, feed in enumerate(feeds_of(data)):
-        try:
-            given = fed_values(graph, {name: array for name, array in feed.items() if name in names})
-        except InputError as error:
-            raise CalibrationError(f"{what}[{number}]: {error}") from error
-        labels = {name: np.asarray(array) for name, array in feed.items() if name not in names}
-        read.append({name: _tensor(one) for name, one in ({value.name: one for value, one in given.items()} | labels).items()})
-    return read
-
-
-def _tensor(given: Any) -> Any:
-    """What torch can hold, as a tensor; else as it is."""
-    import torch
-
-    return torch.from_numpy(given.copy()) if isinstance(given, np.ndarray) and given.dtype.kind in "fiub" else given
+def _tensors(feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: tensor_of(one) for name, one in feed.items()} for feed in feeds]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Train, Transform, Tune
@@ -215,6 +216,8 @@ def _options(step: object) -> list[str]:
 
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
-    """The same with `seed` for every step that draws numbers and was not given one."""
-    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]  # type: ignore[type-var]
+    """The same with `seed` for every step that draws numbers and was not given one. QuantizationError for what is no seed."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise QuantizationError(f"seed must be a whole number of 0 or more, got {seed!r}")
+    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]
     return replace(recipe, steps=tuple(steps))

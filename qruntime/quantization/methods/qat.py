@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
 from qruntime.quantization.steps import Facts
 
 
@@ -42,10 +41,12 @@ class QAT:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be 1 or more, got {self.epochs}")
-        if not 0 <= self.lr < np.inf:
-            raise ValueError(f"lr must be 0 or more, got {self.lr}")
+        if not isinstance(self.epochs, (int, np.integer)) or self.epochs < 1:
+            raise ValueError(f"epochs must be a whole number of 1 or more, got {self.epochs!r}")
+        for name in ("lr", "weight_decay"):
+            number = getattr(self, name)
+            if not isinstance(number, (int, float)) or not 0 <= number < np.inf:
+                raise ValueError(f"{name} must be a finite number of 0 or more, got {number!r}")
 
     @property
     def requires(self) -> frozenset[str]:
@@ -67,7 +68,4 @@ class QAT:
             module, feeds, loss, epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed or 0,
             checkpoint=self.checkpoint, progress=progress,
         )  # fmt: skip
-        try:
-            return training.run()
-        except KeyError as error:
-            raise QuantizationError(f"loss reads {error.args[0]!r}, which neither the outputs nor the feed hold") from error
+        return training.run()

@@ -6,7 +6,6 @@ was never stopped.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -15,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import CalibrationError, QuantizationError
+from qruntime.errors import QuantizationError
 from qruntime.quantization.steps import Facts
+from qruntime.quantization.tuning.checkpoint import Checkpoint, digest
+from qruntime.quantization.tuning.engine import measured, tensor_of
 from qruntime.quantization.tuning.output_losses import Loss
 
 Progress = Callable[[int, int, str], None]
@@ -27,7 +28,7 @@ CHECKS = 10
 FROZEN_SHARE = 0.2
 """Ranges of static activations stay as they are for the last of all steps; Jacob et al. (2018) freeze them at the end."""
 
-VERSION = 2
+VERSION = 3
 """Of checkpoints."""
 
 
@@ -49,7 +50,7 @@ class Training:
     ):
         import torch
 
-        self.module, self.feeds, self.loss, self.checkpoint, self.seed = module, feeds, loss, checkpoint, seed
+        self.module, self.feeds, self.loss, self.seed = module, feeds, loss, seed
         self.total, self.progress = epochs * len(feeds), progress or (lambda done, total, what: None)
         decayed = [one for name, one in module.named_parameters() if one.ndim > 1 and not _is_step(name)]
         others = [one for name, one in module.named_parameters() if one.ndim <= 1 or _is_step(name)]
@@ -60,8 +61,8 @@ class Training:
         self.losses: list[float] = []
         self.best: tuple[float, dict[str, Any]] | None = None
         """The least mean of losses between two looks, and the parameters then."""
-        self.asked = {"version": VERSION, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-        self.data = "" if checkpoint is None else _digest(feeds)
+        asked = {"version": VERSION, "epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, asked | _origin(module, feeds))
 
     def run(self) -> Facts:
         """Train to the end, or until Ctrl-C, which leaves the best parameters so far in the module."""
@@ -90,17 +91,17 @@ class Training:
     def _step(self) -> None:
         import torch
 
-        feed = self.feeds[self._order(self.done // len(self.feeds))[self.done % len(self.feeds)]]
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in feed.items()}
+        place = int(self._order(self.done // len(self.feeds))[self.done % len(self.feeds)])
+        tensors = {name: tensor_of(array) for name, array in self.feeds[place].items()}
         if self.done >= math.ceil((1 - FROZEN_SHARE) * self.total) and self.done > 0:
             self.module.freeze_ranges()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * (1 + math.cos(math.pi * self.done / self.total)) / 2
-        loss = self.loss(self.module.outputs(tensors), tensors)
+        loss = measured(self.loss, self.module.outputs(tensors), tensors)
         if not bool(torch.isfinite(loss)):
-            raise QuantizationError(
-                f"the loss of step {self.done} is {float(loss.detach())}: a lower lr= may keep it finite, now {self.rate}"
-            )
+            odd = [name for name, one in tensors.items() if isinstance(one, torch.Tensor) and not bool(torch.isfinite(one).all())]
+            cause = f"{odd[0]!r} of it holds such numbers too" if odd else f"a lower lr= may keep it finite, now {self.rate}"
+            raise QuantizationError(f"the loss of step {self.done} is {float(loss.detach())}, on feed {place}: {cause}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -120,62 +121,30 @@ class Training:
             self.best = None  # one copy at a time
             self.best = mean, _copied(self.module.state_dict())
         if self.checkpoint is not None:
-            self._save(os.fspath(self.checkpoint))
+            self._save(self.checkpoint)
 
-    def _save(self, path: str) -> None:
-        import torch
-
-        held = {
-            "asked": self.asked, "data": self.data, "done": self.done, "losses": self.losses, "best": self.best,
-            "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-        }  # fmt: skip
-        torch.save(held, f"{path}.part")
-        os.replace(f"{path}.part", path)
+    def _save(self, checkpoint: Checkpoint) -> None:
+        checkpoint.write(
+            {
+                "done": self.done, "losses": self.losses, "best": self.best, "module": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )  # fmt: skip
 
     def _resume(self) -> None:
-        import torch
-
-        if self.checkpoint is None or not os.path.exists(self.checkpoint):
+        held = None if self.checkpoint is None else self.checkpoint.read()
+        if held is None:
             return
-        held = torch.load(self.checkpoint, weights_only=True)
-        if held["asked"] != self.asked:
-            other = next(name for name in self.asked if held["asked"].get(name) != self.asked[name])
-            raise QuantizationError(
-                f"checkpoint {os.fspath(self.checkpoint)!r} is of a run with {other}={held['asked'].get(other)}, and this one has "
-                f"{self.asked[other]}: give it another path, or remove the file"
-            )
-        if held["data"] != self.data:
-            raise QuantizationError(
-                f"checkpoint {os.fspath(self.checkpoint)!r} is of a run with other data: give it another path, or remove the file"
-            )
-        try:
-            self.module.load_state_dict(held["module"])
-        except RuntimeError as error:
-            raise QuantizationError(f"checkpoint {os.fspath(self.checkpoint)!r} is of another model or scheme: {error}") from error
+        self.module.load_state_dict(held["module"])
         self.optimizer.load_state_dict(held["optimizer"])
         self.done, self.losses, self.best = held["done"], held["losses"], held["best"]
 
 
-def checked_feeds(feeds: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    """Feeds that hold all inputs of a model, with whatever else they hold. CalibrationError names the first that lacks one."""
-    made = []
-    for number, feed in enumerate(feeds):
-        missing = [name for name in names if name not in feed]
-        if missing:
-            raise CalibrationError(f"data[{number}]: missing input {missing[0]!r}; the inputs are: {', '.join(names)}")
-        made.append({name: np.asarray(array) for name, array in feed.items()})
-    return made
-
-
-def _digest(feeds: Sequence[Mapping[str, Any]]) -> str:
-    """What tells feeds apart, in their order."""
-    found = hashlib.sha256()
-    for feed in feeds:
-        for name in sorted(feed):
-            array = np.asarray(feed[name])
-            found.update(f"{name} {array.dtype} {array.shape}".encode())
-            found.update(array.tobytes())
-    return found.hexdigest()
+def _origin(module: Any, feeds: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """What a run starts from, by what it means that another run starts from something else."""
+    parameters = {name: one.detach().numpy() for name, one in module.named_parameters()}
+    schemes = {name: np.array(text) for name, text in module.schemes.items()}
+    return {"another model": digest([parameters]), "another scheme": digest([schemes]), "other data": digest(feeds)}
 
 
 def _is_step(name: str) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from qruntime.errors import CalibrationError, QuantizationError
-from qruntime.quantization.feeds import Data, feeds_of
+from qruntime.quantization.feeds import Data, read_feeds
+from qruntime.quantization.reasons import NoWeight
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import raise_faults
 from qruntime.quantization.request import Request
 from qruntime.quantization.steps import Progress
-from qruntime.quantization.tuning.aware_training import checked_feeds
 from qruntime.quantization.tuning.engine import check_engine, torch_threads
 from qruntime.quantization.tuning.quantized_module import module_class
 
@@ -39,11 +40,14 @@ def trained_module(
         recompute=step.recompute,
     )  # fmt: skip
     if not made.to_quantize:
-        raise QuantizationError(f"{name} has nothing to train for: no layer is selected for {request.scheme}")
+        left = [f"{one.name}: {one.reason}" for one in made.left() if not isinstance(one.reason, NoWeight)]
+        reasons = "; ".join(left[:3]) or "what is selected is stored in codes already"
+        raise QuantizationError(f"{name} has nothing to train for, no float layer is selected for {request.scheme}: {reasons}")
     if strict:
         raise_faults(made.left())
-    names = [value.name for value in model.graph.inputs]
-    feeds = [] if data is None else checked_feeds(list(feeds_of(data)), names)
+    feeds = [] if data is None else read_feeds(model.graph, data)
     with torch_threads(model.threads):
         made.facts = step.train(made, model, feeds, mask, progress or (lambda done, total, what: None))
+    if "interrupted" in made.facts:
+        warnings.warn(f"{name} was interrupted {made.facts['interrupted']}: the model is the best so far", stacklevel=4)
     return made.eval()

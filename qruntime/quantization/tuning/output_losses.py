@@ -62,7 +62,7 @@ def teacher_of(model: Any, outputs: Sequence[str] | None = None) -> Teacher:
     def made(feed: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
-        run = model.run({value.name: feed[value.name].numpy() for value in model.graph.inputs}, outputs)
+        run = model.run({value.name: np.asarray(feed[value.name]) for value in model.graph.inputs}, outputs)
         return {name: torch.from_numpy(np.ascontiguousarray(widen(array))) for name, array in run.items()}
 
     return made

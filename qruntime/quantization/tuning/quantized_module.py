@@ -78,6 +78,8 @@ def module_class() -> type:
             recompute: bool = False,
         ):
             super().__init__()
+            if not hasattr(model, "_copied"):
+                raise QuantizationError(f"QuantizedModule takes what qruntime.load makes of an ONNX file, got {type(model).__name__}")
             if steps not in (MINMAX, LSQ):
                 raise QuantizationError(f"steps must be {MINMAX!r} or {LSQ!r}, got {steps!r}")
             self._model, self._request = model, Request(scheme, overrides, only, exclude)
@@ -137,6 +139,11 @@ def module_class() -> type:
         def to_quantize(self) -> int:
             """How many layers the scheme is for."""
             return len(self._student.schemes)
+
+        @property
+        def schemes(self) -> dict[str, str]:
+            """The scheme of each of them, by its name."""
+            return {layer_name(node): str(scheme) for node, scheme in self._student.schemes.items()}
 
         def left(self) -> list[SkippedLayer]:
             """Layers that stay float, with the reasons."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -47,6 +48,8 @@ class Plan:
             number = getattr(self, name)
             if number is not None and (not isinstance(number, int) or number < 1):
                 raise QuantizationError(f"{name} must be a whole number of 1 or more, got {number!r}")
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise QuantizationError(f"seed must be a whole number of 0 or more, got {self.seed!r}")
         if not (isinstance(self.rate, (int, float)) and math.isfinite(self.rate) and self.rate >= 0):
             raise QuantizationError(f"lr must be a finite number of 0 or more, got {self.rate!r}")
 

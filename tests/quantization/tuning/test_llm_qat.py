@@ -117,7 +117,8 @@ def test_progress_and_interrupts():
     with pytest.raises(KeyboardInterrupt):
         model.quantize("LLM-QAT", progress=until("writes", 5), **FEW)
     assert said[-1] == "5 of 9: writes text to train on"
-    trained = model.quantize("LLM-QAT", scheme="W2A8", progress=until("loss", 4), **FEW | {"epochs": 20})
+    with pytest.warns(UserWarning, match="was interrupted after 4 of 60 steps"):
+        trained = model.quantize("LLM-QAT", scheme="W2A8", progress=until("loss", 4), **FEW | {"epochs": 20})
     assert said[-1].startswith("4 of 60: loss ")
     assert trained.report.layers[0].facts[0]["interrupted"] == "after 4 of 60 steps"
     assert_same_bits(model.run(blank(model, np.arange(5)[None]))["logits"], before)
@@ -138,7 +139,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
 
     with pytest.raises(Stopped):
         model.quantize("LLM-QAT", progress=kill, **options)
-    with pytest.raises(QuantizationError, match="is of a run with other data: give it another path"):
+    with pytest.raises(QuantizationError, match="is of a run with other data: give checkpoint= another path"):
         model.quantize("LLM-QAT", **options | {"length": 11})
     resumed = model.quantize("LLM-QAT", **options)
     assert_same_bits(resumed.run(blank(resumed, ids))["logits"], whole.run(blank(whole, ids))["logits"])

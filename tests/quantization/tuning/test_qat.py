@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -154,9 +154,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, scheme: 
     resumed = model.quantize("QAT", checkpoint=path, progress=lambda done, total, what: seen.append(done), **options)
     assert seen == [7, 8, 9, 10]
     assert_same_bits(resumed(feed["x"]), whole(feed["x"]))
-    with pytest.raises(QuantizationError, match=r"is of a run with lr=0\.01, and this one has 0\.1: give it another path"):
+    with pytest.raises(QuantizationError, match=r"is of a run with lr=0\.01, and this one has 0\.1: give checkpoint= another path"):
         model.quantize("QAT", checkpoint=path, **{**options, "lr": 0.1})
-    with pytest.raises(QuantizationError, match="is of another model or scheme"):
+    with pytest.raises(QuantizationError, match="is of a run with another model"):
         model.quantize("QAT", checkpoint=path, **{**options, "steps": "minmax"})
 
 
@@ -169,11 +169,102 @@ def test_an_interrupt_keeps_the_best_so_far():
         if done == 12:
             raise KeyboardInterrupt
 
-    trained = model.quantize("QAT", scheme="W2A8", data=feeds(), loss="mse", epochs=50, lr=3e-3, progress=interrupt)
+    with pytest.warns(UserWarning, match="QAT was interrupted after 12 of 300 steps: the model is the best so far"):
+        trained = model.quantize("QAT", scheme="W2A8", data=feeds(), loss="mse", epochs=50, lr=3e-3, progress=interrupt)
     assert trained.report.layers[0].facts[0]["interrupted"] == "after 12 of 300 steps"
     assert error(trained, model) < error(model.quantize(scheme="W2A8"), model)
     assert said[0].startswith("loss ")
     assert said[0].endswith(" left")
+
+
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path):
+    model, _ = encoder(layers=1)
+    path = tmp_path / "run"
+
+    def run(of: qruntime.Model = model, **options: object) -> None:
+        of.quantize("QAT", **{"scheme": "W3A8", "data": feeds(2), "loss": "mse", "checkpoint": path, **options})
+
+    run()
+    run()  # all of it is done
+    with pytest.raises(QuantizationError, match="is of a run with another scheme"):
+        run(scheme="W4A8")
+    with pytest.raises(QuantizationError, match="is of a run with another scheme"):
+        run(overrides={"*up*": None})
+    with pytest.raises(QuantizationError, match="is of a run with other data"):
+        run(data=feeds(3)[1:])
+    with pytest.raises(QuantizationError, match="is of a run with another model"):
+        run(model.quantize("QAT", scheme="W16A16", data=feeds(2), loss=lambda outputs, feed: outputs["y"].pow(3).mean(), only=["*up*"]))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "no checkpoint", "another file of torch"])
+def test_a_damaged_checkpoint_says_so(tmp_path: Path, damage: str):
+    model, _ = encoder(layers=1)
+    path = tmp_path / "run"
+    model.quantize("QAT", data=feeds(2), checkpoint=path)
+    whole = path.read_bytes()
+    if damage == "another file of torch":
+        torch.save({"weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes({"cut short": whole[: len(whole) // 2], "empty": b"", "no checkpoint": b"hello world" * 99}[damage])
+    said = "is no checkpoint of this release" if damage == "another file of torch" else "it is cut short, or no checkpoint"
+    with pytest.raises(QuantizationError, match=f"{said}; give checkpoint= another path, or remove the file"):
+        model.quantize("QAT", data=feeds(2), checkpoint=path)
+
+
+def test_where_no_checkpoint_can_be_is_said_before_training(tmp_path: Path):
+    model, _ = encoder(layers=1)
+    seen: list[int] = []
+    options = {"data": feeds(2), "progress": lambda done, total, what: seen.append(done)}
+    with pytest.raises(QuantizationError, match="there is no folder"):
+        model.quantize("QAT", checkpoint=tmp_path / "nowhere/run", **options)
+    with pytest.raises(QuantizationError, match="is a folder: name a file"):
+        model.quantize("QAT", checkpoint=tmp_path, **options)
+    assert not seen
+
+
+def test_feeds_that_do_not_fit_are_told_before_training():
+    model, _ = encoder(layers=1)
+    good = feeds(1)[0]
+    with pytest.raises(CalibrationError, match=r"data\[1\]: input 'x': needs float32\[batch, time, 32\], got float32\[4, 5, 8\]"):
+        model.quantize("QAT", data=[good, {"x": random(4, 5, 8)}])
+    with pytest.raises(CalibrationError, match=r"data\[0\]: input 'x': .* got float64.*; convert it with .astype\(np.float32\)"):
+        model.quantize("QAT", data=[{"x": good["x"].astype(np.float64)}])
+    labelled = [good | {"text": np.array(["a", "b"]), "nothing": None}]
+    seen: list[type] = []
+
+    def loss(outputs: Mapping, feed: Mapping) -> torch.Tensor:
+        seen.append(type(feed["text"]))
+        return outputs["y"].square().mean()
+
+    model.quantize("QAT", data=labelled, loss=loss)
+    assert seen == [np.ndarray]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda outputs, feed: 1.0, "got float 1.0"),
+        (lambda outputs, feed: None, "got NoneType None"),
+        (lambda outputs, feed: outputs["y"][0, 0], r"got a tensor of shape \(32,\)"),
+        (lambda outputs, feed: outputs["y"].detach().sum(), r"got a tensor of shape \(\) without gradient"),
+    ],
+)
+def test_a_loss_is_one_number_with_a_gradient(made: Callable, said: str):
+    model, _ = encoder(layers=1)
+    with pytest.raises(QuantizationError, match=f"loss must give a tensor of one number that is computed from the outputs, {said}"):
+        model.quantize("QAT", data=feeds(1), loss=made)
+    with pytest.raises(QuantizationError, match=f"loss must give a tensor of one number that is computed from the outputs, {said}"):
+        model.quantize(scheme="W4A8").finetune("PEQA", feeds(1), loss=made)
+
+
+def test_a_loss_that_is_no_number_is_told_with_what_holds_none():
+    model, _ = encoder(layers=1)
+    odd = feeds(1)[0]["x"].copy()
+    odd[0, 0, 0] = np.nan
+    with pytest.raises(QuantizationError, match="the loss of step 0 is nan, on feed 0: 'x' of it holds such numbers too"):
+        model.quantize("QAT", data=[{"x": odd}], loss="mse")
+    with pytest.raises(QuantizationError, match=r"on feed 0: a lower lr= may keep it finite, now 0\.0001"):
+        model.quantize("QAT", data=feeds(1), loss=lambda outputs, feed: outputs["y"].sum() * float("nan"))
 
 
 def test_what_means_nothing_is_an_error():
@@ -186,12 +277,17 @@ def test_what_means_nothing_is_an_error():
         model.quantize("QAT", data=feeds(1), rate=1)
     with pytest.raises(QuantizationError, match="RTN has no option 'epochs'; it has no options"):
         model.quantize(epochs=1)
-    with pytest.raises(QuantizationError, match="epochs must be 1 or more, got 0"):
+    with pytest.raises(QuantizationError, match="epochs must be a whole number of 1 or more, got 0"):
         model.quantize("QAT", data=feeds(1), epochs=0)
     with pytest.raises(QuantizationError, match="QAT trains the whole model and makes its codes: GPTQ has no place beside it"):
         Recipe("", steps=(GPTQ(), QAT()))
-    with pytest.raises(QuantizationError, match="nothing to train for"):
+    with pytest.raises(QuantizationError, match=r"nothing to train for.*not selected by only="):
         model.quantize("QAT", data=feeds(1), only=["nowhere"])
+    with pytest.raises(QuantizationError, match=r"nothing to train for.*stored in codes already"):
+        model.quantize(scheme="W4A8").quantize("QAT", data=feeds(1), scheme="W4A8")
+    for option, value in (("epochs", 1.5), ("epochs", "3"), ("lr", "1"), ("lr", -1), ("weight_decay", -1), ("seed", "a"), ("seed", -3)):
+        with pytest.raises(QuantizationError, match=rf"{option} must be a .* number of .*, got {value!r}"):
+            model.quantize("QAT", data=feeds(1), **{option: value})
     with pytest.raises(QuantizationError, match="the loss of step 0 is nan"):
         model.quantize("QAT", data=feeds(1), loss=lambda outputs, feed: outputs["y"].sum() * float("nan"))
 

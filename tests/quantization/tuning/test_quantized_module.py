@@ -240,6 +240,8 @@ def test_errors_say_what_to_do():
         module(feed["x"], z=1)
     with pytest.raises(InputError, match="2 inputs given"):
         module(feed["x"], feed["x"])
+    with pytest.raises(QuantizationError, match=r"takes what qruntime\.load makes of an ONNX file, got str"):
+        QuantizedModule("model.onnx", "W8A8")
     with pytest.raises(QuantizationError, match="steps must be 'minmax' or 'lsq'"):
         QuantizedModule(model, "W8A8", steps="learned")
     with pytest.raises(QuantizationError, match="steps that are learned are float32"):

@@ -81,13 +81,13 @@ def operators() -> dict[str, Callable[..., Any]]:
 
     def gather_nd(node: Node, x: Any, indices: Any) -> Any:
         if node.attr("batch_dims", 0):
-            raise ValueError(f"{node.label}: batch_dims {node.attr('batch_dims')} has no gradient here, 0 has")
+            raise ValueError(f"batch_dims {node.attr('batch_dims')} has no gradient here, 0 has")
         return x[coordinates(x, indices)]
 
     def put(node: Node, x: Any, places: tuple[Any, ...], updates: Any) -> Any:
         reduction = node.attr("reduction", "none")
         if reduction not in ("none", "add"):
-            raise ValueError(f"{node.label}: reduction {reduction!r} has no gradient here; none and add have")
+            raise ValueError(f"reduction {reduction!r} has no gradient here; none and add have")
         return x.index_put(places, updates, accumulate=reduction == "add")
 
     def pad(node: Node, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:

@@ -74,7 +74,7 @@ def operators() -> dict[str, Callable[..., Any]]:
 
     def batch_norm(node: Node, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
         if node.attr("training_mode", 0):
-            raise ValueError(f"{node.label}: statistics of the batch have no gradient here; export the model for inference")
+            raise ValueError("statistics of the batch have no gradient here; export the model for inference")
         factor = scale * torch.rsqrt(variance + node.attr("epsilon", 1e-5))
         return (x - channels(mean, x)) * channels(factor, x) + channels(bias, x)
 

@@ -27,7 +27,7 @@ def operators() -> dict[str, Callable[..., Any]]:
     def attention(node: Node, q: Any, k: Any, v: Any, mask: Any = None, past_key: Any = None, past_value: Any = None, *rest: Any) -> Any:
         unread = any(one is not None for one in rest), node.attr("left_window_size", -1) >= 0, node.attr("right_window_size", -1) >= 0
         if any(unread) or node.attr("qk_matmul_output_mode", 0):
-            raise ValueError(f"{node.label}: lengths of sequences, windows and scores as an output have no gradient here")
+            raise ValueError("lengths of sequences, windows and scores as an output have no gradient here")
         is_packed = q.ndim == 3
         if is_packed:
             q, k, v = (split_heads(x, node.attr(f"{name}_num_heads")) for x, name in ((q, "q"), (k, "kv"), (v, "kv")))

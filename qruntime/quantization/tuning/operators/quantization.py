@@ -17,13 +17,13 @@ def operators() -> dict[str, Callable[..., Any]]:
         if part is None or (part.numel() == 1 and not node.attr("block_size", 0)):
             return part if part is None else part.reshape(())
         if part.ndim != 1 or node.attr("block_size", 0):
-            raise ValueError(f"{node.label}: scales in blocks have no gradient here")
+            raise ValueError("scales in blocks have no gradient here")
         return part.reshape(-1, *(1,) * (x.ndim - 1 - node.attr("axis", 1) % x.ndim))
 
     def quantize(node: Node, x: Any, scale: Any, zero_point: Any = None) -> Any:
         name = "uint8" if zero_point is None else str(zero_point.dtype).removeprefix("torch.")
         if name not in _RANGES or node.attr("output_dtype", 0):
-            raise ValueError(f"{node.label}: codes of {name} have no gradient here; those of {', '.join(_RANGES)} have")
+            raise ValueError(f"codes of {name} have no gradient here; those of {', '.join(_RANGES)} have")
         codes = straight_through_round(x / spread(node, x, scale))
         shifted = codes if zero_point is None else codes + spread(node, x, zero_point).to(x.dtype)
         return shifted.clamp(*_RANGES[name])

@@ -81,7 +81,6 @@ class Training:
             if self.best is not None:
                 self.module.load_state_dict(self.best[1])
             facts["interrupted"] = f"after {self.done} of {self.total} steps"
-        self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()
         span = max(1, len(self.losses) // CHECKS)
         if self.losses:
@@ -102,9 +101,9 @@ class Training:
             odd = [name for name, one in tensors.items() if isinstance(one, torch.Tensor) and not bool(torch.isfinite(one).all())]
             cause = f"{odd[0]!r} of it holds such numbers too" if odd else f"a lower lr= may keep it finite, now {self.rate}"
             raise QuantizationError(f"the loss of step {self.done} is {float(loss.detach())}, on feed {place}: {cause}")
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # before the next forward pass, which takes memory of its own
         self.losses.append(float(loss.detach()))
         self.done += 1
 

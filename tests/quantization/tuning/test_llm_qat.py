@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 import qruntime
 from qruntime.errors import CalibrationError, QuantizationError
@@ -71,6 +72,14 @@ def test_making_activations_again_changes_no_bit():
     model, ids = decoder(), np.arange(12)[None]
     kept, again = (model.quantize("LLM-QAT", recompute=recompute, **FEW) for recompute in (False, True))
     assert_same_bits(kept.run(blank(kept, ids))["logits"], again.run(blank(again, ids))["logits"])
+
+
+def test_a_model_of_float16_is_trained_too():
+    model = qruntime.load(Decoder("stacked", dtype=TensorProto.FLOAT16, vocabulary=VOCABULARY).bytes())
+    trained = model.quantize("LLM-QAT", scheme="W3A8-KV4", texts=64, length=16, lr=1e-3, epochs=4)
+    first, last = trained.report.layers[0].facts[0]["loss"]
+    assert last < first
+    assert trained.run(blank(trained, np.arange(4)[None]))["logits"].dtype == np.float16
 
 
 def test_the_seed_decides_the_codes():

@@ -55,6 +55,23 @@ def untyped(function: object) -> str:
     return str(inspect.Signature(parameters))
 
 
+def test_every_step_is_where_users_look_for_it():
+    from qruntime import quantization
+    from qruntime.quantization import methods
+
+    steps = {type(step).__name__: type(step) for name in methods.RECIPES for step in methods.RECIPES[name].steps}
+    assert len(steps) >= 18
+    for name, step in steps.items():
+        assert getattr(quantization, name) is step and name in quantization.__all__, name
+
+
+def test_all_that_is_named_is_there():
+    from qruntime import quantization
+
+    for name in set(quantization.__all__) - {"QuantizedModule"}:  # which needs torch
+        assert getattr(quantization, name) is not None, name
+
+
 def test_public_names():
     assert set(qruntime.__all__) == NAMES | SESSION_NAMES
     for name in NAMES | SESSION_NAMES:

@@ -4,7 +4,10 @@
     quantized = quantize_dynamic(model, {"Linear": per_channel_dynamic_qconfig})
     quantize_dynamic("model.onnx", "model.int8.onnx", per_channel=True)
 
-Models have both as methods: `model.quantize_dynamic()` and, for other schemes than int8, `model.quantize()`.
+Models have both as methods: `model.quantize_dynamic()` and, for other schemes than int8, `model.quantize()`, whose steps are here too:
+
+    from qruntime.quantization import AWQ, GPTQ
+    model.quantize([AWQ(grid=20), GPTQ(actorder=None)], scheme="W3A16-g64", data=feeds)
 """
 
 from __future__ import annotations
@@ -91,6 +94,13 @@ _OF_FINETUNING = {
 }
 """What model.finetune takes beside names, with arguments."""
 
+_STEPS = (
+    "AWQ", "GPTQ", "LLMQAT", "QAT", "RTN", "ActivationMode", "ClipRanges", "ClusterInputs", "ClusterRanges", "LayerDistillation",
+    "LogEqualize", "LowRank", "MoFQ", "NormTweaking", "OliVe", "OmniQuant", "OutlierSuppressionPlus", "QuantEase", "RowGroups",
+    "SmoothQuant", "SpQR",
+)  # fmt: skip
+"""What model.quantize takes beside names, with arguments: those of methods/, imported where they are asked for."""
+
 
 def __getattr__(name: str) -> Any:
     if name == "recipes":
@@ -99,6 +109,8 @@ def __getattr__(name: str) -> Any:
         return RECIPES
     if name in _OF_FINETUNING:
         return getattr(importlib.import_module(_OF_FINETUNING[name]), name)
+    if name in _STEPS:
+        return getattr(importlib.import_module("qruntime.quantization.methods"), name)
     if name == "QuantizedModule":
         from qruntime.quantization.tuning.quantized_module import module_class
 
@@ -111,17 +123,39 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AWQ",
+    "GPTQ",
+    "LLMQAT",
     "PEQA",
+    "QAT",
+    "RTN",
+    "ActivationMode",
+    "ClipRanges",
+    "ClusterInputs",
+    "ClusterRanges",
     "EngineObserver",
     "HistogramObserver",
+    "LayerDistillation",
+    "LogEqualize",
+    "LowRank",
     "MinMaxObserver",
+    "MoFQ",
     "MovingAverageMinMaxObserver",
     "NextToken",
+    "NormTweaking",
+    "OliVe",
+    "OmniQuant",
+    "OutlierSuppressionPlus",
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "QConfig",
     "QLoRA",
+    "QuantEase",
     "QuantType",
+    "QuantizedModule",
+    "RowGroups",
+    "SmoothQuant",
+    "SpQR",
     "default_dynamic_qconfig",
     "default_dynamic_quant_observer",
     "default_float_qparams_observer",

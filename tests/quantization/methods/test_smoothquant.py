@@ -74,5 +74,9 @@ def test_where_it_does_nothing():
     forced = SmoothQuant(insert=True).choose(site(rows(), "W8A8", allows=frozenset()))
     assert isinstance(forced, Equivalence)
     assert forced.insert
+    static = SmoothQuant().choose(site(rows(), "W8A8-static", allows=frozenset()))
+    assert isinstance(static, Equivalence)
+    assert static.insert
+    assert isinstance(SmoothQuant(insert=False).choose(site(rows(), "W8A8-static", allows=frozenset())), Reason)
     with pytest.raises(QuantizationError, match="alpha of SmoothQuant must be 0 to 1, got 2"):
         SmoothQuant(2)

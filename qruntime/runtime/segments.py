@@ -12,7 +12,6 @@ Every node runs once for each batch. A batch keeps only what nodes that are stil
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ class Frontier:
     stop. What is held is read-only; beyond `most_bytes` it lies in a temporary file that is mapped into memory.
 
     The graph may change while the walk stands before a node: what follows may read other weights, or other nodes. What
-    has run stays as it ran. Batches run side by side, each on its share of the threads.
+    has run stays as it ran.
     """
 
     def __init__(
@@ -138,19 +137,15 @@ class Frontier:
         known = self._batches[0].keys()
         starts = [value for value in dict.fromkeys(value for node in nodes for value in read_by(node)) if value in known]
         wanted = [value for value in read if value in made and value not in known]
-        side_by_side = max(1, min(self.num_threads, len(self._batches)))
         segment = None
         if nodes:
-            segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads // side_by_side, lower=self.lower)
+            segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
         spilling = Spilling(self.most_bytes)
-        with ThreadPoolExecutor(side_by_side) as pool:
-            for first in range(0, len(self._batches), side_by_side):
-                several = self._batches[first : first + side_by_side]
-                self._batches[first : first + side_by_side] = [{}] * len(several)
-                results = pool.map(segment.run, several) if segment is not None else [{}] * len(several)
-                for batch, new in zip(several, results, strict=True):
-                    kept = {value: held for value, held in batch.items() if value in read}
-                    spilling.take(kept | {value: _read_only(result) for value, result in new.items()})
+        for index, batch in enumerate(self._batches):
+            new = segment.run(batch) if segment is not None else {}
+            kept = {value: held for value, held in batch.items() if value in read}
+            self._batches[index] = {}
+            spilling.take(kept | {value: _read_only(result) for value, result in new.items()})
         self._batches = list(spilling.taken())
 
     def _why_not(self, node: Node) -> str:

@@ -152,7 +152,6 @@ __all__ = [
     "QLoRA",
     "QuantEase",
     "QuantType",
-    "QuantizedModule",
     "RowGroups",
     "SmoothQuant",
     "SpQR",

@@ -182,7 +182,7 @@ def edited(path: Path, **arrays: Any) -> bytes:
         {"_outliers": lambda values: values.astype(np.float64)},
         {"_outliers": lambda values: values[:, None]},
         {"scale_offset": lambda offset: offset * np.float16(np.inf)},
-        {"scale_offset": lambda offset: offset[:1]},
+        {"scale_offset": lambda offset: np.concatenate([offset, offset])},
         {"scale_scale": lambda scale: scale[:1]},
         {"scale_quantized": lambda codes: codes[:4]},
         {"scale_quantized": lambda codes: codes.astype(np.int8)},

@@ -103,13 +103,14 @@ def _steps(most: np.ndarray, code: int) -> np.ndarray:
 
 
 def _chunks(batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """All rows, so many at a time that few sums are begun anew."""
+    """All rows, so many at a time that few sums are begun anew and few rows are held twice."""
     waiting: list[np.ndarray] = []
     for batch in batches:
-        waiting.append(batch)
-        if sum(map(len, waiting)) >= _CHUNK:
-            yield np.concatenate(waiting)
-            waiting = []
+        for start in range(0, len(batch), _CHUNK):
+            waiting.append(batch[start : start + _CHUNK])
+            if sum(map(len, waiting)) >= _CHUNK:
+                yield np.concatenate(waiting)
+                waiting = []
     if waiting:
         yield np.concatenate(waiting)
 

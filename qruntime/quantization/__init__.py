@@ -94,13 +94,6 @@ _OF_FINETUNING = {
 }
 """What model.finetune takes beside names, with arguments."""
 
-_STEPS = (
-    "AWQ", "GPTQ", "LLMQAT", "QAT", "RTN", "ActivationMode", "ClipRanges", "ClusterInputs", "ClusterRanges", "LayerDistillation",
-    "LogEqualize", "LowRank", "MoFQ", "NormTweaking", "OliVe", "OmniQuant", "OutlierSuppressionPlus", "QuantEase", "RowGroups",
-    "SmoothQuant", "SpQR",
-)  # fmt: skip
-"""What model.quantize takes beside names, with arguments: those of methods/, imported where they are asked for."""
-
 
 def __getattr__(name: str) -> Any:
     if name == "recipes":
@@ -109,8 +102,6 @@ def __getattr__(name: str) -> Any:
         return RECIPES
     if name in _OF_FINETUNING:
         return getattr(importlib.import_module(_OF_FINETUNING[name]), name)
-    if name in _STEPS:
-        return getattr(importlib.import_module("qruntime.quantization.methods"), name)
     if name == "QuantizedModule":
         from qruntime.quantization.tuning.quantized_module import module_class
 
@@ -119,6 +110,8 @@ def __getattr__(name: str) -> Any:
         from qruntime.session.quantize_files import QuantType
 
         return QuantType
+    if name in __all__:  # a step, which model.quantize takes beside names, with arguments
+        return getattr(importlib.import_module("qruntime.quantization.methods"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
-from numbers import Integral
 
 from qruntime.errors import QuantizationError
+from qruntime.quantization.arguments import check_whole
 from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Train, Transform, Tune
 
 DEFAULT_SCHEME = "W4A16-g128"
@@ -217,7 +217,6 @@ def _options(step: object) -> list[str]:
 
 def seeded(recipe: Recipe, seed: int) -> Recipe:
     """The same with `seed` for every step that draws numbers and was not given one. QuantizationError for what is no seed."""
-    if not isinstance(seed, Integral) or seed < 0:
-        raise QuantizationError(f"seed must be a whole number of 0 or more, got {seed!r}")
-    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]
+    check_whole("seed", seed, 0)
+    steps = [replace(step, seed=seed) if getattr(step, "seed", 0) is None else step for step in recipe.steps]  # type: ignore[type-var]
     return replace(recipe, steps=tuple(steps))

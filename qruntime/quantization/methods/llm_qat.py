@@ -20,9 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from qruntime.errors import CalibrationError, QuantizationError
+from qruntime.quantization.arguments import check_rate, check_whole
 from qruntime.quantization.generation import Decoder
 from qruntime.quantization.steps import Facts
 
@@ -45,10 +44,8 @@ class LLMQAT:
 
     def __post_init__(self) -> None:
         for name, least in (("texts", 1), ("length", 2), ("batch", 1), ("epochs", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if not 0 <= self.lr < np.inf:
-            raise ValueError(f"lr must be 0 or more, got {self.lr}")
+            check_whole(name, getattr(self, name), least)
+        check_rate("lr", self.lr)
 
     @property
     def requires(self) -> frozenset[str]:

@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from qruntime.quantization.arguments import check_rate, check_whole
 from qruntime.quantization.steps import Facts
 
 
@@ -41,12 +40,9 @@ class QAT:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.epochs, (int, np.integer)) or self.epochs < 1:
-            raise ValueError(f"epochs must be a whole number of 1 or more, got {self.epochs!r}")
-        for name in ("lr", "weight_decay"):
-            number = getattr(self, name)
-            if not isinstance(number, (int, float)) or not 0 <= number < np.inf:
-                raise ValueError(f"{name} must be a finite number of 0 or more, got {number!r}")
+        check_whole("epochs", self.epochs, 1)
+        check_rate("lr", self.lr)
+        check_rate("weight_decay", self.weight_decay)
 
     @property
     def requires(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,14 @@ class Checkpoint:
     def write(self, held: Mapping[str, Any]) -> None:
         import torch
 
-        torch.save({"identity": self._identity, "held": dict(held)}, f"{self.path}.part")
-        os.replace(f"{self.path}.part", self.path)
+        part = f"{self.path}.part"
+        try:
+            torch.save({"identity": self._identity, "held": dict(held)}, part)
+            os.replace(part, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
 
     def read(self) -> dict[str, Any] | None:
         """What was written last; None where nothing was. QuantizationError for what is none, and for one of another run."""

@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from qruntime.errors import QuantizationError
+from qruntime.quantization.arguments import check_rate, check_whole
 
 Feed = TypeVar("Feed")
 Told = Callable[[int, int, str], None]
@@ -45,13 +45,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch"):
-            number = getattr(self, name)
-            if number is not None and (not isinstance(number, int) or number < 1):
-                raise QuantizationError(f"{name} must be a whole number of 1 or more, got {number!r}")
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise QuantizationError(f"seed must be a whole number of 0 or more, got {self.seed!r}")
-        if not (isinstance(self.rate, (int, float)) and math.isfinite(self.rate) and self.rate >= 0):
-            raise QuantizationError(f"lr must be a finite number of 0 or more, got {self.rate!r}")
+            if name != "steps" or self.steps is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_whole("seed", self.seed, 0)
+        check_rate("lr", self.rate)
 
     def steps_over(self, feeds: int) -> int:
         return self.epochs * self.a_pass(feeds) if self.steps is None else self.steps

@@ -159,7 +159,7 @@ def test_what_means_nothing_is_an_error():
     with pytest.raises(CalibrationError, match="LLM-QAT trains on text that the model writes itself: it needs tokens"):
         model.quantize("LLM-QAT")
     for name, least in (("texts", 1), ("length", 2), ("batch", 1), ("epochs", 1)):
-        with pytest.raises(QuantizationError, match=f"LLM-QAT: {name} must be {least} or more, got 0"):
+        with pytest.raises(QuantizationError, match=f"LLM-QAT: {name} must be a whole number of {least} or more, got 0"):
             model.quantize("LLM-QAT", **{name: 0})
-    with pytest.raises(QuantizationError, match="lr must be 0 or more, got -1"):
+    with pytest.raises(QuantizationError, match="lr must be a finite number of 0 or more, got -1"):
         model.quantize("LLM-QAT", lr=-1)

@@ -299,3 +299,20 @@ def test_the_model_itself_changes_only_in_place():
     assert_same_bits(model(feed["x"]), before)
     assert model.quantize("QAT", data=feeds(2), lr=1e-2, inplace=True) is model
     assert len(model.report.layers) == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from qruntime.quantization.tuning.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(tmp_path / "run.pt", {"version": 1})
+    checkpoint.write({"done": 1})
+
+    def fails(held: object, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write({"done": 2})
+    assert [one.name for one in tmp_path.iterdir()] == ["run.pt"]
+    assert checkpoint.read() == {"done": 1}

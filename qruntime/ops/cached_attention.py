@@ -7,7 +7,7 @@ import numpy as np
 from qruntime.ir import Node
 from qruntime.ops.cache_codes import dequantize_cache, dequantize_cache_clusters
 from qruntime.ops.fused_attention import LAYOUTS, fused_attention
-from qruntime.ops.registry import NativeCall, find, operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 @operator("CachedAttention", domain="qruntime")
@@ -21,8 +21,10 @@ def cached_attention(
     scale_tensor: np.ndarray | None = None,
     k_labels: np.ndarray | None = None,
     v_labels: np.ndarray | None = None,
-    expanded: np.ndarray | None = None,
-    merged: np.ndarray | None = None,
+    k_expanded: np.ndarray | None = None,
+    k_merged: np.ndarray | None = None,
+    v_expanded: np.ndarray | None = None,
+    v_merged: np.ndarray | None = None,
     *,
     bits: int,
     clusters: int = 1,
@@ -35,27 +37,20 @@ def cached_attention(
     out_layout: str = "BHSD",
     parts: tuple[int, ...] = (0, 0, 0),
     kv_repeats: int = 1,
+    allowzero: int = 0,
     nan_rows_to_zero: int = 0,
 ) -> np.ndarray:
-    """qruntime.Attention on what the codes stand for, as ops/cache_codes.py defines it.
-
-    With `expanded` and `merged` keys and values [B, H, S, D] are first expanded from [B, H, 1, S, D] to the one shape and
-    reshaped to the other, as exporters repeat them for groups of heads of q.
-    """
+    """qruntime.Attention on what the codes stand for, as ops/cache_codes.py defines it."""
     k, v = (
         dequantize_cache(codes, ranges, bits=bits)
         if labels is None
         else dequantize_cache_clusters(codes, ranges, labels, bits=bits, clusters=clusters)
         for codes, ranges, labels in ((k_codes, k_ranges, k_labels), (v_codes, v_ranges, v_labels))
     )
-    if expanded is not None and merged is not None:
-        expand, reshape = find("", "Expand", 13), find("", "Reshape", 13)
-        assert expand is not None
-        assert reshape is not None
-        k, v = (reshape(expand(x[:, :, None], expanded), merged) for x in (k, v))
     return fused_attention(
-        q, k, v, mask, scale_tensor, scale=scale, fill=fill, fill_adds=fill_adds, q_layout=q_layout, k_layout=k_layout, v_layout=v_layout,
-        out_layout=out_layout, parts=parts, kv_repeats=kv_repeats, nan_rows_to_zero=nan_rows_to_zero,
+        q, k, v, mask, scale_tensor, k_expanded, k_merged, v_expanded, v_merged, scale=scale, fill=fill, fill_adds=fill_adds,
+        q_layout=q_layout, k_layout=k_layout, v_layout=v_layout, out_layout=out_layout, parts=parts, kv_repeats=kv_repeats,
+        allowzero=allowzero, nan_rows_to_zero=nan_rows_to_zero,
     )  # fmt: skip
 
 

@@ -24,6 +24,16 @@ def _heads(x: np.ndarray, layout: str, part: int) -> np.ndarray:
     return (x[:, :, part] if x.ndim == 5 else x).transpose(0, 2, 1, 3)
 
 
+def _repeated(x: np.ndarray, expanded: np.ndarray | None, merged: np.ndarray | None, allowzero: int) -> np.ndarray:
+    """Heads of x [B, H, S, D] as the two shapes repeat them, if they are there."""
+    if expanded is None or merged is None:
+        return x
+    expand, reshape = find("", "Expand", 13), find("", "Reshape", 14)
+    assert expand is not None
+    assert reshape is not None
+    return np.asarray(reshape(expand(x[:, :, None], expanded), merged, allowzero=allowzero))
+
+
 @operator("Attention", domain="qruntime")
 @rounded_once
 def fused_attention(
@@ -32,6 +42,10 @@ def fused_attention(
     v: np.ndarray,
     mask: np.ndarray | None = None,
     scale_tensor: np.ndarray | None = None,
+    k_expanded: np.ndarray | None = None,
+    k_merged: np.ndarray | None = None,
+    v_expanded: np.ndarray | None = None,
+    v_merged: np.ndarray | None = None,
     *,
     scale: float = 1.0,
     fill: float = -np.inf,
@@ -42,18 +56,22 @@ def fused_attention(
     out_layout: str = "BHSD",
     parts: tuple[int, ...] = (0, 0, 0),
     kv_repeats: int = 1,
+    allowzero: int = 0,
     nan_rows_to_zero: int = 0,
     in_int16: int = 0,
 ) -> np.ndarray:
     """softmax(q · kᵀ · scale · scale_tensor masked) · v, batch dims broadcast as MatMul broadcasts them.
 
     A float `mask` is added to the scores; where a bool one is false the score becomes `fill`, or with `fill_adds`
-    `fill` is added to it. Every head of k and v serves `kv_repeats` heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
+    `fill` is added to it. Every head of k and v serves `kv_repeats` heads of q; with shapes in `k_expanded` … `v_merged`
+    keys and values [B, H, S, D] are first expanded from [B, H, 1, S, D] to the one and reshaped to the other (with `allowzero`), as
+    exporters repeat them for groups of heads of q. Weights that are NaN become 0 with `nan_rows_to_zero`.
     With `in_int16` kernels may multiply 16-bit codes of q, k, weights and v, as kernels/attention_q16.h defines.
     """
     q = _heads(q, q_layout, parts[0])
     k = _heads(k, k_layout, parts[1])
     v = _heads(v, v_layout, parts[2])
+    k, v = _repeated(k, k_expanded, k_merged, allowzero), _repeated(v, v_expanded, v_merged, allowzero)
     if kv_repeats != 1:
         k, v = (np.repeat(x, kv_repeats, axis=-3) for x in (k, v))
     scores = matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
@@ -74,5 +92,5 @@ def _fused_attention(node: Node) -> NativeCall:
     layouts = [node.attr(f"{name}_layout", "BHSD") for name in ("q", "k", "v", "out")]
     parts = node.attr("parts", (0, 0, 0))
     ints = [int(layouts[1] == "BHDS"), *(LAYOUTS[layout] for layout in layouts), 0, 0, 0, 0, *parts, 0, 0, 0]
-    ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0), node.attr("in_int16", 0)]
+    ints += [0, 0, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0), node.attr("in_int16", 0), node.attr("kv_repeats", 1)]
     return NativeCall("attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)])

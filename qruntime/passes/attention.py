@@ -77,7 +77,7 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
     output = root.outputs[0]
     transpose = _transpose_after(output, _result_dims(output, q, v))
-    inputs: list[Value | None] = [q.value, k.value, v.value, mask, scale_tensor]
+    inputs: list[Value | None] = [q.value, k.value, v.value, mask, scale_tensor, *repeats.shapes]
     while inputs[-1] is None:
         inputs.pop()
     new = op.Attention(
@@ -90,7 +90,8 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
         v_layout=v.layout,
         out_layout="BHSD" if transpose is None else "BSHD",
         parts=(q.part, k.part, v.part),
-        kv_repeats=repeats,
+        kv_repeats=repeats.number,
+        allowzero=repeats.allowzero,
         nan_rows_to_zero=int(guarded),
     )
     if transpose is None:

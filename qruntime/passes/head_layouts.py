@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from qruntime.ir import Node, Value
 from qruntime.passes.attention_scores import scaling_of
 from qruntime.passes.rewriting import Builder
-from qruntime.passes.symbolic_shapes import contents, dims, same
+from qruntime.passes.symbolic_shapes import Dim, contents, dims, same
 
 Perm = tuple[int, ...]
 
@@ -107,35 +107,73 @@ def plainly_transposed(op: Builder, value: Value | None) -> Value | None:
     return op.standard(scale.op_type, *inputs)
 
 
-def without_repeats(k: Operand, v: Operand) -> tuple[Operand, Operand, int]:
+class Repeats(NamedTuple):
+    """How many heads of q every head of k and v serves; or, where only a run knows, the shapes that those are expanded and merged to."""
+
+    number: int = 1
+    shapes: tuple[Value | None, ...] = ()
+    """k expanded, k merged, v expanded, v merged."""
+    allowzero: int = 0
+
+
+def without_repeats(k: Operand, v: Operand) -> tuple[Operand, Operand, Repeats]:
     """Heads of k and v repeated for groups of heads of q are read as they are."""
-    found = [_repeated(operand) for operand in (k, v)]
-    if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
-        return k, v, 1
-    plain_k = operand_of(found[0][0], LAYOUTS, may_scale=False)
-    plain_v = operand_of(found[1][0], LAYOUTS, may_scale=False)
+    of_k, of_v = _repeated(k), _repeated(v)
+    if of_k is None or of_v is None or of_k.allowzero != of_v.allowzero:
+        return k, v, Repeats()
+    if of_k.number is None or of_v.number is None:
+        repeats = Repeats(1, (*of_k.shapes, *of_v.shapes), of_k.allowzero)
+    elif of_k.number == of_v.number:
+        repeats = Repeats(of_k.number)
+    else:
+        return k, v, Repeats()
+    plain_k = operand_of(of_k.value, LAYOUTS, may_scale=False)
+    plain_v = operand_of(of_v.value, LAYOUTS, may_scale=False)
     assert plain_k is not None
     assert plain_v is not None
     k = k._replace(value=plain_k.value, layout=plain_k.layout, part=plain_k.part)
     v = v._replace(value=plain_v.value, layout=plain_v.layout, part=plain_v.part)
-    return k, v, found[0][1]
+    return k, v, repeats
 
 
-def _repeated(operand: Operand) -> tuple[Value, int] | None:
-    """(x [B, H, S, D], n) when the operand is Reshape(Expand(Unsqueeze(x, 2), [B, H, n, S, D]), [B, H · n, S, D])."""
+class _Repeated(NamedTuple):
+    """`value` [B, H, S, D] whose heads are repeated: how often, if that is certain, and the shapes that say it."""
+
+    value: Value
+    number: int | None
+    shapes: tuple[Value | None, Value | None]
+    allowzero: int
+
+
+def _repeated(operand: Operand) -> _Repeated | None:
+    """x [B, H, S, D] when the operand is Reshape(Expand(Unsqueeze(x, 2), [B, H, n, S, D]), [B, H · n, S, D]), or its Tile."""
     reshape = operand.value.producer
     if operand.layout != "BHSD" or reshape is None or not reshape.is_op("Reshape") or reshape.input(0) is None:
         return None
     expand = reshape.input(0).producer  # type: ignore[union-attr]
-    if expand is None or not expand.is_op("Expand") or expand.input(0) is None:
+    if expand is None or not expand.is_op("Expand", "Tile") or expand.input(0) is None:
         return None
     unsqueeze = expand.input(0).producer  # type: ignore[union-attr]
     if unsqueeze is None or not unsqueeze.is_op("Unsqueeze") or axes_of(unsqueeze) != (2,):
         return None
     x = unsqueeze.input(0)
-    shape, wide, final = dims(x, 4), contents(expand.input(1)), contents(reshape.input(1), partial=True)
-    if x is None or shape is None or wide is None or final is None:
+    if x is None or expand.input(1) is None or reshape.input(1) is None:
         return None
+    shape, wide, final = dims(x, 4), contents(expand.input(1)), contents(reshape.input(1), partial=True)
+    if expand.op_type == "Tile" and (wide is None or len(wide) != 5 or [*wide[:2], *wide[3:]] != [1, 1, 1, 1]):
+        return None  # anything else is not what Expand does
+    found = _Repeated(x, None, (expand.input(1), reshape.input(1)), reshape.attr("allowzero", 0))
+    if shape is not None and wide is not None and final is not None:
+        number = _proven_repeats(shape, wide, final)
+        if number is not None:
+            return found._replace(number=number)
+        if all(isinstance(d, int) and d != -1 for d in (*shape, *wide, *final)):
+            return None
+    return found
+
+
+def _proven_repeats(shape: Sequence[Dim], wide: Sequence[Dim], final: Sequence[Dim]) -> int | None:
+    """How often heads [B, H, S, D] are repeated, where to expand [B, H, 1, S, D] and to reshape that surely does just this."""
     if len(shape) != 4 or len(wide) != 5 or len(final) != 4:
         return None
     repeats = wide[2]
@@ -144,9 +182,7 @@ def _repeated(operand: Operand) -> tuple[Value, int] | None:
     kept = [wide[0], wide[1], wide[3], wide[4]]
     if not all(a in (b, 1) for a, b in zip(kept, shape, strict=True)):
         return None
-    if not same((shape[0], *shape[2:]), (final[0], *final[2:])):
-        return None
-    return x, repeats
+    return repeats if same((shape[0], *shape[2:]), (final[0], *final[2:])) else None
 
 
 def part_of_projection(value: Value) -> tuple[Value, int] | None:

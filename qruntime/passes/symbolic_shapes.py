@@ -50,6 +50,10 @@ def _made(node: Node, rank: int | None, depth: int) -> tuple[Dim, ...] | None:
         return None if source is None or len(source) != len(perm) else tuple(source[axis] for axis in perm)
     if node.is_op("Reshape"):
         return _reshaped(node, depth)
+    if node.is_op("Unsqueeze"):
+        return _widened(node, rank, depth)
+    if node.is_op("Tile"):
+        return _tiled(node, depth)
     if node.is_op("Einsum"):
         return _contracted(node, depth)
     if node.is_op("MatMul"):
@@ -70,6 +74,32 @@ def _reshaped(node: Node, depth: int) -> tuple[Dim, ...] | None:
         kept = dims(node.input(0), None, depth - 1) or ()
         wanted = [kept[axis] if d == 0 and axis < len(kept) else -1 if d == 0 else d for axis, d in enumerate(wanted)]
     return tuple((output, axis) if d == -1 else d for axis, d in enumerate(wanted))
+
+
+def _widened(node: Node, rank: int | None, depth: int) -> tuple[Dim, ...] | None:
+    """Of an Unsqueeze along constant axes that count from the front."""
+    given = node.attr("axes") or contents(node.input(1), 1) or []
+    axes = [axis for axis in given if isinstance(axis, int) and axis >= 0]
+    if not axes or len(set(axes)) != len(given):
+        return None
+    source = dims(node.input(0), None if rank is None else rank - len(axes), depth - 1)
+    if source is None or max(axes) >= len(source) + len(axes):
+        return None
+    rest = iter(source)
+    return tuple(1 if axis in axes else next(rest) for axis in range(len(source) + len(axes)))
+
+
+def _tiled(node: Node, depth: int) -> tuple[Dim, ...] | None:
+    """Of a Tile by a constant, in dimensions that are known or kept."""
+    repeats = contents(node.input(1), 1)
+    source = None if repeats is None else dims(node.input(0), len(repeats), depth - 1)
+    if repeats is None or source is None or len(source) != len(repeats):
+        return None
+    made: list[Dim] = []
+    for axis, (size, times) in enumerate(zip(source, repeats, strict=True)):
+        known = isinstance(size, int) and isinstance(times, int) and size >= 0
+        made.append(size if times == 1 else size * times if known else (node.outputs[0], axis))  # type: ignore[operator,arg-type]
+    return tuple(made)
 
 
 def _contracted(node: Node, depth: int) -> tuple[Dim, ...] | None:

@@ -102,12 +102,12 @@ def test_heads_in_groups(queries: int, repeats: int):
     q, parts, keys = random(2, 2 * repeats, queries, 8), coded(2, 21, 8), 21
     mask = random(2, 2 * repeats, queries, keys, seed=9)
     shapes = [np.array(shape, np.int64) for shape in ([2, 2, repeats, keys, 8], [2, 2 * repeats, keys, 8])]
-    whole = agree([q, *parts, mask, None, None, None, *shapes], bits=4)
+    whole = agree([q, *parts, mask, None, None, None, *shapes, *shapes], bits=4)
     assert np.array_equal(whole, agree([q, *parts, mask], bits=4, kv_repeats=repeats))
     shapes[1][2] = -1
-    assert np.array_equal(whole, agree([q, *parts, mask, None, None, None, *shapes], bits=4))
+    assert np.array_equal(whole, agree([q, *parts, mask, None, None, None, *shapes, *shapes], bits=4))
     shapes[0] = np.array([1, 1, repeats, 1, 1])
-    assert np.array_equal(whole, agree([q, *parts, mask, None, None, None, *shapes], bits=4))
+    assert np.array_equal(whole, agree([q, *parts, mask, None, None, None, *shapes, *shapes], bits=4))
     for head in range(2 * repeats):
         of_head = [part[:, head // repeats : head // repeats + 1] for part in parts]
         alone = agree([q[:, head : head + 1], *of_head, mask[:, head : head + 1]], bits=4)
@@ -130,7 +130,7 @@ def test_heads_in_groups(queries: int, repeats: int):
 )
 def test_shapes_that_say_something_else_are_left_to_the_definition(expanded: list[int], merged: list[int]):
     shapes = [np.array(shape, np.int64) for shape in (expanded, merged)]
-    inputs = [random(2, 6, 4, 8), *coded(2, 21, 8), None, None, None, None, *shapes]
+    inputs = [random(2, 6, 4, 8), *coded(2, 21, 8), None, None, None, None, *shapes, *shapes]
     assert run_native("CachedAttention", inputs, bits=4, **OURS) is None
 
 

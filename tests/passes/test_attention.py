@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qruntime.errors import RunError
 from tests.passes.lowering import attributes_of, lowered_ops, model
 
 B, S, H, D = 2, 5, 3, 4
@@ -289,6 +290,62 @@ def test_repeated_key_heads(expanded):
     ops = lowered_ops(model(nodes, inputs, ["y"], constants), inputs)
     assert ops["Attention"] == 1
     assert ops["Expand"] == (0 if expanded == "heads" else 2)
+
+
+def repeated_at_a_run(how, name):
+    return [
+        ("Unsqueeze", [name, "two"], [f"{name}u"], {}), (how, [f"{name}u", f"{name}_wide"], [f"{name}e"], {}),
+        ("Reshape", [f"{name}e", f"{name}_final"], [f"{name}w"], {}),
+    ]  # fmt: skip
+
+
+AFTER_REPEATS = [
+    ("Transpose", ["kw"], ["kt"], {"perm": [0, 1, 3, 2]}), ("MatMul", ["q", "kt"], ["s0"], {}),
+    ("Softmax", ["s0"], ["p"], {"axis": -1}), ("MatMul", ["p", "vw"], ["y"], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "keys", "wide", "final"),
+    [
+        (B, S, (B, 2, 3, S, D), (B, 6, S, D)), (B, S, (1, 1, 3, 1, 1), (B, 6, -1, D)), (B, S, (1, 2, 3, S, 1), (-1, 6, S, D)),
+        (1, S, (B, 2, 3, S, D), (B, 6, S, D)), (B, 1, (B, 2, 3, S, D), (B, 6, S, D)), (B, S, (B, 2, 3, S, D), (0, 6, S, D)),
+    ],
+)  # fmt: skip
+def test_key_heads_repeated_to_shapes_of_a_run(batch, keys, wide, final):
+    """Whatever the shapes say, the result is that of Expand and Reshape: of batches and keys too, which are no heads."""
+    inputs = {"q": rng(B, 6, S, D), "k": rng(batch, 2, keys, D, seed=1), "v": rng(batch, 2, keys, D, seed=2)}
+    inputs |= {f"{n}_{part}": ints(*shape) for n in "kv" for part, shape in (("wide", wide), ("final", final))}
+    nodes = [*repeated_at_a_run("Expand", "k"), *repeated_at_a_run("Expand", "v"), *AFTER_REPEATS]
+    loaded = model(nodes, inputs, ["y"], {"two": ints(2)})
+    found = loaded.run(inputs)["y"]
+    is_native = batch == B and keys == S and final[0] != 0
+    ran = [(call.node.op_type, call.source) for call in loaded._plan(("y",)).as_run()]
+    assert ran == [("Attention", "native" if is_native else "numpy")]
+    k, v = (np.broadcast_to(inputs[n][:, :, None], (B, 2, 3, S, D)).reshape(B, 6, S, D) for n in "kv")
+    scores = inputs["q"] @ k.swapaxes(2, 3)
+    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    np.testing.assert_allclose(found, e / e.sum(axis=-1, keepdims=True) @ v, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("wide", "final"), [((2, 2, 3, S, D), (B, 4, S, D)), ((1, 1, 1 << 62, 1, 1), (B, 6, S, D)), ((3, -7), (6,))])
+def test_shapes_of_a_run_that_do_not_fit(wide, final):
+    inputs = {"q": rng(B, 6, S, D), "k": rng(B, 2, S, D, seed=1), "v": rng(B, 2, S, D, seed=2)}
+    inputs |= {f"{n}_{part}": ints(*shape) for n in "kv" for part, shape in (("wide", wide), ("final", final))}
+    nodes = [*repeated_at_a_run("Expand", "k"), *repeated_at_a_run("Expand", "v"), *AFTER_REPEATS]
+    with pytest.raises((RunError, MemoryError), match="Attention"):
+        model(nodes, inputs, ["y"], {"two": ints(2)}).run(inputs)
+
+
+@pytest.mark.parametrize("times", [(1, 1, 3, 1, 1), (1, 3, 1, 1, 1)])
+def test_key_heads_repeated_by_tile(times):
+    inputs = {"q": rng(B, 6, S, D), "k": rng(B, 2, S, D, seed=1), "v": rng(B, 2, S, D, seed=2)}
+    inputs |= {f"{n}_final": ints(B, 6, -1, D) for n in "kv"}
+    nodes = [*repeated_at_a_run("Tile", "k"), *repeated_at_a_run("Tile", "v"), *AFTER_REPEATS]
+    constants = {"two": ints(2), "k_wide": ints(*times), "v_wide": ints(*times)}
+    found = lowered_ops(model(nodes, inputs, ["y"], constants), inputs)
+    assert found["Attention"] == 1
+    assert found["Tile"] == (0 if times[2] == 3 else 2)
 
 
 def test_cached_keys_are_not_transposed():

@@ -87,11 +87,17 @@ def test_repeated_heads(expanded: tuple[int, ...], final: tuple[int, ...]):
     assert made == {"QuantizeCache": 2, "CachedAttention": 1}
 
 
-def test_heads_repeated_in_two_ways():
-    inputs = {**feed(3 * H), "times": np.array((B, H, 3, T, D)), "others": np.array((1, 1, 3, 1, 1)), "final": np.array((B, 3 * H, T, D))}
+@pytest.mark.parametrize("others", [(1, 1, 3, 1, 1), (1, 3, 3, 1, 1), (1, 1, 2, 1, 1)])
+def test_heads_repeated_in_two_ways(others: tuple[int, ...]):
+    """Of k and of v; a way that is not the other's in the end is an error of the definitions too."""
+    inputs = {**feed(3 * H), "times": np.array((B, H, 3, T, D)), "others": np.array(others), "final": np.array((B, 3 * H, T, D))}
     nodes = [*cache("k"), *cache("v"), *repeated("k", "times", "final"), *repeated("v", "others", "final")]
-    made = ops([*nodes, *attention("k_repeated", "v_repeated")], inputs, {"two": np.array([2])})
-    assert "CachedAttention" not in made
+    nodes += attention("k_repeated", "v_repeated")
+    if others[1:3] == (1, 3):
+        assert ops(nodes, inputs, {"two": np.array([2])}) == {"QuantizeCache": 2, "CachedAttention": 1}
+        return
+    with pytest.raises(qruntime.RunError, match="CachedAttention"):
+        model(nodes, inputs, ["y"], {"two": np.array([2])}).run(inputs)
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -12,6 +12,7 @@ from qruntime.passes.head_layouts import (
     LAYOUTS,
     TRANSPOSED_LAYOUTS,
     Operand,
+    Repeats,
     axes_of,
     operand_of,
     part_of_projection,
@@ -152,7 +153,7 @@ def operand(x):
 def test_repeated_heads_are_read_as_they_are():
     k, v = (value(name, sizes=(2, 3, 5, 4)) for name in "kv")
     found = without_repeats(operand(repeated(k, 4)), operand(repeated(v, 4)))
-    assert found == (operand(k), operand(v), 4)
+    assert found == (operand(k), operand(v), Repeats(4))
 
 
 def test_repeated_heads_that_lie_otherwise():
@@ -163,7 +164,7 @@ def test_repeated_heads_that_lie_otherwise():
     found = without_repeats(*(operand(repeated(x, 2)) for x in turned))
     assert [o.value for o in found[:2]] == [k, v]
     assert [o.layout for o in found[:2]] == ["BSHD", "BSHD"]
-    assert found[2] == 2
+    assert found[2] == Repeats(2)
 
 
 @pytest.mark.parametrize(
@@ -176,14 +177,14 @@ def test_repeated_heads_that_lie_otherwise():
 def test_other_repeats_stay(changed):
     k, v = (value(name, sizes=(2, 3, 5, 4)) for name in "kv")
     given = operand(repeated(k, 4, **changed)), operand(repeated(v, 4, **changed))
-    assert without_repeats(*given) == (*given, 1)
+    assert without_repeats(*given) == (*given, Repeats())
 
 
 def test_repeats_that_differ_stay():
     k, v = (value(name, sizes=(2, 3, 5, 4)) for name in "kv")
     for given in ((repeated(k, 4), repeated(v, 2)), (repeated(k, 4), v), (k, repeated(v, 4))):
         operands = operand(given[0]), operand(given[1])
-        assert without_repeats(*operands) == (*operands, 1)
+        assert without_repeats(*operands) == (*operands, Repeats())
 
 
 def test_axes_and_orders():

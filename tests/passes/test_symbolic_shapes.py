@@ -45,6 +45,19 @@ def test_slices_of_shapes():
     assert contents(strided) is None
 
 
+def test_heads_tiled_behind_a_new_axis():
+    x = value("x", rank=4)
+    wide = make("Unsqueeze", x, value("axes", [2]))
+    assert dims(wide) == ((x, 0), (x, 1), 1, (x, 2), (x, 3))
+    tiled = make("Tile", wide, value("times", [1, 2, 3, 1, 1]))
+    assert dims(tiled) == ((x, 0), (tiled, 1), 3, (x, 2), (x, 3))
+    for axes in ([-1], [2, 2], [7]):
+        assert dims(make("Unsqueeze", x, value("axes", axes))) is None
+    for times in ([1, 2], [1] * 6):
+        assert dims(make("Tile", wide, value("times", times))) is None
+    assert dims(make("Tile", wide, value("computed"))) is None
+
+
 def test_doubling_concats_end_soon():
     shape = value("one", [1])
     for _ in range(200):

@@ -27,7 +27,8 @@ enum {
     BOOL_MASK_ADDS,    ///< a false in a boolean mask adds the fill value; else it replaces the score
     NUM_INTS,
     DEAD_ROWS = NUM_INTS,  ///< optional: a qrt_dead_rows
-    IN_INT16               ///< optional: products of 16-bit codes
+    IN_INT16,          ///< optional: products of 16-bit codes
+    REPEATS            ///< optional: so many heads of q for every head of k, times those that shapes say
 };
 /// The floats: scale (NaN: 1 / √head size), fill value of a boolean mask.
 
@@ -147,9 +148,41 @@ static bool dead_rows_of(int64_t given, qrt_attention_job *job) {
     return true;
 }
 
+/// Whether shape [rank], an int64 or int32 vector, says `dims`, or `open` in place of any of them (−1 of at most one).
+static bool says(const qrt_tensor *shape, int rank, const int64_t *dims, int64_t open) {
+    int64_t given[5];
+    if (rank > 5 || qrt_read_ints(shape, given, rank) != rank) return false;
+    int left_open = 0;
+    for (int d = 0; d < rank; d++)
+        if (given[d] != dims[d] && (given[d] != open || (left_open++ && open < 0))) return false;
+    return true;
+}
+
+/// Whether to expand [B, H, 1, S, size] to the first of two shapes and to reshape that to the second repeats heads to
+/// `num_heads`; a 1 in a shape to expand to leaves what is there, and one −1 in a shape stands for what is left.
+static bool repeats_heads(const qrt_tensor *const *shapes, const qrt_attention_job *job, int64_t size, int64_t num_heads) {
+    int64_t heads = job->num_kv_heads;
+    if (!shapes[0] || !shapes[1] || !heads || num_heads % heads || !job->num_batches || !job->num_keys || !size) return false;
+    const int64_t wide[5] = {job->num_batches, heads, num_heads / heads, job->num_keys, size};
+    const int64_t final[4] = {job->num_batches, num_heads, job->num_keys, size};
+    return says(shapes[0], 5, wide, 1) && qrt_index(shapes[0], 2) == wide[2] && says(shapes[1], 4, final, -1);
+}
+
+/// Whether the heads of k and v, repeated as the shapes from input `first` on say if there are any, and then `repeats` times, are
+/// as many as those of q.
+static bool repeats_fit(const qrt_node *node, const qrt_tensor *const *in, int first, int64_t repeats, const qrt_attention_job *job) {
+    if (repeats < 1 || job->num_heads % repeats) return false;
+    const qrt_tensor *shapes[4];
+    for (int i = 0; i < 4; i++) shapes[i] = qrt_input(node, in, first + i);
+    int64_t num_heads = job->num_heads / repeats;
+    if (shapes[0] || shapes[1] || shapes[2] || shapes[3])
+        return repeats_heads(shapes, job, job->head_size, num_heads) && repeats_heads(shapes + 2, job, job->value_size, num_heads);
+    return num_heads == job->num_kv_heads || job->num_kv_heads == 1;
+}
+
 /// Inputs: q, k, v float32; optional mask, float32 or bool, that broadcasts to [B, H, Sq, Sk] ([B, Sq, Sk] when q
-/// has no head dim); optional scale, one float32, that multiplies the constant one. H is a multiple of the number of
-/// key heads.
+/// has no head dim); optional scale, one float32, that multiplies the constant one; optional shapes that k and v are expanded
+/// and reshaped to. H is a multiple of the number of key heads.
 static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const int64_t *p = node->ints;
     if (node->num_inputs < 3 || node->num_ints < NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
@@ -172,6 +205,7 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
         if (job.causal_offset > job.num_keys) job.causal_offset = job.num_keys;
     }
     if (node->num_ints > DEAD_ROWS && !dead_rows_of(p[DEAD_ROWS], &job)) return QRT_DECLINE;
+    if (node->num_ints > REPEATS && !repeats_fit(node, in, 5, p[REPEATS], &job)) return QRT_DECLINE;
     job.in_int16 = node->num_ints > IN_INT16 && p[IN_INT16] != 0;
     return attend(&job, run, node, in[0], qrt_input(node, in, 3), qrt_input(node, in, 4), p[Q_LAYOUT], p[OUT_LAYOUT],
                   p[BOOL_MASK_ADDS] != 0, out);
@@ -208,30 +242,10 @@ static bool coded_heads_of(const qrt_tensor *codes, const qrt_tensor *ranges, co
     return true;
 }
 
-/// Whether shape [rank], an int64 or int32 vector, says `dims`, or `open` in place of any of them (−1 of at most one).
-static bool says(const qrt_tensor *shape, int rank, const int64_t *dims, int64_t open) {
-    int64_t given[5];
-    if (rank > 5 || qrt_read_ints(shape, given, rank) != rank) return false;
-    int left_open = 0;
-    for (int d = 0; d < rank; d++)
-        if (given[d] != dims[d] && (given[d] != open || (left_open++ && open < 0))) return false;
-    return true;
-}
-
-/// Whether to expand [B, H, 1, S, D] to the one shape and reshape that to the other repeats heads to `num_heads`; a 1 in a shape
-/// to expand to leaves what is there, and one −1 in a shape stands for what is left.
-static bool repeats_heads(const qrt_tensor *expanded, const qrt_tensor *merged, const qrt_attention_job *job, int64_t num_heads) {
-    int64_t heads = job->num_kv_heads;
-    if (!heads || num_heads % heads || !job->num_batches || !job->num_keys) return false;
-    const int64_t wide[5] = {job->num_batches, heads, num_heads / heads, job->num_keys, job->head_size};
-    const int64_t final[4] = {job->num_batches, num_heads, job->num_keys, job->head_size};
-    return says(expanded, 5, wide, 1) && qrt_index(expanded, 2) == wide[2] && says(merged, 4, final, -1);
-}
-
 /// Inputs: q; codes and ranges of k and of v; optional mask and scale as of attention; optional labels of k and of v; optional
 /// shapes that k and v are expanded and reshaped to.
 static qrt_status cached_attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    enum { Q, K_CODES, K_RANGES, V_CODES, V_RANGES, MASK, SCALE, K_LABELS, V_LABELS, EXPANDED, MERGED };
+    enum { Q, K_CODES, K_RANGES, V_CODES, V_RANGES, MASK, SCALE, K_LABELS, V_LABELS, SHAPES };
     const int64_t *p = node->ints;
     if (node->num_inputs <= V_RANGES || node->num_ints != C_NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
     qrt_attention_job job = {0};
@@ -246,16 +260,10 @@ static qrt_status cached_attention(const qrt_node *node, qrt_run *run, const qrt
         return QRT_DECLINE;
     if (in[K_CODES]->rank != in[V_CODES]->rank || (in[Q]->rank == 3) != (in[K_CODES]->rank == 3)) return QRT_DECLINE;
     job.value_size = v.form.channels;
-    const qrt_tensor *expanded = qrt_input(node, in, EXPANDED), *merged = qrt_input(node, in, MERGED);
     if (k_batches != job.num_batches || v_batches != job.num_batches || k.form.channels != job.head_size ||
         v_heads != job.num_kv_heads || v_length != job.num_keys)
         return QRT_DECLINE;
-    // Heads after the shapes have repeated them; the node repeats those again.
-    if (p[C_REPEATS] < 1 || job.num_heads % p[C_REPEATS]) return QRT_DECLINE;
-    int64_t num_heads = job.num_heads / p[C_REPEATS];
-    if (expanded || merged ? job.value_size != job.head_size || !repeats_heads(expanded, merged, &job, num_heads)
-                           : num_heads != job.num_kv_heads)
-        return QRT_DECLINE;
+    if (!repeats_fit(node, in, SHAPES, p[C_REPEATS], &job)) return QRT_DECLINE;
     if (!dead_rows_of(p[C_DEAD_ROWS], &job)) return QRT_DECLINE;
     job.coded_k = &k;
     job.coded_v = &v;

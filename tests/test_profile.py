@@ -63,6 +63,10 @@ def test_what_a_kernel_declines_is_called_numpy():
     model = qruntime.load(model_bytes(nodes, [("x", TensorProto.INT16, ["n"])], [("y", TensorProto.INT16, ["n"])]))
     feed = {"x": np.arange(-4, 4, dtype=np.int16)}
     assert [(node.op_type, node.kernel) for node in model.profile(feed, repeat=1).nodes] == [("Abs", None)]
+    profile = model.profile(feed, repeat=1)
+    assert profile.shares() == {"numpy": 1.0}
+    assert [row[:3] for row in profile.without_kernel()] == [("Abs", "numpy", 1)]
+    assert str(profile).endswith("without a kernel: 100.0% numpy")
     assert "nodes: 1 numpy" in model.summary(feed)
     assert "not native: Abs ×1" in model.summary()
 
@@ -97,3 +101,23 @@ def test_the_summary_tells_of_the_run_that_was_asked_for():
     x = np.arange(4, dtype=np.int16)
     assert "Abs" not in model.summary({"x": x})
     assert "Abs ×1" in model.summary({"x": x, "w": x})
+
+
+def test_shares_are_of_the_whole_time():
+    nodes = [Node(op, [], [Value(op)], name=op) for op in ("Abs", "Neg", "Odd", "Odd")]
+    planned = [PlannedNode(node, None, None, (), source) for node, source in zip(nodes, ("numpy", "numpy", "reference", "reference"))]
+    made = make_profile(planned, [[(2e-6, -1), (1e-6, -1), (4e-6, -1), (1e-6, -1)]])
+    assert made.shares() == pytest.approx({"numpy": 3 / 8, "reference": 5 / 8})
+    assert [row[:3] for row in made.without_kernel()] == [("Odd", "reference", 2), ("Abs", "numpy", 1), ("Neg", "numpy", 1)]
+    assert [row[3] for row in made.without_kernel()] == pytest.approx([5 / 8, 2 / 8, 1 / 8])
+
+
+def test_the_time_of_a_branch_is_not_that_of_numpy():
+    a = helper.make_tensor_value_info("a", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Neg", ["x"], ["a"])], "b", [], [a])
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+    inputs = [("c", TensorProto.BOOL, []), ("x", TensorProto.FLOAT, ["n"])]
+    model = qruntime.load(model_bytes(nodes, inputs, [("y", TensorProto.FLOAT, ["n"])]))
+    profile = model.profile({"c": np.bool_(True), "x": np.zeros(3, np.float32)}, repeat=1)
+    assert profile.shares() == {"subgraphs": 1.0}
+    assert [row[:3] for row in profile.without_kernel()] == [("If", "subgraphs", 1)]

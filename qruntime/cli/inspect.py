@@ -10,7 +10,8 @@ from typing import Any
 
 import qruntime
 from qruntime.cli import terminal
-from qruntime.cli.arguments import Subparsers, add_command, add_json, in_flags
+from qruntime.cli.arguments import Subparsers, add_command, add_inputs, add_json, in_flags
+from qruntime.cli.run_share import RunShare, run_share
 from qruntime.display.summary import cache_lines, held_lines, node_lines, outlying_lines, quantized_lines
 from qruntime.display.text import printable, table
 from qruntime.errors import counted
@@ -23,12 +24,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "inspect",
-        "show a model's inputs, outputs, operators, quantized layers, and how its nodes run here",
+        "show a model's inputs, outputs, operators, quantized layers, how its nodes run here, and which share of a run took what",
         "qruntime inspect model.onnx --nodes --weights",
     )
     parser.add_argument("model", help="an ONNX model, float or quantized")
     parser.add_argument("--nodes", action="store_true", help="list the nodes as they run here, with the kernel chosen")
     parser.add_argument("--weights", action="store_true", help="list the constants with type, shape and bytes")
+    add_inputs(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -36,11 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with terminal.progress(f"Loading {arguments.model}"):
         model = qruntime.load(arguments.model)
+    with terminal.progress(f"Running {arguments.model}"):
+        share = run_share(model, arguments)
         planned = [call for plan in model._tried().walk() for call in plan.as_run()]
     if arguments.json:
-        terminal.json_result("inspect", _fields(arguments, model, planned))
+        terminal.json_result("inspect", _fields(arguments, model, planned, share))
     else:
-        terminal.result(_lines(arguments, model, planned))
+        terminal.result(_lines(arguments, model, planned, share))
     return 0
 
 
@@ -80,7 +84,7 @@ def _is_scale(value: Value) -> bool:
     return bool(value.uses) and all(node.is_op("DequantizeLinear") and index > 0 for node, index in value.uses)
 
 
-def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode]) -> dict[str, Any]:
+def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode], share: RunShare) -> dict[str, Any]:
     info, report = model.info, model.report.to_dict()
     fields: dict[str, Any] = {
         "model": arguments.model,
@@ -96,6 +100,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
         "operators": dict(_operators(model).most_common()),
         "isa": qruntime.isa(),
         "runs": dict(Counter(call.source for call in planned)),
+        "run": share.fields(),
         "quantized_by_others": _foreign(model),
         "quantized": report["layers"],
         "stored_by_others": report["held"],
@@ -121,7 +126,7 @@ def _fields(arguments: argparse.Namespace, model: qruntime.Model, planned: list[
     return fields
 
 
-def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode]) -> list[str]:
+def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[PlannedNode], share: RunShare) -> list[str]:
     info = model.info
     opsets = ", ".join(f"{printable(domain) or 'onnx'} {version}" for domain, version in info.opset_imports.items())
     producer = printable(f"{info.producer_name} {info.producer_version}".strip()) or "unknown"
@@ -145,6 +150,7 @@ def _lines(arguments: argparse.Namespace, model: qruntime.Model, planned: list[P
         "",
         terminal.heading(f"as it runs here ({qruntime.isa()}):"),
         *(f"  {line}" for line in node_lines(planned)),
+        *(f"  {line}" for line in share.lines()),
     ]
     foreign = _foreign(model)
     if foreign:

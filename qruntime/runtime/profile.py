@@ -18,6 +18,8 @@ class NodeTime(NamedTuple):
     """`seconds` is the median over the repetitions; `kernel` is the C function that did the work, None where `source` says
     that the numpy definition or onnx's reference did, because there is no kernel or because it declined.
 
+    A node with subgraphs has `source` "subgraphs": its time is mostly theirs, and their nodes run as they are planned.
+
     `operations` counts products with packed weights, two for each multiply-add; None for nodes without such weights.
     """
 
@@ -53,6 +55,21 @@ class Profile(NamedTuple):
             times[key] += node.seconds
         return [(*key, counts[key], times[key]) for key in sorted(times, key=times.__getitem__, reverse=True)]
 
+    def shares(self) -> dict[str, float]:
+        """Fractions of the time by what computed it: "native", "numpy", "reference", "subgraphs"; no entry where it is 0."""
+        times: dict[str, float] = defaultdict(float)
+        for node in self.nodes:
+            times[node.source] += node.seconds
+        total = self.seconds or 1.0
+        order = ("native", "numpy", "reference", "subgraphs")
+        return {source: times[source] / total for source in order if times[source]}
+
+    def without_kernel(self) -> list[tuple[str, str, int, float]]:
+        """(operator, what ran, number of nodes, fraction of the time) of all that no kernel computed, the longest first."""
+        slow = {(node.op_type, node.source) for node in self.nodes if node.kernel is None}
+        total = self.seconds or 1.0
+        return [(op, ran, count, seconds / total) for op, ran, count, seconds in self.by_operator() if (op, ran) in slow]
+
     def _operations(self, op_type: str, kernel: str) -> int:
         found = (node for node in self.nodes if (node.op_type, node.ran_as) == (op_type, kernel))
         return sum(node.operations or 0 for node in found)
@@ -65,6 +82,9 @@ class Profile(NamedTuple):
             speed = f"{operations / seconds / 1e9:9,.0f}" if operations and seconds else ""
             lines.append(f"{op_type:30}{kernel:18}{count:6}{seconds * 1e6:12.1f}{seconds / total:8.1%}{speed}")
         lines.append(f"{'total':48}{len(self.nodes):6}{self.seconds * 1e6:12.1f}")
+        slow = {source: share for source, share in self.shares().items() if source != "native"}
+        if slow:
+            lines.append("without a kernel: " + ", ".join(f"{share:.1%} {source}" for source, share in slow.items()))
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -92,7 +112,8 @@ def make_profile(ran: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float
         times = sorted(run[index][0] for run in runs)
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
         operations = _operations(call.native, runs[0][index][1])
-        nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations, call.source))
+        source = "subgraphs" if call.subplans else call.source
+        nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations, source))
     return Profile(tuple(nodes))
 
 

@@ -105,3 +105,29 @@ def test_a_kernel_that_declines_is_not_named(command: Command, tmp_path: Path) -
     path = save(tmp_path / "abs.onnx", [helper.make_node("Abs", ["x"], ["y"])], [x], [y], {})
     (node,) = command("inspect", path, "--nodes", "--json").json["nodes"]
     assert (node["source"], node["kernel"]) == ("numpy", None)
+
+
+def test_shares_of_a_run(command: Command, tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.INT16, ["n", 2]) for name in "xy")
+    path = save(tmp_path / "m.onnx", [helper.make_node("Abs", ["x"], ["y"])], [x], [y], {})
+    found = command("inspect", path, "--json", "--shape", "n=3").json["run"]
+    assert found["inputs"] == {"x": [3, 2]}
+    assert found["seconds"] > 0
+    assert found["shares"] == {"numpy": 1.0}
+    assert found["without_kernel"] == [{"operator": "Abs", "ran_as": "numpy", "nodes": 1, "share": 1.0}]
+    text = command("inspect", path).out
+    assert "on x[1, 2]: 100.0% numpy" in text
+    assert "not native: Abs ×1 100.0% (numpy)" in text
+    assert "guessed n=1" in text
+
+
+def test_what_cannot_be_run_is_inspected_all_the_same(command: Command, tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy")
+    path = save(tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "x"], ["y"])], [x], [y], {})
+    done = command("inspect", path)
+    assert done.code == 0
+    assert "time: not measured, " in done.out
+    found = command("inspect", path, "--json").json["run"]
+    assert found["seconds"] is None
+    assert "MatMul" in found["reason"]
+    assert command("inspect", path, "--shape", "z=1").code == 2

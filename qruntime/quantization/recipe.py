@@ -116,8 +116,12 @@ class Recipe:
         return "\n".join(lines if self.steps else [*lines, "  round to nearest"])
 
 
-def _refines(step: Solve) -> bool:
+def _refines(step: Step) -> bool:
     return bool(getattr(step, "refines", False))
+
+
+def _gives_way(step: Step) -> bool:
+    return bool(getattr(step, "gives_way", False))
 
 
 def _rank(step: Step) -> float:
@@ -169,8 +173,9 @@ def _plain(name: str) -> str:
 def read(given: object, recipes: Recipes) -> Recipe:
     """What `given` stands for: a recipe, its name, a step, a sequence of these; None is round to nearest.
 
-    The scheme is that of the last recipe among them. Raises QuantizationError for names that are unknown and steps that do
-    not follow one another.
+    The scheme is that of the last recipe among them. Where a recipe among them rounds to nearest behind steps of its own and
+    another part makes codes otherwise, it is those steps that are meant: AWQ before GPTQ is its scales. Raises QuantizationError
+    for names that are unknown and steps that do not follow one another.
     """
     if given is None:
         return Recipe("RTN")
@@ -184,12 +189,20 @@ def read(given: object, recipes: Recipes) -> Recipe:
     if isinstance(given, Sequence):
         parts = [read(part, recipes) for part in given]
         named = [part for part in parts if part.name]
-        steps = tuple(step for part in parts for step in part.steps)
+        steps = tuple(step for part in parts for step in _meant(part, parts))
         return Recipe(" + ".join(part.name or ", ".join(type(s).__name__ for s in part.steps) for part in parts),
                       named[-1].scheme if named else DEFAULT_SCHEME, steps)  # fmt: skip
     if isinstance(given, type):
         raise QuantizationError(f"recipe has the class {given.__name__} among its steps; make one: {given.__name__}()")
     return Recipe("", DEFAULT_SCHEME, (given,))  # type: ignore[arg-type]
+
+
+def _meant(part: Recipe, parts: Sequence[Recipe]) -> list[Step]:
+    """The steps of a recipe among several."""
+    kept = [step for step in part.steps if not _gives_way(step)]
+    others = [step for other in parts if other is not part for step in other.steps]
+    makes_codes = any(isinstance(step, Solve) and not (_gives_way(step) or _refines(step)) for step in others)
+    return kept if kept and makes_codes else list(part.steps)
 
 
 def with_options(recipe: Recipe, options: Mapping[str, object]) -> Recipe:

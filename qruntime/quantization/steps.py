@@ -153,7 +153,8 @@ class Range(Protocol):
 
 @runtime_checkable
 class Solve(Protocol):
-    """A step with a true `refines` goes on from the codes of the step before it; others would drop them."""
+    """A step with a true `refines` goes on from the codes of the step before it; others would drop them. One with a true
+    `gives_way` rounds to nearest: of a recipe that is one of several it is left out where another makes the codes."""
 
     @property
     def requires(self) -> frozenset[str]: ...

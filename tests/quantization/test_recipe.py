@@ -10,8 +10,7 @@ from onnx import helper
 
 import qruntime
 from qruntime.errors import QuantizationError
-from qruntime.quantization.methods import RECIPES
-from qruntime.quantization.methods.rtn import RTN
+from qruntime.quantization.methods import AWQ, GPTQ, RECIPES, RTN, ClipRanges, LowRank, QuantEase
 from qruntime.quantization.recipe import DEFAULT_SCHEME, Recipe, read, seeded, with_options
 from qruntime.quantization.scheme import parse
 from tests.small_models import model_bytes, random
@@ -71,6 +70,23 @@ def test_steps_make_a_recipe():
     assert made.name == "RTN + Refines + Adds"
     assert seeded(made, 7).steps[-1] == Adds(7)
     assert seeded(read(Adds(3), RECIPES), 7).steps == (Adds(3),)
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["AWQ", "GPTQ"], (AWQ(), GPTQ())),
+        (["awq", GPTQ(actorder=None)], (AWQ(), GPTQ(actorder=None))),
+        (["GPTQ", "ZeroQuant-V2"], (GPTQ(), LowRank(16))),
+        (["AWQ", "GPTQ", "QuantEase"], (AWQ(), GPTQ(), QuantEase())),
+        (["AWQ", "QuantEase"], (AWQ(), ClipRanges(), QuantEase())),
+        (["AWQ", "ZeroQuant-V2"], (AWQ(), ClipRanges(), LowRank(16))),
+        (["AWQ"], (AWQ(), ClipRanges())),
+    ],
+)
+def test_names_stand_for_the_steps_that_are_meant(names: list[object], steps: tuple[object, ...]):
+    """Rounding to nearest, which a recipe ends with, is not what it is called for before a method that makes codes."""
+    assert read(names, RECIPES).steps == steps
 
 
 @pytest.mark.parametrize(

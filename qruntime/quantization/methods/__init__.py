@@ -42,7 +42,7 @@ RECIPES = Recipes(
         Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),
         Recipe("QAT", "W4A8", (QAT(),)),
         Recipe("LLM-QAT", "W4A8-KV4", (LLMQAT(),)),
-        Recipe("ZeroQuant-V2", "W4A16-g128", (RTN(), LowRank(rank=16))),
+        Recipe("ZeroQuant-V2", "W4A16-g128", (LowRank(rank=16),)),
     ],
     others={"round to nearest": "RTN", "OS+": "Outlier Suppression+"},
 )

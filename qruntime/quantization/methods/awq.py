@@ -10,7 +10,8 @@ Then the range of every group is clipped where that lowers the error of its part
 largest share of 1, 0.95 … 0.55 of the extremes. The authors leave queries and keys unclipped; here every layer is, for which
 its own outputs on the data decide.
 
-A tensor that nothing before it can absorb a scale of is left alone unless `insert` puts a Mul before its readers.
+A tensor that nothing before it can absorb a scale of is left alone unless `insert` puts a Mul before its readers. Where another
+method makes the codes, ["AWQ", "GPTQ"], only the scales are AWQ's: ranges that are clipped for rounding to nearest are not for it.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class ClipRanges:
 
     shares: int = 10
     shrink: float = 0.5
+
+    gives_way = True
 
     def __post_init__(self) -> None:
         if self.shares < 1 or not 0 <= self.shrink < 1:

@@ -44,9 +44,10 @@ def quantized(recipe: Any, scheme: str) -> qruntime.Model:
 
 
 def loss(model: qruntime.Model) -> float:
-    """Of the outputs, as a share of what they are."""
-    wanted = MADE.load(threads=1).run(FEED)
-    lost = [np.mean((array - wanted[name]) ** 2) / np.mean(wanted[name] ** 2) for name, array in model.run(FEED).items()]
+    """Of the outputs, as a share of what they are. What the head makes of a few tokens loses 0.05 or 1, by the tokens: 500 of them."""
+    feed = MADE.feed(100, 100)
+    wanted = MADE.load(threads=1).run(feed)
+    lost = [np.mean((array - wanted[name]) ** 2) / np.mean(wanted[name] ** 2) for name, array in model.run(feed).items()]
     return float(np.mean(lost))
 
 
@@ -176,20 +177,15 @@ def test_ranges_of_an_earlier_call_go_with_its_codes(first: str, tmp_path: Path)
         assert rounding_nodes(one.quantize("RTN", scheme="W8A16", exclude=["*/down"])) == 1
 
 
-_LOSES_TOO_MUCH_AGAIN = pytest.mark.xfail(
-    strict=True, reason="SpQR by its defaults loses 3.8 times as much the second time (1.1 to 1.8 at most τ beside 0.22); unexplained"
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=_LOSES_TOO_MUCH_AGAIN) if n == "SpQR" else n for n in NAMES])
+@pytest.mark.parametrize("name", NAMES)
 def test_quantized_again_it_stays_a_model(name: str):
     scheme = recipes[name].scheme.replace("-g128", "-g16").replace("-g256", "-g32")
     once = quantized(name, scheme)
     twice = once.quantize(name, scheme=scheme, data=MADE.feeds())
     assert [row.name for row in twice.report.layers] == [row.name for row in once.report.layers]
     assert all(row.source != "float" for row in twice.report.layers)
-    assert loss(twice) < 2 * loss(once) + 0.1
-    assert loss(once) < 1
+    assert loss(once) < 0.3
+    assert loss(twice) < 1.5 * loss(once)
 
 
 def test_steps_that_change_nothing_say_why():

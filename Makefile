@@ -30,7 +30,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
 
 test-train: $(VENV)/.train
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/quantization/tuning
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(shell grep -lr 'importorskip("torch"' tests --include='*.py')
 
 portable: $(VENV)/.test
 	QRUNTIME_ISA=portable $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/kernels tests/test_model.py tests/test_invariance.py tests/test_shakespeare.py
@@ -62,7 +62,7 @@ $(VENV)/.test: $(VENV)/.build
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.test
-	$(PIP) install $(TORCH)
+	$(PIP) install $(TORCH) onnxscript
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.venv pyproject.toml

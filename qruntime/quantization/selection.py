@@ -132,11 +132,13 @@ def layer_name(node: Node) -> str:
 def layer_paths(node: Node) -> list[str]:
     """Paths by which a layer may be selected: its name, the modules that the name tells of, those that print.
 
-    Of a name that tells of no modules (Conv_0) also the module that owns the weight (features.0.weight).
+    Also the module that owns the weight (features.0.weight): of a name that tells of no modules (Conv_0), and where it lies
+    in the one that the name tells of, as that of a projection of attention does.
     """
-    paths = [node.name, node.name.rpartition("/")[0], "/".join(module_names(node))]
-    weight = _weight_name(node)
-    if "/" not in node.name and weight.endswith(".weight") and not _noted(node, _NAME_SCOPES):
+    modules, weight = module_names(node), _weight_name(node)
+    paths = [node.name, node.name.rpartition("/")[0], "/".join(modules)]
+    is_nameless = "/" not in node.name and not _noted(node, _NAME_SCOPES)
+    if weight.endswith(".weight") and (is_nameless or weight.startswith(f"{'.'.join(modules)}.")):
         paths.append(weight.removesuffix(".weight"))
     return list(dict.fromkeys(path for path in paths if path))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,17 @@ class Format:
 
     def __str__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a format that has a name here is that format, which `is` tells from others."""
+        if FORMATS.get(self.name) is self:
+            return format_named, (self.name,)
+        return Format, (self.name, self.bits, self.qmin, self.qmax, self.table, self.pairs)
+
+
+def format_named(name: str) -> Format:
+    """KeyError for what is none."""
+    return FORMATS[name]
 
 
 def _minifloat(exponent_bits: int, mantissa_bits: int, bias: int) -> list[float]:

@@ -18,3 +18,11 @@ def check_rate(name: str, given: object) -> None:
     """QuantizationError for what is no finite number of 0 or more."""
     if not isinstance(given, Real) or not math.isfinite(given) or given < 0:
         raise QuantizationError(f"{name} must be a finite number of 0 or more, got {given!r}")
+
+
+def check_rates(given: object) -> None:
+    """QuantizationError for what is no tuple or list of such numbers, one or more."""
+    if not isinstance(given, (tuple, list)) or not given:
+        raise QuantizationError(f"rates must be one or more finite numbers of 0 or more, as in rates=(1e-3,), got {given!r}")
+    for rate in given:
+        check_rate("each of rates", rate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +136,15 @@ STANDARD = {
     25: {"W2A16-g64"},
 }
 """The schemes that DequantizeLinear can say from an opset on."""
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_scheme_that_was_copied_is_the_same(how: Any):
+    assert all(how(one) is one for one in FORMATS.values())
+    other = how(replace(NF4, name="a table of one's own"))
+    assert other.table == NF4.table
+    model = qruntime.load(recurrent_bytes("GRU"))  # which takes int8 and no other
+    assert len(model.quantize(scheme=how(parse("W8A8"))).report.layers) == 1
 
 
 @pytest.mark.parametrize("scheme", [*WEIGHT_ONLY, *TWO_LEVEL, "W4A16-g32-f16", "W8A16-f16", "W3A16-pow2"])

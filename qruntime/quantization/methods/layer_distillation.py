@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qruntime.errors import QuantizationError
+from qruntime.quantization.arguments import check_rates, check_whole
 from qruntime.quantization.steps import Tuned
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class LayerDistillation:
     stream: str = "float"
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.rates or min(self.rates) < 0:
-            raise QuantizationError(f"LayerDistillation needs steps and rates of 0 or more, got {self.steps} and {self.rates}")
+        check_whole("steps", self.steps, 0)
+        check_rates(self.rates)
         if self.stream not in STREAMS:
             raise QuantizationError(f"stream of LayerDistillation must be {' or '.join(map(repr, STREAMS))}, got {self.stream!r}")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qruntime.errors import QuantizationError
+from qruntime.quantization.arguments import check_rate, check_rates, check_whole
 from qruntime.quantization.steps import Tuned
 
 if TYPE_CHECKING:
@@ -34,10 +34,9 @@ class NormTweaking:
     steps: int = 16
 
     def __post_init__(self) -> None:
-        if not self.rates or min(self.rates) < 0 or self.growth < 0 or self.steps < 0:
-            raise QuantizationError(
-                f"NormTweaking needs rates, growth and steps of 0 or more, got {self.rates}, {self.growth}, {self.steps}"
-            )
+        check_rates(self.rates)
+        check_rate("growth", self.growth)
+        check_whole("steps", self.steps, 0)
 
     @property
     def requires(self) -> frozenset[str]:

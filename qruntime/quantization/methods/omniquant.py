@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime.quantization.arguments import check_rates, check_whole
 from qruntime.quantization.steps import Facts, Tuned
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class OmniQuant:
     transform: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.rates or min(self.rates) < 0:
-            raise QuantizationError(f"OmniQuant needs steps and rates of 0 or more, got {self.steps} and {self.rates}")
+        check_whole("steps", self.steps, 0)
+        check_rates(self.rates)
 
     @property
     def requires(self) -> frozenset[str]:

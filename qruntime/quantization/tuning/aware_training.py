@@ -96,7 +96,9 @@ class Training:
             self.module.freeze_ranges()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * (1 + math.cos(math.pi * self.done / self.total)) / 2
-        loss = measured(self.loss, self.module.outputs(tensors), tensors)
+        with torch.random.fork_rng(devices=()):  # what Dropout draws is that of the step, wherever the run began
+            torch.manual_seed(np.random.SeedSequence([self.seed, self.done]).generate_state(1, np.uint64).item())
+            loss = measured(self.loss, self.module.outputs(tensors), tensors)
         if not bool(torch.isfinite(loss)):
             odd = [name for name, one in tensors.items() if isinstance(one, torch.Tensor) and not bool(torch.isfinite(one).all())]
             cause = f"{odd[0]!r} of it holds such numbers too" if odd else f"a lower lr= may keep it finite, now {self.rate}"

@@ -46,8 +46,9 @@ def trained_module(
     if strict:
         raise_faults(made.left())
     feeds = [] if data is None else read_feeds(model.graph, data)
+    teacher = made.to_float() if made.drops else model  # which does not draw
     with torch_threads(model.threads):
-        made.facts = step.train(made, model, feeds, mask, progress or (lambda done, total, what: None))
+        made.facts = step.train(made, teacher, feeds, mask, progress or (lambda done, total, what: None))
     if "interrupted" in made.facts:
         warnings.warn(f"{name} was interrupted {made.facts['interrupted']}: the model is the best so far", stacklevel=4)
     return made.eval()

@@ -12,7 +12,9 @@ that are learned: Esser et al., Learned Step Size Quantization (2020).
 
 from __future__ import annotations
 
+import copy
 import functools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,7 @@ from qruntime.quantization.steps import Trained
 from qruntime.quantization.storing import Storing
 from qruntime.quantization.tuning import fake_quantization as fake
 from qruntime.quantization.tuning.code_caches import CodeCaches
+from qruntime.quantization.tuning.dropouts import Dropouts, stop_dropping
 from qruntime.quantization.tuning.engine import check_engine
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
@@ -61,7 +64,8 @@ def module_class() -> type:
         A scheme with -KV rounds keys and values as a cache of codes will hold them; inputs and outputs stay those of the float model.
 
         In training mode the forward pass is that of torch with every number rounded as the codes will be, straight through for
-        gradients. In evaluation mode it gives the bits of `to_model()`; gradients, where wanted, are those of the former.
+        gradients, and Dropout that the file has in training mode drops, as it does nowhere else. In evaluation mode it gives the bits
+        of `to_model()`; gradients, where wanted, are those of the former.
         A model of float16 or bfloat16 is trained in float32, and so is what the module returns; `to_model()` is of its type again.
         """
 
@@ -82,15 +86,8 @@ def module_class() -> type:
                 raise QuantizationError(f"QuantizedModule takes what qruntime.load makes of an ONNX file, got {type(model).__name__}")
             if steps not in (MINMAX, LSQ):
                 raise QuantizationError(f"steps must be {MINMAX!r} or {LSQ!r}, got {steps!r}")
-            self._model, self._request = model, Request(scheme, overrides, only, exclude)
-            self._graph, self._fixed = model._copied()
-            separate(self._graph.nodes)
-            schemes = _schemes(self._graph, self._request)
-            self._student = Student(self._graph, schemes)
-            self._static = StaticInputs(self._student.schemes, momentum)
-            self._student.roundings |= self._static.roundings
-            self._caches = CodeCaches(self._graph, self._request.scheme.cache)
-            self._student.places = self._caches.roundings
+            self._model, self._request, self._momentum = model, Request(scheme, overrides, only, exclude), momentum
+            self._bind(*model._copied())
             self.recompute = recompute
             self.facts: dict[str, Any] = {}
             """What reports say of every layer beside the rest."""
@@ -100,7 +97,45 @@ def module_class() -> type:
             self._tied = _tied(parameters)
             self._paths = {name: _register(self, name, one.tensor()) for name, one in parameters.items() if name not in self._tied}
             self._steps = {name: _steps(self, one) for name, one in parameters.items() if _learns_steps(one, steps)}
+
+        def _bind(self, graph: Graph, fixed: Any) -> None:
+            """Make what computes with the parameters, on a graph of its own."""
+            separate(graph.nodes)
+            self._graph, self._fixed = graph, fixed
+            self._student = Student(graph, _schemes(graph, self._request))
+            self._static = StaticInputs(self._student.schemes, self._momentum)
+            self._student.roundings |= self._static.roundings
+            self._caches = CodeCaches(graph, self._request.scheme.cache)
+            self._student.places = self._caches.roundings
+            self._dropouts = Dropouts(graph)
+            self._student.dropping = self._dropouts.places
             self._made: tuple[Any, Any] | None = None
+
+        def __getstate__(self) -> dict[str, Any]:
+            """All but what computes with the parameters, which the model and the request make again."""
+            state = {name: one for name, one in self.__dict__.items() if name not in BOUND}
+            return state | {"_ranges": self._static.state()}
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            """QuantizationError where the model has other floats than when the module was made."""
+            self._restore(state, *state["_model"]._copied())
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
+            """A module with parameters of its own, beside the same model, which neither changes."""
+            made = type(self).__new__(type(self))
+            memo[id(self)], memo[id(self._model)] = made, self._model
+            made._restore(copy.deepcopy(self.__getstate__(), memo), clone(self._graph), self._fixed)
+            return made
+
+        def _restore(self, state: dict[str, Any], graph: Graph, fixed: Any) -> None:
+            super().__setstate__({name: one for name, one in state.items() if name != "_ranges"})
+            self._bind(graph, fixed)
+            if self._student.parameters.keys() != self._paths.keys() | self._tied.keys():
+                raise QuantizationError(
+                    "the model that the module was made of has other weights now, as after quantize(…, inplace=True): make the module of "
+                    "the float model, and bring back its parameters with load_state_dict"
+                )
+            self._static.restore(state["_ranges"])
 
         def outputs(self, feed: Mapping[str, Any]) -> dict[str, Any]:
             """All outputs by name, of a feed that may hold more than the inputs."""
@@ -141,6 +176,11 @@ def module_class() -> type:
             return len(self._student.schemes)
 
         @property
+        def drops(self) -> bool:
+            """Whether the file has Dropout in training mode."""
+            return bool(self._dropouts.places)
+
+        @property
         def schemes(self) -> dict[str, str]:
             """The scheme of each of them, by its name."""
             return {layer_name(node): str(scheme) for node, scheme in self._student.schemes.items()}
@@ -164,7 +204,7 @@ def module_class() -> type:
             return f"{self._request.scheme}, {counted(self.to_quantize, 'layer')}"
 
         def _run(self, known: dict[Any, Any]) -> dict[Any, Any]:
-            masters = self._masters()
+            self._dropouts.is_on, masters = self.training, self._masters()
             weights = {name: self._on_steps(self._student.parameters[name], masters[name]) for name in self._steps}
             return self._student.run(known, masters, weights=weights, is_quantized=self.is_quantized, recompute=self.recompute)
 
@@ -196,6 +236,7 @@ def module_class() -> type:
                 old = by_name[name].data
                 assert old is not None
                 by_name[name].data = master.detach().numpy().astype(old.dtype, order="C")
+            stop_dropping(graph)
             return graph
 
         def _known(self, inputs: tuple[Any, ...], feeds: dict[str, Any]) -> dict[Any, Any]:
@@ -215,8 +256,8 @@ def module_class() -> type:
             return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
         def _state(self) -> Any:
-            """What tells whether anything was trained since."""
-            return tuple((one.data_ptr(), one._version) for one in self.parameters()), str(self._static.state())
+            """What tells whether anything was trained since: the numbers, as torch does not count what changes them by `.data`."""
+            return tuple(zlib.crc32(one.detach().contiguous().numpy()) for one in self.parameters()), str(self._static.state())
 
     QuantizedModule.__module__, QuantizedModule.__qualname__ = "qruntime.quantization", "QuantizedModule"
     return QuantizedModule
@@ -224,6 +265,9 @@ def module_class() -> type:
 
 LEAST_STEP = 1e-8
 """Step sizes stay above 0."""
+
+BOUND = frozenset({"_graph", "_fixed", "_student", "_static", "_caches", "_dropouts", "_made"})
+"""What a copy of a module makes anew."""
 
 
 def _schemes(graph: Graph, request: Request) -> dict[Node, Scheme]:

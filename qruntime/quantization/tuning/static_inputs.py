@@ -55,6 +55,9 @@ class StaticInputs:
         return {"ranges": known, "is_frozen": self.is_frozen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        unknown = sorted(state["ranges"].keys() - self._moving.keys())
+        if unknown:
+            raise QuantizationError(f"the state has a range of {unknown[0]!r}, which this module does not round statically")
         for name, (low, high) in state["ranges"].items():
             self._moving[name].low, self._moving[name].high = low, high
         self.is_frozen = state["is_frozen"]

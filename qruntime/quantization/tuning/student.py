@@ -33,6 +33,8 @@ class Student:
         """How layers round what they read; a method may put others in their place."""
         self.places: dict[Node, dict[int, Rounding]] = {}
         """How nodes that are no layers round inputs of theirs."""
+        self.dropping: dict[Node, dict[int, Rounding]] = {}
+        """What nodes do to inputs of theirs whether numbers are rounded or not."""
         self._frozen: dict[str, Any] = {}
 
     def run(
@@ -60,7 +62,8 @@ class Student:
             elif is_quantized and parameter.args is not None:
                 replaced[parameter.value] = self._as_stored(parameter)
         roundings = self.roundings if is_quantized else dict.fromkeys(self.part.nodes)
-        return self.part.run(known, replaced, roundings=roundings, places=self.places if is_quantized else None, recompute=recompute)
+        places = self.dropping | (self.places if is_quantized else {})
+        return self.part.run(known, replaced, roundings=roundings, places=places, recompute=recompute)
 
     def _as_stored(self, parameter: Parameter) -> Any:
         if parameter.name not in self._frozen:

@@ -91,7 +91,7 @@ class TorchGraph:
         """The wanted values, tensors, from tensors or arrays for all `starts`; `known` may hold more.
 
         `replaced` holds tensors that stand for constants. `roundings`: how a layer rounds what it reads, in place of what its
-        mark says; None: not at all. `places`: how other nodes round inputs of theirs, by place. With `recompute` what gradients need
+        mark says; None: not at all. `places`: what other nodes do to inputs of theirs first, by place. With `recompute` what gradients need
         is kept of a few values between nodes, and made again part by part on the way back (Chen et al., Training Deep Nets with
         Sublinear Memory Cost, 2016): the same bits, a third more work, and of all activations about one part in √nodes at a time.
 
@@ -107,7 +107,7 @@ class TorchGraph:
             from torch.utils.checkpoint import checkpoint
 
             for part in self._parts():
-                values = checkpoint(self._passed, part, values, roundings, places, use_reentrant=False, preserve_rng_state=False)
+                values = checkpoint(self._passed, part, values, roundings, places, use_reentrant=False)
         else:
             values = self._passed(self._steps, values, roundings, places)
         return {value: _as_tensor(self._held(value, values)) for value in self.wanted}

@@ -12,7 +12,7 @@ import qruntime
 from qruntime.errors import QuantizationError
 from qruntime.quantization.methods import LayerDistillation
 from tests.quantization.architectures import ARCHITECTURES
-from tests.quantization.tuning.watching import Watched, as_trained, assert_runs_as_trained, block_losses, feeds, floats, same_codes
+from tests.quantization.tuning.watching import Watched, assert_what_is_learned_runs, block_losses, feeds, floats, same_codes
 from tests.small_models import assert_same_bits, encoder_bytes
 
 pytest.importorskip("torch", reason="gradients need torch: make test-train installs it")
@@ -101,9 +101,7 @@ def test_earlier_blocks_stay_as_they_are():
 
 @pytest.mark.parametrize("scheme", [SCHEME, "W3A16-g16", "W8A8-static"])
 def test_what_is_trained_is_what_runs(scheme: str):
-    step = Watched(STEP, as_trained)
-    model = qruntime.load(encoder_bytes(layers=2)).quantize([step], scheme=scheme, data=feeds())
-    assert_runs_as_trained(step.seen[-1], model.run(feeds()[0])["y"], has_ranges_of_tokens=scheme == SCHEME)
+    assert_what_is_learned_runs(STEP, scheme)
 
 
 def test_the_same_bits_every_time_and_for_any_number_of_threads():
@@ -117,7 +115,17 @@ def test_it_stands_before_what_makes_the_codes():
         quantized("ZeroQuant", LayerDistillation())
 
 
-@pytest.mark.parametrize(("wrong", "message"), [({"rates": ()}, "0 or more"), ({"steps": -1}, "0 or more"), ({"stream": "both"}, "'both'")])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rates": ()}, r"rates must be one or more finite numbers of 0 or more, as in rates=\(1e-3,\), got \(\)"),
+        ({"rates": 1e-3}, r"rates must be one or more finite numbers .*, got 0\.001"),
+        ({"rates": (1e-3, -1)}, "each of rates must be a finite number of 0 or more, got -1"),
+        ({"steps": -1}, "steps must be a whole number of 0 or more, got -1"),
+        ({"steps": 1.5}, r"steps must be a whole number of 0 or more, got 1\.5"),
+        ({"stream": "both"}, "'both'"),
+    ],
+)
 def test_arguments_that_mean_nothing(wrong: Any, message: str):
     with pytest.raises(QuantizationError, match=message):
         LayerDistillation(**wrong)

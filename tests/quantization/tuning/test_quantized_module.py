@@ -203,6 +203,93 @@ def test_state_goes_to_another_module_and_back():
     assert module.state_dict()["_extra_state"] == other.state_dict()["_extra_state"]  # frozen
 
 
+def copied(how: str, module: QuantizedModule, folder: Path) -> QuantizedModule:
+    if how == "deepcopy":
+        return copy.deepcopy(module)
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(module))
+    torch.save(module, folder / "module.pt")
+    return torch.load(folder / "module.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize(("kind", "scheme"), [("encoder", "W8A8-static"), ("decoder", "W4A8-KV4"), ("GRU", "W8A8"), ("CNN", "W4A16")])
+def test_a_copy_is_the_same_and_goes_its_own_way(kind: str, scheme: str, how: str, tmp_path: Path):
+    model, feed, axes = fed(kind)
+    module = QuantizedModule(model, scheme, steps="lsq", momentum=0.5)
+    with torch.no_grad():
+        module(**feed)
+        for parameter in module.parameters():
+            parameter.mul_(0.9)
+    next(module.parameters()).requires_grad_(False)
+    module.freeze_ranges()
+    module.task = "none"
+    other = copied(how, module, tmp_path)
+
+    def bits(of: QuantizedModule) -> list[np.ndarray]:
+        of.eval()
+        with torch.no_grad():
+            made = of.outputs(feed)
+        return [made[name].numpy() for name in axes]
+
+    assert other.training
+    assert [one.requires_grad for one in other.parameters()] == [one.requires_grad for one in module.parameters()]
+    assert other.state_dict()["_extra_state"] == module.state_dict()["_extra_state"]
+    assert other.task == "none"
+    before = bits(module)
+    assert all(np.array_equal(one, two) for one, two in zip(before, bits(other), strict=True))
+    sum(one.square().sum() for one in other.train().outputs(feed).values()).backward()
+    torch.optim.SGD(other.parameters(), lr=1e-2).step()
+    assert all(np.array_equal(one, two) for one, two in zip(before, bits(module), strict=True))
+    assert not any(np.array_equal(one, two) for one, two in zip(before, bits(other), strict=True))
+
+
+def test_averages_of_torch_take_it():
+    model, feed = encoder(layers=1)
+    module = QuantizedModule(model, "W4A8")
+    average = torch.optim.swa_utils.AveragedModel(module)
+    for factor in (0.5, 1.5):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(factor)
+        average.update_parameters(module)
+    wanted = QuantizedModule(model, "W4A8")
+    with torch.no_grad():
+        for parameter in wanted.parameters():
+            parameter.mul_((0.5 + 0.75) / 2)
+    made, expected = (of.to_model()(feed["x"]) for of in (average.module, wanted))
+    assert np.abs(made - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_copy_of_a_module_whose_model_was_changed():
+    model, feed = encoder(layers=1)
+    module = QuantizedModule(model, "W4A8")
+    made = module.to_model()(feed["x"])
+    saved = pickle.dumps(module)
+    model.quantize(scheme="W8A8", inplace=True)
+    assert_same_bits(copy.deepcopy(module).to_model()(feed["x"]), made)
+    assert_same_bits(pickle.loads(saved).to_model()(feed["x"]), made)
+    with pytest.raises(QuantizationError, match="has other weights now, as after quantize"):
+        pickle.loads(pickle.dumps(module))
+
+
+def test_what_changes_parameters_behind_the_back_of_torch_counts():
+    model, feed = encoder(layers=1)
+    module = QuantizedModule(model, "W4A8")
+    first = module.to_model()
+    for parameter in module.parameters():
+        parameter.data.mul_(0.5)  # torch counts no version for it
+    assert (module.to_model()(feed["x"]) != first(feed["x"])).any()
+    assert_same_bits(module.eval()(feed["x"]).detach().numpy(), module.to_model()(feed["x"]))
+
+
+def test_a_state_of_another_module_says_so():
+    static, other = QuantizedModule(encoder(layers=1)[0], "W8A8-static"), QuantizedModule(encoder(layers=1)[0], "W8A8")
+    static(encoder()[1]["x"])
+    with pytest.raises(QuantizationError, match="which this module does not round statically"):
+        other.load_state_dict(static.state_dict())
+
+
 def test_a_head_that_is_the_table_of_the_embedding_stays_it():
     table = random(40, 16)
     nodes = [

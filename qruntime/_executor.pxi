@@ -84,6 +84,8 @@ cdef class Executable:
     `steps` are `Step`. `memoised` are the step numbers whose results depend on
     the input shapes only, `boundary` the slots they fill for the others. The kernels of `unwidened` steps
     do not stand for narrower floats; of those that do, `widened` gives constants in float32: {(step, input of the kernel): array}.
+    `caches` are the inputs that may come with room, {input: axis along which it grows}: all steps that read them, and what
+    is made of them in their buffers, take tensors that have room.
     """
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
@@ -100,6 +102,7 @@ cdef class Executable:
     cdef int num_rest
     cdef int *output_slots
     cdef int *input_slots
+    cdef int *cache_axes         # by input; −1 for what is no cache
     cdef readonly list native_constants, python_constants
     cdef list labels, definitions, definition_inputs, keepalive
     cdef list boundary
@@ -115,7 +118,7 @@ cdef class Executable:
     cdef list input_shapes
     cdef object convert
 
-    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}):
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}, dict caches={}):
         cdef int i, j, at_input = 0, at_release = 0
         cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
         cdef BoundStep *step
@@ -146,9 +149,10 @@ cdef class Executable:
         self.order_rest = <int *>calloc(max(1, self.num_steps), sizeof(int))
         self.output_slots = <int *>calloc(max(1, self.num_outputs), sizeof(int))
         self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
+        self.cache_axes = <int *>calloc(max(1, self.num_inputs), sizeof(int))
         self.is_boundary = <char *>calloc(max(1, num_slots), 1)
         if (self.wide == NULL or self.wide_refs == NULL or self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
-                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.is_boundary == NULL):
+                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.cache_axes == NULL or self.is_boundary == NULL):
             raise MemoryError
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
         self.frames = []
@@ -161,6 +165,7 @@ cdef class Executable:
         _pack_together([weights for s in steps for weights in s.packed], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
+            self.cache_axes[i] = caches.get(i, -1)
         for i, slot in enumerate(output_slots):
             self.output_slots[i] = slot
         for i, s in enumerate(steps):
@@ -228,6 +233,7 @@ cdef class Executable:
         free(self.order_rest)
         free(self.output_slots)
         free(self.input_slots)
+        free(self.cache_axes)
         free(self.is_boundary)
         free(self.input_codes)
 
@@ -256,7 +262,9 @@ cdef class Executable:
         if self.input_codes == NULL or type(value) is not np.ndarray:
             return False
         array = value
-        if self.input_codes[i] == 0 or cnp.PyArray_TYPE(array) != _TYPENUM[self.input_codes[i]] or not PyArray_ISCARRAY_RO(array):
+        if self.input_codes[i] == 0 or cnp.PyArray_TYPE(array) != _TYPENUM[self.input_codes[i]]:
+            return False
+        if not PyArray_ISCARRAY_RO(array) and (self.cache_axes[i] < 0 or not cnp.PyArray_ISBEHAVED_RO(array)):
             return False
         expected = self.input_shapes[i]
         if expected is None:
@@ -398,6 +406,9 @@ cdef class Executable:
                 array = value
                 code = _native_code(array)
                 if code != 0 and cnp.PyArray_NDIM(array) <= QRT_MAX_RANK:
+                    if self.cache_axes[i] >= 0 and _lend(&frame.slots[slot], array, code, self.cache_axes[i]):
+                        qrt_count(&frame.run, frame.slots[slot].buffer.used)
+                        continue
                     if not PyArray_ISCARRAY_RO(array):
                         array = frame.objects[slot] = np.array(array, order="C", copy=True)
                     _describe(&frame.slots[slot], array, code)
@@ -407,8 +418,7 @@ cdef class Executable:
         cdef int i, slot
         for i in range(self.num_inputs):
             slot = self.input_slots[i]
-            frame.slots[slot].dtype = 0
-            frame.slots[slot].buffer = NULL
+            qrt_release(&frame.run, &frame.slots[slot])
             frame.objects[slot] = None
         if frame.run.graveyard != NULL:
             _bury(&frame.run)
@@ -591,7 +601,10 @@ cdef class Executable:
             if self._comes_again(i) or slot in self.constant_slots:
                 results.append(np.array(_view(t)))
                 continue
-            if t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
+            if t.room and t.data == t.buffer.data:  # shared with what earlier runs gave out, and with nothing else
+                results.append(_view(t, self.returned))
+                qrt_release(&frame.run, t)
+            elif t.buffer != NULL and t.buffer.owner == NULL and t.buffer.refcount == 1:
                 results.append(_view(t, self.returned))
                 qrt_release(&frame.run, t)
             elif t.buffer != NULL and t.buffer.owner != NULL and t.buffer.refcount == 1 and self._is_own(<object>t.buffer.owner, t):

@@ -182,6 +182,7 @@ class Executable:
         num_threads: int,
         unwidened: set[int] = ...,
         widened: dict[tuple[int, int], np.ndarray] = ...,
+        caches: dict[int, int] = ...,
     ) -> None: ...
     def name_inputs(
         self,

@@ -38,6 +38,8 @@ cdef extern from "tensor.h" nogil:
         size_t capacity
         size_t used
         int refcount
+        int64_t room
+        int64_t filled
         void *owner
         qrt_buffer *whole
         qrt_buffer *next
@@ -50,6 +52,8 @@ cdef extern from "tensor.h" nogil:
         int64_t *dims
         int32_t rank
         int32_t dtype
+        int64_t room
+        int32_t room_axis
     enum: QRT_LARGE
     ctypedef struct qrt_returned:
         qrt_buffer *buffers
@@ -69,6 +73,7 @@ cdef extern from "tensor.h" nogil:
     void qrt_run_begin(qrt_run *, int)
     void qrt_count(qrt_run *, size_t)
     void qrt_release(qrt_run *, qrt_tensor *)
+    void qrt_strides(const qrt_tensor *, int64_t *)
     qrt_buffer *qrt_buffer_new(size_t)
     size_t qrt_arena_share(size_t)
     qrt_arena qrt_arena_new(size_t, int)

@@ -60,6 +60,7 @@ cdef inline void _describe(qrt_tensor *t, cnp.ndarray array, int code) noexcept:
     cdef int i, rank = cnp.PyArray_NDIM(array)
     t.data = cnp.PyArray_DATA(array)
     t.buffer = NULL
+    t.room = 0
     t.size = cnp.PyArray_SIZE(array)
     t.rank = rank
     t.dtype = code
@@ -73,8 +74,9 @@ cdef cnp.dtype _dtype_of(int code):
 
 cdef object _view(qrt_tensor *t, Returned returned=None, object lender=None):
     """numpy view of a tensor; keeps the buffer alive, which goes to `returned`, or the `lender` of borrowed bytes. Without
-    one they must outlive it."""
+    one they must outlive it. What has room shares its bytes with other views, and cannot be written to."""
     cdef cnp.npy_intp dims[8]
+    cdef int64_t strides[8]
     cdef int i
     cdef BufferOwner owner
     for i in range(t.rank):
@@ -82,7 +84,13 @@ cdef object _view(qrt_tensor *t, Returned returned=None, object lender=None):
     cdef int num = _TYPENUM[t.dtype] if t.dtype < 17 else -1
     cdef cnp.dtype descr = cnp.PyArray_DescrFromType(num) if num >= 0 else _dtype_of(t.dtype)
     Py_INCREF(descr)  # the next call steals a reference
-    cdef cnp.ndarray array = PyArray_NewFromDescr(cnp.ndarray, descr, t.rank, dims, NULL, t.data, cnp.NPY_ARRAY_CARRAY, None)
+    if t.room:
+        qrt_strides(t, strides)
+        for i in range(t.rank):
+            strides[i] *= descr.itemsize
+    cdef cnp.ndarray array = PyArray_NewFromDescr(
+        cnp.ndarray, descr, t.rank, dims, <cnp.npy_intp *>strides if t.room else NULL, t.data,
+        cnp.NPY_ARRAY_ALIGNED if t.room else cnp.NPY_ARRAY_CARRAY, None)
     if t.buffer != NULL:
         if t.buffer.owner != NULL:
             cnp.set_array_base(array, <object>t.buffer.owner)
@@ -95,6 +103,45 @@ cdef object _view(qrt_tensor *t, Returned returned=None, object lender=None):
     elif lender is not None:
         cnp.set_array_base(array, lender)
     return array
+
+
+cdef bint _lend(qrt_tensor *t, cnp.ndarray array, int code, int axis) noexcept:
+    """View what an earlier run has given out as a tensor that holds its buffer: all of what it had of it, or its first elements, as far as
+    strides leave room along `axis`. False for any other array, which keeps its bytes alive itself."""
+    cdef cnp.ndarray lender = array
+    cdef object base = cnp.get_array_base(array)
+    cdef qrt_buffer *buffer
+    cdef int64_t strides[8]
+    cdef int64_t last = 0
+    cdef int i
+    while isinstance(base, np.ndarray):
+        lender = base
+        base = cnp.get_array_base(lender)
+    if not isinstance(base, BufferOwner):
+        return False
+    buffer = (<BufferOwner>base).buffer
+    if buffer == NULL or buffer.owner != NULL or buffer.whole != NULL or cnp.PyArray_DATA(array) != buffer.data or axis >= cnp.PyArray_NDIM(array):
+        return False
+    _describe(t, array, code)
+    if buffer.room:
+        if cnp.PyArray_DIM(array, axis) > buffer.room or t.size == 0:
+            return False
+        t.room = buffer.room
+        t.room_axis = axis
+        qrt_strides(t, strides)
+        for i in range(t.rank):
+            if t.dims[i] > 1 and strides[i] * cnp.PyArray_ITEMSIZE(array) != cnp.PyArray_STRIDE(array, i):
+                t.room = 0
+                return False
+            last += (t.dims[i] - 1) * strides[i]
+        if (last + 1) * cnp.PyArray_ITEMSIZE(array) > <int64_t>buffer.capacity:
+            t.room = 0
+            return False
+    elif not PyArray_ISCARRAY_RO(array):
+        return False
+    qrt_buffer_retain(buffer)
+    t.buffer = buffer
+    return True
 
 
 cdef int _store(qrt_tensor *t, object value) except -1:

@@ -141,6 +141,9 @@ class Model:
         made and packed by its first run and kept while it is among the last four in use. A weight that was quantized can
         be fed no more.
 
+        A cache (an output that is an input with more behind it) which is fed back is appended to in place: it then comes as a
+        read-only array with strides. What was given out never changes; whoever feeds it a second time gets a copy.
+
         Raises InputError when a name, an element type or a shape does not fit, RunError when a node fails.
         """
         if outputs is None and out is None and self._run_named is not None and type(feed) is dict:

@@ -249,10 +249,11 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
 
 /// What the codes of the heads that come next stand for.
 static void decode(const qrt_coded_heads *x, int64_t batch, int64_t head, int64_t keys, float *y) {
-    int64_t row = batch * x->batch + head * x->head;
+    int64_t codes = batch * x->of_codes.batch + head * x->of_codes.head;
+    int64_t ranges = batch * x->of_ranges.batch + head * x->of_ranges.head;
     const uint8_t *labels = x->labels ? x->labels + head * x->labels_head : NULL;
-    qrt_kernels.cache_codes.dequantize(&x->form, keys, x->codes + row * qrt_cache_row_bytes(&x->form),
-                                       x->ranges + 2 * row * x->form.clusters, x->row, labels, y);
+    qrt_kernels.cache_codes.dequantize(&x->form, keys, x->codes + codes * qrt_cache_row_bytes(&x->form),
+                                       x->ranges + 2 * ranges * x->form.clusters, x->of_codes.row, labels, y);
 }
 
 static void attend_slot(void *context, int64_t slot) {

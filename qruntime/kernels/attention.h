@@ -49,15 +49,20 @@ typedef struct {
     int64_t batch, head, row;
 } qrt_heads;
 
-/// Heads of a cache in codes; strides are in rows, one of which is a token of a head. Heads of all batches have the labels at
-/// labels + h·labels_head, or none.
+/// In rows, one of which is a token of a head.
+typedef struct {
+    int64_t batch, head, row;
+} qrt_row_strides;
+
+/// Heads of a cache in codes. Those of all batches have the labels at labels + h·labels_head, or none. Rows of a head are as far
+/// apart in codes as in ranges; heads need not be, for each may have room of its own behind it.
 typedef struct {
     qrt_cache_form form;
     const uint8_t *codes;
     const float *ranges;
     const uint8_t *labels;
     int64_t labels_head;
-    int64_t batch, head, row;
+    qrt_row_strides of_codes, of_ranges;
 } qrt_coded_heads;
 
 /// What becomes of a row whose weights are NaN.

@@ -38,6 +38,7 @@ extern const qrt_node_entry qrt_index_nodes[];
 extern const qrt_node_entry qrt_generate_nodes[];
 extern const qrt_node_entry qrt_pooling_nodes[];
 extern const qrt_node_entry qrt_linear_nodes[];
+extern const qrt_node_entry qrt_append_nodes[];
 extern const qrt_node_entry qrt_attention_nodes[];
 extern const qrt_node_entry qrt_cache_codes_nodes[];
 extern const qrt_node_entry qrt_conv_nodes[];

@@ -135,6 +135,7 @@ static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
     *best = buffer->next;
     buffer->next = NULL;
     buffer->refcount = 1;
+    buffer->room = 0;
     return buffer;
 }
 
@@ -187,8 +188,36 @@ qrt_status qrt_alloc(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank,
     out->size = size;
     out->rank = rank;
     out->dtype = dtype;
+    out->room = 0;
     for (int i = 0; i < rank; i++) out->dims[i] = dims[i];
     return QRT_OK;
+}
+
+qrt_status qrt_alloc_room(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank, const int64_t *dims, int32_t axis, int64_t room) {
+    int64_t wide[QRT_MAX_RANK], size;
+    if (rank > QRT_MAX_RANK || axis < 0 || axis >= rank || room < dims[axis] || !qrt_num_elements(rank, dims, &size)) return QRT_DECLINE;
+    for (int i = 0; i < rank; i++) wide[i] = i == axis ? room : dims[i];
+    qrt_status status = qrt_alloc(run, out, dtype, rank, wide);
+    if (status != QRT_OK) return status;
+    out->dims[axis] = dims[axis];
+    out->size = size;
+    out->room = out->buffer->room = room;
+    out->room_axis = axis;
+    __atomic_store_n(&out->buffer->filled, dims[axis], __ATOMIC_RELEASE);
+    return QRT_OK;
+}
+
+bool qrt_claim_room(const qrt_tensor *t, int64_t from, int64_t to) {
+    if (!t->room || !t->buffer || t->buffer->room != t->room || to > t->room) return false;
+    return __atomic_compare_exchange_n(&t->buffer->filled, &from, to, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+void qrt_strides(const qrt_tensor *t, int64_t *strides) {
+    int64_t stride = 1;
+    for (int i = t->rank - 1; i >= 0; i--) {
+        strides[i] = stride;
+        stride *= t->room && i == t->room_axis ? t->room : t->dims[i];
+    }
 }
 
 void qrt_alias(qrt_tensor *out, const qrt_tensor *in, int32_t rank, const int64_t *dims) {
@@ -199,6 +228,7 @@ void qrt_alias(qrt_tensor *out, const qrt_tensor *in, int32_t rank, const int64_
     out->size = in->size;
     out->dtype = in->dtype;
     out->rank = rank;
+    out->room = 0;
     for (int i = 0; i < rank; i++) out->dims[i] = copy[i];
     if (out->buffer) qrt_buffer_retain(out->buffer);
 }

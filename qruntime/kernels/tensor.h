@@ -1,12 +1,17 @@
 /// Tensors, buffers and the state of one run.
 ///
-/// A tensor is always dense and in C order. Its bytes belong to a reference-counted buffer, or, when
+/// A tensor is dense and in C order, unless it has room (below). Its bytes belong to a reference-counted buffer, or, when
 /// `buffer` is NULL, to somebody who outlives the run (the caller's inputs, constants).
 ///
 /// Buffers that die during a run go back to a free list of the same run state and are handed out
 /// again, so that a model in steady state allocates nothing. Buffers that are free are let go when all of
 /// them together exceed twice what recent runs needed at once. Nothing is shared between two runs that
-/// are under way at the same time.
+/// are under way at the same time, but for what the next paragraph says.
+///
+/// A cache grows along one axis, and its buffer may have room for more than it holds: then the tensor lies as if that
+/// dimension were `room`. What lies behind it belongs to nobody until somebody claims it (qrt_claim_room): so the cache of a
+/// later run is the same buffer with more of it in use, and who holds the cache of an earlier run sees no change. Only nodes
+/// that the plan knows to read such tensors get them; all others take what is dense.
 #ifndef QRT_TENSOR_H
 #define QRT_TENSOR_H
 
@@ -33,6 +38,8 @@ typedef struct qrt_buffer {
     size_t capacity;        ///< bytes
     size_t used;            ///< of them, by the tensor or the scratch of a run
     int refcount;           ///< atomic
+    int64_t room;           ///< 0, or the size of the axis along which a cache in it may grow
+    int64_t filled;         ///< of that, what is in use by one tensor or another; atomic
     void *owner;            ///< PyObject that holds the bytes, or NULL when we allocated them
     struct qrt_buffer *whole; ///< buffer that `data` is a part of and that is held, or NULL
     struct qrt_buffer *next; ///< free list
@@ -51,6 +58,8 @@ typedef struct {
     int64_t dims[QRT_MAX_RANK];
     int32_t rank;
     int32_t dtype;          ///< qrt_dtype; 0 = the slot is empty or holds a Python object
+    int64_t room;           ///< 0: dense; else strides are those of a dense tensor whose dims[room_axis] is this
+    int32_t room_axis;
 } qrt_tensor;
 
 /// Large outputs that their readers have dropped, for the next run: malloc would hand the pages back and fault them in
@@ -82,7 +91,17 @@ size_t qrt_itemsize(int32_t dtype);
 /// Give `out` a dtype, a shape and uninitialised memory. Fails on overflow or when memory is short.
 qrt_status qrt_alloc(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank, const int64_t *dims);
 
-/// Make `out` a second view of `in` with another shape of the same size (no copy).
+/// As qrt_alloc, with room for `room` ≥ dims[axis] along an axis; what is there counts as in use.
+qrt_status qrt_alloc_room(qrt_run *run, qrt_tensor *out, int32_t dtype, int32_t rank, const int64_t *dims, int32_t axis, int64_t room);
+
+/// Take the room behind the first `from` of `t`'s buffer up to `to`. False when there is not so much, or when somebody has
+/// taken what comes after `from` already.
+bool qrt_claim_room(const qrt_tensor *t, int64_t from, int64_t to);
+
+/// Strides in elements.
+void qrt_strides(const qrt_tensor *t, int64_t *strides);
+
+/// Make `out` a second view of `in`, which is dense, with another shape of the same size (no copy).
 void qrt_alias(qrt_tensor *out, const qrt_tensor *in, int32_t rank, const int64_t *dims);
 
 /// Let go of a tensor: its buffer returns to the run's free list when nobody else holds it.

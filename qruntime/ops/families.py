@@ -10,6 +10,7 @@ FAMILIES = {
     "activations": {
         "": "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu Mish Relu Selu Shrink Sigmoid Softplus Softsign Swish ThresholdedRelu",
     },
+    "append_cache": {"qruntime": "AppendCache Dense"},
     "attention": {"": "Attention LinearAttention RotaryEmbedding", "ai.onnx.preview": "FlexAttention"},
     "binary": {
         "": "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from qruntime.errors import InvalidModel
 from qruntime.ir import Graph
+from qruntime.passes.append_cache import append_caches
 from qruntime.passes.attention import fuse_attention
 from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.cached_attention import attend_codes
@@ -97,6 +98,7 @@ LOWERED: list[Pass] = [
     merge_linear,
     attend_in_int16,
     fuse_residual_norm,
+    append_caches,  # last: nothing may come to read a cache that does not know how it lies
     remove_dead_nodes,
 ]
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
-from qruntime.ir import AttributeType, Graph, HeldCodes, Node, Value, needed_nodes, shares_of
+from qruntime.ir import QRUNTIME, AttributeType, Graph, HeldCodes, Node, Value, needed_nodes, shares_of
 from qruntime.onnx_io.mapped_file import drop_pages, owns_memory
 from qruntime.ops import registry
+from qruntime.ops.append_cache import takes_room
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
 from qruntime.ops.registry import NativeCall, OpSpec, Unpack
 from qruntime.runtime import reference
@@ -286,6 +287,7 @@ def _executable(
         if native is not None:
             step = step._replace(kernel=native.kernel, ints=native.ints, floats=native.floats, packed=native.packed)
         steps.append(step)
+    caches = _caches(planned, signature)
     aligned = {slots[v] for call in planned for v in _aligned_inputs(call)} | {slots[v] for v in outputs}
     return _kernels.Executable(
         len(slots),
@@ -298,7 +300,24 @@ def _executable(
         num_threads,
         {i for i, call in enumerate(planned) if call.native is not None and not call.native.widens},
         {(i, position): array for i, call in enumerate(planned) for position, array in call.widened},
+        {inputs.index(value): axis for value, axis in caches.items()},
     )
+
+
+def _caches(planned: list[PlannedNode], inputs: Sequence[Value]) -> dict[Value, int]:
+    """Inputs that may come with room in their buffer, with the axis along which they grow."""
+    readers: dict[Value, list[tuple[Node, int]]] = {}
+    for call in planned:
+        for index, value in enumerate(call.arguments):
+            if value is not None:
+                readers.setdefault(value, []).append((call.node, index))
+    caches: dict[Value, int] = {}
+    for value in inputs:
+        appends = [node for node, index in readers.get(value, []) if node.is_op("AppendCache", domain=QRUNTIME) and index == 1]
+        reached = [value, *(v for node in appends for v in node.outputs)]
+        if appends and all(takes_room(*reader) for v in reached for reader in readers.get(v, [])):
+            caches[value] = appends[0].attr("axis") + len(appends[0].attr("counts", ()))
+    return caches
 
 
 def _aligned_inputs(call: PlannedNode) -> list[Value]:

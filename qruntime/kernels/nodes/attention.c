@@ -37,6 +37,8 @@ static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int
                      bool transposed, qrt_heads *heads, int64_t *batches, int64_t *found_heads, int64_t *length, int64_t *found_size) {
     if (!t || t->dtype != QRT_F32 || num_heads < 0 || size < 0 || offset < 0 || stride < 0) return false;
     heads->data = t->data;
+    int64_t strides[QRT_MAX_RANK];
+    qrt_strides(t, strides);
     if (wanted == BHSD) {
         if (t->rank != 3 && t->rank != 4) return false;
         *batches = t->dims[0];
@@ -45,9 +47,9 @@ static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int
         *found_size = t->dims[t->rank - (transposed ? 2 : 1)];
         if ((num_heads && num_heads != *found_heads) || (size && size != *found_size)) return false;
         if (t->size == 0) return true;
-        heads->row = t->dims[t->rank - 1];
-        heads->head = *length * *found_size;
-        heads->batch = *found_heads * heads->head;
+        heads->row = strides[t->rank - 2];
+        heads->head = strides[t->rank - 3];
+        heads->batch = strides[0];
         return true;
     }
     if (wanted == BSHD) {
@@ -58,13 +60,13 @@ static bool heads_of(const qrt_tensor *t, int64_t wanted, int64_t num_heads, int
         *found_heads = t->dims[t->rank - 2];
         *found_size = t->dims[t->rank - 1];
         if (t->size == 0) return true;
-        heads->head = *found_size;
-        heads->row = *found_heads * *found_size * (t->rank == 5 ? t->dims[2] : 1);
-        heads->batch = *length * heads->row;
+        heads->head = strides[t->rank - 2];
+        heads->row = strides[1];
+        heads->batch = strides[0];
         heads->data += offset * *found_heads * *found_size;
         return true;
     }
-    if (wanted != BSR || transposed || t->rank < 3 || num_heads == 0) return false;
+    if (wanted != BSR || transposed || t->rank < 3 || num_heads == 0 || t->room) return false;
     int64_t row, last;
     if (!qrt_num_elements(t->rank - 2, t->dims + 2, &row)) return false;
     if (size == 0) {
@@ -214,6 +216,14 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
 /// The ints of attention over codes, in this order; kv_repeats heads of q for every head of k, times those of the shapes.
 enum { C_Q_LAYOUT, C_K_LAYOUT, C_V_LAYOUT, C_OUT_LAYOUT, C_Q_OFFSET, C_MASK_ADDS, C_DEAD_ROWS, C_REPEATS, C_BITS, C_CLUSTERS, C_NUM_INTS };
 
+/// Of codes or of ranges, which are one row of the last dimension for each token and head.
+static void strides_of_rows(const qrt_tensor *t, int64_t wanted, qrt_row_strides *found) {
+    int64_t strides[QRT_MAX_RANK], width = t->dims[t->rank - 1] > 0 ? t->dims[t->rank - 1] : 1;
+    qrt_strides(t, strides);
+    int row = t->rank == 4 && wanted == BSHD ? 1 : t->rank - 2, head = t->rank == 4 && wanted == BSHD ? 2 : t->rank - 3;
+    *found = (qrt_row_strides){strides[0] / width, strides[head] / width, strides[row] / width};
+}
+
 /// Heads of codes in one of the layouts BHSD and BSHD, with their sizes.
 static bool coded_heads_of(const qrt_tensor *codes, const qrt_tensor *ranges, const qrt_tensor *labels, int64_t wanted,
                            int64_t bits, int64_t clusters, qrt_coded_heads *heads, int64_t *batches, int64_t *num_heads,
@@ -226,9 +236,9 @@ static bool coded_heads_of(const qrt_tensor *codes, const qrt_tensor *ranges, co
     *length = codes->rank == 3 ? dims[1] : dims[wanted == BSHD ? 1 : 2];
     heads->codes = codes->data;
     heads->ranges = ranges->data;
-    heads->row = wanted == BSHD ? *num_heads : 1;
-    heads->head = wanted == BSHD ? 1 : *length;
-    heads->batch = codes->size ? *num_heads * *length : 0;
+    strides_of_rows(codes, wanted, &heads->of_codes);
+    strides_of_rows(ranges, wanted, &heads->of_ranges);
+    if (heads->of_codes.row != heads->of_ranges.row) return false;
     if (!labels) return clusters == 1;
     qrt_tensor x = *codes;  // as far as labels know it
     x.dims[x.rank - 1] = heads->form.channels;

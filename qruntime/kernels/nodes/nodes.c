@@ -3,6 +3,7 @@
 #include <string.h>
 
 static const qrt_node_entry *const families[] = {
+    qrt_append_nodes,
     qrt_attention_nodes,
     qrt_cache_codes_nodes,
     qrt_conv_nodes,

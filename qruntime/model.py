@@ -380,6 +380,7 @@ class Model:
         lr: float | None = None,
         batch: int = 1,
         seed: int = 0,
+        checkpoint: str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int, str], None] = False,
         inplace: bool = False,
     ) -> Model:
@@ -395,7 +396,9 @@ class Model:
         feeds; there are as many as `epochs` passes over the data have, or `steps`. AdamW, at a rate that falls from `lr` (by default
         that of the method) to 0. The same arguments and number of threads give the same adapter. What learned best on `validation`,
         feeds that are measured after every pass, stays; without them what the last step left. An interrupt (Ctrl-C) after the
-        first step ends the training with that and a warning. `progress` as in `quantize`, with the loss and the time that is left.
+        first step ends the training with the best so far and a warning. `checkpoint`, a file that is written ten times in a pass: the
+        same call with it goes on where a run was stopped, to the same bits. `progress` as in `quantize`, with the loss and the time
+        that is left.
 
         `adapter` of the result tells what was learned; `save_adapter` writes it to a small file.
 
@@ -419,7 +422,7 @@ class Model:
         with shown(progress, of_steps=True) as told:
             adapter = finetuning.train_adapter(
                 graph, chosen, data, loss=loss, validation=validation, epochs=epochs, steps=steps, lr=lr, batch=batch, seed=seed,
-                threads=self.threads, start=model.adapter, told=told,
+                threads=self.threads, start=model.adapter, checkpoint=checkpoint, told=told,
             )  # fmt: skip
         tuned = self if inplace else Model(clone(base), self.info, path=self.path, threads=self.threads)
         tuned._report, tuned._spent = model.report, model._spent

@@ -69,6 +69,7 @@ def add_parser(subparsers: Subparsers) -> None:
     group.add_argument(
         "--seed", type=whole_number, default=0, metavar="N", help="of the order and of first branches (default: %(default)s)"
     )
+    group.add_argument("--checkpoint", metavar="FILE", help="where a run that was stopped goes on; written ten times in a pass")
     add_threads(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -122,7 +123,9 @@ def _method(arguments: argparse.Namespace) -> Method:
 
 
 def _check_files(arguments: argparse.Namespace) -> None:
-    written = {name: getattr(arguments, name) for name in ("adapter", "base", "output") if getattr(arguments, name) is not None}
+    written = {
+        name: getattr(arguments, name) for name in ("adapter", "base", "output", "checkpoint") if getattr(arguments, name) is not None
+    }
     for path in written.values():
         check_not_the_input(arguments.input, path)
         check_writable(path, replaces=True)
@@ -154,6 +157,7 @@ def _tuned(arguments: argparse.Namespace, method: Method, model: qruntime.Model)
             lr=arguments.lr,
             batch=arguments.batch,
             seed=arguments.seed,
+            checkpoint=arguments.checkpoint,
             progress=terminal.is_shown(),
         )
     except CalibrationError as error:

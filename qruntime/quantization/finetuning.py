@@ -5,6 +5,7 @@ What is learned is an adapter (adapter.py). Training needs torch; putting an ada
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -27,7 +28,6 @@ from qruntime.quantization.scheme import BILEVEL, CHANNEL, DOUBLE, FLOAT32, GROU
 from qruntime.quantization.selection import layer_kind, layer_name
 from qruntime.quantization.solving import Solving
 from qruntime.quantization.storing import Storing, describe_existing
-from qruntime.quantization.tuning.engine import measured, tensor_of
 
 Layers = Mapping[str, Layer]
 
@@ -114,33 +114,31 @@ def train_adapter(
     seed: int = 0,
     threads: int = 1,
     start: Adapter | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     told: Any = None,
 ) -> Adapter:
     """What `method` learns beside the codes of `graph`, which stays as it is; it goes on from `start`.
 
     Raises QuantizationError where there is nothing to train, CalibrationError for feeds that do not fit.
     """
-    from qruntime.quantization.tuning import training
+    from qruntime.quantization.tuning.adapter_training import AdapterLearning, run_of
+    from qruntime.quantization.tuning.engine import torch_threads
     from qruntime.quantization.tuning.next_token import loss_of
-    from qruntime.quantization.tuning.torch_graph import TorchGraph
+    from qruntime.quantization.tuning.training import Plan, Training
 
     measure, graph = loss_of(loss), clone(graph)
-    plan = training.Plan(steps, epochs, batch, method.rate if lr is None else lr, method.clip, seed)
+    plan = Plan(steps, epochs, batch, method.rate if lr is None else lr, method.clip, seed)
     layers, untouched = targets_of(graph, method)
     if start is not None:
         layers = _layers_named(graph, start.layers)
     base, settings = digest_of(layers), method.settings if start is None else dict(start.settings)
-    learned = method.learning(graph, layers, method.start(layers, seed) if start is None else start.layers, settings)
-    part = TorchGraph(graph, parameters=learned.values)
-    feeds = _tensors(read_feeds(graph, data))
-    apart = [] if validation is None else _tensors(read_feeds(graph, validation, "validation"))
-
-    def loss_on(feed: Mapping[str, Any]) -> Any:
-        known = {value: feed[value.name] for value in graph.inputs}
-        made = part.run(known, learned.replaced())
-        return measured(measure, {name: made[value] for name, value in zip(graph.output_names, graph.outputs, strict=True)}, feed)
-
-    course = training.train(learned, loss_on, feeds, plan, validation=apart, threads=threads, told=told)
+    begun = method.start(layers, seed) if start is None else start.layers
+    learned = method.learning(graph, layers, begun, settings)
+    feeds = read_feeds(graph, data)
+    apart = [] if validation is None else read_feeds(graph, validation, "validation")
+    held = None if checkpoint is None else run_of(checkpoint, method.name, settings, plan, base, begun, feeds, apart)
+    with torch_threads(threads):
+        course = Training(AdapterLearning(graph, learned, measure), feeds, plan, validation=apart, checkpoint=held, told=told).run()
     if course.was_interrupted:
         warnings.warn(f"interrupted after {len(course.losses)} of {course.steps} steps: the adapter is {course}", stacklevel=3)
     return Adapter(method.name, base, learned.arrays(), settings, tuple(course.losses), untouched)
@@ -263,7 +261,3 @@ def _layers_named(graph: Graph, names: Iterable[str]) -> dict[str, Layer]:
     if missing:
         raise QuantizationError(f"the adapter is of a model with a layer {missing[0]!r}, which this one has not")
     return {name: known[name] for name in names}
-
-
-def _tensors(feeds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: tensor_of(one) for name, one in feed.items()} for feed in feeds]

@@ -56,6 +56,10 @@ def test_scales_of_a_model_with_codes(command: Command, codes: Path, train: Path
 
     more = command(*arguments, "--start", adapter, "--validation", train / "0.npz", "--json")
     told = json.loads(more.out)
+    path = tmp_path / "run.pt"
+    assert command(*arguments, "--checkpoint", path).code == 0 and path.exists()
+    done = command(*arguments, "--checkpoint", path, "--batch", "2")
+    assert done.code != 0 and "is of a run with steps=6, and this one has 4: name another file" in done.err
     assert told["command"] == "finetune" and len(told["losses"]) == 6 and told["losses"][0] < expected.adapter.losses[0]
     assert told["parameters"] == 192 and len(told["layers"]) == 6
 
@@ -91,6 +95,8 @@ def test_data_that_do_not_fit_are_named_by_their_file(command: Command, codes: P
         (("--method", "peqa", "--output", "codes.onnx"), "is the input"),
         (("--method", "peqa", "--output", "task.npz"), "need files of their own"),
         (("--method", "peqa", "--adapter", "nowhere/task.npz"), "cannot write"),
+        (("--method", "peqa", "--checkpoint", "nowhere/run.pt"), "cannot write"),
+        (("--method", "peqa", "--checkpoint", "task.npz"), "need files of their own"),
     ],
 )
 def test_arguments_that_do_not_fit_together(

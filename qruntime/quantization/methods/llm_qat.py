@@ -59,7 +59,7 @@ class LLMQAT:
         self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Callable[[int, int, str], None]
     ) -> Facts:
         """CalibrationError for a model that is no decoder, QuantizationError for a loss that is not finite."""
-        from qruntime.quantization.tuning.aware_training import Training
+        from qruntime.quantization.tuning.aware_training import train_module
         from qruntime.quantization.tuning.output_losses import like_teacher, teacher_of
 
         try:
@@ -70,9 +70,9 @@ class LLMQAT:
         if decoder.batch and self.texts % batch:
             raise QuantizationError(f"the model reads {batch} rows at a time: texts must be a multiple of {batch}, got {self.texts}")
         written = decoder.write(self.texts, self.length, seed=self.seed or 0, told=progress)
-        training = Training(
+        facts = train_module(
             module, [decoder.feed(written[start : start + batch]) for start in range(0, self.texts, batch)],
             like_teacher(decoder.logits, teacher_of(teacher, [decoder.logits])), epochs=self.epochs, lr=self.lr, weight_decay=0.0,
             seed=self.seed or 0, checkpoint=self.checkpoint, progress=progress,
         )  # fmt: skip
-        return {"trained on": f"{self.texts} texts of {self.length} tokens of its own"} | training.run()
+        return {"trained on": f"{self.texts} texts of {self.length} tokens of its own"} | facts

@@ -56,12 +56,11 @@ class QAT:
         self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Callable[[int, int, str], None]
     ) -> Facts:
         """QuantizationError for a loss that is none, or that is not finite."""
-        from qruntime.quantization.tuning.aware_training import Training
+        from qruntime.quantization.tuning.aware_training import train_module
         from qruntime.quantization.tuning.output_losses import loss_of, teacher_of
 
         loss = loss_of(self.loss, teacher.graph, teacher_of(teacher), mask)
-        training = Training(
+        return train_module(
             module, feeds, loss, epochs=self.epochs, lr=self.lr, weight_decay=self.weight_decay, seed=self.seed or 0,
             checkpoint=self.checkpoint, progress=progress,
         )  # fmt: skip
-        return training.run()

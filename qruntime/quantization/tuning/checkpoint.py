@@ -12,7 +12,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 
-_ELSE = "give checkpoint= another path, or remove the file"
+_ELSE = "name another file, or remove this one"
 
 
 class Checkpoint:

@@ -188,6 +188,60 @@ def test_an_interrupt_keeps_what_was_reached():
     assert model.adapter is None
 
 
+def test_an_interrupt_keeps_the_best_of_several_passes():
+    def interrupted(after: int) -> tuple[qruntime.Model, int]:
+        def interrupt(done: int, total: int, what: str) -> None:
+            if done == after:
+                raise KeyboardInterrupt
+
+        def loss(outputs: dict, feed: dict) -> Any:
+            calls.append(1)
+            return NextToken()(outputs, feed) + (5.0 if len(calls) > 12 else 0.0)  # from the fourth pass on it looks worse
+
+        calls: list[int] = []
+        with pytest.warns(UserWarning, match=f"after {after} of 40 steps: the adapter is what") as said:
+            made = tuned("QLoRA", loss=loss, steps=40, progress=interrupt)
+        return made, int(str(said[0].message).split("what ")[1].split()[0])
+
+    made, kept = interrupted(18)
+    assert 4 < kept <= 12
+    assert_same_bits(made.run(DATA[0])["logits"], interrupted(kept)[0].run(DATA[0])["logits"])
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(method: str, validated: bool, tmp_path: Path):
+    path = tmp_path / "run.pt"
+    options = {"steps": None, "epochs": 3, "batch": 3, "validation": texts(2, seed=9) if validated else None}
+    whole = tuned(method, **options)
+
+    def kill(done: int, total: int, what: str) -> None:
+        if done == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tuned(method, checkpoint=path, progress=kill, **options)
+    seen: list[int] = []
+    made = tuned(method, checkpoint=path, progress=lambda done, total, what: seen.append(done), **options)
+    assert seen == [5, 6]
+    assert made.adapter.losses == whole.adapter.losses
+    assert_same_bits(made.run(DATA[0])["logits"], whole.run(DATA[0])["logits"])
+    for other, said in (
+        ({"lr": 0.5}, r"with lr=0\.02, and this one has 0\.5"),
+        ({"batch": 1}, "with steps=6, and this one has 12"),
+        ({"data": DATA[::-1]}, "with other data"),
+        ({"validation": texts(1, seed=1)}, "with other data for validation"),
+    ):
+        with pytest.raises(QuantizationError, match=f"is of a run {said}: name another file"):
+            tuned(method, **{"checkpoint": path, **options, **other})
+    with pytest.raises(QuantizationError, match="is of a run with another model"):
+        tuned(method, language_model().quantize(scheme="W4A16" if method == "PEQA" else "Wnf4A16-g32"), checkpoint=path, **options)
+
+
 def test_next_token_is_the_cross_entropy_of_the_runtimes_logits():
     model = base("PEQA")
     made = tuned("PEQA", model, DATA[:1], lr=0.0, steps=1)
@@ -224,7 +278,7 @@ def test_labels_come_with_the_feed():
         ({"loss": lambda outputs, feed: 1.0}, "a tensor of one number"),
         ({"loss": lambda outputs, feed: outputs["logits"]}, "a tensor of one number"),
         ({"loss": lambda outputs, feed: torch.zeros(())}, "computed from the outputs"),
-        ({"loss": lambda outputs, feed: outputs["logits"].sum() * float("nan")}, "the loss is nan after 0 steps; try a lower lr"),
+        ({"loss": lambda outputs, feed: outputs["logits"].sum() * float("nan")}, r"the loss of step 0 is nan, on feed \d: a lower lr="),
         ({"loss": NextToken(ids="tokens")}, "ids='tokens' is not there; there are: ids"),
         ({"steps": 0}, "steps must be a whole number"),
         ({"batch": 1.5}, "batch must be a whole number"),

@@ -148,7 +148,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
 
     with pytest.raises(Stopped):
         model.quantize("LLM-QAT", progress=kill, **options)
-    with pytest.raises(QuantizationError, match="is of a run with other data: give checkpoint= another path"):
+    with pytest.raises(QuantizationError, match="is of a run with other data: name another file"):
         model.quantize("LLM-QAT", **options | {"length": 11})
     resumed = model.quantize("LLM-QAT", **options)
     assert_same_bits(resumed.run(blank(resumed, ids))["logits"], whole.run(blank(whole, ids))["logits"])

@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, scheme: 
     resumed = model.quantize("QAT", checkpoint=path, progress=lambda done, total, what: seen.append(done), **options)
     assert seen == [7, 8, 9, 10]
     assert_same_bits(resumed(feed["x"]), whole(feed["x"]))
-    with pytest.raises(QuantizationError, match=r"is of a run with lr=0\.01, and this one has 0\.1: give checkpoint= another path"):
+    with pytest.raises(QuantizationError, match=r"is of a run with lr=0\.01, and this one has 0\.1: name another file"):
         model.quantize("QAT", checkpoint=path, **{**options, "lr": 0.1})
     with pytest.raises(QuantizationError, match="is of a run with another model"):
         model.quantize("QAT", checkpoint=path, **{**options, "steps": "minmax"})
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_says_so(tmp_path: Path, damage: str):
     else:
         path.write_bytes({"cut short": whole[: len(whole) // 2], "empty": b"", "no checkpoint": b"hello world" * 99}[damage])
     said = "is no checkpoint of this release" if damage == "another file of torch" else "it is cut short, or no checkpoint"
-    with pytest.raises(QuantizationError, match=f"{said}; give checkpoint= another path, or remove the file"):
+    with pytest.raises(QuantizationError, match=f"{said}; name another file, or remove this one"):
         model.quantize("QAT", data=feeds(2), checkpoint=path)
 
 

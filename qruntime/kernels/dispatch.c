@@ -78,6 +78,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_rnn(t);
     qrt_portable_attention(t);
     qrt_portable_column_sums(t);
+    qrt_portable_dft(t);
     qrt_portable_gram(t);
     qrt_portable_cache_codes(t);
 }
@@ -96,6 +97,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_rnn(t);
     qrt_avx2_attention(t);
     qrt_avx2_column_sums(t);
+    qrt_avx2_dft(t);
     qrt_avx2_gram(t);
     qrt_avx2_cache_codes(t);
 }
@@ -115,6 +117,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_rnn(t);
     qrt_avx512_attention(t);
     qrt_avx512_column_sums(t);
+    qrt_avx512_dft(t);
     qrt_avx512_gram(t);
     qrt_avx512_cache_codes(t);
 }

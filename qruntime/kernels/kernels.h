@@ -21,6 +21,7 @@
 #include "attention_q16.h"
 #include "column_sums.h"
 #include "cache_codes.h"
+#include "dft.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
 #include "gemm_nbits.h"
@@ -48,6 +49,7 @@ typedef struct qrt_kernel_table {
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_qlinear qlinear;      ///< 8-bit codes of static quantization
     qrt_column_sums column_sums;  ///< sums of the solvers of weights, the same bits on every rung
+    qrt_dft dft;              ///< Fourier transforms, the same bits on every rung
     qrt_gram gram;  ///< exact sums of products of columns
     qrt_outlier_pairs outlier_pairs;  ///< rounding to outlier-victim pairs
     qrt_rows rows;            ///< softmax, normalisation, reductions along the last axis

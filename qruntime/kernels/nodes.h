@@ -35,6 +35,7 @@ extern const qrt_node_entry qrt_layout_nodes[];
 extern const qrt_node_entry qrt_move_nodes[];
 extern const qrt_node_entry qrt_pad_nodes[];
 extern const qrt_node_entry qrt_index_nodes[];
+extern const qrt_node_entry qrt_dft_nodes[];
 extern const qrt_node_entry qrt_generate_nodes[];
 extern const qrt_node_entry qrt_pooling_nodes[];
 extern const qrt_node_entry qrt_linear_nodes[];

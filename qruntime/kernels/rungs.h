@@ -34,6 +34,10 @@ void qrt_portable_column_sums(qrt_kernel_table *t);
 void qrt_avx2_column_sums(qrt_kernel_table *t);
 void qrt_avx512_column_sums(qrt_kernel_table *t);
 
+void qrt_portable_dft(qrt_kernel_table *t);
+void qrt_avx2_dft(qrt_kernel_table *t);
+void qrt_avx512_dft(qrt_kernel_table *t);
+
 void qrt_portable_gram(qrt_kernel_table *t);
 void qrt_avx2_gram(qrt_kernel_table *t);
 void qrt_avx512_gram(qrt_kernel_table *t);

@@ -306,6 +306,12 @@ def lrn(x: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bi
     return (wide / divisor).astype(x.dtype, copy=False)
 
 
+@lrn.native
+def _(node: Node) -> NativeCall:
+    floats = [node.attr("alpha", 1e-4), node.attr("beta", 0.75), node.attr("bias", 1.0)]
+    return NativeCall("lrn", ints=[node.attr("size")], floats=floats)
+
+
 @operator("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(x: np.ndarray, *, axes: Sequence[int] = (0, 2, 3)) -> np.ndarray:
     """(X - mean) / (deviation + 1e-9) over `axes`."""

@@ -63,12 +63,12 @@ def max_pool(
 
 
 def sliding(node: Node, kernel: str) -> NativeCall | None:
-    """The call of a sliding pooling over one or two axes; None for more, or for attributes of odd lengths."""
+    """The call of a sliding pooling over one to three axes; None for more, or for attributes of odd lengths."""
     sizes = node.attr("kernel_shape", ())
     rank = len(sizes)
     strides, dilations = node.attr("strides", (1,) * rank), node.attr("dilations", (1,) * rank)
     pads = node.attr("pads", (0,) * 2 * rank)
-    if rank not in (1, 2) or not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
+    if rank not in (1, 2, 3) or not len(strides) == len(dilations) == rank or len(pads) != 2 * rank:
         return None
     auto_pad = _kernels.AUTO_PAD[node.attr("auto_pad", "NOTSET") or "NOTSET"]
     ints = [auto_pad, node.attr("ceil_mode", 0), node.attr("count_include_pad", 0)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ir.dtypes import numpy_dtype
 from qruntime.ops.checks import limit_shape, normalize_axis, same_dtype, scalar
 from qruntime.ops.elementwise import widen
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 def _to_complex(x: np.ndarray) -> np.ndarray:
@@ -67,6 +70,17 @@ def dft_17(x: np.ndarray, length: np.ndarray | None = None, *, axis: int = 1, in
     return _dft(x, length, axis, inverse, onesided)
 
 
+def _dft_call(default_axis: int) -> Callable[[Node], NativeCall]:
+    def bind(node: Node) -> NativeCall:
+        return NativeCall("dft", ints=[node.attr("inverse", 0), node.attr("onesided", 0), node.attr("axis", default_axis)])
+
+    return bind
+
+
+dft.native(_dft_call(-2))
+dft_17.native(_dft_call(1))
+
+
 @operator("STFT", since=17, shape_inputs=(1, 3))
 def stft(
     x: np.ndarray,
@@ -100,6 +114,11 @@ def stft(
         pieces = pieces * widen(window)
     bins = np.fft.fft(pieces, axis=-1)
     return _to_pairs(bins[..., : length // 2 + 1] if onesided else bins, x.dtype)
+
+
+@stft.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("stft", ints=[node.attr("onesided", 1)])
 
 
 def _register_window(name: str, coefficients: tuple[float, ...]) -> None:

@@ -593,6 +593,34 @@ static void check_gram(void) {
     }
 }
 
+// ---------------------------------------------------------------------------------------------- dft
+
+static void check_dft_of(int64_t n) {
+    float *roots = array(2 * n, sizeof *roots), *x[2][2];
+    const int64_t size = 2 * n * QRT_DFT_LANES;
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) x[i][j] = array(size, sizeof(float));
+    qrt_dft_plan plan;
+    check(qrt_dft_factorize(n, &plan), "dft factors", n, 0, 0, 1);
+    qrt_dft_roots(n, roots);
+    plan.roots = roots;
+    fill_uniform(x[0][0], size, 1);
+    memcpy(x[1][0], x[0][0], (size_t)size * sizeof(float));
+    float *single = array(2 * n, sizeof *single), *work = array(2 * n, sizeof *work);
+    for (int64_t i = 0; i < 2 * n; i++) single[i] = x[0][0][i * QRT_DFT_LANES + 3];
+    const float *got = rung.dft.lanes(&plan, x[0][0], x[0][1]), *want = definition.dft.lanes(&plan, x[1][0], x[1][1]);
+    const float *alone = rung.dft.single(&plan, single, work);
+    for (int64_t i = 0; i < size; i++) check_same(got[i], want[i], "dft", n, i);
+    for (int64_t i = 0; i < 2 * n; i++) check_same(alone[i], want[i * QRT_DFT_LANES + 3], "dft alone", n, i);
+    release();
+}
+
+static void check_dft(void) {
+    for (int64_t n = 1; n < 67; n++) check_dft_of(n);
+    static const int64_t more[] = {100, 210, 256, 400, 512, 1024, 3721};
+    for (int i = 0; i < COUNT(more); i++) check_dft_of(more[i]);
+}
+
 // ---------------------------------------------------------------------------------------- attention
 
 static void check_attention(void) {
@@ -1258,6 +1286,7 @@ int main(void) {
         check_half_precision();
         check_rows();
         check_rnn();
+        check_dft();
         printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
         failures += num_failures;
     }

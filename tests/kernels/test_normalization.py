@@ -111,3 +111,45 @@ def test_group_norm_declines_what_does_not_fit() -> None:
     empty = run_native("InstanceNormalization", [x[:, :, :0], vector, vector], version=6)
     assert empty is not None
     assert empty[0].shape == (2, 6, 0)
+
+
+def responses(x: Array, size: int, alpha: float, beta: float, bias: float) -> tuple[Array, Array]:
+    """LRN in float64, and what the kernel may be off: sums of squares, a power and a quotient, each a few ε."""
+    squares = x.astype(np.float64) ** 2
+    sums = np.zeros_like(squares)
+    for c in range(x.shape[1]):
+        sums[:, c] = squares[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1].sum(1)
+    exact = x / (bias + alpha / size * sums) ** beta
+    return exact, np.abs(exact) * EPS * (beta * (min(size, x.shape[1]) + 4) + 8)
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (1, 3, 5), (2, 64, 27, 27), (3, 5, 256), (1, 4, 257), (0, 3, 4), (2, 1, 3, 3, 3)])
+@pytest.mark.parametrize("size", [1, 2, 5, 9, 1 << 40])
+def test_lrn(rung: str, shape: tuple[int, ...], size: int) -> None:
+    x = np.random.default_rng(4).standard_normal(shape).astype(np.float32) * 9
+    attributes = {"size": size, "alpha": 0.5, "beta": 0.75, "bias": 2.0}
+    outputs = run_native("LRN", [x], **attributes)
+    assert outputs is not None
+    exact, bound = responses(x, size, 0.5, 0.75, 2.0)
+    assert outputs[0].shape == x.shape
+    assert (np.abs(outputs[0] - exact) <= bound).all()
+    for threads in (2, 3):
+        np.testing.assert_array_equal(run_native("LRN", [x], num_threads=threads, **attributes), outputs)
+    one = run_native("LRN", [x[-1:]], **attributes)
+    assert one is not None
+    np.testing.assert_array_equal(one[0], outputs[0][-1:])
+
+
+def test_lrn_of_odd_numbers_stays_with_its_neighbours(rung: str) -> None:
+    x = np.ones((1, 9, 4), np.float32)
+    clean = run_native("LRN", [x], size=3)
+    x[0, 4, 1] = np.nan
+    odd = run_native("LRN", [x], size=3)
+    assert clean is not None
+    assert odd is not None
+    assert np.isnan(odd[0][0, 3:6, 1]).all()
+    odd[0][0, 3:6, 1] = clean[0][0, 3:6, 1]
+    np.testing.assert_array_equal(odd[0], clean[0])
+    assert run_native("LRN", [x], size=0) is None
+    assert run_native("LRN", [x.astype(np.float64)], size=3) is None
+    assert run_native("LRN", [x[0, :, 0]], size=3) is None

@@ -26,7 +26,7 @@ def close(y: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
 
 @st.composite
 def poolings(draw: st.DrawFn) -> tuple[np.ndarray, dict[str, Any]]:
-    rank = draw(st.integers(1, 2))
+    rank = draw(st.integers(1, 3))
     attributes: dict[str, Any] = {
         "kernel_shape": tuple(draw(st.integers(1, 4)) for _ in range(rank)),
         "auto_pad": draw(st.sampled_from(["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"])),
@@ -85,6 +85,17 @@ def test_planes_do_not_depend_on_neighbours_or_threads(op: str) -> None:
         np.testing.assert_array_equal(run_native(op, [x], num_threads=threads, **attributes)[0], whole)
     for n in range(3):
         np.testing.assert_array_equal(run_native(op, [x[n : n + 1, 5:6]], **attributes)[0], whole[n : n + 1, 5:6])
+
+
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 1, 1), (1, 3, 2)])
+def test_volumes_do_not_depend_on_neighbours_or_threads(op: str, kernel: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 6, 9, 30, 31)).astype(F32)
+    attributes = {"kernel_shape": kernel, "pads": (*(k // 2 for k in kernel), *(k // 2 for k in kernel))}
+    (whole,) = run_native(op, [x], **attributes)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(run_native(op, [x], num_threads=threads, **attributes)[0], whole)
+    np.testing.assert_array_equal(run_native(op, [x[1:, 5:6]], **attributes)[0], whole[1:, 5:6])
 
 
 def test_refusals() -> None:

@@ -323,25 +323,41 @@ static void sample_task(void *context, int64_t task) {
     }
 }
 
-/// ints: mode, padding, align_corners. Inputs: float32 x [N, C, H, W], grid [N, H', W', 2]. Output: [N, C, H', W'].
+/// The positions in float32: those of float64 are rounded, as exporters that computed them in it had meant. NULL without memory.
+static const float *grid_of(qrt_run *run, const qrt_tensor *grid, qrt_buffer **scratch) {
+    if (grid->dtype == QRT_F32) return grid->data;
+    *scratch = qrt_scratch(run, (size_t)grid->size * sizeof(float));
+    if (!*scratch) return NULL;
+    float *rounded_grid = (*scratch)->data;
+    for (int64_t i = 0; i < grid->size; i++) rounded_grid[i] = (float)((const double *)grid->data)[i];
+    return rounded_grid;
+}
+
+/// ints: mode, padding, align_corners. Inputs: float32 x [N, C, H, W], grid [N, H', W', 2] of float32 or float64.
+/// Output: [N, C, H', W'].
 static qrt_status grid_sample(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0), *grid = qrt_input(node, in, 1);
     if (node->num_ints < 3 || node->ints[0] < NEAREST || node->ints[0] > CUBIC) return QRT_DECLINE;
     if (node->ints[1] < ZEROS || node->ints[1] > REFLECTION) return QRT_DECLINE;
-    if (!qrt_is_tensor(x) || !qrt_is_tensor(grid) || x->dtype != QRT_F32 || grid->dtype != QRT_F32) return QRT_DECLINE;
+    if (!qrt_is_tensor(x) || !qrt_is_tensor(grid) || x->dtype != QRT_F32) return QRT_DECLINE;
+    if (grid->dtype != QRT_F32 && grid->dtype != QRT_F64) return QRT_DECLINE;
     if (x->rank != 4 || grid->rank != 4 || grid->dims[3] != 2 || grid->dims[0] != x->dims[0]) return QRT_DECLINE;
     int64_t dims[4] = {x->dims[0], x->dims[1], grid->dims[1], grid->dims[2]};
     // Sizes that float32 does not hold exactly would round otherwise than in the definition.
     if (!qrt_is_buildable(4, dims) || x->size == 0 || x->dims[2] > 1 << 23 || x->dims[3] > 1 << 23) return QRT_DECLINE;
     qrt_status status = qrt_alloc(run, &out[0], QRT_F32, 4, dims);
     if (status != QRT_OK || out[0].size == 0) return status;
+    qrt_buffer *scratch = NULL;
+    const float *positions = grid_of(run, grid, &scratch);
+    if (!positions) return QRT_NO_MEMORY;
     sampling s = {
-        .x = x->data, .grid = grid->data, .y = out[0].data, .num_channels = dims[1], .height = x->dims[2], .width = x->dims[3],
+        .x = x->data, .grid = positions, .y = out[0].data, .num_channels = dims[1], .height = x->dims[2], .width = x->dims[3],
         .num_points = dims[2] * dims[3], .mode = (int)node->ints[0], .padding = (int)node->ints[1], .aligns_corners = node->ints[2] != 0,
     };
     s.num_taps = s.mode == NEAREST ? 1 : s.mode == LINEAR ? 2 : 4;
     s.blocks = (s.num_points + BLOCK - 1) / BLOCK;
     qrt_parallel_for(out[0].size < PARALLEL_SAMPLES ? 1 : run->num_threads, dims[0] * s.blocks, sample_task, &s);
+    if (scratch) qrt_scratch_free(run, scratch);
     return QRT_OK;
 }
 

@@ -14,6 +14,7 @@ static const qrt_node_entry *const families[] = {
     qrt_move_nodes,
     qrt_pad_nodes,
     qrt_index_nodes,
+    qrt_dft_nodes,
     qrt_generate_nodes,
     qrt_pooling_nodes,
     qrt_linear_nodes,

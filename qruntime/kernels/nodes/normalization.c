@@ -1,5 +1,6 @@
 /// Normalisation of images x [N, C, …], whose scales and biases belong to channels.
 #include <math.h>
+#include <string.h>
 
 #include "../threads.h"
 #include "arguments.h"
@@ -130,8 +131,70 @@ static qrt_status group_norm(const qrt_node *node, qrt_run *run, const qrt_tenso
     return QRT_OK;
 }
 
+/// Neighbouring channels of images [images, channels, inner].
+typedef struct {
+    const float *x;
+    float *y, *scratch;              ///< for each task the squares of all channels in a piece, and what divides one of them
+    int64_t images, channels, inner, pieces, tasks;
+    int64_t before, after;           ///< neighbours that count
+    float factor, beta, bias;
+} response;
+
+enum { RESPONSE_PIECE = 256 };
+
+static void normalize_responses(void *context, int64_t task) {
+    const response *r = context;
+    const qrt_binary_fn *binary = qrt_kernels.pointwise.binary_f32;
+    float *squares = r->scratch + task * (r->channels + 1) * RESPONSE_PIECE, *divisor = squares + r->channels * RESPONSE_PIECE;
+    const int64_t units = r->images * r->pieces;
+    for (int64_t unit = units * task / r->tasks; unit < units * (task + 1) / r->tasks; unit++) {
+        const int64_t first = unit % r->pieces * RESPONSE_PIECE, n = min64(RESPONSE_PIECE, r->inner - first);
+        const int64_t at = unit / r->pieces * r->channels * r->inner + first;
+        for (int64_t c = 0; c < r->channels; c++) {
+            const float *x = r->x + at + c * r->inner;
+            binary[QRT_MUL](x, x, squares + c * RESPONSE_PIECE, n, 1, 1);
+        }
+        for (int64_t c = 0; c < r->channels; c++) {
+            const int64_t low = c > r->before ? c - r->before : 0, high = min64(r->channels, c + r->after + 1);
+            memcpy(divisor, squares + low * RESPONSE_PIECE, (size_t)n * sizeof(float));
+            for (int64_t i = low + 1; i < high; i++) binary[QRT_ADD](divisor, squares + i * RESPONSE_PIECE, divisor, n, 1, 1);
+            binary[QRT_MUL](divisor, &r->factor, divisor, n, 1, 0);
+            binary[QRT_ADD](divisor, &r->bias, divisor, n, 1, 0);
+            binary[QRT_POW](divisor, &r->beta, divisor, n, 1, 0);
+            binary[QRT_DIV](r->x + at + c * r->inner, divisor, r->y + at + c * r->inner, n, 1, 1);
+        }
+    }
+}
+
+/// x / (bias + alpha / size · sum of squares over `size` neighbouring channels) ** beta.
+/// Input: float32 x [N, C, …]. ints: size. floats: alpha, beta, bias.
+static qrt_status lrn(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    const qrt_tensor *x = qrt_input(node, in, 0);
+    if (!qrt_is_tensor(x) || x->dtype != QRT_F32 || x->rank < 2 || node->num_ints != 1 || node->num_floats != 3) return QRT_DECLINE;
+    const int64_t size = node->ints[0];
+    if (size < 1) return QRT_DECLINE;
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, x->rank, x->dims);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    response r = {
+        .x = x->data, .y = out[0].data, .images = x->dims[0], .channels = x->dims[1], .inner = qrt_product(x->dims, 2, x->rank),
+        .before = (size - 1) / 2, .after = size / 2, .factor = (float)(node->floats[0] / (double)size),
+        .beta = (float)node->floats[1], .bias = (float)node->floats[2],
+    };
+    r.before = min64(r.before, r.channels);
+    r.after = min64(r.after, r.channels);
+    r.pieces = (r.inner + RESPONSE_PIECE - 1) / RESPONSE_PIECE;
+    r.tasks = min64(x->size < GRAIN ? 1 : 4 * (int64_t)run->num_threads, r.images * r.pieces);
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(r.tasks * (r.channels + 1) * RESPONSE_PIECE) * sizeof(float));
+    if (!scratch) return QRT_NO_MEMORY;
+    r.scratch = scratch->data;
+    qrt_parallel_for(run->num_threads, r.tasks, normalize_responses, &r);
+    qrt_scratch_free(run, scratch);
+    return QRT_OK;
+}
+
 const qrt_node_entry qrt_normalization_nodes[] = {
     {"batch_norm", batch_norm},
     {"group_norm", group_norm},
+    {"lrn", lrn},
     {NULL, NULL},
 };

@@ -1,4 +1,4 @@
-/// Poolings of float32 planes, and maxima of planes of 8-bit codes.
+/// Poolings of float32 planes and volumes, and maxima of planes of 8-bit codes.
 ///
 /// A sliding window is reduced down its columns first, whole rows at a time, into a padded line, then along
 /// that line. Every output is computed by the same operations wherever its plane lies.
@@ -129,26 +129,14 @@ static qrt_status slide_codes(qrt_run *run, const qrt_tensor *x, const qrt_windo
     return status;
 }
 
-/// ints: auto_pad, ceil_mode, count_include_pad, then for each spatial axis (one or two)
-/// kernel, stride, dilation, padding before and behind. Input: float32 [N, C, spatial…]; for maxima also uint8 and int8.
-static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool is_max) {
-    const qrt_tensor *x = qrt_input(node, in, 0);
-    const int num_axes = (node->num_ints - 3) / 5;
-    if (!qrt_is_tensor(x) || (x->dtype != QRT_F32 && !(is_max && qrt_has_codes(x))) || num_axes < 1 || num_axes > 2 || x->rank != num_axes + 2) return QRT_DECLINE;
-    qrt_window axes[2];
-    int64_t dims[QRT_MAX_RANK] = {x->dims[0], x->dims[1]};
-    if (!qrt_resolve_windows(node, num_axes, x->dims + 2, axes)) return QRT_DECLINE;
-    for (int i = 0; i < num_axes; i++) dims[i + 2] = axes[i + 2 - num_axes].output;
-    if (!qrt_is_buildable(x->rank, dims)) return QRT_DECLINE;
-    if (x->dtype != QRT_F32) return slide_codes(run, x, axes, dims, &out[0]);
-    const qrt_window *rows = &axes[0], *columns = &axes[1];
+/// Planes of float32 from x to y.
+static qrt_status slide_floats(qrt_run *run, const float *x, float *y, int64_t planes, const qrt_window *rows, const qrt_window *columns,
+                               bool is_max, bool includes_pad) {
     // The line holds all that windows reach, and the whole row even where no window does.
     int64_t line = (columns->output - 1) * columns->stride + (columns->kernel - 1) * columns->dilation + 1;
     if (line < columns->begin + columns->size) line = columns->begin + columns->size;
-    pooling p = {.x = x->data, .line_elems = line, .planes = dims[0] * dims[1], .rows = *rows, .columns = *columns};
-    int64_t size;
-    qrt_num_elements(x->rank, dims, &size);
-    if (size == 0) return qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
+    pooling p = {.x = x, .y = y, .line_elems = line, .planes = planes, .rows = *rows, .columns = *columns};
+    const int64_t size = planes * rows->output * columns->output;
     int64_t num_tasks = size / PARALLEL_TAPS * (rows->kernel + columns->kernel) < 1 ? 1 : 4 * (int64_t)run->num_threads;
     p.planes_per_task = (p.planes + num_tasks - 1) / num_tasks;
     num_tasks = (p.planes + p.planes_per_task - 1) / p.planes_per_task;
@@ -158,17 +146,60 @@ static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     p.lines = scratch->data;
     if (!is_max) {
         float *taps = p.lines + num_tasks * 2 * line;
-        count_taps(rows, node->ints[2] != 0, taps);
-        count_taps(columns, node->ints[2] != 0, taps + rows->output);
+        count_taps(rows, includes_pad, taps);
+        count_taps(columns, includes_pad, taps + rows->output);
         p.counts = taps;
     }
-    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
-    if (status == QRT_OK) {
-        p.y = out[0].data;
-        qrt_parallel_for(run->num_threads, num_tasks, pool_planes, &p);
-    }
+    qrt_parallel_for(run->num_threads, num_tasks, pool_planes, &p);
     qrt_scratch_free(run, scratch);
+    return QRT_OK;
+}
+
+static bool does_nothing(const qrt_window *w) { return w->kernel == 1 && w->stride == 1 && w->begin == 0 && w->end == 0; }
+
+/// Volumes: down the slices first, which are rows of as many columns as a slice has elements; then each slice. A mean of
+/// means is the mean, as the windows of a box have as many taps in every slice.
+static qrt_status slide_volumes(qrt_run *run, const qrt_tensor *x, const qrt_window *axes, bool is_max, bool includes_pad, qrt_tensor *out) {
+    const qrt_window *slices = &axes[0], *rows = &axes[1], *columns = &axes[2];
+    const int64_t volumes = x->dims[0] * x->dims[1], area = rows->size * columns->size;
+    const bool is_flat = does_nothing(rows) && does_nothing(columns);
+    const qrt_window whole = {area, 1, 1, 1, 0, 0, area};
+    if (is_flat) return slide_floats(run, x->data, out->data, volumes, slices, &whole, is_max, includes_pad);
+    const float *from = x->data;
+    qrt_buffer *scratch = NULL;
+    qrt_status status = QRT_OK;
+    if (!does_nothing(slices)) {
+        int64_t elems;
+        if (!qrt_num_elements(3, (const int64_t[]){volumes, slices->output, area}, &elems)) return QRT_NO_MEMORY;
+        scratch = qrt_scratch(run, (size_t)elems * sizeof(float));
+        if (!scratch) return QRT_NO_MEMORY;
+        status = slide_floats(run, from, scratch->data, volumes, slices, &whole, is_max, includes_pad);
+        from = scratch->data;
+    }
+    if (status == QRT_OK) status = slide_floats(run, from, out->data, volumes * slices->output, rows, columns, is_max, includes_pad);
+    if (scratch) qrt_scratch_free(run, scratch);
     return status;
+}
+
+/// ints: auto_pad, ceil_mode, count_include_pad, then for each spatial axis (one to three)
+/// kernel, stride, dilation, padding before and behind. Input: float32 [N, C, spatial…]; for maxima over one or two axes
+/// also uint8 and int8.
+static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, bool is_max) {
+    const qrt_tensor *x = qrt_input(node, in, 0);
+    const int num_axes = (node->num_ints - 3) / 5;
+    if (!qrt_is_tensor(x) || (x->dtype != QRT_F32 && !(is_max && qrt_has_codes(x) && num_axes < 3))) return QRT_DECLINE;
+    if (num_axes < 1 || num_axes > 3 || x->rank != num_axes + 2) return QRT_DECLINE;
+    qrt_window axes[3];
+    int64_t dims[QRT_MAX_RANK] = {x->dims[0], x->dims[1]};
+    if (!qrt_resolve_windows(node, num_axes, x->dims + 2, axes)) return QRT_DECLINE;
+    for (int i = 0; i < num_axes; i++) dims[i + 2] = axes[i + 3 - num_axes].output;
+    if (!qrt_is_buildable(x->rank, dims)) return QRT_DECLINE;
+    if (x->dtype != QRT_F32) return slide_codes(run, x, axes + 1, dims, &out[0]);
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    const bool includes_pad = node->ints[2] != 0;
+    if (num_axes == 3) return slide_volumes(run, x, axes, is_max, includes_pad, &out[0]);
+    return slide_floats(run, x->data, out[0].data, dims[0] * dims[1], &axes[1], &axes[2], is_max, includes_pad);
 }
 
 static qrt_status max_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {

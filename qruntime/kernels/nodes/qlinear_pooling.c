@@ -118,12 +118,12 @@ static qrt_status slide(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     if (!qrt_has_codes(x) || num_axes < 1 || num_axes > 2 || x->rank != num_axes + 2) return QRT_DECLINE;
     pooling p = {.is_max = is_max, .is_signed = x->dtype == QRT_I8, .includes_pad = node->ints[2] != 0};
     if (!is_max && !read_average(node, used, x, &p)) return QRT_DECLINE;
-    qrt_window axes[2];
+    qrt_window axes[3];
     if (!qrt_resolve_windows(node, num_axes, x->dims + 1, axes)) return QRT_DECLINE;
-    p.rows = axes[0];
-    p.columns = axes[1];
+    p.rows = axes[1];
+    p.columns = axes[2];
     int64_t dims[QRT_MAX_RANK] = {x->dims[0]};
-    for (int i = 0; i < num_axes; i++) dims[i + 1] = axes[i + 2 - num_axes].output;
+    for (int i = 0; i < num_axes; i++) dims[i + 1] = axes[i + 3 - num_axes].output;
     dims[num_axes + 1] = x->dims[num_axes + 1];
     return pool(&p, run, x, x->rank, dims, &out[0]);
 }

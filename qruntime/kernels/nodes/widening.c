@@ -10,9 +10,9 @@ enum { GRAIN = 16384, MAX_INPUTS = 16 };
 /// What computes in float32 and declines narrower floats. Whatever only moves elements is not here: it has their size.
 static const char *const widening[] = {
     "unary", "binary", "reduce", "argmax", "argmin", "cumsum",
-    "softmax", "log_softmax", "layer_norm", "rms_norm", "batch_norm", "group_norm",
+    "softmax", "log_softmax", "layer_norm", "rms_norm", "batch_norm", "group_norm", "lrn",
     "matmul", "gemm", "linear", "conv", "conv_q8", "attention", "lstm", "gru", "rnn", "conv_transpose",
-    "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample", "roi_align",
+    "max_pool", "average_pool", "global_average_pool", "global_max_pool", "grid_sample", "roi_align", "dft", "stft",
 };
 
 bool qrt_widens(const char *name) {

@@ -35,13 +35,13 @@ static inline bool qrt_resolve_window(qrt_window *w, int auto_pad, bool rounds_u
     return true;
 }
 
-/// The windows of a node over one or two axes, rows and columns, of the sizes `spatial`; a row of height 1 where there is one.
+/// The windows of a node over one to three axes, slices, rows and columns, of the sizes `spatial`; what is not there is of size 1.
 /// ints: auto_pad, ceil_mode, any, then for each axis kernel, stride, dilation, padding before and behind.
 static inline bool qrt_resolve_windows(const qrt_node *node, int num_axes, const int64_t *spatial, qrt_window *axes) {
-    axes[0] = axes[1] = (qrt_window){1, 1, 1, 1, 0, 0, 1};
+    axes[0] = axes[1] = axes[2] = (qrt_window){1, 1, 1, 1, 0, 0, 1};
     for (int i = 0; i < num_axes; i++) {
         const int64_t *given = node->ints + 3 + 5 * i;
-        qrt_window *w = &axes[i + 2 - num_axes];
+        qrt_window *w = &axes[i + 3 - num_axes];
         *w = (qrt_window){spatial[i], given[0], given[1], given[2], given[3], given[4], 0};
         if (!qrt_resolve_window(w, (int)node->ints[0], node->ints[1] != 0)) return false;
     }

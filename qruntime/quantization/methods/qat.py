@@ -9,7 +9,8 @@ the grids of the last step.
 
 What differs. Where `steps` is "minmax", step sizes are those of the range of the weights, found anew at every step. Where it is "lsq", they
 start from the share of that range that leaves the least squared error, not from 2 · mean|w| / √qmax, which few steps of training do not
-bring down far enough. Biases and norms are trained and stay float.
+bring down far enough, and are learned as logarithms in the measure of their weights, so that one rate serves both (tuning/step_sizes.py).
+Biases and norms are trained and stay float.
 """
 
 from __future__ import annotations

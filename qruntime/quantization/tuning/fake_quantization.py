@@ -24,7 +24,7 @@ from qruntime.ir.formats import FP8, Format
 from qruntime.ir.marks import PER_TOKEN
 from qruntime.ir.stored import numbers
 from qruntime.quantization import grid
-from qruntime.quantization.scheme import BILEVEL, GROUP, TENSOR, TOKEN, Inputs, QArgs
+from qruntime.quantization.scheme import BILEVEL, GROUP, TOKEN, Inputs, QArgs
 
 Rounding = Callable[[Any], Any]
 """Of rows that a layer reads, what they become: a tensor of that shape."""
@@ -75,44 +75,8 @@ def _on_grid(weight: Any, args: QArgs, scale: Any, zero_point: Any | None, *, cl
     return _functions().Integers.apply(weight, scale, zero_point, low, form.qmax, clips, args.scales.kind == BILEVEL, False)
 
 
-def initial_step(weight: Any, args: QArgs) -> Any:
-    """Step sizes to begin with: of shares of those of `parameters`, 1 to 0.4, the ones that leave the least squared error."""
-    import torch
-
-    whole, zero_point = parameters(weight, args)
-    best, least = whole.clone(), torch.full_like(whole, math.inf)
-    for share in _SHARES:
-        rounded = with_parameters(weight.detach(), args, whole * share, zero_point)
-        error = _by_step((rounded - weight.detach()).square(), args)
-        best, least = torch.where(error < least, whole * share, best), torch.minimum(error, least)
-    return best
-
-
-_SHARES = np.linspace(1, 0.4, 13).tolist()
-
-
-def _by_step(numbers: Any, args: QArgs) -> Any:
-    """Sums over the numbers [N, K] that share a step."""
-    kind, size = args.granularity.kind, args.granularity.size
-    if kind == TENSOR:
-        return numbers.sum().reshape(1, 1)
-    if kind != GROUP:
-        return numbers.sum(1, keepdim=True)
-    return _functional().pad(numbers, (0, -numbers.shape[1] % size)).unflatten(1, (-1, size)).sum(-1)
-
-
-def gradient_scale(weight: Any, args: QArgs, steps: Any) -> float:
-    """What LSQ multiplies gradients of step sizes with: 1 / √(numbers of a step · qmax)."""
-    return 1 / math.sqrt(weight.numel() / steps.numel() * _most(args))
-
-
-def _most(args: QArgs) -> float:
-    form = args.format
-    return float(np.nanmax(form.values)) if form.table is not None else (form.qmax if args.symmetric else (form.qmax - form.qmin) / 2)
-
-
-def with_scaled_gradient(x: Any, factor: float) -> Any:
-    """`x` itself, whose gradient counts `factor` times."""
+def with_scaled_gradient(x: Any, factor: Any) -> Any:
+    """`x` itself, whose gradient counts `factor` times, a number or a tensor of its shape."""
     return _functions().ScaledGradient.apply(x, factor)
 
 
@@ -336,7 +300,7 @@ def _functions() -> SimpleNamespace:
 
     class ScaledGradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Any, factor: float) -> Any:
+        def forward(ctx: Any, x: Any, factor: Any) -> Any:
             ctx.factor = factor
             return x.view_as(x)
 

@@ -39,6 +39,7 @@ from qruntime.quantization.tuning.dropouts import Dropouts, stop_dropping
 from qruntime.quantization.tuning.engine import check_engine
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
+from qruntime.quantization.tuning.step_sizes import StepSizes
 from qruntime.quantization.tuning.student import Student
 
 MINMAX, LSQ = "minmax", "lsq"
@@ -57,9 +58,11 @@ def module_class() -> type:
         `scheme`, `overrides`, `only` and `exclude` are those of `model.quantize`, and select the same layers. Parameters are
         the floats that the model has learned, under their names in the file, float32 master copies of what codes are made
         of: weights, biases, norms, tables; a head that is the table of the embedding stays it. What is stored in codes
-        already stays. With `steps="lsq"` the step sizes of weights are parameters too, `…_step`. Static activations have
-        moving averages of their extremes with `momentum`, in training mode, until `freeze_ranges`. With `recompute` activations are
-        made again for gradients instead of being kept: far less memory, a third more work, the same bits.
+        already stays. With `steps="lsq"` the step sizes of weights are learned too: parameters `…_step`, 0 at first, say how
+        far a step has moved in the measure of the weights that it rounds, so that one rate serves both; `step_sizes()` gives
+        the steps. Static activations have moving averages of their extremes with `momentum`, in training mode, until
+        `freeze_ranges`. With `recompute` activations are made again for gradients instead of being kept: far less memory, a
+        third more work, the same bits.
 
         A scheme with -KV rounds keys and values as a cache of codes will hold them; inputs and outputs stay those of the float model.
 
@@ -190,6 +193,10 @@ def module_class() -> type:
             decided = decide(clone(self._graph), self._request)
             return [SkippedLayer(layer_name(node), node.op_type, one) for node, one in decided.items() if isinstance(one, Reason)]
 
+        def step_sizes(self) -> dict[str, list[Any]]:
+            """Those that are learned: of each weight by its name, for each matrix [N, K] that it holds, [N or 1, groups]."""
+            return {name: [steps.sizes(self.get_parameter(path)).detach() for path, steps in one] for name, one in self._steps.items()}
+
         def freeze_ranges(self, is_frozen: bool = True) -> None:
             """Ranges of static activations stay as they are from now on."""
             self._static.is_frozen = is_frozen
@@ -216,16 +223,14 @@ def module_class() -> type:
             args, matrices = parameter.args, parameter.matrices(master)
             assert args is not None
             made = []
-            for matrix, (path, zero_point) in zip(matrices, self._steps[parameter.name], strict=True):
-                steps = self.get_parameter(path)
-                scaled = fake.with_scaled_gradient(steps, fake.gradient_scale(matrix, args, steps)).clamp(min=LEAST_STEP)
-                made.append(fake.with_parameters(matrix, args, scaled, zero_point))
+            for matrix, (path, steps) in zip(matrices, self._steps[parameter.name], strict=True):
+                made.append(fake.with_parameters(matrix, args, steps.sizes(self.get_parameter(path)), steps.zero_point))
             return parameter.joined(made)
 
         def _grids(self) -> dict[str, list[tuple[np.ndarray, np.ndarray | None]]]:
-            def grid(path: str, zero_point: Any) -> tuple[np.ndarray, np.ndarray | None]:
-                steps = self.get_parameter(path).detach().clamp(min=LEAST_STEP).numpy()
-                return steps, None if zero_point is None else zero_point.numpy()
+            def grid(path: str, steps: StepSizes) -> tuple[np.ndarray, np.ndarray | None]:
+                zero_point = steps.zero_point
+                return steps.sizes(self.get_parameter(path)).detach().numpy(), None if zero_point is None else zero_point.numpy()
 
             return {name: [grid(*one) for one in several] for name, several in self._steps.items()}
 
@@ -262,9 +267,6 @@ def module_class() -> type:
     QuantizedModule.__module__, QuantizedModule.__qualname__ = "qruntime.quantization", "QuantizedModule"
     return QuantizedModule
 
-
-LEAST_STEP = 1e-8
-"""Step sizes stay above 0."""
 
 BOUND = frozenset({"_graph", "_fixed", "_student", "_static", "_caches", "_dropouts", "_made"})
 """What a copy of a module makes anew."""
@@ -334,17 +336,16 @@ def _learns_steps(parameter: Parameter, steps: str) -> bool:
     return steps == LSQ and parameter.args is not None and not parameter.args.format.is_float
 
 
-def _steps(module: Any, parameter: Parameter) -> list[tuple[str, Any]]:
-    """For each matrix of a weight the path of its step sizes, and its zero points, which stay."""
+def _steps(module: Any, parameter: Parameter) -> list[tuple[str, StepSizes]]:
+    """For each matrix of a weight the path of what is learned of its step sizes, and what these are."""
     args = parameter.args
     assert isinstance(args, QArgs)
     if args.scales.kind != "float32":
         raise QuantizationError(f"steps that are learned are float32, not {args.scales.kind} as those of {parameter.name!r} are to be")
     matrices, found = parameter.matrices(parameter.tensor()), []
     for number, matrix in enumerate(matrices):
-        _, zero_point = fake.parameters(matrix, args)
-        suffix = "_step" if len(matrices) == 1 else f"_step{number}"
-        found.append((_register(module, parameter.name + suffix, fake.initial_step(matrix, args)), zero_point))
+        suffix, steps = "_step" if len(matrices) == 1 else f"_step{number}", StepSizes(matrix, args)
+        found.append((_register(module, parameter.name + suffix, steps.start()), steps))
     return found
 
 

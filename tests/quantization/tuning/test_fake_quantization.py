@@ -138,33 +138,6 @@ def test_static_activations_are_what_files_make_of_them(bits: int):
     assert seen.high < other.max()
 
 
-@pytest.mark.parametrize("scheme", ["W2A16-g16", "W3A16", "W4A16-tensor", "Wnf4A16-g16"])
-def test_step_sizes_start_where_the_squared_error_is_least(scheme: str):
-    args, weight = args_of(scheme), torch.from_numpy(awkward(columns=40))
-    weight[2, 3] = 5
-    whole, zero_point = fake.parameters(weight, args)
-    steps = fake.initial_step(weight, args)
-    assert ((steps <= whole) & (steps >= 0.39 * whole)).all()
-    assert (steps < whole).any()
-
-    def errors(scale: torch.Tensor) -> torch.Tensor:
-        return (fake.with_parameters(weight, args, scale, zero_point) - weight).square()
-
-    for share in (1, 0.7, 0.4):
-        assert errors(steps).sum() <= errors(whole * share).sum() * (1 + 1e-6)
-
-
-def test_step_sizes_learn_at_the_rate_of_lsq():
-    args, weight = args_of("W4A16-g16-sym"), torch.from_numpy(random(6, 48))
-    steps = fake.initial_step(weight, args)
-    assert fake.gradient_scale(weight, args, steps) == pytest.approx((16 * 7) ** -0.5)
-    learned = steps.requires_grad_()
-    scaled = fake.with_scaled_gradient(learned, 0.25)
-    assert torch.equal(scaled, learned)
-    scaled.sum().backward()
-    assert torch.equal(learned.grad, torch.full_like(learned, 0.25))
-
-
 def test_rounding_has_the_gradient_of_the_identity():
     x = torch.tensor([0.5, 1.5, -0.5, 2.4], requires_grad=True)
     y = fake.straight_through_round(x)

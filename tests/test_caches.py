@@ -16,7 +16,7 @@ from tests.quantization.decoders import HEADS, LAYERS, SIZE, WIDTH, Decoder
 from tests.quantization.test_cache import empty, with_codes
 from tests.small_models import random
 
-KINDS = ["stacked", "separate", "tokens first", "merged heads"]
+KINDS = ["stacked", "separate", "tokens first", "merged heads", "attention", "causal attention", "contrib attention"]
 Caches = dict[str, np.ndarray]
 
 

@@ -198,6 +198,18 @@ static void mix(const plan *p, const block *b, int64_t keys, const working_memor
     qrt_kernels.attention.divide(b->rows, n, y, job->y_row, b->sums);
 }
 
+/// What `lengths` says of a batch, cut to where it makes no difference.
+static int64_t length_of(const qrt_attention_job *job, int64_t batch) {
+    const qrt_tensor *lengths = job->lengths;
+    int64_t length = lengths->dtype == QRT_I64 ? ((const int64_t *)lengths->data)[batch] : ((const int32_t *)lengths->data)[batch];
+    return max64(-1, min64(length, job->num_keys + job->num_queries));
+}
+
+/// How many keys are there in a batch.
+static int64_t keys_of(const qrt_attention_job *job, int64_t batch) {
+    return job->lengths ? max64(0, min64(job->num_keys, length_of(job, batch))) : job->num_keys;
+}
+
 static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t first, int64_t rows,
                          const working_memory *w) {
     const qrt_attention_job *job = p->job;
@@ -221,10 +233,11 @@ static void attend_block(const plan *p, int64_t batch, int64_t head, int64_t fir
             memcpy(w->q + i * p->q_stride, b.q + i * job->q.row, (size_t)job->head_size * sizeof(float));
         if (p->q_floats) b.q = w->q;
     }
-    int64_t keys = job->num_keys;
+    int64_t keys = keys_of(job, batch);
     if (job->causal) {
-        b.visible = first + job->causal_offset + 1;
-        keys = max64(0, min64(keys, first + rows + job->causal_offset));
+        int64_t offset = job->lengths ? length_of(job, batch) - job->num_queries : job->causal_offset;
+        b.visible = first + offset + 1;
+        keys = max64(0, min64(keys, first + rows + offset));
     }
     if (b.mask.kind != QRT_MASK_NONE) {
         int64_t offset = batch * job->mask_batch + head * job->mask_head + first * b.mask.row_stride;
@@ -347,6 +360,7 @@ static qrt_attention_job as_one_head(const qrt_attention_job *job) {
     int64_t group = job->num_heads / job->num_kv_heads;
     one.num_heads = job->num_kv_heads;
     one.num_queries = group;
+    one.causal = false;  // the last query, which sees all that is there
     one.q.row = job->q.head;
     one.q.head = job->q.head * group;
     one.y_row = job->y_head;
@@ -359,7 +373,8 @@ static qrt_attention_job as_one_head(const qrt_attention_job *job) {
 qrt_status qrt_attend(const qrt_attention_job *asked, qrt_run *run) {
     qrt_attention_job grouped;
     const qrt_attention_job *job = asked;
-    if (job->num_queries == 1 && job->num_kv_heads > 0 && job->num_heads > job->num_kv_heads && !job->causal && !job->in_int16) {
+    bool sees_all = !job->causal || job->lengths || job->causal_offset >= job->num_keys - 1;
+    if (job->num_queries == 1 && job->num_kv_heads > 0 && job->num_heads > job->num_kv_heads && sees_all && !job->in_int16) {
         grouped = as_one_head(job);
         job = &grouped;
     }

@@ -84,6 +84,7 @@ typedef struct {
     int64_t mask_batch, mask_head;  ///< strides in elements
     bool causal;
     int64_t causal_offset;      ///< query i sees the keys j ≤ i + causal_offset
+    const qrt_tensor *lengths;  ///< or NULL; integers [batches]: so many keys are there, and that less the queries is the offset
     qrt_dead_rows dead_rows;
     bool in_int16;              ///< as attention_q16.h defines it
 } qrt_attention_job;

@@ -25,6 +25,7 @@ def cached_attention(
     k_merged: np.ndarray | None = None,
     v_expanded: np.ndarray | None = None,
     v_merged: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
     *,
     bits: int,
     clusters: int = 1,
@@ -38,6 +39,9 @@ def cached_attention(
     parts: tuple[int, ...] = (0, 0, 0),
     kv_repeats: int = 1,
     allowzero: int = 0,
+    causal: int = 0,
+    causal_offset: int = -1,
+    pads_mask: int = 0,
     nan_rows_to_zero: int = 0,
 ) -> np.ndarray:
     """qruntime.Attention on what the codes stand for, as ops/cache_codes.py defines it."""
@@ -48,9 +52,9 @@ def cached_attention(
         for codes, ranges, labels in ((k_codes, k_ranges, k_labels), (v_codes, v_ranges, v_labels))
     )
     return fused_attention(
-        q, k, v, mask, scale_tensor, k_expanded, k_merged, v_expanded, v_merged, scale=scale, fill=fill, fill_adds=fill_adds,
+        q, k, v, mask, scale_tensor, k_expanded, k_merged, v_expanded, v_merged, lengths, scale=scale, fill=fill, fill_adds=fill_adds,
         q_layout=q_layout, k_layout=k_layout, v_layout=v_layout, out_layout=out_layout, parts=parts, kv_repeats=kv_repeats,
-        allowzero=allowzero, nan_rows_to_zero=nan_rows_to_zero,
+        allowzero=allowzero, causal=causal, causal_offset=causal_offset, pads_mask=pads_mask, nan_rows_to_zero=nan_rows_to_zero,
     )  # fmt: skip
 
 
@@ -59,5 +63,5 @@ def _(node: Node) -> NativeCall:
     layouts = [LAYOUTS[node.attr(f"{name}_layout", "BHSD")] for name in ("q", "k", "v", "out")]
     part = node.attr("parts", (0, 0, 0))[0]
     ints = [*layouts, part, node.attr("fill_adds", 0), node.attr("nan_rows_to_zero", 0), node.attr("kv_repeats", 1)]
-    ints += [node.attr("bits"), node.attr("clusters", 1)]
+    ints += [node.attr("bits"), node.attr("clusters", 1), node.attr("causal", 0), node.attr("causal_offset", -1)]
     return NativeCall("cached_attention", ints=ints, floats=[node.attr("scale", 1.0), node.attr("fill", -np.inf)], widens=False)

@@ -76,7 +76,7 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
     mask, fill, fill_adds = _mask(op, scores, masks)
     scale_tensor = _product(op, (*q.scales, *k.scales, *scores.scales))
     output = root.outputs[0]
-    transpose = _transpose_after(output, _result_dims(output, q, v))
+    transpose = transpose_after(output, result_dims(output, q, v))
     inputs: list[Value | None] = [q.value, k.value, v.value, mask, scale_tensor, *repeats.shapes]
     while inputs[-1] is None:
         inputs.pop()
@@ -105,7 +105,7 @@ def _fuse(graph: Graph, root: Node, masks: dict[tuple[Value, ...], Value]) -> Sk
     return None
 
 
-def _result_dims(output: Value, q: Operand, v: Operand) -> tuple[Dim, ...]:
+def result_dims(output: Value, q: Operand, v: Operand) -> tuple[Dim, ...]:
     """[B, H, Sq, Dv] of the result."""
     of_q, of_v = dims(q.value, 4), dims(v.value, 4)
     length: Dim = (output, 2)
@@ -115,7 +115,7 @@ def _result_dims(output: Value, q: Operand, v: Operand) -> tuple[Dim, ...]:
     return (output, 0), (output, 1), length, size
 
 
-def _transpose_after(output: Value, shape: tuple[Dim, ...]) -> Node | None:
+def transpose_after(output: Value, shape: tuple[Dim, ...]) -> Node | None:
     """The Transpose to [B, S, H, D] that alone reads the result; a reshape to the same shape may stand between."""
     node = _only_reader(output)
     if node is not None and node.is_op("Reshape") and node.input(0) is output:

@@ -46,7 +46,7 @@ def _codes_read(node: Node) -> Skip | Node:
         return Skip("keys do not lie as codes do")
     codes = [*k.inputs[:2], *v.inputs[:2]]
     inputs = [node.input(0), *codes, node.input(3), node.input(4), k.input(2), v.input(2)]
-    inputs += [node.input(i) for i in range(5, 9)]
+    inputs += [node.input(i) for i in range(5, 10)]
     while inputs[-1] is None:
         inputs.pop()
     kept = {name: a.value for name, a in node.attributes.items() if name != "in_int16"}

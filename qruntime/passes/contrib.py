@@ -7,12 +7,14 @@ uses inputs and outputs that the pieces lack, keeps its numpy definition.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from qruntime.ir import Graph, Node, Value, constant, stored_constant
 from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.passes.foreign_quantization import dynamic_linear, dynamic_source
+from qruntime.passes.known_ranks import known_ranks
 from qruntime.passes.pieces import Pieces
 from qruntime.passes.rewriting import Skip, splice, trace
 from qruntime.passes.stored.matmul_nbits import matmul_bnb4, matmul_nbits
@@ -28,11 +30,12 @@ def expand_contrib(graph: Graph) -> None:
     """Gelu, SkipLayerNormalization, FusedMatMul, Attention, MatMulNBits, …  →  standard operators."""
     for nested in graph.walk_graphs():
         replaced: dict[Node, list[Node]] = {}
+        ranks = known_ranks(nested) if any((node.domain, node.op_type) in _EXPANSIONS for node in nested.nodes) else {}
         for node in nested.nodes:
             expand = _EXPANSIONS.get((node.domain, node.op_type))
             if expand is None:
                 continue
-            pieces = Pieces(node)
+            pieces = Pieces(node, ranks=ranks)
             made = expand(pieces, node)
             if isinstance(made, Skip):
                 pieces.withdraw()
@@ -296,24 +299,34 @@ def _integers(name: str, *numbers: int) -> Value:
     return constant(name, np.array(numbers, np.int64))
 
 
-def _multi_head_attention(op: Pieces, node: Node) -> Skip | Value:
-    """[B, S, D] each, without padding mask and past: the standard operator."""
+def _multi_head_attention(op: Pieces, node: Node) -> Skip | tuple[Value | None, ...]:
+    """[B, S, D] each, without padding mask and a buffer of a past: the standard operator."""
     heads, bias = node.attr("num_heads", 0), node.input(3)
-    if not _needed(node, 3) or any(rank(node.input(i)) != 3 for i in (1, 2)):
+    if not _needed(node, 3) or any(_rank(op, node.input(i)) != 3 for i in (1, 2)):
         return Skip("query, key and value are not known to be [B, S, D]")
-    if any(node.input(i) is not None for i in (4, 6, 7, 8, 9)) or node.attr("unidirectional", 0) or heads < 1:
-        return Skip("it is causal or has a padding mask or a past")
+    if any(node.input(i) is not None for i in (4, 8, 9)) or node.attr("unidirectional", 0) or heads < 1:
+        return Skip("it is causal or has a padding mask, or a past in a buffer")
+    if (node.input(6) is None) != (node.input(7) is None):
+        return Skip("keys or values alone have a past")
     parts: list[Value | None] = list(node.inputs[:3])
     if bias is not None:
         if bias.data is None or bias.data.ndim != 1 or bias.data.size % 3:
             return Skip("the bias is no constant, or query, key and value differ in size")
         pieces = np.split(bias.data, 3)
         parts = [op.Add(part, constant(f"{bias.name}/{i}", pieces[i])) for i, part in enumerate(parts)]
-    if node.input(5) is not None:
-        parts.append(node.input(5))
-    attributes = {"q_num_heads": heads, "kv_num_heads": heads}
-    scale = node.attr("scale", 0.0)
-    return op.Attention(*parts, **attributes, **({"scale": float(scale)} if scale else {}))
+    parts += node.inputs[5:8]
+    while parts[-1] is None:
+        parts.pop()
+    attributes: dict[str, Any] = {"q_num_heads": heads, "kv_num_heads": heads}
+    if node.attr("scale", 0.0):
+        attributes["scale"] = float(node.attr("scale"))
+    return tuple(op.several(3, "Attention", *parts, **attributes))
+
+
+def _rank(op: Pieces, value: Value | None) -> int | None:
+    found = rank(value)
+    known = None if value is None else op.ranks.get(value)
+    return known.rank if found is None and known is not None else found
 
 
 _EXPANSIONS: dict[tuple[str, str], Expansion] = {

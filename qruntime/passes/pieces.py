@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from qruntime.ir import Node, Value, constant
 from qruntime.ops.contrib.domain import NEWEST
+from qruntime.passes.known_ranks import Known
 from qruntime.passes.rewriting import Builder
 
 
 class Pieces:
-    """Makes nodes of the standard domain, of the opset given: `op.Add(x, y)` returns the new value."""
+    """Makes nodes of the standard domain, of the opset given: `op.Add(x, y)` returns the new value.
 
-    def __init__(self, node: Node, opset: int = NEWEST):
+    `ranks` are those of values of the graph, for who has to know them.
+    """
+
+    def __init__(self, node: Node, opset: int = NEWEST, ranks: Mapping[Value, Known] | None = None):
         self.builder = Builder(node, opset)
+        self.ranks = ranks or {}
 
     def __getattr__(self, op_type: str) -> Callable[..., Value]:
         make = getattr(self.builder, op_type)

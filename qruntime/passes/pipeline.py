@@ -40,6 +40,7 @@ from qruntime.passes.hard_swish import fuse_hard_swish
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
+from qruntime.passes.onnx_attention import lower_attention
 from qruntime.passes.outlier_pairs import lower_outlier_pairs
 from qruntime.passes.quantized_pairs import compute_on_codes
 from qruntime.passes.recurrent import lower_recurrent
@@ -85,6 +86,7 @@ LOWERED: list[Pass] = [
     fuse_gelu,
     fuse_hard_swish,
     fuse_attention,
+    lower_attention,
     attend_codes,
     stack_concats,  # attention has found its keys and values by now
     read_shapes_before_transposes,

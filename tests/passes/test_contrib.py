@@ -110,7 +110,7 @@ def test_lengths_as_a_mask_are_for_attention_of_parts():
 DECLINED = {
     "a batch is transposed": node("FusedMatMul", ["x"], transBatchA=1, transBatchB=1),
     "the bias has shape [8], need [24]": node("Attention", ["wide", "bias"], num_heads=HEADS),
-    "it is causal or has a padding mask or a past": node("MultiHeadAttention", ["x", "x"], num_heads=HEADS, unidirectional=1),
+    "it is causal or has a padding mask, or a past in a buffer": node("MultiHeadAttention", ["x", "x"], num_heads=HEADS, unidirectional=1),
     "it is rotary, or shares the buffer of its past": node("Attention", ["wide", "wide_bias"], num_heads=HEADS, do_rotary=1),
     "a further output is read": node("SkipLayerNormalization", ["skip", "scale", "bias"], ("y", "mean")),
     "an input is missing": node("SkipLayerNormalization", ["skip", ""]),

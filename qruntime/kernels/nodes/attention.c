@@ -23,12 +23,12 @@ enum {
     Q_OFFSET, K_OFFSET, V_OFFSET,                 ///< BSR: elements before head 0 in a row
     Q_HEAD_STRIDE, K_HEAD_STRIDE, V_HEAD_STRIDE,  ///< BSR: 0 means the head size
     CAUSAL,            ///< query i sees keys j ≤ i + causal_offset
-    CAUSAL_OFFSET,     ///< −1: number of keys minus number of queries
+    CAUSAL_OFFSET,     ///< −1: number of keys minus number of queries; with lengths always that of the batch
     BOOL_MASK_ADDS,    ///< a false in a boolean mask adds the fill value; else it replaces the score
     NUM_INTS,
     DEAD_ROWS = NUM_INTS,  ///< optional: a qrt_dead_rows
     IN_INT16,          ///< optional: products of 16-bit codes
-    REPEATS            ///< optional: so many heads of q for every head of k, times those that shapes say
+    REPEATS            ///< optional: so many heads of q for every head of k, times those that shapes say; 0: whatever divides
 };
 /// The floats: scale (NaN: 1 / √head size), fill value of a boolean mask.
 
@@ -144,6 +144,19 @@ static qrt_status attend(qrt_attention_job *job, qrt_run *run, const qrt_node *n
     return qrt_attend(job, run);
 }
 
+static void set_causal(qrt_attention_job *job, int64_t causal, int64_t offset) {
+    job->causal = causal != 0;
+    if (!job->causal) return;
+    job->causal_offset = offset == -1 ? job->num_keys - job->num_queries : offset;
+    if (job->causal_offset < -job->num_queries) job->causal_offset = -job->num_queries;
+    if (job->causal_offset > job->num_keys) job->causal_offset = job->num_keys;
+}
+
+static bool set_lengths(qrt_attention_job *job, const qrt_tensor *lengths) {
+    job->lengths = lengths;
+    return !lengths || (qrt_is_index(lengths) && lengths->rank == 1 && lengths->dims[0] == job->num_batches);
+}
+
 static bool dead_rows_of(int64_t given, qrt_attention_job *job) {
     if (given < QRT_DEAD_AS_COMPUTED || given > QRT_DEAD_MASKED_TO_ZERO) return false;
     job->dead_rows = (qrt_dead_rows)given;
@@ -173,18 +186,18 @@ static bool repeats_heads(const qrt_tensor *const *shapes, const qrt_attention_j
 /// Whether the heads of k and v, repeated as the shapes from input `first` on say if there are any, and then `repeats` times, are
 /// as many as those of q.
 static bool repeats_fit(const qrt_node *node, const qrt_tensor *const *in, int first, int64_t repeats, const qrt_attention_job *job) {
-    if (repeats < 1 || job->num_heads % repeats) return false;
+    if (repeats < 0 || (repeats && job->num_heads % repeats)) return false;
     const qrt_tensor *shapes[4];
     for (int i = 0; i < 4; i++) shapes[i] = qrt_input(node, in, first + i);
-    int64_t num_heads = job->num_heads / repeats;
+    int64_t num_heads = job->num_heads / (repeats ? repeats : 1);
     if (shapes[0] || shapes[1] || shapes[2] || shapes[3])
         return repeats_heads(shapes, job, job->head_size, num_heads) && repeats_heads(shapes + 2, job, job->value_size, num_heads);
-    return num_heads == job->num_kv_heads || job->num_kv_heads == 1;
+    return !repeats || num_heads == job->num_kv_heads || job->num_kv_heads == 1;
 }
 
 /// Inputs: q, k, v float32; optional mask, float32 or bool, that broadcasts to [B, H, Sq, Sk] ([B, Sq, Sk] when q
 /// has no head dim); optional scale, one float32, that multiplies the constant one; optional shapes that k and v are expanded
-/// and reshaped to. H is a multiple of the number of key heads.
+/// and reshaped to; optional lengths [B], int64 or int32, of what is there of k and v. H is a multiple of the number of key heads.
 static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const int64_t *p = node->ints;
     if (node->num_inputs < 3 || node->num_ints < NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
@@ -200,21 +213,17 @@ static qrt_status attention(const qrt_node *node, qrt_run *run, const qrt_tensor
     if (k_batches != job.num_batches || v_batches != job.num_batches || k_size != job.head_size ||
         v_heads != job.num_kv_heads || v_length != job.num_keys)
         return QRT_DECLINE;
-    job.causal = p[CAUSAL] != 0;
-    if (job.causal) {
-        job.causal_offset = p[CAUSAL_OFFSET] == -1 ? job.num_keys - job.num_queries : p[CAUSAL_OFFSET];
-        if (job.causal_offset < -job.num_queries) job.causal_offset = -job.num_queries;
-        if (job.causal_offset > job.num_keys) job.causal_offset = job.num_keys;
-    }
+    set_causal(&job, p[CAUSAL], p[CAUSAL_OFFSET]);
     if (node->num_ints > DEAD_ROWS && !dead_rows_of(p[DEAD_ROWS], &job)) return QRT_DECLINE;
     if (node->num_ints > REPEATS && !repeats_fit(node, in, 5, p[REPEATS], &job)) return QRT_DECLINE;
     job.in_int16 = node->num_ints > IN_INT16 && p[IN_INT16] != 0;
+    if (!set_lengths(&job, qrt_input(node, in, 9))) return QRT_DECLINE;
     return attend(&job, run, node, in[0], qrt_input(node, in, 3), qrt_input(node, in, 4), p[Q_LAYOUT], p[OUT_LAYOUT],
                   p[BOOL_MASK_ADDS] != 0, out);
 }
 
 /// The ints of attention over codes, in this order; kv_repeats heads of q for every head of k, times those of the shapes.
-enum { C_Q_LAYOUT, C_K_LAYOUT, C_V_LAYOUT, C_OUT_LAYOUT, C_Q_OFFSET, C_MASK_ADDS, C_DEAD_ROWS, C_REPEATS, C_BITS, C_CLUSTERS, C_NUM_INTS };
+enum { C_Q_LAYOUT, C_K_LAYOUT, C_V_LAYOUT, C_OUT_LAYOUT, C_Q_OFFSET, C_MASK_ADDS, C_DEAD_ROWS, C_REPEATS, C_BITS, C_CLUSTERS, C_CAUSAL, C_CAUSAL_OFFSET, C_NUM_INTS };
 
 /// Of codes or of ranges, which are one row of the last dimension for each token and head.
 static void strides_of_rows(const qrt_tensor *t, int64_t wanted, qrt_row_strides *found) {
@@ -255,7 +264,7 @@ static bool coded_heads_of(const qrt_tensor *codes, const qrt_tensor *ranges, co
 /// Inputs: q; codes and ranges of k and of v; optional mask and scale as of attention; optional labels of k and of v; optional
 /// shapes that k and v are expanded and reshaped to.
 static qrt_status cached_attention(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    enum { Q, K_CODES, K_RANGES, V_CODES, V_RANGES, MASK, SCALE, K_LABELS, V_LABELS, SHAPES };
+    enum { Q, K_CODES, K_RANGES, V_CODES, V_RANGES, MASK, SCALE, K_LABELS, V_LABELS, SHAPES, LENGTHS = SHAPES + 4 };
     const int64_t *p = node->ints;
     if (node->num_inputs <= V_RANGES || node->num_ints != C_NUM_INTS || node->num_floats < 2) return QRT_DECLINE;
     qrt_attention_job job = {0};
@@ -274,7 +283,8 @@ static qrt_status cached_attention(const qrt_node *node, qrt_run *run, const qrt
         v_heads != job.num_kv_heads || v_length != job.num_keys)
         return QRT_DECLINE;
     if (!repeats_fit(node, in, SHAPES, p[C_REPEATS], &job)) return QRT_DECLINE;
-    if (!dead_rows_of(p[C_DEAD_ROWS], &job)) return QRT_DECLINE;
+    if (!dead_rows_of(p[C_DEAD_ROWS], &job) || !set_lengths(&job, qrt_input(node, in, LENGTHS))) return QRT_DECLINE;
+    set_causal(&job, p[C_CAUSAL], p[C_CAUSAL_OFFSET]);
     job.coded_k = &k;
     job.coded_v = &v;
     return attend(&job, run, node, in[Q], qrt_input(node, in, MASK), qrt_input(node, in, SCALE), p[C_Q_LAYOUT],

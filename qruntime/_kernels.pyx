@@ -151,7 +151,7 @@ cdef extern from "gemm_nbits.h" nogil:
 cdef extern from "outlier_pairs.h" nogil:
     ctypedef struct qrt_outlier_pairs:
         void (*values)(const float *, int64_t, float, signed char *) noexcept nogil
-        void (*errors)(const float *, int64_t, const float *, int64_t, double *) noexcept nogil
+        void (*errors)(const float *, const float *, int64_t, const float *, int64_t, double *) noexcept nogil
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct qrt_kernel_table:

@@ -13,8 +13,9 @@ def pair_values(const float[:, ::1] x, const float[::1] scale, signed char[:, ::
             qrt_kernels.outlier_pairs.values(&x[i, 0], k, scale[i], &values[i, 0])
 
 
-def pair_errors(const float[:, ::1] x, const float[:, ::1] scales, double[:, ::1] errors):
-    """Add to `errors` [rows, scales] the squares of what each row of the finite `x` loses at each of its scales, in units of it.
+def pair_errors(const float[:, ::1] x, const float[::1] weights, const float[:, ::1] scales, double[:, ::1] errors):
+    """Add to `errors` [rows, scales] the squares of what each row of the finite `x` [rows, K] loses at each of its scales, in units
+    of it, each element counted `weights` [K] times.
 
     `errors` and `scales` of one row are for all rows of `x` together.
     """
@@ -22,8 +23,10 @@ def pair_errors(const float[:, ::1] x, const float[:, ::1] scales, double[:, ::1
     cdef int64_t step = 0 if scales.shape[0] == 1 else 1
     if scales.shape[0] not in (1, rows) or errors.shape[0] != scales.shape[0] or errors.shape[1] != count:
         raise ValueError(f"scales needs 1 row or {rows}, and errors the shape of scales")
+    if weights.shape[0] != k:
+        raise ValueError(f"weights needs {k} elements")
     if rows == 0 or k == 0 or count == 0:
         return
     with nogil:
         for i in range(rows):
-            qrt_kernels.outlier_pairs.errors(&x[i, 0], k, &scales[i * step, 0], count, &errors[i * step, 0])
+            qrt_kernels.outlier_pairs.errors(&x[i, 0], &weights[0], k, &scales[i * step, 0], count, &errors[i * step, 0])

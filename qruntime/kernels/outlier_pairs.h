@@ -16,8 +16,8 @@ typedef struct qrt_outlier_pairs {
     /// values[i] = what becomes of x[i], with its sign, for a row of k elements. `scale` is finite and above 0.
     void (*values)(const float *x, int64_t k, float scale, int8_t *values);
 
-    /// errors[s] += Σ (x / scales[s] − value)² over a row of k finite elements, for `count` scales.
-    void (*errors)(const float *x, int64_t k, const float *scales, int64_t count, double *errors);
+    /// errors[s] += Σ weights · (x / scales[s] − value)² over a row of k finite elements, for `count` scales.
+    void (*errors)(const float *x, const float *weights, int64_t k, const float *scales, int64_t count, double *errors);
 } qrt_outlier_pairs;
 
 #endif

@@ -3,12 +3,13 @@
     α₀ = max(|μ + 3σ|, |μ − 3σ|),   scale = r · α₀ / 7
 
 r is 1, or of several ratios the one at which the whole rounding loses least. What is beyond is an outlier or its victim: with
-a scale that reached the greatest value there would be no outliers.
+a scale that reached the greatest value there would be no outliers. `counts` [K] say how much a channel matters: what it loses
+is counted so many times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -23,50 +24,60 @@ MOST_NORMAL = 7
 _MOST_NUMBERS = 1 << 18
 
 
-def scales(weight: np.ndarray, granularity: Granularity, ratios: tuple[float, ...] = (1.0,)) -> np.ndarray:
+def scales(
+    weight: np.ndarray, granularity: Granularity, ratios: tuple[float, ...] = (1.0,), counts: np.ndarray | None = None
+) -> np.ndarray:
     """Of `weight` [N, K] float32, [N or 1, groups] float32: of ratios that lose the same the first; 1 where all is 0.
 
     Raises ValueError when the weight holds NaN or infinity.
     """
     if granularity.kind == TENSOR:
-        return np.full((1, 1), scale_of(weight, ratios), np.float32)
+        return np.full((1, 1), scale_of(weight, ratios, counts=counts), np.float32)
     parts = list(_groups(weight.shape[1], granularity.size))
     found = np.empty((weight.shape[0], len(parts)), np.float32)
     for rows in row_blocks(weight):
         for i, columns in enumerate(parts):
             block = np.ascontiguousarray(weight[rows, columns], np.float32)
             tried = _tried(_three_sigma(block), ratios)
-            found[rows, i] = _least(tried, _errors(block, tried))
+            found[rows, i] = _least(tried, _errors(block, tried, None if counts is None else counts[columns]))
     return found
 
 
-def scale_of(rows: np.ndarray, ratios: tuple[float, ...] = (1.0,), weights: np.ndarray | None = None) -> np.floating:
-    """Of all of `rows` [T, K] float32 together, each counted `weights` [T] times. Raises ValueError when they hold NaN or infinity."""
-    counts = np.ones(len(rows)) if weights is None else weights
-    tried = _tried(_three_sigma_of_all(rows, counts), ratios)
+def scale_of(
+    rows: np.ndarray, ratios: tuple[float, ...] = (1.0,), times: np.ndarray | None = None, counts: np.ndarray | None = None
+) -> np.floating:
+    """Of all of `rows` [T, K] float32 together, each counted `times` [T]. Raises ValueError when they hold NaN or infinity."""
+    times = np.ones(len(rows)) if times is None else times
+    tried = _tried(_three_sigma_of_all(rows, times), ratios)
     errors = np.zeros(tried.shape)
     for part in row_blocks(rows):
         block = np.ascontiguousarray(rows[part], np.float32)
-        errors += counts[part] @ _errors(block, np.ascontiguousarray(np.broadcast_to(tried, (len(block), tried.shape[1]))))
+        errors += times[part] @ _errors(block, np.ascontiguousarray(np.broadcast_to(tried, (len(block), tried.shape[1]))), counts)
     return _least(tried, errors)[0]
 
 
-def input_range(statistics: Statistics, ratios: tuple[float, ...] = (1.0,)) -> InputRange:
+def input_range(statistics: Statistics, ratios: tuple[float, ...] = (1.0,), weights: Sequence[np.ndarray] = ()) -> InputRange:
     """Of activations: the range of the integers among them, ±7 of their scale.
 
     The rows of greatest numbers count once; what the sample holds beside them stands for all others, with at most 2^18 numbers.
+    A channel counts as much as an error of it moves the outputs of layers with `weights` [N, K].
     """
     sample, greatest = statistics.sample, statistics.greatest
     assert sample is not None
-    rows, counts = sample, np.ones(len(sample))
+    rows, times = sample, np.ones(len(sample))
     if greatest is not None:
         others = sample[_peaks(sample) < _peaks(greatest).min(initial=np.inf)]
         others = others[:: max(1, -(-others.size // _MOST_NUMBERS))]
         rows = np.concatenate([others, greatest])
-        counts = np.ones(len(rows))
-        counts[: len(others)] = (statistics.rows - len(greatest)) / max(1, len(others))
-    scale = scale_of(rows, ratios, counts)
-    return InputRange(-MOST_NORMAL * scale, MOST_NORMAL * scale, {"outlier_pairs": outlier_share(rounded(sample, scale))})
+        times = np.ones(len(rows))
+        times[: len(others)] = (statistics.rows - len(greatest)) / max(1, len(others))
+    scale = scale_of(rows, ratios, times, np.sum([powers(weight) for weight in weights], axis=0) if weights else None)
+    return InputRange(-MOST_NORMAL * scale, MOST_NORMAL * scale, {"outlier pairs of inputs": outlier_share(rounded(sample, scale))})
+
+
+def powers(rows: np.ndarray) -> np.ndarray:
+    """[K] float64: sums of squares of the columns of `rows` [T, K] float32."""
+    return np.einsum("tk,tk->k", rows, rows, dtype=np.float64)
 
 
 def _peaks(rows: np.ndarray) -> np.ndarray:
@@ -106,12 +117,13 @@ def _tried(alpha: np.ndarray, ratios: tuple[float, ...]) -> np.ndarray:
     return np.clip(np.where(alpha[:, None] == 0, 1, spans), np.finfo(np.float32).tiny, np.finfo(np.float32).max).astype(np.float32)
 
 
-def _errors(block: np.ndarray, tried: np.ndarray) -> np.ndarray:
+def _errors(block: np.ndarray, tried: np.ndarray, counts: np.ndarray | None) -> np.ndarray:
     """What rounding loses, summed over each row; 0 where there is nothing to choose."""
     errors = np.zeros(tried.shape)
     if tried.shape[1] < 2:
         return errors
-    _kernels.pair_errors(block, tried, errors)
+    shares = np.ones(block.shape[1]) if counts is None or not counts.any() else counts / counts.max()
+    _kernels.pair_errors(block, shares.astype(np.float32), tried, errors)
     return errors * tried.astype(np.float64) ** 2
 
 

@@ -307,7 +307,7 @@ class _Run:
                 raise QuantizationError(f"{inputs}: no step of the recipe chooses the clusters of {tensor.name!r}, as that of RPTQ does")
             readers = [one.layer for one in members]
             try:
-                found = known or self._range(inputs, statistics)
+                found = known or self._range(inputs, statistics, members)
             except ValueError as error:
                 for one in members:
                     one.left = Reason(str(error))
@@ -320,9 +320,12 @@ class _Run:
                 one.rewire(rounded)
                 one.facts |= found.facts
 
-    def _range(self, inputs: Inputs, statistics: Statistics | None) -> InputRange:
+    def _range(self, inputs: Inputs, statistics: Statistics | None, readers: Sequence[Assignment]) -> InputRange:
         assert statistics is not None
-        return (self.recipe.ranges[0].range if self.recipe.ranges else _default_range)(inputs, statistics)
+        if not self.recipe.ranges:
+            return _default_range(inputs, statistics)
+        weights = [weight for one in readers for matrices in one.weights() for weight in matrices]
+        return self.recipe.ranges[0].range(inputs, statistics, weights)
 
     def _stored(self, members: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
         """Codes of layers side by side, then each layer stored."""

@@ -146,8 +146,8 @@ class Range(Protocol):
     @property
     def requires(self) -> frozenset[str]: ...
 
-    def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
-        """The range that static activations of `inputs` have from now on."""
+    def range(self, inputs: Inputs, statistics: Statistics, weights: Sequence[np.ndarray]) -> InputRange:
+        """The range that static activations of `inputs` have from now on; layers with `weights` [N_i, K] read them."""
         ...
 
 

@@ -99,19 +99,19 @@ def test_what_the_kernel_declines_and_the_definition_explains():
 @pytest.mark.parametrize("k", [1, 2, 15, 16, 17, 1023, 1024, 1025, 3000])
 def test_errors_of_scales(rung: str, k: int):
     """Every rung adds in the same order; within float32 of the sum of squares."""
-    x = (RNG.standard_t(3, (3, k)) * 2).astype(np.float32)
+    x, weights = (RNG.standard_t(3, (3, k)) * 2).astype(np.float32), RNG.random(k, dtype=np.float32)
     scales = np.ascontiguousarray(np.broadcast_to(np.array([0.3, 1, 2.5], np.float32), (3, 3)))
     errors = np.zeros((3, 3))
-    _kernels.pair_errors(x, scales, errors)
+    _kernels.pair_errors(x, weights, scales, errors)
     for i, scale in enumerate(scales[0]):
         lost = (x / scale).astype(np.float64) - pair_values(x, scale)
-        np.testing.assert_allclose(errors[:, i], (lost**2).sum(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(errors[:, i], (lost**2) @ weights, rtol=1e-5)
     together = np.zeros((1, 3))
-    _kernels.pair_errors(x, scales[:1], together)
+    _kernels.pair_errors(x, weights, scales[:1], together)
     np.testing.assert_allclose(together, errors.sum(axis=0, keepdims=True), rtol=1e-12)
     _kernels.set_isa("portable")
     same = np.zeros((3, 3))
-    _kernels.pair_errors(x, scales, same)
+    _kernels.pair_errors(x, weights, scales, same)
     np.testing.assert_array_equal(same, errors)
 
 
@@ -121,7 +121,10 @@ def test_shapes_are_checked():
         _kernels.pair_values(x, scale[:1], values)
     with pytest.raises(ValueError, match="the shape of x"):
         _kernels.pair_values(x, scale, values[:, :3].copy())
+    weights = np.ones(4, np.float32)
     with pytest.raises(ValueError, match="1 row or 2"):
-        _kernels.pair_errors(x, np.ones((3, 1), np.float32), np.zeros((3, 1)))
+        _kernels.pair_errors(x, weights, np.ones((3, 1), np.float32), np.zeros((3, 1)))
     with pytest.raises(ValueError, match="1 row or 2"):
-        _kernels.pair_errors(x, np.ones((2, 2), np.float32), np.zeros((2, 1)))
+        _kernels.pair_errors(x, weights, np.ones((2, 2), np.float32), np.zeros((2, 1)))
+    with pytest.raises(ValueError, match="weights needs 4 elements"):
+        _kernels.pair_errors(x, weights[:3], np.ones((2, 1), np.float32), np.zeros((2, 1)))

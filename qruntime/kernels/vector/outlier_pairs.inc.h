@@ -62,30 +62,38 @@ static void pair_values(const float *restrict x, int64_t k, float scale, int8_t 
     if (k % 2) values[k - 1] = with_sign(first_of(magnitude_of(x[k - 1] / scale), 0), x[k - 1]);
 }
 
-static double error_of(const float *restrict first, const float *restrict second, int64_t pairs, float scale) {
+/// The first and second elements of so many pairs, apart.
+typedef struct {
+    float first[CHUNK], second[CHUNK];
+} halves;
+
+static void split(const float *restrict x, int64_t n, int64_t padded, halves *restrict into) {
+    const int64_t pairs = n / 2;
+    for (int64_t i = 0; i < pairs; i++) into->first[i] = x[2 * i], into->second[i] = x[2 * i + 1];
+    for (int64_t i = pairs; i < padded; i++) into->first[i] = into->second[i] = 0;
+    if (n % 2) into->first[pairs] = x[n - 1];
+}
+
+static double error_of(const halves *restrict x, const halves *restrict weights, int64_t pairs, float scale) {
     float sums[LANES] = {0};
     for (int64_t i = 0; i < pairs; i += LANES)
         for (int j = 0; j < LANES; j++) {
-            const magnitude a = magnitude_of(first[i + j] / scale), b = magnitude_of(second[i + j] / scale);
+            const magnitude a = magnitude_of(x->first[i + j] / scale), b = magnitude_of(x->second[i + j] / scale);
             const float lost = float_of(a) - float_of(first_of(a, b)), lost_too = float_of(b) - float_of(second_of(a, b));
-            sums[j] += lost * lost + lost_too * lost_too;
+            sums[j] += lost * lost * weights->first[i + j] + lost_too * lost_too * weights->second[i + j];
         }
     double sum = 0;
     for (int j = 0; j < LANES; j++) sum += (double)sums[j];
     return sum;
 }
 
-static void pair_errors(const float *x, int64_t k, const float *scales, int64_t count, double *errors) {
-    float first[CHUNK], second[CHUNK];
+static void pair_errors(const float *x, const float *weights, int64_t k, const float *scales, int64_t count, double *errors) {
+    halves rows, counted;
     for (int64_t start = 0; start < k; start += 2 * CHUNK) {
-        const int64_t n = k - start < 2 * CHUNK ? k - start : 2 * CHUNK, pairs = (n + 1) / 2;
-        for (int64_t i = 0; i < pairs; i++) {
-            first[i] = x[start + 2 * i];
-            second[i] = 2 * i + 1 < n ? x[start + 2 * i + 1] : 0;
-        }
-        const int64_t padded = (pairs + LANES - 1) / LANES * LANES;
-        for (int64_t i = pairs; i < padded; i++) first[i] = second[i] = 0;
-        for (int64_t s = 0; s < count; s++) errors[s] += error_of(first, second, padded, scales[s]);
+        const int64_t n = k - start < 2 * CHUNK ? k - start : 2 * CHUNK, padded = ((n + 1) / 2 + LANES - 1) / LANES * LANES;
+        split(x + start, n, padded, &rows);
+        split(weights + start, n, padded, &counted);
+        for (int64_t s = 0; s < count; s++) errors[s] += error_of(&rows, &counted, padded, scales[s]);
     }
 }
 

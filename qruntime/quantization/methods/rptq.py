@@ -12,6 +12,7 @@ The authors keep what norms make at 8 bits at least; here every tensor has the b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,7 +57,7 @@ class ClusterRanges:
     def requires(self) -> frozenset[str]:
         return frozenset({EXTREMES})
 
-    def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
+    def range(self, inputs: Inputs, statistics: Statistics, weights: Sequence[np.ndarray] = ()) -> InputRange:
         points = np.stack([statistics.high, statistics.low], axis=1).astype(np.float64)
         labels = clusters_of(points, max(1, inputs.clusters), self.seed or 0)
         low, high = np.empty_like(statistics.low), np.empty_like(statistics.high)

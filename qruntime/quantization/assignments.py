@@ -13,10 +13,10 @@ from qruntime.ir.marks import STATIC
 from qruntime.passes.einsum import linear_einsum
 from qruntime.passes.stored.rounding_functions import LEAST_OPSET as LEAST_OPSET_OF_PAIRS
 from qruntime.passes.stored.writing import opset_beside
+from qruntime.quantization.grid import nearest_values
 from qruntime.quantization.layer_inputs import why_no_rows
 from qruntime.quantization.layers import Layer, layer_of, missing_form, obstacle, unfit_attributes
 from qruntime.quantization.low_rank import float_input
-from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.reasons import Reason, Unselected
 from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import GROUP, QArgs, Scheme
@@ -134,7 +134,7 @@ def rtn_errors_of(one: Assignment) -> list[float]:
     if args is None or args.format is FLOAT16 or not any(seen is not None for seen in one.statistics):
         return []
     flat = [weight for matrices in one.weights() for weight in matrices]
-    return output_errors(flat, [RTN().solve(weight, args).rounded.stored.decoded() for weight in flat], one.statistics)
+    return output_errors(flat, [nearest_values(weight, args) for weight in flat], one.statistics)
 
 
 def worst(errors: Sequence[float]) -> float | None:

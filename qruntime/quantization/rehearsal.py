@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from qruntime.ir.formats import FP8
-from qruntime.quantization.grid import nearest, nearest_entry
+from qruntime.quantization.grid import nearest_entry, nearest_values
 from qruntime.quantization.scheme import TOKEN, Inputs, Scheme
 
 
@@ -34,7 +34,7 @@ def rounded_weight(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
     """A weight [N, K] as its nearest codes stand for it."""
     if scheme is None or scheme.weights is None or scheme.weights.format.is_float:
         return weight
-    return nearest(np.ascontiguousarray(weight, np.float32), scheme.weights).stored.decoded()
+    return nearest_values(np.ascontiguousarray(weight, np.float32), scheme.weights)
 
 
 def _above_zero(scale: np.ndarray) -> np.ndarray:

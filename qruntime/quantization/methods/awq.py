@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.grid import nearest
+from qruntime.quantization.grid import nearest, nearest_values
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import tied
 from qruntime.quantization.reasons import Reason, Unselected
@@ -112,7 +112,7 @@ class ClipRanges:
         for number in range(self.shares):
             share = np.float32(1 - self.shrink * number / self.shares)
             tried = _clipped(weight, starts, share)
-            lost = _group_errors(nearest(tried, args).stored.decoded() - weight, starts, grams)
+            lost = _group_errors(nearest_values(tried, args) - weight, starts, grams)
             better = lost < best
             best = np.where(better, lost, best)
             clipped = np.where(_spread(better, starts, weight.shape[1]), tried, clipped)

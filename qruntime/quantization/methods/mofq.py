@@ -21,7 +21,7 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.ir.formats import FORMATS, FP4, FP8, Format
-from qruntime.quantization.grid import nearest
+from qruntime.quantization.grid import nearest_values
 from qruntime.quantization.scheme import CHANNEL, TENSOR, TOKEN, Granularity, Inputs, QArgs, Scheme
 from qruntime.quantization.statistics import SAMPLE, Statistics
 from qruntime.quantization.steps import Facts
@@ -56,7 +56,7 @@ class MoFQ:
 
     def _error(self, weight: np.ndarray, scheme: Scheme, sample: np.ndarray | None) -> float:
         assert scheme.weights is not None
-        restored = nearest(weight, scheme.weights).stored.decoded()
+        restored = nearest_values(weight, scheme.weights)
         if self.metric == "tensor":
             lost = _lost(weight, restored)
             is_seen = scheme.inputs is not None and sample is not None
@@ -83,7 +83,7 @@ def candidates(scheme: Scheme) -> tuple[Scheme, Scheme]:
 def _rounded_rows(rows: np.ndarray, inputs: Inputs) -> np.ndarray:
     """Activations [T, K] as codes of `inputs` hold them, a static range being that of these rows."""
     granularity = Granularity(CHANNEL if inputs.granularity == TOKEN else TENSOR)
-    return nearest(rows, QArgs(inputs.format, granularity, symmetric=False)).stored.decoded()
+    return nearest_values(rows, QArgs(inputs.format, granularity, symmetric=False))
 
 
 def _lost(wanted: np.ndarray, got: np.ndarray) -> float:

@@ -81,8 +81,9 @@ def clusters_of(points: np.ndarray, count: int, seed: int) -> np.ndarray:
         centers = _first_centers(points, count, rng)
         labels = np.argmin(_distances(points, centers), axis=1)
         for _ in range(ROUNDS):
-            used = np.unique(labels)
-            centers = np.stack([points[labels == cluster].mean(axis=0) for cluster in used])
+            sizes = np.bincount(labels, minlength=len(centers))
+            sums = np.stack([np.bincount(labels, own, minlength=len(centers)) for own in points.T], axis=1)
+            centers = sums[sizes > 0] / sizes[sizes > 0, None]
             moved = np.argmin(_distances(points, centers), axis=1)
             if np.array_equal(moved, labels):
                 break
@@ -96,17 +97,19 @@ def clusters_of(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 def _first_centers(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Each drawn with a chance that grows with the square of its distance from those before it."""
     centers = points[[rng.integers(len(points))]]
-    while len(centers) < count:
-        far = _distances(points, centers).min(axis=1)
-        if not far.any():
-            break
+    far = _distances(points, centers)[:, 0]
+    while len(centers) < count and far.any():
         centers = np.vstack([centers, points[rng.choice(len(points), p=far / far.sum())]])
+        far = np.minimum(far, _distances(points, centers[-1:])[:, 0])
     return centers
 
 
 def _distances(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Squares of them [n, centers]."""
-    return np.sum((points[:, None] - centers[None]) ** 2, axis=2)
+    total = np.zeros((len(points), len(centers)))
+    for own, other in zip(points.T, centers.T, strict=True):
+        total += np.square(own[:, None] - other)
+    return total
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from qruntime.quantization.grid import nearest
+from qruntime.quantization.grid import nearest, nearest_values
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.rounding import Matrix, Rounded
 from qruntime.quantization.scheme import QArgs, parse
@@ -33,6 +33,17 @@ class Noting:
     def solve(self, weight: np.ndarray, args: QArgs, statistics: Statistics | None, start: Rounded | None) -> Solved:
         assert start is not None
         return Solved(start, {"from": start.snr_db, "shape": weight.shape})
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    ["W2A16", "W6A16", "W8A8", "W3A16-g16", "W4A16-sym", "W4A16-tensor", "Wnf4A16-g16", "Wfp4A16", "W3A16-g16-bilevel",
+     "W3A16-g16-double", "W4A16-g16-pow2", "Wovp4A16-g16"],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(1, 1), (33, 40), (900, 37)])
+def test_values_of_codes_are_there_without_codes(scheme: str, shape: tuple[int, int]):
+    w = np.random.default_rng(0).standard_t(4, shape).astype(np.float32)
+    np.testing.assert_array_equal(nearest_values(w, weight_args(scheme)), nearest(w, weight_args(scheme)).stored.decoded())
 
 
 def test_steps_go_on_from_one_another_and_tell_what_they_found():

@@ -154,7 +154,12 @@ def _decoding(stored: StoredTensor) -> Callable[[Any], Any]:
     """What the codes stand for, as a function of their scales."""
     import torch
 
+    from qruntime.quantization.tuning.operators.products import Scaled
+
     values = stored.values()
+    if stored.ndim == 2 and not stored.block:
+        whole = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+        return lambda scale: Scaled(whole, scale)
     narrow = values.astype(np.int16) if stored.format.is_integer else values  # torch keeps it for gradients
     if narrow.dtype == np.int16 and not np.array_equal(narrow, values):
         narrow = values  # zero points need not be whole

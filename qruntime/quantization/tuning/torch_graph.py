@@ -28,6 +28,7 @@ from qruntime.ops import registry
 from qruntime.ops.elementwise import is_packable, widen
 from qruntime.quantization.tuning import operators
 from qruntime.quantization.tuning.fake_quantization import Rounding, rounding_of_mark
+from qruntime.quantization.tuning.operators.products import Scaled
 from qruntime.runtime.plan import definition_of
 
 _FLOATS = frozenset({0, 1, 10, 11, 16})
@@ -90,10 +91,11 @@ class TorchGraph:
     ) -> dict[Value, Any]:
         """The wanted values, tensors, from tensors or arrays for all `starts`; `known` may hold more.
 
-        `replaced` holds tensors that stand for constants. `roundings`: how a layer rounds what it reads, in place of what its
-        mark says; None: not at all. `places`: what other nodes do to inputs of theirs first, by place. With `recompute` what gradients need
-        is kept of a few values between nodes, and made again part by part on the way back (Chen et al., Training Deep Nets with
-        Sublinear Memory Cost, 2016): the same bits, a third more work, and of all activations about one part in √nodes at a time.
+        `replaced` holds tensors, or Scaled ones, that stand for constants. `roundings`: how a layer rounds what it reads, in place of
+        what its mark says; None: not at all. `places`: what other nodes do to inputs of theirs first, by place. With `recompute` what
+        gradients need is kept of a few values between nodes, and made again part by part on the way back (Chen et al., Training Deep
+        Nets with Sublinear Memory Cost, 2016): the same bits, a third more work, and of all activations about one part in √nodes at
+        a time.
 
         InputError for a start that is not given, and with its place for a node that fails.
         """
@@ -152,7 +154,7 @@ class TorchGraph:
                 return shape if step.node.op_type == "Shape" else np.asarray(shape.prod())
             with np.errstate(all="ignore"):
                 return step.function(*map(_as_array, given))
-        read = [_as_list(one) if i in step.shapes else _as_tensor(one) for i, one in enumerate(given)]
+        read = [_as_list(one) if i in step.shapes else _as_read(one, step.node, i) for i, one in enumerate(given)]
         for place, rounded in places.items():
             read[place] = rounded(read[place])
         mark = step.node.mark
@@ -235,9 +237,15 @@ def _is_float(value: Value) -> bool:
     return value.data is not None and is_packable(value.data.dtype) and value.data.size > 1
 
 
+def _as_read(held: Any, node: Node, place: int) -> Any:
+    return held if isinstance(held, Scaled) and held.is_of_outputs(node, place) else _as_tensor(held)
+
+
 def _as_tensor(held: Any) -> Any:
     import torch
 
+    if isinstance(held, Scaled):
+        return held.tensor()
     if held is None or isinstance(held, torch.Tensor):
         return held.float() if held is not None and held.dtype in (torch.float16, torch.bfloat16) else held
     array = np.require(widen(np.asarray(held)), requirements="A")

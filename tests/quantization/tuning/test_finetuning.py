@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import qruntime
 from qruntime.errors import CalibrationError, QuantizationError
@@ -16,11 +17,12 @@ from qruntime.quantization.methods.peqa import PEQA
 from qruntime.quantization.methods.qlora import QLoRA
 from tests.quantization.language_model import VOCABULARY, language_model, texts
 from tests.quantization.tuning.models import MODELS
-from tests.small_models import assert_same_bits
+from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 torch = pytest.importorskip("torch", reason="gradients need torch: make test-train installs it")
 
 from qruntime.quantization.tuning.next_token import NextToken  # noqa: E402
+from qruntime.quantization.tuning.operators.products import Scaled  # noqa: E402
 
 SCHEMES = {"PEQA": "W3A16", "QLoRA": "Wnf4A16-g64-double"}
 RATES = {"PEQA": 2e-2, "QLoRA": 2e-2}
@@ -124,6 +126,33 @@ def test_the_gradient_of_a_scale_is_a_sum_over_its_codes():
     products = outer.numpy() * value.stored.values() * value.stored.scale.repeat(16, 0)[:40]
     expected = np.add.reduceat(products, [0, 16, 32], axis=0)
     assert np.allclose(learned.parameters[0].grad.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Gemm turned", "twice"])
+def test_products_with_scales_of_outputs_are_those_with_the_weight(op: str):
+    """And so are gradients, in float64 of both."""
+    from qruntime.quantization.tuning.torch_graph import TorchGraph
+
+    turned = op == "Gemm turned"
+    weights = {"w": random(6, 10) if turned else random(10, 6), "c": random(6, seed=1)}
+    options = {} if op in ("MatMul", "twice") else {"alpha": 0.5, "beta": 2.0, "transB": int(turned)}
+    kind, inputs = ("Gemm", ["x", "w", "c"]) if options else ("MatMul", ["x", "w"])
+    nodes = [helper.make_node(kind, inputs, ["y"], name="layer", **options)]
+    if op == "twice":  # the weight itself is read as well
+        nodes = [*nodes[:1], helper.make_node("ReduceSum", ["w"], ["s"]), helper.make_node("Add", ["y", "s"], ["z"])]
+    model = qruntime.load(model_bytes(nodes, [("x", FLOAT, ["n", 10])], [(nodes[-1].output[0], FLOAT, ["n", 6])], weights))
+    graph = model.quantize(scheme="W3A16").graph if op != "twice" else model.graph
+    value = next(one for one in (*graph.constants(), *graph.stored_constants()) if one.name == "w")
+    units = torch.from_numpy(random(*weights["w"].shape, seed=3)).double()
+    x, outer = torch.from_numpy(random(4, 10, seed=4)).double(), torch.from_numpy(random(4, 6, seed=5)).double()
+    part, found = TorchGraph(graph, parameters=[value]), []
+    for made in (lambda scale: Scaled(units, scale), lambda scale: units * scale):
+        scale = torch.from_numpy(random(6, 1, seed=6) if turned else random(1, 6, seed=6)).double().requires_grad_()
+        (y,) = part.run({graph.inputs[0]: x}, {value: made(scale)}).values()
+        (y * outer).sum().backward()
+        found.append((y.detach(), scale.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-6 if op.startswith("Gemm") else 1e-12)  # c is float32
 
 
 def test_scales_stay_above_zero():

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from qruntime.ir import Node
+
+
+class Scaled(NamedTuple):
+    """A weight `units` · `scale`, of which the scale alone is learned.
+
+    Where each output has one scale a product is x (units · scale) = (x units) · scale: nothing of the size of the weight is made for
+    each step, and the gradient of a scale is a sum over what its output makes.
+    """
+
+    units: Any
+    scale: Any
+
+    def detach(self) -> Any:
+        return self.tensor().detach()
+
+    def tensor(self) -> Any:
+        return self.units * self.scale
+
+    def is_of_outputs(self, node: Node, place: int) -> bool:
+        """Whether a node multiplies with it so."""
+        turned = node.is_op("Gemm") and bool(node.attr("transB", 0))
+        return node.is_op("MatMul", "Gemm") and place == 1 and self.units.ndim == 2 and self.scale.shape[int(turned)] == 1
 
 
 def operators() -> dict[str, Callable[..., Any]]:
     import torch
 
+    def product(a: Any, b: Any) -> Any:
+        return (a @ b.units) * b.scale if isinstance(b, Scaled) else a @ b
+
+    def turned(b: Any) -> Any:
+        return Scaled(b.units.T, b.scale.T) if isinstance(b, Scaled) else b.T
+
     def gemm(node: Node, a: Any, b: Any, c: Any = None) -> Any:
-        y = (a.T if node.attr("transA", 0) else a) @ (b.T if node.attr("transB", 0) else b)
+        y = product(a.T if node.attr("transA", 0) else a, turned(b) if node.attr("transB", 0) else b)
         y = y * node.attr("alpha", 1.0) if node.attr("alpha", 1.0) != 1 else y
         return y if c is None else y + c * node.attr("beta", 1.0)
 
@@ -52,7 +80,7 @@ def operators() -> dict[str, Callable[..., Any]]:
         return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1) if is_packed else y, k, v
 
     return {
-        "MatMul": lambda node, a, b: a @ b,
+        "MatMul": lambda node, a, b: product(a, b),
         "Gemm": gemm,
         "Einsum": lambda node, *x: torch.einsum(node.attr("equation").replace(" ", ""), *x),
         "Attention": attention,

@@ -259,7 +259,12 @@ def test_quantizing_again_takes_the_adapter_along(tmp_path: Path):
 
 
 def test_arguments_that_mean_nothing():
-    for made, said in ((lambda: QLoRA(rank=0), "need 1 or more"), (lambda: QLoRA(alpha=-1.0), "above 0")):
+    for made, said in (
+        (lambda: QLoRA(rank=0), "of 1 or more, got 0"),
+        (lambda: QLoRA(rank=2.5), r"got 2\.5"),
+        (lambda: QLoRA(alpha=-1.0), r"got -1\.0"),
+        (lambda: QLoRA(alpha=0), "above 0"),
+    ):
         with pytest.raises(QuantizationError, match=said):
             made()
 

@@ -25,6 +25,7 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Value
 from qruntime.quantization.adapter import Parts, check_parts
+from qruntime.quantization.arguments import check_rate, check_whole
 from qruntime.quantization.layers import Layer
 from qruntime.quantization.low_rank import branches_beside, insert_branch, why_no_branch
 from qruntime.quantization.request import patterns_of, scores_vocabulary
@@ -47,10 +48,10 @@ class QLoRA:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", None if self.targets is None else patterns_of(self.targets))
-        if self.rank < 1:
-            raise QuantizationError(f"QLoRA(rank={self.rank}): need 1 or more")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise QuantizationError(f"QLoRA(alpha={self.alpha}): need a number above 0")
+        check_whole("QLoRA: rank", self.rank, 1)
+        check_rate("QLoRA: alpha", self.alpha)
+        if not self.alpha:
+            raise QuantizationError("QLoRA: alpha must be above 0, got 0")
 
     @property
     def settings(self) -> dict[str, float]:

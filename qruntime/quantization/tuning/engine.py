@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime.errors import QRuntimeError, QuantizationError
 
 
 def check_engine(who: str) -> None:
@@ -48,6 +48,13 @@ def measured(loss: Callable[[Any, Any], Any], outputs: Mapping[str, Any], feed: 
         raise QuantizationError(
             f"loss reads {error.args[0]!r}, which neither the outputs nor the feed hold; "
             f"the outputs are: {', '.join(outputs)}; the feed holds: {', '.join(feed)}"
+        ) from error
+    except QRuntimeError:
+        raise
+    except Exception as error:  # whatever a function of others may raise
+        raise QuantizationError(
+            f"loss(outputs, feed) ended in {type(error).__name__}: {error} (both are {{name: tensor}}; "
+            f"the outputs are: {', '.join(outputs)}; the feed holds: {', '.join(feed)})"
         ) from error
     if isinstance(made, torch.Tensor) and made.numel() == 1 and made.requires_grad == torch.is_grad_enabled():
         return made.reshape(())

@@ -40,7 +40,7 @@ from qruntime.quantization.tuning.engine import check_engine
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
 from qruntime.quantization.tuning.step_sizes import StepSizes
-from qruntime.quantization.tuning.student import Student
+from qruntime.quantization.tuning.student import NAN, Student
 
 MINMAX, LSQ = "minmax", "lsq"
 """Whence the step sizes of weights come: from their range at every step, or learned."""
@@ -217,6 +217,12 @@ def module_class() -> type:
 
         def _masters(self) -> dict[str, Any]:
             own = {name: self.get_parameter(path) for name, path in self._paths.items()}
+            for name, one in own.items():
+                if one.dtype != torch.float32 or one.device.type != "cpu":
+                    what = f"{str(one.dtype).removeprefix('torch.')} on {one.device}"
+                    raise QuantizationError(
+                        f"parameter {name!r} is {what}; a module is trained in float32 on the CPU: module.float().cpu()"
+                    )
             return own | {name: own[table].T for name, table in self._tied.items()}
 
         def _on_steps(self, parameter: Parameter, master: Any) -> Any:
@@ -240,12 +246,16 @@ def module_class() -> type:
             for name, master in self._masters().items():
                 old = by_name[name].data
                 assert old is not None
+                if bool(master.isnan().any()):
+                    raise QuantizationError(f"parameter {name!r} holds NaN: {NAN}")
                 by_name[name].data = master.detach().numpy().astype(old.dtype, order="C")
             stop_dropping(graph)
             return graph
 
         def _known(self, inputs: tuple[Any, ...], feeds: dict[str, Any]) -> dict[Any, Any]:
             wanted = self._graph.inputs
+            if inputs and isinstance(inputs[0], Mapping):
+                raise InputError("got a dict: give inputs by name, module(**feed), or module.outputs(feed)")
             if len(inputs) > len(wanted):
                 raise InputError(f"{len(inputs)} inputs given, the model has {len(wanted)}: {', '.join(v.name for v in wanted)}")
             given = {value.name: one for value, one in zip(wanted, inputs)} | feeds
@@ -254,6 +264,10 @@ def module_class() -> type:
             if unknown or missing:
                 what = f"unknown input {unknown[0]!r}" if unknown else f"missing input {missing[0]!r}"
                 raise InputError(f"{what}; the inputs are: {', '.join(value.name for value in wanted)}")
+            for value in wanted:
+                is_single = value.type is not None and value.type.dtype == FLOAT32_CODE
+                if is_single and str(getattr(given[value.name], "dtype", "")).endswith("float64"):
+                    raise InputError(f"input {value.name!r} needs float32, got float64: convert it with .float(), .astype(np.float32)")
             return {value: given[value.name] for value in wanted}
 
         def _named(self, made: Mapping[Any, Any]) -> Any:
@@ -262,11 +276,15 @@ def module_class() -> type:
 
         def _state(self) -> Any:
             """What tells whether anything was trained since: the numbers, as torch does not count what changes them by `.data`."""
+            self._masters()
             return tuple(zlib.crc32(one.detach().contiguous().numpy()) for one in self.parameters()), str(self._static.state())
 
     QuantizedModule.__module__, QuantizedModule.__qualname__ = "qruntime.quantization", "QuantizedModule"
     return QuantizedModule
 
+
+FLOAT32_CODE = 1
+"""Of ONNX."""
 
 BOUND = frozenset({"_graph", "_fixed", "_student", "_static", "_caches", "_dropouts", "_made"})
 """What a copy of a module makes anew."""

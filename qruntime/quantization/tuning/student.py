@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from qruntime.errors import QuantizationError
 from qruntime.ir import Graph, Node, Value
 from qruntime.ir.formats import FP8
 from qruntime.quantization.layers import weights_of
@@ -13,6 +14,8 @@ from qruntime.quantization.selection import layer_kind
 from qruntime.quantization.tuning.fake_quantization import Rounding, nearest, rounding_of
 from qruntime.quantization.tuning.parameters import Parameter, learned
 from qruntime.quantization.tuning.torch_graph import TorchGraph
+
+NAN = "a step before had a loss or a gradient that is no number; a lower rate, or clipping the norm of gradients, may keep them finite"
 
 
 class Student:
@@ -87,4 +90,7 @@ def rounded(parameter: Parameter, tensor: Any) -> Any:
     if parameter.args is None:
         return tensor
     args: QArgs = parameter.args
-    return parameter.joined([nearest(matrix, args) for matrix in parameter.matrices(tensor)])
+    try:
+        return parameter.joined([nearest(matrix, args) for matrix in parameter.matrices(tensor)])
+    except ValueError as error:
+        raise QuantizationError(f"parameter {parameter.name!r} cannot be rounded, {error}: {NAN}") from error

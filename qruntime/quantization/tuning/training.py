@@ -199,7 +199,10 @@ class Training:
         import torch
 
         tensors = {name: tensor_of(array) for name, array in feed.items()}
-        loss = self.learning.loss(tensors)
+        try:
+            loss = self.learning.loss(tensors)
+        except QuantizationError as error:
+            raise type(error)(f"feed {place}: {error}") from error
         if not bool(torch.isfinite(loss)):
             odd = [name for name, one in tensors.items() if isinstance(one, torch.Tensor) and not bool(torch.isfinite(one).all())]
             cause = f"{odd[0]!r} of it holds such numbers too" if odd else f"a lower lr= may keep it finite, now {self.plan.rate}"

@@ -257,6 +257,20 @@ def test_a_loss_is_one_number_with_a_gradient(made: Callable, said: str):
         model.quantize(scheme="W4A8").finetune("PEQA", feeds(1), loss=made)
 
 
+def test_labels_that_do_not_fit_are_told_with_their_feed():
+    model, _ = encoder(layers=1)
+    labelled = [feed | {"labels": np.full(4, 2 if number == 3 else 40)} for number, feed in enumerate(feeds(4))]
+
+    def loss(outputs: Mapping, feed: Mapping) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs["y"].mean(1), feed["labels"])
+
+    for train in (lambda: model.quantize("QAT", data=labelled, loss=loss), lambda: model.quantize().finetune("PEQA", labelled, loss=loss)):
+        with pytest.raises(QuantizationError, match=r"feed [012]: loss\(outputs, feed\) ended in IndexError: Target 40 is out of bounds"):
+            train()
+    with pytest.raises(QuantizationError, match=r"ended in TypeError: .*both are \{name: tensor\}; the outputs are: y; the feed holds: x"):
+        model.quantize("QAT", data=feeds(1), loss=torch.nn.CrossEntropyLoss())
+
+
 def test_a_loss_that_is_no_number_is_told_with_what_holds_none():
     model, _ = encoder(layers=1)
     odd = feeds(1)[0]["x"].copy()

@@ -327,6 +327,23 @@ def test_errors_say_what_to_do():
         module(feed["x"], z=1)
     with pytest.raises(InputError, match="2 inputs given"):
         module(feed["x"], feed["x"])
+    with pytest.raises(InputError, match=r"got a dict: give inputs by name, module\(\*\*feed\)"):
+        module(feed)
+    for mode in (module.train, module.eval):
+        with pytest.raises(InputError, match="input 'x' needs float32, got float64"):
+            mode()(feed["x"].astype(np.float64))
+    with pytest.raises(
+        QuantizationError, match=r"is bfloat16 on cpu; a module is trained in float32 on the CPU: module\.float\(\)\.cpu\(\)"
+    ):
+        copy.deepcopy(module).bfloat16().eval()(feed["x"])
+    broken = copy.deepcopy(module)
+    broken.get_parameter("l0.up.w").data[0, 0] = float("nan")
+    with pytest.raises(
+        QuantizationError, match=r"parameter 'l0\.up\.w' cannot be rounded, the weight holds NaN or infinity: a step before"
+    ):
+        broken.train()(feed["x"])
+    with pytest.raises(QuantizationError, match=r"parameter 'l0\.up\.w' holds NaN: a step before"):
+        broken.to_model()
     with pytest.raises(QuantizationError, match=r"takes what qruntime\.load makes of an ONNX file, got str"):
         QuantizedModule("model.onnx", "W8A8")
     with pytest.raises(QuantizationError, match="steps must be 'minmax' or 'lsq'"):

@@ -41,6 +41,7 @@ extern const qrt_node_entry qrt_pooling_nodes[];
 extern const qrt_node_entry qrt_linear_nodes[];
 extern const qrt_node_entry qrt_append_nodes[];
 extern const qrt_node_entry qrt_attention_nodes[];
+extern const qrt_node_entry qrt_group_query_attention_nodes[];
 extern const qrt_node_entry qrt_cache_codes_nodes[];
 extern const qrt_node_entry qrt_conv_nodes[];
 extern const qrt_node_entry qrt_conv_q8_nodes[];

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from qruntime.ir import QRUNTIME, Node
+from qruntime.ir import QRUNTIME, Node, Value
+from qruntime.ops.contrib.domain import MICROSOFT
 from qruntime.ops.layout import concatenate
 from qruntime.ops.registry import NativeCall, operator
 
@@ -58,8 +60,31 @@ def _(node: Node) -> NativeCall:
 _READ_ROOM = {"AppendCache": (0, 1), "Attention": (1, 2), "CachedAttention": (1, 2, 3, 4), "Dense": (0,)}
 
 
+_APPENDING = "GroupQueryAttention"
+"""Of com.microsoft; it appends to its inputs 3 and 4 along axis 2, and gives them out after y."""
+
+
+class Growth(NamedTuple):
+    """An input of a node that it may append to in place: where, along which axis, and what it then gives out."""
+
+    place: int
+    axis: int
+    outputs: tuple[Value, ...]
+
+
+def growths(node: Node) -> list[Growth]:
+    """The caches that a node appends to."""
+    if node.is_op("AppendCache", domain=QRUNTIME):
+        return [Growth(1, node.attr("axis") + len(node.attr("counts", ())), tuple(node.outputs))]
+    if node.is_op(_APPENDING, domain=MICROSOFT):
+        return [Growth(i, 2, tuple(node.outputs[i - 2 : i - 1])) for i in (3, 4) if node.input(i) is not None]
+    return []
+
+
 def takes_room(node: Node, index: int) -> bool:
     """Whether the kernel of `node` reads an input that has room in its buffer."""
+    if node.is_op(_APPENDING, domain=MICROSOFT):
+        return index in (3, 4)
     return node.is_op("Shape") or (node.domain == QRUNTIME and index in _READ_ROOM.get(node.op_type, ()))
 
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.errors import InvalidModel, QRuntimeError, UnsupportedModel, UnsupportedOp, counted
-from qruntime.ir import QRUNTIME, AttributeType, Graph, HeldCodes, Node, Value, needed_nodes, shares_of
+from qruntime.ir import AttributeType, Graph, HeldCodes, Node, Value, needed_nodes, shares_of
 from qruntime.onnx_io.mapped_file import drop_pages, owns_memory
 from qruntime.ops import registry
-from qruntime.ops.append_cache import takes_room
+from qruntime.ops.append_cache import growths, takes_room
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
 from qruntime.ops.registry import NativeCall, OpSpec, Unpack
 from qruntime.runtime import reference
@@ -313,10 +313,10 @@ def _caches(planned: list[PlannedNode], inputs: Sequence[Value]) -> dict[Value, 
                 readers.setdefault(value, []).append((call.node, index))
     caches: dict[Value, int] = {}
     for value in inputs:
-        appends = [node for node, index in readers.get(value, []) if node.is_op("AppendCache", domain=QRUNTIME) and index == 1]
-        reached = [value, *(v for node in appends for v in node.outputs)]
-        if appends and all(takes_room(*reader) for v in reached for reader in readers.get(v, [])):
-            caches[value] = appends[0].attr("axis") + len(appends[0].attr("counts", ()))
+        found = [growth for node, index in readers.get(value, []) for growth in growths(node) if growth.place == index]
+        reached = [value, *(v for growth in found for v in growth.outputs)]
+        if found and all(takes_room(*reader) for v in reached for reader in readers.get(v, [])):
+            caches[value] = found[0].axis
     return caches
 
 

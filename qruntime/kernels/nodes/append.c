@@ -1,6 +1,7 @@
 /// Caches of keys and values that grow from run to run: new tokens behind those that are there.
 #include <string.h>
 
+#include "append.h"
 #include "arguments.h"
 #include "strided_copy.h"
 
@@ -71,9 +72,7 @@ static void view_room(qrt_tensor *out, const qrt_tensor *in, int rank, const int
     out->room_axis = axis;
 }
 
-/// A tensor of the shape of `past` but `length` along `axis`: the same buffer when nobody has used the room behind `past` yet;
-/// with room when `past` is what an earlier run has given out, for then there will be more.
-static qrt_status grown(qrt_run *run, const qrt_tensor *past, int axis, int64_t length, qrt_tensor *out) {
+qrt_status qrt_grow(qrt_run *run, const qrt_tensor *past, int axis, int64_t length, qrt_tensor *out) {
     int64_t dims[QRT_MAX_RANK];
     memcpy(dims, past->dims, sizeof dims);
     dims[axis] = room_for(length);
@@ -86,6 +85,11 @@ static qrt_status grown(qrt_run *run, const qrt_tensor *past, int axis, int64_t 
     bool is_fed_back = past->buffer && (past->dtype == QRT_F32 || past->dtype == QRT_U8);
     if (!is_fed_back) return qrt_alloc(run, out, past->dtype, past->rank, dims);
     return qrt_alloc_room(run, out, past->dtype, past->rank, dims, axis, room_for(length));
+}
+
+void qrt_copy_past(qrt_run *run, const qrt_tensor *past, int axis, qrt_tensor *out) {
+    placed from = placed_at(past), to = placed_at(out);
+    put(run, &to, axis, 0, &from, qrt_itemsize(past->dtype));
 }
 
 /// Whether `stack` is `past` with `length` along `axis`, and may be written to: its buffer is shared with the items that were
@@ -121,7 +125,7 @@ static qrt_status append(const qrt_node *node, qrt_run *run, const qrt_tensor *c
         if (!is_stack_of(stack, past, whole_axis, length, node)) return QRT_DECLINE;
         view_room(&out[0], stack, stack->rank, stack->dims, whole_axis);
     } else {
-        qrt_status status = grown(run, past, whole_axis, length, &out[0]);
+        qrt_status status = qrt_grow(run, past, whole_axis, length, &out[0]);
         if (status != QRT_OK) return status;
     }
     size_t item = qrt_itemsize(past->dtype);

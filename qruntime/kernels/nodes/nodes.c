@@ -5,6 +5,7 @@
 static const qrt_node_entry *const families[] = {
     qrt_append_nodes,
     qrt_attention_nodes,
+    qrt_group_query_attention_nodes,
     qrt_cache_codes_nodes,
     qrt_conv_nodes,
     qrt_conv_q8_nodes,

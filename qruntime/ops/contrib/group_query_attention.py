@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qruntime.ir import Node
 from qruntime.ops.attention import split_heads
 from qruntime.ops.checks import limit_shape, require_rank, require_shape, scalar
 from qruntime.ops.contrib.domain import MICROSOFT
@@ -14,7 +15,7 @@ from qruntime.ops.contrib.kv_cache import KeyValueCache, Window
 from qruntime.ops.contrib.rotary import check_caches, check_positions, rotated
 from qruntime.ops.precision import working_dtype
 from qruntime.ops.products import matmul
-from qruntime.ops.registry import operator
+from qruntime.ops.registry import NativeCall, operator
 
 
 class Chunk(NamedTuple):
@@ -185,6 +186,31 @@ def group_query_attention(
         y[b, :, : chunk.new] = matmul(grouped, all_values.astype(wide)).reshape(num_heads, chunk.new, size)
     output = np.ascontiguousarray(y.transpose(0, 2, 1, 3)).reshape(batch, length, num_heads * size)
     return output, keys.present, values.present, shown
+
+
+_PLAIN = {
+    "k_quant_type": "NONE", "kv_cache_bit_width": 0, "local_window_size": -1, "qk_output": 0, "sliding_window_cache": 0, "softcap": 0.0,
+    "v_quant_type": "NONE",
+}  # fmt: skip
+"""What the kernel knows of options."""
+_BEYOND = range(11, 17)
+"""Inputs that it does not take: sinks, scales, norms, lengths of queries."""
+
+
+@group_query_attention.native
+def _(node: Node) -> NativeCall | None:
+    """Caches of float32 that are whole, without cap, window and scores."""
+    if any(node.attr(name, plain) != plain for name, plain in _PLAIN.items()) or node.attr("smooth_softmax", -1) > 0:
+        return None
+    if any(node.input(i) is not None for i in _BEYOND) or any(output.is_read for output in node.outputs[3:]):
+        return None
+    ints = [node.attr("num_heads"), node.attr("kv_num_heads"), node.attr("causal", 1), node.attr("do_rotary", 0)]
+    inputs = list(range(min(len(node.inputs), _BEYOND[0])))
+    scale = node.attr("scale", 0.0)
+    if any(not isinstance(number, int) for number in ints) or scale < 0:
+        return None
+    ints.append(node.attr("rotary_interleaved", 0))
+    return NativeCall("group_query_attention", ints=ints, floats=[scale], inputs=inputs, widens=False)
 
 
 def _check_options(

@@ -12,6 +12,9 @@ enum { SCORE_FLOATS = 16 * 1024, MAX_BLOCK_ROWS = 48 };
 /// Keys for a few queries are packed this many panels at a time: what a single query is multiplied with side by side.
 enum { FEW_PANELS = 4 };
 
+/// So few rows read keys and values at the speed of memory (attention.h, few_scores).
+enum { FEW_ROWS = 8 };
+
 /// Rows that kernels take together.
 enum { GROUP_ROWS = 4 };
 
@@ -160,7 +163,9 @@ static void weigh(const plan *p, block *b, int64_t keys, const working_memory *w
                           b->tops, b->sums, b->factors);
         return;
     }
-    if (p->packs) {
+    if (!p->packs && !job->k_is_transposed && b->rows <= FEW_ROWS) {
+        qrt_kernels.attention.few_scores(b->rows, keys, d, b->q, p->q_stride, b->k, job->k.row, w->scores, p->score_stride);
+    } else if (p->packs) {
         qrt_f32_gemm(gemm, b->rows, keys, d, b->q, p->q_stride, b->k, NULL, w->scores, p->score_stride);
     } else if (job->k_is_transposed) {
         qrt_f32_gemm_strips(gemm, b->rows, keys, d, b->q, p->q_stride, b->k, job->k.row, nr, NULL, w->scores, p->score_stride);
@@ -194,7 +199,10 @@ static void mix(const plan *p, const block *b, int64_t keys, const working_memor
         return;
     }
     int64_t row = p->packs ? nr : job->v.row, strip = p->packs ? job->num_keys * nr : nr;
-    qrt_f32_gemm_strips(gemm, b->rows, n, keys, w->scores, p->score_stride, b->v, row, strip, NULL, y, job->y_row);
+    if (!p->packs && b->rows <= FEW_ROWS)
+        qrt_kernels.attention.few_values(b->rows, n, keys, w->scores, p->score_stride, b->v, row, y, job->y_row);
+    else
+        qrt_f32_gemm_strips(gemm, b->rows, n, keys, w->scores, p->score_stride, b->v, row, strip, NULL, y, job->y_row);
     qrt_kernels.attention.divide(b->rows, n, y, job->y_row, b->sums);
 }
 

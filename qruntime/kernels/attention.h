@@ -41,6 +41,11 @@ typedef struct qrt_attention {
                          int64_t visible, float *tops, float *sums);
     /// y[m, n] /= sums[m] within 1.5 ulp, in place: vector rungs multiply by the rounded reciprocal.
     void (*divide)(int64_t m, int64_t n, float *y, int64_t ldy, const float *sums);
+
+    /// s[m, n] = q[m, d] · k[n, d]ᵀ and y[m, n] = w[m, keys] · v[keys, n] for a few rows m: the bits of the float GEMM, from keys and
+    /// values as they lie, of which each is read once.
+    void (*few_scores)(int64_t m, int64_t n, int64_t d, const float *q, int64_t ldq, const float *k, int64_t ldk, float *s, int64_t lds);
+    void (*few_values)(int64_t m, int64_t n, int64_t keys, const float *w, int64_t ldw, const float *v, int64_t ldv, float *y, int64_t ldy);
 } qrt_attention;
 
 /// One attention over all heads. Element (b, h, i, d) of x lies at x.data + b·batch + h·head + i·row + d.

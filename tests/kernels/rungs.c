@@ -667,6 +667,32 @@ static void check_attention(void) {
             }
 }
 
+/// Products for few rows have the bits of the strips of the float GEMM, which are near the definition.
+static void check_few_products(int64_t m, int64_t n, int64_t d) {
+    const qrt_gemm_f32 *gemm = &rung.gemm_f32;
+    int64_t ldq = d + 3, ldk = d + 5, lds = n + 2, panels = (n + gemm->nr - 1) / gemm->nr * gemm->nr;
+    float *q = floats(m * ldq), *k = floats(n * ldk), *packed = floats(panels * d), *s = untouched(m * lds), *want = untouched(m * lds);
+    fill_uniform(q, m * ldq, 2);
+    fill_uniform(k, n * ldk, 2);
+    gemm->pack(d, n, k, 1, ldk, packed);
+    rung.attention.few_scores(m, n, d, q, ldq, k, ldk, s, lds);
+    for (int64_t j = 0; j < n; j += gemm->nr)
+        gemm->strip(m, n - j < gemm->nr ? n - j : gemm->nr, d, q, ldq, packed + j * d, gemm->nr, packed, want + j, lds, false);
+    for (int64_t i = 0; i < m * lds; i++) check_same(s[i], want[i], "few scores", i / lds, i % lds);
+    float *y = untouched(m * (d + 1)), *want_y = untouched(m * (d + 1));
+    rung.attention.few_values(m, d, n, s, lds, k, ldk, y, d + 1);
+    for (int64_t j = 0; j < d; j += gemm->nr)
+        gemm->strip(m, d - j < gemm->nr ? d - j : gemm->nr, n, s, lds, k + j, ldk, k, want_y + j, d + 1, false);
+    for (int64_t i = 0; i < m * (d + 1); i++) check_same(y[i], want_y[i], "few values", i / (d + 1), i % (d + 1));
+    release();
+}
+
+static void check_few_rows(void) {
+    for (int64_t m = 1; m <= 9; m++)
+        for (int64_t n = 1; n < 300; n += 1 + n / 4)
+            for (int64_t d = 1; d < 140; d += 1 + d / 3) check_few_products(m, n, d);
+}
+
 /// Rows of any magnitude, some that are not finite or too small for codes.
 static float *rows_for_codes(int64_t m, int64_t n, int64_t stride) {
     float *x = floats(m * stride);
@@ -1287,6 +1313,7 @@ int main(void) {
         check_rows();
         check_rnn();
         check_dft();
+        check_few_rows();
         printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
         failures += num_failures;
     }

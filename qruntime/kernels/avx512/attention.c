@@ -10,13 +10,14 @@ enum { MR = 14, NV = 2 };
 #include "../vector/simd_avx512.h"
 #include "../vector/math.inc.h"
 #include "../vector/attention.inc.h"
+#include "../vector/attention_few.inc.h"
 
 static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_add(sums, _mm512_madd_epi16(a, b)); }
 
 #include "../vector/attention_q16.inc.h"
 
 void qrt_avx512_attention(qrt_kernel_table *t) {
-    t->attention = (qrt_attention){exponentials, divide};
+    t->attention = (qrt_attention){exponentials, divide, few_scores, few_values};
     t->attention_q16 = ATTENTION_Q16;
 }
 

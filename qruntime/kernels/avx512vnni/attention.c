@@ -11,6 +11,7 @@ enum { MR = 14, NV = 2 };
 #include "../vector/simd_avx512.h"
 #include "../vector/math.inc.h"
 #include "../vector/attention.inc.h"
+#include "../vector/attention_few.inc.h"
 
 #ifndef QRT_EMULATE_VNNI
 static inline vi vi_dot2(vi acc, vi a, vi b) {
@@ -23,7 +24,7 @@ static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_dot2(sums, a, b);
 #include "../vector/attention_q16.inc.h"
 
 void qrt_avx512vnni_attention(qrt_kernel_table *t) {
-    t->attention = (qrt_attention){exponentials, divide};
+    t->attention = (qrt_attention){exponentials, divide, few_scores, few_values};
     t->attention_q16 = ATTENTION_Q16;
 }
 

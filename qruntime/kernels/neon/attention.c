@@ -9,6 +9,7 @@ enum { MR = 3, NV = 4 };
 #include "../vector/simd_neon.h"
 #include "../vector/math.inc.h"
 #include "../vector/attention.inc.h"
+#include "../vector/attention_few.inc.h"
 
 #define VI_PAIRS
 typedef int32x4x2_t vi_pairs;
@@ -24,6 +25,6 @@ static inline vi vi_pairs_total(vi_pairs sums) { return vpaddq_s32(sums.val[0], 
 #include "../vector/attention_q16.inc.h"
 
 void qrt_neon_attention(qrt_kernel_table *t) {
-    t->attention = (qrt_attention){exponentials, divide};
+    t->attention = (qrt_attention){exponentials, divide, few_scores, few_values};
     t->attention_q16 = ATTENTION_Q16;
 }

@@ -34,6 +34,23 @@ static void divide(int64_t m, int64_t n, float *y, int64_t ldy, const float *sum
         for (int64_t j = 0; j < n; j++) y[j] /= sums[i];
 }
 
+static void few_scores(int64_t m, int64_t n, int64_t d, const float *q, int64_t ldq, const float *k, int64_t ldk, float *s, int64_t lds) {
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float sum = 0.0f;
+            for (int64_t p = 0; p < d; p++) sum += q[i * ldq + p] * k[j * ldk + p];
+            s[i * lds + j] = sum;
+        }
+}
+
+static void few_values(int64_t m, int64_t n, int64_t keys, const float *w, int64_t ldw, const float *v, int64_t ldv, float *y, int64_t ldy) {
+    for (int64_t i = 0; i < m; i++) {
+        for (int64_t c = 0; c < n; c++) y[i * ldy + c] = 0.0f;
+        for (int64_t j = 0; j < keys; j++)
+            for (int64_t c = 0; c < n; c++) y[i * ldy + c] += w[i * ldw + j] * v[j * ldv + c];
+    }
+}
+
 // ------------------------------------------------------------------------- in 16-bit integers
 
 enum { NR = 8 };
@@ -125,6 +142,6 @@ static void code_exponentials(int64_t m, int64_t n, int32_t *s, int64_t lds, con
 }
 
 void qrt_portable_attention(qrt_kernel_table *t) {
-    t->attention = (qrt_attention){exponentials, divide};
+    t->attention = (qrt_attention){exponentials, divide, few_scores, few_values};
     t->attention_q16 = (qrt_attention_q16){NR, quantize, quantize_pairs, scores, values, code_exponentials};
 }

@@ -94,7 +94,7 @@ def main() -> None:
     for name, recipe, scheme in MODELS:
         model = original
         if recipe is not None:
-            model = original.quantize(recipe, scheme=scheme, data=data, progress=True)
+            model = original.quantize(recipe, scheme=scheme, data=None if recipe == "RTN" else data, progress=True)
             path = given.folder / f"smollm2.{scheme}.onnx"
             model.save(path)
             model = qruntime.load(path, threads=1)

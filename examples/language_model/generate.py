@@ -22,13 +22,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a checkout
 
 import qruntime
+from qruntime.quantization import GPTQ, RTN
 
 WINDOW = 512
 MODELS = [
     ("float", None, None),
-    ("int8", "RTN", "W8A8"),
-    ("4 bits, cache in 4", "GPTQ", "W4A16-g64-KV4"),
-    ("3 bits, cache in 4", "GPTQ", "W3A16-g64-KV4"),
+    ("int8", RTN(), "W8A8"),
+    ("4 bits, cache in 4", GPTQ(mse=True), "W4A16-g64-KV4"),
+    ("3 bits, cache in 4", GPTQ(mse=True), "W3A16-g64-KV4"),
 ]
 
 Feed = dict[str, np.ndarray]
@@ -94,7 +95,7 @@ def main() -> None:
     for name, recipe, scheme in MODELS:
         model = original
         if recipe is not None:
-            model = original.quantize(recipe, scheme=scheme, data=None if recipe == "RTN" else data, progress=True)
+            model = original.quantize(recipe, scheme=scheme, data=data if recipe.requires else None, progress=True)
             path = given.folder / f"smollm2.{scheme}.onnx"
             model.save(path)
             model = qruntime.load(path, threads=1)

@@ -13,8 +13,9 @@ GPTQ (methods/gptq.py) in small groups with three things more (algorithm 1):
 
 Groups of 16 of 3 bits are the paper's.
 
-What differs from the paper. λ is a tenth of the mean diagonal of H, where its recipe takes all of it, with which SmolLM2 loses
-more; τ = 0.22 in place of 0.2 leaves that at 4.2 bits. Groups are those along K as it is, taken in the order of the sum of their
+What differs from the paper. λ is a tenth of the mean diagonal of H, where its recipe takes all of it: calibrated on 32 windows of a
+text and measured on 16 others of it, SmolLM2 loses 0.104 with 0.1, 0.126 with 0.3, 0.150 with 1. τ = 0.22 in place of 0.2 keeps below
+4.2 bits, whatever λ. Groups are those along K as it is, taken in the order of the sum of their
 H_jj, and columns of a group in the order of H_jj, so that no run has to know an order. T counts squares around 0 in place of
 variances, which a layer with few outputs does not have. Codes may be of any grid whose groups are made one by one, and of
 whole channels.

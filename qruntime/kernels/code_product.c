@@ -1,5 +1,7 @@
 #include "code_product.h"
 
+#include <string.h>
+
 #include "kernels.h"
 
 /// Rows whose sums of one panel are in the first-level cache until they are codes.
@@ -68,16 +70,28 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
     qrt_q8_row *parameters = scratch;
     char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * most);
     uint8_t *room = (uint8_t *)packed + most * w->row_bytes;
+    const bool as_they_are = w->kernel->takes_codes && !layer->flip && !w->zero_points;
+    const bool lies_packed = as_they_are && rows->dense && w->base.k == w->k_padded;
     for (int64_t i = 0; i < m; i += most) {
         int64_t count = m - i < most ? m - i : most;
         for (int64_t r = 0; r < count; r++) {
-            const uint8_t *codes = rows->next(rows->context, room);
             parameters[r] = (qrt_q8_row){1.0f, layer->zero, 0};
-            w->kernel->codes.pack(codes, layer->flip, layer->zero, w->base.k, w->k_padded, packed + r * w->row_bytes,
+            uint8_t *to = (uint8_t *)packed + r * w->row_bytes;
+            if (lies_packed) continue;
+            const uint8_t *codes = rows->next(rows->context, as_they_are ? to : room);
+            if (as_they_are && codes == to) {
+                memset(to + w->base.k, 0, (size_t)(w->k_padded - w->base.k));
+                continue;
+            }
+            w->kernel->codes.pack(codes, layer->flip, layer->zero, w->base.k, w->k_padded, to,
                                   w->zero_points ? &parameters[r].sum : NULL);
             if (w->zero_points) parameters[r].sum -= w->base.k * layer->zero;
         }
         qrt_q8_block block = {.a = packed, .a_stride_bytes = w->row_bytes, .rows = parameters, .num_rows = (int)count};
+        if (lies_packed) {
+            block.a = rows->dense + i * w->base.k;
+            block.a_stride_bytes = w->base.k;
+        }
         panel_call call = {.layer = layer, .block = &block};
         char *to = (char *)y + (size_t)(i * ldy_elems) * (is_codes ? 1 : 4);
         for (int64_t panel = 0; panel < w->num_panels; panel++) run_panel(&call, panel, to, ldy_elems);

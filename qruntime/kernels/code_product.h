@@ -21,6 +21,7 @@ typedef struct {
     /// The next row: where it lies, or `room` after it was put there.
     const uint8_t *(*next)(void *context, uint8_t *room);
     void *context;
+    const uint8_t *dense;  ///< where all of them lie one behind the other, or NULL
 } qrt_code_rows;
 
 /// For m rows.

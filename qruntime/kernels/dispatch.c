@@ -125,6 +125,7 @@ static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);
     qrt_avx512vnni_gemm_nbits_q8(t);
     qrt_avx512vnni_attention(t);
+    qrt_avx512vnni_qlinear(t);
 }
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #elif defined(__aarch64__)

@@ -61,6 +61,7 @@ typedef struct qrt_gemm_q8 {
     int mr, nr, kr;     ///< tile; k is padded to a multiple of kr
     int block_rows, block_bytes;  ///< most of a block of quantized rows, which shares the L2 cache with a panel of weights
     int item_bytes;
+    bool takes_codes;   ///< what codes.pack makes of codes 0 … 255 is the codes, and zeros behind them
     const struct qrt_gemm_q8 *fallback;  ///< for weights that pack_panel refuses; NULL when it refuses none
 
     qrt_codes_q8 codes;
@@ -80,8 +81,9 @@ typedef struct qrt_gemm_q8 {
     void (*dot)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
                 int32_t *acc);
 
-    /// acc[r, j] = Σ_k (q[r, k] − offset) · qw[k, j] over all k ≤ QRT_Q8_MAX_K of one panel, for rows that codes.pack made;
-    /// `code_offset` tells the offset for their zero point. Both NULL where `dot` serves: its offset is 0.
+    /// acc[r, j] = Σ_k (q[r, k] − offset) · qw[k, j] over all k ≤ QRT_Q8_MAX_K of the columns j that one panel has, for rows
+    /// that codes.pack made; `code_offset` tells the offset for their zero point, and is NULL where that is 0. NULL where
+    /// `dot` serves.
     void (*sums)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc);
     int32_t (*code_offset)(int32_t zero_point);
 

@@ -45,6 +45,37 @@ typedef struct {
     qrt_requantize requantize;
 } qrt_depthwise;
 
+/// Columns of channels that lie side by side in weights of qrt_depthwise_line.
+enum { QRT_DEPTHWISE_BLOCK = 64, QRT_DEPTHWISE_ROWS = 4 };
+
+/// Windows along a line, for all channels, with weights of int8: the same codes as qrt_depthwise for every position.
+///
+/// Channels come in blocks of 64, rows of a window in groups of 4; where there are none, weights are 0. Vector v, lane l,
+/// element e of a block, which is where four products of bytes are summed, is channel 16·l + 4·v + e of it.
+typedef struct {
+    const uint8_t *const *lines;  ///< [rows] what rows of the window cover, NULL outside of the image
+    int64_t width, channels;      ///< of a line
+    int64_t rows, columns;        ///< of the window
+    int64_t stride, dilation, begin, outputs;
+    const int8_t *w;              ///< [blocks][groups][columns][v][l][e][4 rows]
+    const int32_t *offsets;       ///< [blocks][v][l][e]
+    const float *multipliers;     ///< the same
+    uint8_t flip, padding;        ///< of the codes read; the byte of what lies outside
+    qrt_requantize requantize;
+    void *room;                   ///< qrt_depthwise_room bytes, aligned to 64
+} qrt_depthwise_line;
+
+/// Columns that the windows of a line cover.
+static inline int64_t qrt_depthwise_reach(int64_t outputs, int64_t stride, int64_t columns, int64_t dilation) {
+    return (outputs - 1) * stride + (columns - 1) * dilation + 1;
+}
+
+static inline int64_t qrt_depthwise_groups(int64_t rows) { return (rows + QRT_DEPTHWISE_ROWS - 1) / QRT_DEPTHWISE_ROWS; }
+
+static inline int64_t qrt_depthwise_room(int64_t rows, int64_t reach) {
+    return qrt_depthwise_groups(rows) * reach * QRT_DEPTHWISE_ROWS * QRT_DEPTHWISE_BLOCK;
+}
+
 /// Sums of a panel of an int8 product, for some rows and all its columns.
 typedef struct {
     const int32_t *acc;         ///< acc_stride_elems from row to row
@@ -59,6 +90,7 @@ typedef struct {
 typedef struct qrt_qlinear {
     qrt_qlinear_binary_fn add, mul;
     void (*depthwise)(const qrt_depthwise *window, uint8_t *y);
+    void (*depthwise_line)(const qrt_depthwise_line *line, uint8_t *y);  ///< NULL where `depthwise` is as fast
     /// y[r, j] = code of (acc[r, j] + base[j] − rows[r].sum · weight_zeros[j]) · multipliers[j]
     void (*requantize)(const qrt_code_tile *tile, uint8_t *y, int64_t ldy_elems);
     /// y[i] = the greater of a[i] and b[i]; y may be a or b.

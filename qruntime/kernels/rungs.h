@@ -63,6 +63,7 @@ void qrt_avx512_cache_codes(qrt_kernel_table *t);
 void qrt_portable_qlinear(qrt_kernel_table *t);
 void qrt_avx2_qlinear(qrt_kernel_table *t);
 void qrt_avx512_qlinear(qrt_kernel_table *t);
+void qrt_avx512vnni_qlinear(qrt_kernel_table *t);
 
 void qrt_neon_gemm_f32(qrt_kernel_table *t);
 void qrt_neon_gemm_f64(qrt_kernel_table *t);

@@ -168,6 +168,22 @@ def _packed(weight: np.ndarray, p: _Parameters, maps: slice, origin: np.ndarray 
     return _kernels.PackedQ8(weight, np.broadcast_to(scale, size), np.broadcast_to(zeros, size), None, origin=origin)
 
 
+def woven(w: np.ndarray, columns: int, offsets: np.ndarray, multipliers: np.ndarray) -> list[np.ndarray]:
+    """w [rows · columns, C], offsets and multipliers [C] of windows of single channels as kernels/qlinear.h has them along lines."""
+    channels = w.shape[1]
+    blocks, rows = -(-channels // 64), w.shape[0] // columns
+    groups = -(-rows // 4)
+    padded = np.zeros((groups * 4, columns, blocks * 64), np.int8)
+    padded[:rows, :, :channels] = w.reshape(rows, columns, channels)
+    weights = padded.reshape(groups, 4, columns, blocks, 4, 4, 4).transpose(3, 0, 2, 5, 4, 6, 1)
+    found = [np.ascontiguousarray(weights)]
+    for vector in (offsets, multipliers):
+        filled = np.zeros(blocks * 64, vector.dtype)
+        filled[:channels] = vector
+        found.append(np.ascontiguousarray(filled.reshape(blocks, 4, 4, 4).transpose(0, 2, 1, 3)))
+    return found
+
+
 @qlinear_conv.native
 def _conv(node: Node) -> NativeCall | None:
     w = _data(node, 3)
@@ -192,6 +208,8 @@ def _conv(node: Node) -> NativeCall | None:
             return None
         vectors = centred, offsets.astype(np.int32), np.broadcast_to(p.multiplier, maps)
         packed += map(_kernels.PackedArray, map(np.ascontiguousarray, vectors))
+        if centred.min() >= -128 and centred.max() <= 127:
+            packed += map(_kernels.PackedArray, woven(centred, w.shape[-1], *vectors[1:]))
     else:
         matrix = taps_last.reshape(maps, -1)
         for g in range(group):

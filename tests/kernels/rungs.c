@@ -1193,7 +1193,7 @@ typedef struct {
     int outside;        ///< one code in so many is any; the others lie near the zero point
 } code_case;
 
-static uint8_t *code_product(const qrt_kernel_table *table, const code_case *c, const uint8_t *a, const int8_t *w,
+static uint8_t *code_product(const qrt_kernel_table *table, const code_case *c, bool is_dense, const uint8_t *a, const int8_t *w,
                              const float *multipliers, const int32_t *zeros, const int32_t *bias) {
     qrt_q8_weights *packed =
         qrt_q8_pack(&table->gemm_q8, w, c->n, 1, c->k, c->n, multipliers, c->weight_zeros ? zeros : NULL, c->n, NULL, NULL, 1);
@@ -1204,7 +1204,7 @@ static uint8_t *code_product(const qrt_kernel_table *table, const code_case *c, 
     const uint8_t flip = c->dtype == QRT_I8 ? 0x80 : 0;
     qrt_code_layer layer = {packed, bias, c->zero, flip, c->dtype, qrt_requantize_to(c->zero, flip), NULL};
     code_walk walk = {a, c->k};
-    qrt_code_rows rows = {next_codes, &walk};
+    qrt_code_rows rows = {next_codes, &walk, is_dense ? a : NULL};
     uint8_t *y = array(c->m * c->n * (c->dtype == QRT_I32 ? 4 : 1), 1);
     qrt_code_product(&layer, &rows, c->m, y, c->n, scratch->data);
     qrt_kernels = definition;
@@ -1229,10 +1229,12 @@ static void check_code_product(const code_case *c) {
         zeros[j] = (int32_t)(random_bits() % 256) - 128;
         bias[j] = (int32_t)(random_bits() % 20000) - 10000;
     }
-    const uint8_t *want = code_product(&definition, c, a, w, multipliers, zeros, bias);
-    const uint8_t *got = code_product(&rung, c, a, w, multipliers, zeros, bias);
+    const uint8_t *want = code_product(&definition, c, false, a, w, multipliers, zeros, bias);
+    const uint8_t *got = code_product(&rung, c, false, a, w, multipliers, zeros, bias);
+    const uint8_t *dense = code_product(&rung, c, true, a, w, multipliers, zeros, bias);
     const int64_t bytes = c->m * c->n * (c->dtype == QRT_I32 ? 4 : 1);
     for (int64_t i = 0; i < bytes; i++) check_same(got[i], want[i], "product of known codes", i, c->k);
+    for (int64_t i = 0; i < bytes; i++) check_same(dense[i], want[i], "product of known codes where they lie", i, c->k);
     release();
 }
 
@@ -1270,8 +1272,80 @@ static void check_code_loops(int64_t n, uint8_t flip) {
     release();
 }
 
+typedef struct {
+    int64_t channels, rows, columns, width, stride, dilation, begin, outputs;
+    uint8_t flip;
+} line_case;
+
+/// Windows along a line against windows one by one; the second row, if any, lies outside of the image.
+static void check_depthwise_line(const line_case *c) {
+    if (!rung.qlinear.depthwise_line) return;
+    enum { MOST_ROWS = 8, MOST_TAPS = 40, ZERO = 100 };
+    const int64_t blocks = (c->channels + QRT_DEPTHWISE_BLOCK - 1) / QRT_DEPTHWISE_BLOCK, padded = blocks * QRT_DEPTHWISE_BLOCK;
+    const int64_t groups = qrt_depthwise_groups(c->rows), reach = qrt_depthwise_reach(c->outputs, c->stride, c->columns, c->dilation);
+    const uint8_t *lines[MOST_ROWS], *taps[MOST_TAPS];
+    uint8_t *outside = array(c->channels, 1), *got = array(c->outputs * c->channels, 1), *want = array(c->channels, 1);
+    for (int64_t r = 0; r < c->rows; r++) {
+        uint8_t *line = array(c->width * c->channels, 1);
+        for (int64_t i = 0; i < c->width * c->channels; i++) line[i] = (uint8_t)random_bits();
+        lines[r] = r == 1 ? NULL : line;
+    }
+    memset(outside, ZERO, (size_t)c->channels);
+    int32_t *w = array(c->rows * c->columns * c->channels, sizeof *w), *offsets = array(c->channels, sizeof *offsets);
+    int32_t *woven_offsets = array(padded, sizeof *woven_offsets);
+    float *multipliers = floats(c->channels), *woven_multipliers = floats(padded);
+    int8_t *woven = array(padded * groups * 4 * c->columns, 1);
+    memset(woven, 0, (size_t)(padded * groups * 4 * c->columns));
+    memset(woven_offsets, 0, (size_t)padded * sizeof *woven_offsets);
+    memset(woven_multipliers, 0, (size_t)padded * sizeof *woven_multipliers);
+    for (int64_t ch = 0; ch < c->channels; ch++) {
+        const int64_t at = ch % 64, place = ch - at + at / 4 % 4 * 16 + at / 16 * 4 + at % 4;
+        woven_offsets[place] = offsets[ch] = (int32_t)(random_bits() % 100000) - 50000;
+        woven_multipliers[place] = multipliers[ch] = uniform(1e-4f, 1e-2f);
+        for (int64_t r = 0; r < c->rows; r++)
+            for (int64_t t = 0; t < c->columns; t++) {
+                const int8_t value = (int8_t)random_bits();
+                w[(r * c->columns + t) * c->channels + ch] = value;
+                woven[(((ch / 64 * groups + r / 4) * c->columns + t) * 64 + place % 64) * 4 + r % 4] = value;
+            }
+    }
+    qrt_buffer *room = qrt_buffer_new((size_t)qrt_depthwise_room(c->rows, reach));
+    if (!room) abort();
+    const qrt_requantize to = qrt_requantize_to(77, c->flip);
+    const qrt_depthwise_line line = {
+        .lines = lines, .width = c->width, .channels = c->channels, .rows = c->rows, .columns = c->columns, .stride = c->stride,
+        .dilation = c->dilation, .begin = c->begin, .outputs = c->outputs, .w = woven, .offsets = woven_offsets,
+        .multipliers = woven_multipliers, .flip = c->flip, .padding = ZERO, .requantize = to, .room = room->data,
+    };
+    rung.qlinear.depthwise_line(&line, got);
+    for (int64_t o = 0; o < c->outputs; o++) {
+        for (int64_t r = 0; r < c->rows; r++)
+            for (int64_t t = 0; t < c->columns; t++) {
+                const int64_t column = o * c->stride + t * c->dilation - c->begin;
+                const bool is_inside = lines[r] && column >= 0 && column < c->width;
+                taps[r * c->columns + t] = is_inside ? lines[r] + column * c->channels : outside;
+            }
+        const qrt_depthwise window = {taps, c->rows * c->columns, c->channels, w, offsets, multipliers, c->flip, to};
+        definition.qlinear.depthwise(&window, want);
+        for (int64_t i = 0; i < c->channels; i++) check_same(got[o * c->channels + i], want[i], "windows along a line", o, i);
+    }
+    qrt_buffer_drop(room);
+    release();
+}
+
+static void check_depthwise_lines(void) {
+    static const int64_t channels[] = {1, 31, 64, 65, 200};
+    for (int i = 0; i < COUNT(channels); i++)
+        for (int64_t rows = 1; rows < 6; rows++)
+            for (int64_t columns = 1; columns < 6; columns++) {
+                uint32_t bits = random_bits() >> 8;
+                line_case c = {channels[i], rows, columns, 9, 1 + (bits & 1), 1 + (bits >> 1 & 1), bits >> 2 & 3, 7, bits & 16 ? 0x80 : 0};
+                check_depthwise_line(&c);
+            }
+}
+
 static void check_qlinear(void) {
-    static const int64_t ms[] = {1, 2, 3, 17, 35}, ks[] = {1, 4, 27, 31, 32, 33, 64, 147, 200}, ns[] = {1, 8, 31, 33, 70};
+    static const int64_t ms[] = {1, 2, 3, 17, 35}, ks[] = {1, 4, 27, 31, 32, 33, 64, 147, 200}, ns[] = {1, 8, 16, 31, 33, 64, 70, 80};
     static const int32_t zeros[] = {0, 30, 128, 255}, dtypes[] = {QRT_U8, QRT_I8, QRT_I32};
     for (int i = 0; i < COUNT(ms); i++)
         for (int j = 0; j < COUNT(ks); j++)
@@ -1314,6 +1388,7 @@ int main(void) {
         check_rnn();
         check_dft();
         check_few_rows();
+        check_depthwise_lines();
         printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
         failures += num_failures;
     }

@@ -226,6 +226,36 @@ def test_convolutions(types, x_shape, w_shape, attributes):
     exact("QLinearConv", sums, constants=[3, 5], **attributes)  # its zero point is known at the run only
 
 
+@pytest.mark.parametrize("x_type", [np.uint8, np.int8])
+@pytest.mark.parametrize(("channels", "window", "attributes"), [
+    (32, (3, 3), {"pads": (1, 1, 1, 1)}),
+    (100, (3, 3), {"pads": (1, 1, 1, 1), "strides": (2, 2)}),
+    (64, (5, 5), {"pads": (2, 2, 2, 2)}),
+    (70, (4, 2), {"dilations": (2, 3), "pads": (3, 0, 0, 4)}),
+    (9, (7,), {"auto_pad": "SAME_UPPER"}),
+    (65, (2, 2, 3), {"pads": (1, 0, 1, 0, 1, 1)}),
+])  # fmt: skip
+def test_windows_along_lines(rung, x_type, channels, window, attributes):
+    """Weights without zero points, which fit int8, on every rung."""
+    x = codes(x_type, 2, *(7, 9, 11)[: len(window)], channels)
+    w, bias = codes(np.int8, channels, 1, *window), RNG.integers(-3000, 3000, channels).astype(np.int32)
+    scales = scales_for(int(np.prod(window)), channels)
+    attributes = {"kernel_shape": window, "group": channels, **attributes}
+    for table in (None, codes(x_type, 256)):
+        inputs = layer(x, w, codes(x_type), np.int8(0), scales, codes(x_type), bias, table)
+        exact("QLinearConv", inputs, constants=ALL, **attributes)
+
+
+@pytest.mark.parametrize("n", [8, 16, 24, 47, 48, 49, 64, 80])
+@pytest.mark.parametrize("k", [4, 16, 24, 27])
+def test_products_with_few_columns(rung, n, k):
+    """Of rows that lie where they are, or are gathered; a panel with fewer vectors than it could have."""
+    w, bias, scales = codes(np.int8, n, k, 1, 1), RNG.integers(-3000, 3000, n).astype(np.int32), scales_for(k, n)
+    for strides in ((1, 1), (2, 1)):
+        inputs = layer(codes(np.uint8, 2, 13, 11, k), w, np.uint8(7), np.int8(0), scales, np.uint8(3), bias)
+        exact("QLinearConv", inputs, constants=ALL, kernel_shape=(1, 1), strides=strides)
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_multipliers_that_are_not_finite_are_left_to_the_definition(scale):
     x, w = codes(np.uint8, 1, 4, 4, 3), codes(np.int8, 2, 3, 1, 1)

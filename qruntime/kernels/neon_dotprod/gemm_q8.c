@@ -44,10 +44,6 @@ static bool pack_short_panel(const int8_t *w, int64_t row_stride_elems, int64_t 
     return k <= QRT_Q8_MAX_K && pack_panel(w, row_stride_elems, col_stride_elems, k, n, panel);
 }
 
-static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
-    dot(w, block, panel, 0, w->k_padded, acc);
-}
-
 static int32_t code_offset(int32_t zero_point) {
     (void)zero_point;
     return CODE_OFFSET;
@@ -61,6 +57,5 @@ void qrt_neon_dotprod_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8.fallback = &qrt_neon_gemm_q8_widening;
     t->gemm_q8.pack_panel = pack_short_panel;
     t->gemm_q8.dot = NULL;
-    t->gemm_q8.sums = sums;
     t->gemm_q8.code_offset = code_offset;
 }

@@ -9,7 +9,7 @@
 #include "codes.h"
 #include "convolution.h"
 
-enum { MIN_PARALLEL_WORK = 1 << 18, TASKS_PER_THREAD = 4, MAX_BLOCK = 128, MIN_BLOCK = 16 };
+enum { MIN_PARALLEL_WORK = 1 << 18, TASKS_PER_THREAD = 4, MAX_BLOCK = 128, MIN_BLOCK = 16, MOST_REACH = 1 << 16 };
 
 /// The windows of all images in order, one channel group of them, and where the next one begins.
 typedef struct {
@@ -104,6 +104,7 @@ typedef struct {
     const int32_t *bias;        ///< [maps] or NULL
     char *y;
     int64_t num_rows, block, blocks, tasks, task_bytes;
+    bool is_dense;              ///< windows of one element, which follow each other as the images have them
     char *scratch;
 } product_job;
 
@@ -119,15 +120,22 @@ static void multiply_task(void *context, int64_t task) {
         layer.bias = j->bias ? j->bias + group * g->group_maps : NULL;
         windows rows = j->windows;
         start_at(&rows, first, group * g->group_channels);
-        qrt_code_rows source = {next_window, &rows};
+        qrt_code_rows source = {next_window, &rows, j->is_dense ? rows.x + first * g->channels : NULL};
         char *y = j->y + (size_t)(first * g->maps + group * g->group_maps) * item;
         qrt_code_product(&layer, &source, qrt_min(j->block, j->num_rows - first), y, g->maps,
                          j->scratch + task * j->task_bytes);
     }
 }
 
+static bool are_elements(const qrt_convolution *g) {
+    for (int d = 0; d < 3; d++)
+        if (g->in[d] != g->out[d] || g->stride[d] != 1 || g->begin[d] != 0) return false;
+    return g->taps == 1 && g->groups == 1;
+}
+
 static qrt_status multiply(product_job *j, qrt_run *run, int threads) {
     const qrt_convolution *g = j->windows.g;
+    j->is_dense = are_elements(g);
     int64_t wanted = threads > 1 ? qrt_ceil_div(TASKS_PER_THREAD * (int64_t)threads, g->groups) : 1;
     j->block = qrt_max(qrt_min(MAX_BLOCK, qrt_ceil_div(j->num_rows, wanted)), MIN_BLOCK);
     j->block = qrt_min(j->block, j->num_rows);
@@ -156,6 +164,9 @@ typedef struct {
     uint8_t *y;
     int64_t num_lines, tasks;
     const uint8_t *outside;     ///< zero points of all channels
+    qrt_depthwise_line line;    ///< but its lines and room; its weights NULL where windows are taken one by one
+    int64_t task_bytes;         ///< of its room
+    char *room;
     const uint8_t **taps;       ///< [taps] for each task
 } depthwise_job;
 
@@ -193,10 +204,47 @@ static void depthwise_task(void *context, int64_t task) {
     }
 }
 
+/// Lines of outputs, each with the lines that its windows cover in order.
+static void depthwise_lines_task(void *context, int64_t task) {
+    const depthwise_job *j = context;
+    const qrt_convolution *g = j->windows.g;
+    const uint8_t **lines = j->taps + task * g->taps;
+    qrt_depthwise_line line = j->line;
+    line.lines = lines;
+    line.room = j->room + task * j->task_bytes;
+    for (int64_t i = j->num_lines * task / j->tasks; i < j->num_lines * (task + 1) / j->tasks; i++) {
+        windows at = j->windows;
+        start_at(&at, i * g->out[2], 0);
+        for (int64_t d = 0; d < g->window[0]; d++)
+            for (int64_t h = 0; h < g->window[1]; h++) lines[d * g->window[1] + h] = line_at(&at, d, h);
+        uint8_t *y = j->y + i * g->out[2] * g->channels;
+        qrt_kernels.qlinear.depthwise_line(&line, y);
+        if (j->table) qrt_look_up_codes(j->table, y, y, g->out[2] * g->channels);
+    }
+}
+
+/// False where memory is short: windows are then taken one by one.
+static bool each_line(depthwise_job *j, qrt_run *run, int threads) {
+    const qrt_convolution *g = j->windows.g;
+    const int64_t reach = qrt_depthwise_reach(g->out[2], g->stride[2], g->window[2], g->dilation[2]);
+    int64_t bytes, pointers;
+    j->task_bytes = qrt_depthwise_room(j->line.rows, reach);
+    if (__builtin_mul_overflow(j->task_bytes, j->tasks, &bytes) || __builtin_mul_overflow(g->taps, j->tasks, &pointers)) return false;
+    if (reach > MOST_REACH || pointers > INT64_MAX / 16) return false;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)bytes + (size_t)pointers * sizeof(void *));
+    if (!scratch) return false;
+    j->room = scratch->data;
+    j->taps = (const uint8_t **)(void *)(j->room + bytes);
+    qrt_parallel_for(threads, j->tasks, depthwise_lines_task, j);
+    qrt_scratch_free(run, scratch);
+    return true;
+}
+
 static qrt_status each_channel(depthwise_job *j, qrt_run *run, int threads) {
     const qrt_convolution *g = j->windows.g;
     j->num_lines = g->images * g->out[0] * g->out[1];
     j->tasks = qrt_min(threads > 1 ? TASKS_PER_THREAD * (int64_t)threads : 1, j->num_lines);
+    if (qrt_kernels.qlinear.depthwise_line && j->line.w && each_line(j, run, threads)) return QRT_OK;
     int64_t pointers;
     if (__builtin_mul_overflow(g->taps, j->tasks, &pointers) || pointers > INT64_MAX / 16) return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, (size_t)pointers * sizeof(void *) + (size_t)g->channels);
@@ -218,6 +266,20 @@ static bool read_zero(const qrt_tensor *zero, int32_t dtype, int32_t *value) {
 
 static const void *array_of(const qrt_tensor *t, int32_t dtype, int64_t size) {
     return t && t->dtype == dtype && t->size == size ? t->data : NULL;
+}
+
+/// Weights, offsets and multipliers for windows along lines; false where their sizes are others.
+static bool read_woven(const qrt_convolution *g, const qrt_tensor *const *arrays, const qrt_depthwise *window, uint8_t padding,
+                       qrt_depthwise_line *line) {
+    const int64_t rows = g->window[0] * g->window[1], channels = qrt_ceil_div(g->channels, QRT_DEPTHWISE_BLOCK) * QRT_DEPTHWISE_BLOCK;
+    *line = (qrt_depthwise_line){
+        .width = g->in[2], .channels = g->channels, .rows = rows, .columns = g->window[2], .stride = g->stride[2],
+        .dilation = g->dilation[2], .begin = g->begin[2], .outputs = g->out[2],
+        .w = array_of(arrays[0], QRT_I8, qrt_depthwise_groups(rows) * QRT_DEPTHWISE_ROWS * g->window[2] * channels),
+        .offsets = array_of(arrays[1], QRT_I32, channels), .multipliers = array_of(arrays[2], QRT_F32, channels),
+        .flip = window->flip, .padding = padding, .requantize = window->requantize,
+    };
+    return line->w && line->offsets && line->multipliers;
 }
 
 /// What a node says beside its shapes, in the last of its ints.
@@ -246,7 +308,8 @@ static bool read_parameters(const qrt_node *node, int32_t x_dtype, parameters *p
 ///       group of one map, whether there are biases, a table; element types and zero points of x and y (y int32: the sums).
 /// Inputs: codes x [N, spatial …, C]; its zero point where that is no constant, for sums. Output: [N, spatial …, maps].
 /// packed: for each group qrt_q8_weights [taps · C / group, maps / group], whose scales are multipliers, then int32 biases
-///         [maps]; or, of single channels, int32 weights without zero points [taps, C], offsets [C], float multipliers [C].
+///         [maps]; or, of single channels, int32 weights without zero points [taps, C], offsets [C], float multipliers [C],
+///         and, where the weights fit int8, the three as qrt_depthwise_line has them.
 ///         At last the table [256] through which codes go.
 static qrt_status qlinear_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0);
@@ -266,7 +329,8 @@ static qrt_status qlinear_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     qrt_convolution g;
     if (!qrt_measure_convolution(node->ints, node->num_ints, &planes, (int32_t)rank + 2, w_dims, &g)) return QRT_DECLINE;
 
-    const int32_t expected = (p.is_depthwise ? 3 : (int32_t)groups + p.has_bias) + p.has_table;
+    const bool is_woven = p.is_depthwise && node->num_packed >= 6;
+    const int32_t expected = (is_woven ? 6 : p.is_depthwise ? 3 : (int32_t)groups + p.has_bias) + p.has_table;
     if (node->num_packed != expected) return QRT_DECLINE;
     const qrt_tensor *const *arrays = (const qrt_tensor *const *)node->packed;
     const uint8_t *table = p.has_table ? array_of(arrays[expected - 1], p.y_dtype, 256) : NULL;
@@ -283,6 +347,7 @@ static qrt_status qlinear_conv(const qrt_node *node, qrt_run *run, const qrt_ten
         };
         const qrt_depthwise *w = &channels.window;
         if (groups != g.channels || g.maps != g.channels || !w->w || !w->offsets || !w->multipliers) return QRT_DECLINE;
+        if (is_woven && !read_woven(&g, arrays + 3, w, rows.padding, &channels.line)) return QRT_DECLINE;
     } else {
         for (int64_t i = 0; i < groups; i++) {
             const qrt_q8_weights *w = node->packed[i];
@@ -333,7 +398,7 @@ static void matrix_task(void *context, int64_t task) {
     const matrix_job *j = context;
     int64_t first = task * j->block, k = j->layer.w->base.k, n = j->layer.w->base.n;
     matrix_rows rows = {j->x + first * k, k};
-    qrt_code_rows source = {next_row, &rows};
+    qrt_code_rows source = {next_row, &rows, rows.x};
     qrt_code_product(&j->layer, &source, qrt_min(j->block, j->num_rows - first), j->y + (size_t)(first * n) * j->item, n,
                      j->scratch + (size_t)task * j->task_bytes);
 }

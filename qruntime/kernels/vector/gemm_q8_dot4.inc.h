@@ -170,6 +170,65 @@ static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pane
     }
 }
 
+/// acc[rows][NR] of the first `vectors` of a panel; all but `k_count` are constants where it is inlined.
+ALWAYS_INLINE void narrow_tile(const int rows, const int vectors, const uint8_t *a, int64_t stride, const int8_t *b, int64_t k_count,
+                               int32_t *acc) {
+    vi c[2 * TILE_ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) c[r][v] = vi_set(0);
+    for (int64_t k = 0; k < k_count; k += GROUP, b += GROUP * NR) {
+        vi w[VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            vi codes = vi_codes(a + r * stride + k);
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; v++) c[r][v] = vi_dot4(c[r][v], codes, w[v]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) vi_store(acc + r * NR + v * VL, c[r][v]);
+}
+
+/// As many rows as keep the adders busy, then one by one.
+#define NARROW(rows, vectors)                                                                                          \
+    static __attribute__((noinline)) void narrow_##rows##_##vectors(const uint8_t *a, int64_t stride, const int8_t *b, \
+                                                                    int64_t k_count, int32_t *acc) {                   \
+        narrow_tile(rows, vectors, a, stride, b, k_count, acc);                                                        \
+    }
+NARROW(1, 1)
+NARROW(1, 2)
+#if QRT_TILE_ROWS == 8
+NARROW(8, 2)
+NARROW(16, 1)
+static const tile_fn whole_narrow[] = {NULL, narrow_16_1, narrow_8_2};
+#else
+NARROW(4, 2)
+NARROW(8, 1)
+static const tile_fn whole_narrow[] = {NULL, narrow_8_1, narrow_4_2};
+#endif
+static const tile_fn single_narrow[] = {NULL, narrow_1_1, narrow_1_2};
+
+/// The last panel may have fewer vectors of columns.
+static void sums_of_columns(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
+    const int64_t vectors = (w->base.n - panel * NR + VL - 1) / VL, stride = block->a_stride_bytes;
+    if (vectors >= VECTORS) {
+        dot(w, block, panel, 0, w->k_padded, acc);
+        return;
+    }
+    const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
+    const uint8_t *a = block->a;
+    const int rows = block->num_rows, step = vectors == 1 ? 2 * TILE_ROWS : TILE_ROWS;
+    int r = 0;
+    for (; r + step <= rows; r += step) whole_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
+    for (; r < rows; r++) single_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
+}
+
 typedef void (*tile_beside_fn)(const uint8_t *a, int64_t stride, const int8_t *b, const qrt_q8_weights *w,
                                const qrt_q8_block *block, const pending_tile *before, int32_t *acc);
 
@@ -260,5 +319,5 @@ static const qrt_gemm_q8 dot4_gemm_q8 = {
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .unpack_panel = unpack_panel,
-    .multiply = multiply_rows, .dot = dot, .finish = finish,
+    .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .finish = finish, .takes_codes = CODE_OFFSET == 0,
 };

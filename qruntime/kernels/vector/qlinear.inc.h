@@ -137,6 +137,47 @@ ALWAYS_INLINE void requantize_columns(tile_columns t, code_limits to, const bool
     else store_codes(y, left, code[0]);
 }
 
+#ifdef VI_SATURATED_BYTES
+/// Up to 4 · VL columns of all rows, with what belongs to the columns in registers.
+ALWAYS_INLINE void requantize_block(const qrt_code_tile *t, const bool has_zeros, const int vectors, int64_t first, int64_t columns,
+                                    uint8_t *y, int64_t ldy_elems) {
+    vi base[4], zeros[4];
+    vf multipliers[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        const int64_t j = first + v * VL, left = columns - v * VL;
+        base[v] = left >= VL ? vi_load(t->base + j) : vi_load_n(t->base + j, left);
+        multipliers[v] = left >= VL ? vf_load(t->multipliers + j) : vf_load_n(t->multipliers + j, left);
+        if (has_zeros) zeros[v] = left >= VL ? vi_load(t->weight_zeros + j) : vi_load_n(t->weight_zeros + j, left);
+    }
+    const vf high = vf_set(t->to.high);
+    const vi zero = vi_set(t->to.zero * 0x10001), flip = vi_set(t->to.flip * 0x01010101);
+    const int32_t *acc = t->acc + first;
+    const qrt_q8_row *row = t->rows;
+    const int64_t rows = t->num_rows, stride = t->acc_stride_elems;
+    for (int64_t r = 0; r < rows; r++, acc += stride, y += ldy_elems) {
+        vf x[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            const int64_t left = columns - v * VL;
+            vi sum = vi_add(left >= VL ? vi_load(acc + v * VL) : vi_load_n(acc + v * VL, left), base[v]);
+            if (has_zeros) sum = vi_sub(sum, vi_mul(vi_set((int32_t)row[r].sum), zeros[v]));
+            x[v] = vf_min(vf_mul(vi_to_vf(sum), multipliers[v]), high);
+        }
+        vi_store_64_bytes(y, vi_xor(vi_saturated_bytes(x, zero), flip), columns);
+    }
+}
+
+ALWAYS_INLINE void requantize_with(const qrt_code_tile *t, const bool has_zeros, uint8_t *y, int64_t ldy_elems) {
+    for (int64_t j = 0; j < t->columns; j += 4 * VL) {
+        const int64_t columns = t->columns - j < 4 * VL ? t->columns - j : 4 * VL;
+        if (columns > 3 * VL) requantize_block(t, has_zeros, 4, j, columns, y + j, ldy_elems);
+        else if (columns > 2 * VL) requantize_block(t, has_zeros, 3, j, columns, y + j, ldy_elems);
+        else if (columns > VL) requantize_block(t, has_zeros, 2, j, columns, y + j, ldy_elems);
+        else requantize_block(t, has_zeros, 1, j, columns, y + j, ldy_elems);
+    }
+}
+#else
 ALWAYS_INLINE void requantize_with(const qrt_code_tile *t, const bool has_zeros, uint8_t *y, int64_t ldy_elems) {
     const code_limits to = limits_of(&t->to);
     const int64_t rows = t->num_rows, columns = t->columns, stride = t->acc_stride_elems;
@@ -152,6 +193,7 @@ ALWAYS_INLINE void requantize_with(const qrt_code_tile *t, const bool has_zeros,
 #undef COLUMNS
     }
 }
+#endif
 
 static void requantize(const qrt_code_tile *t, uint8_t *y, int64_t ldy_elems) {
     if (t->weight_zeros) requantize_with(t, true, y, ldy_elems);

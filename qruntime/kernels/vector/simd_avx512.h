@@ -178,4 +178,16 @@ static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) { _mm512_mask_c
 static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
     for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
 }
+/// Numbers of four vectors rounded half to even, plus `zero` (all of int16), as bytes 0 … 255 that saturate below; what is
+/// above must be no more than 255 − zero. Packs leave groups of four bytes in the order of their lanes.
+#define VI_SATURATED_BYTES
+static inline vi vi_saturated_bytes(const vf *x, vi zero) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i low = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+    __m512i high = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(_mm512_adds_epi16(low, zero), _mm512_adds_epi16(high, zero)));
+}
+static inline void vi_store_64_bytes(uint8_t *p, vi v, int64_t n) {
+    _mm512_mask_storeu_epi8(p, n < 64 ? ((uint64_t)1 << n) - 1 : ~(uint64_t)0, v);
+}
 static inline vi vi_mul_code(vi code, vi weight) { return _mm512_madd_epi16(code, weight); }

@@ -50,7 +50,21 @@ ALWAYS_INLINE void binary(join_fn join, const uint8_t *a, const uint8_t *b, uint
     const code_limits limits = limits_of(&to_codes);
     if (n <= 0) return;
     vf one_a = real_of(vi_xor(vi_set(*a), flip), sa), one_b = real_of(vi_xor(vi_set(*b), flip), sb);
-    for (int64_t i = 0; i < n; i += VL) {
+    int64_t i = 0;
+#ifdef VI_SATURATED_BYTES
+    const vi zero = vi_set(to_codes.zero * 0x10001), flips = vi_set(pair->flip * 0x01010101);
+    for (; i + 4 * VL <= n; i += 4 * VL) {
+        vf quotient[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            vf x = a_step ? real_of(vi_xor(vi_load_bytes(a + i + v * VL), flip), sa) : one_a;
+            vf z = b_step ? real_of(vi_xor(vi_load_bytes(b + i + v * VL), flip), sb) : one_b;
+            quotient[v] = vf_min(vf_div(join(x, z), to.scale), limits.high);
+        }
+        vi_store_64_bytes(y + i, vi_xor(vi_saturated_bytes(quotient, zero), flips), 4 * VL);
+    }
+#endif
+    for (; i < n; i += VL) {
         int64_t left = n - i;
         vf x = a_step ? real_of(flipped(a + i, left, flip), sa) : one_a;
         vf z = b_step ? real_of(flipped(b + i, left, flip), sb) : one_b;

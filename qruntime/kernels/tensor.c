@@ -112,7 +112,7 @@ enum { FADING = 16 };
 
 void qrt_run_begin(qrt_run *run, int num_threads) {
     run->num_threads = num_threads;
-    run->live_bytes = run->peak_bytes = 0;
+    run->live_bytes = run->peak_bytes = run->wasted_bytes = 0;
     run->recent_peak -= run->recent_peak / FADING;
 }
 
@@ -122,12 +122,18 @@ void qrt_count(qrt_run *run, size_t bytes) {
     if (run->peak_bytes > run->recent_peak) run->recent_peak = run->peak_bytes;
 }
 
-/// The smallest free buffer that fits without wasting more than half of itself.
-static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
+/// A buffer is no longer in use.
+static void uncount(qrt_run *run, const qrt_buffer *buffer) {
+    run->live_bytes -= buffer->used;
+    if (!buffer->owner) run->wasted_bytes -= buffer->capacity - buffer->used;
+}
+
+/// The smallest free buffer that fits; NULL when there is none of at most `most` bytes.
+static qrt_buffer *take_free(qrt_run *run, size_t bytes, size_t most) {
     qrt_buffer **best = NULL;
     for (qrt_buffer **link = &run->free_buffers; *link; link = &(*link)->next) {
         size_t capacity = (*link)->capacity;
-        if (capacity < bytes || capacity / 2 > bytes + 1024) continue;
+        if (capacity < bytes || capacity > most) continue;
         if (!best || capacity < (*best)->capacity) best = link;
     }
     if (!best) return NULL;
@@ -137,6 +143,12 @@ static qrt_buffer *take_free(qrt_run *run, size_t bytes) {
     buffer->refcount = 1;
     buffer->room = 0;
     return buffer;
+}
+
+static size_t free_bytes(const qrt_run *run) {
+    size_t bytes = 0;
+    for (const qrt_buffer *buffer = run->free_buffers; buffer; buffer = buffer->next) bytes += buffer->capacity;
+    return bytes;
 }
 
 static void free_all(qrt_buffer *buffer) {
@@ -157,21 +169,28 @@ static void trim(qrt_run *run, size_t limit) {
 }
 
 qrt_buffer *qrt_scratch(qrt_run *run, size_t bytes) {
-    qrt_buffer *buffer = take_free(run, bytes);
+    // One that is much larger may be needed by another tensor.
+    qrt_buffer *buffer = take_free(run, bytes, bytes < SIZE_MAX / 4 ? 2 * (bytes + 1024) : SIZE_MAX);
     qrt_count(run, bytes);
     if (!buffer) {
-        // Without a limit, buffers of all sizes that ever were would gather.
-        trim(run, 2 * run->recent_peak - run->live_bytes);
+        // Without a limit, buffers of all sizes that ever were would gather. But to free a large one for another costs more than to
+        // waste it: the system takes its pages back, and clears all that it hands out.
+        size_t used = run->live_bytes + run->wasted_bytes, limit = used < 2 * run->recent_peak ? 2 * run->recent_peak - used : 0;
+        if (bytes >= QRT_LARGE && free_bytes(run) > limit) buffer = take_free(run, bytes, run->recent_peak);
+        if (!buffer) trim(run, limit);
+    }
+    if (!buffer) {
         // The cache of a decoder grows with every token; pages that nobody touches take no memory.
         buffer = qrt_buffer_new(bytes < QRT_LARGE ? bytes : bytes + bytes / 8);
         if (!buffer) return NULL;
     }
     buffer->used = bytes;
+    run->wasted_bytes += buffer->capacity - bytes;
     return buffer;
 }
 
 void qrt_scratch_free(qrt_run *run, qrt_buffer *buffer) {
-    run->live_bytes -= buffer->used;
+    uncount(run, buffer);
     buffer->next = run->free_buffers;
     run->free_buffers = buffer;
 }
@@ -238,7 +257,7 @@ void qrt_release(qrt_run *run, qrt_tensor *t) {
     t->buffer = NULL;
     t->dtype = 0;
     if (!buffer || !drops_last(buffer)) return;
-    run->live_bytes -= buffer->used;
+    uncount(run, buffer);
     qrt_buffer **list = buffer->owner ? &run->graveyard : &run->free_buffers;
     buffer->next = *list;
     *list = buffer;

@@ -75,8 +75,9 @@ typedef struct qrt_run {
     qrt_buffer *free_buffers;
     qrt_buffer *graveyard;  ///< dead buffers owned by Python objects, to be dropped with the GIL held
     size_t live_bytes;      ///< what tensors and scratch use at this moment
-    size_t peak_bytes;      ///< the most of it in this run
-    size_t recent_peak;     ///< the most of it in recent runs
+    size_t wasted_bytes;    ///< what their buffers have beyond that
+    size_t peak_bytes;      ///< the most in use in this run
+    size_t recent_peak;     ///< the most in use in recent runs
     int num_threads;        ///< at most this many, the caller's included
 } qrt_run;
 

@@ -122,6 +122,9 @@ class PackedF32(PackedWeights):
     def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None) -> None: ...
     def unpacked(self) -> tuple[np.ndarray, np.ndarray | None]: ...
 
+class PackedConv(PackedWeights):
+    def __init__(self, weight: np.ndarray, bias: ArrayLike | None = None, kind: str = "blocks") -> None: ...
+
 class PackedNBits(PackedWeights):
     def __init__(
         self,

@@ -140,6 +140,18 @@ cdef extern from "gemm_f32.h" nogil:
     size_t qrt_f32_packed_bytes(const qrt_gemm_f32 *, int64_t, int64_t, bint)
     qrt_f32_weights *qrt_f32_pack(const qrt_gemm_f32 *, const float *, int64_t, int64_t, int64_t, int64_t, const float *, qrt_arena *, int)
 
+cdef extern from "conv_weights.h" nogil:
+    ctypedef struct qrt_conv_f32:
+        const char *name
+    ctypedef struct qrt_conv_weights:
+        qrt_weights base
+    ctypedef enum qrt_conv_kind:
+        QRT_CONV_BLOCKS
+        QRT_CONV_COLUMNS
+        QRT_CONV_DEPTHWISE
+    size_t qrt_conv_packed_bytes(const qrt_conv_f32 *, qrt_conv_kind, int32_t, const int64_t *)
+    qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *, qrt_conv_kind, int32_t, const int64_t *, const float *, const float *, qrt_arena *, int)
+
 cdef extern from "gemm_nbits_q8.h" nogil:
     ctypedef struct qrt_gemm_nbits_q8:
         pass
@@ -160,6 +172,7 @@ cdef extern from "kernels.h" nogil:
         qrt_gemm_nbits gemm_nbits
         qrt_gemm_nbits_q8 gemm_nbits_q8
         qrt_gemm_f32 gemm_f32
+        qrt_conv_f32 conv_f32
         qrt_outlier_pairs outlier_pairs
     ctypedef struct qrt_rung:
         const char *name

@@ -220,6 +220,53 @@ cdef class PackedF32(PackedWeights):
         return weight, _copied(w.bias, np.float32, n)
 
 
+_CONV_KINDS = {"blocks": QRT_CONV_BLOCKS, "columns": QRT_CONV_COLUMNS, "depthwise": QRT_CONV_DEPTHWISE}
+
+
+cdef class PackedConv(PackedWeights):
+    """float32 weights [M, C / group, *window] of a convolution of channels in blocks, with an optional bias [M].
+
+    `kind` is `blocks` for all channels of an image in blocks, `columns` for an image that is not in blocks, `depthwise` for
+    weights [M, 1, *window] of which each is for a channel of an image in blocks.
+    """
+
+    cdef qrt_conv_kind conv_kind
+
+    def __cinit__(self, weight, bias=None, str kind="blocks"):
+        cdef cnp.ndarray w = np.require(weight, requirements="CA")
+        if _native_code(w) != 1 or not 3 <= w.ndim <= 5 or w.size == 0:
+            raise ValueError(f"weight must be float32 [M, C, *window] with one to three spatial dims, none of them 0, got {shape_text(w)}")
+        if kind not in _CONV_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(_CONV_KINDS)}, got {kind!r}")
+        if kind == "depthwise" and w.shape[1] != 1:
+            raise ValueError(f"depthwise weights must have one input channel each, got {shape_text(w)}")
+        self.conv_kind = _CONV_KINDS[kind]
+        self.weight, self.bias = w, _bias(bias, w.shape[0])
+
+    cdef tuple _vectors(self):
+        return np.int64(self.conv_kind), self.bias
+
+    cdef size_t _bytes_to_pack(self):
+        cdef cnp.ndarray w = self.weight
+        return qrt_conv_packed_bytes(&qrt_kernels.conv_f32, self.conv_kind, w.ndim, <const int64_t *>w.shape)
+
+    cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
+        cdef cnp.ndarray w = self.weight, b = self.bias
+        cdef const float *bp = NULL if b is None else <const float *>cnp.PyArray_DATA(b)
+        cdef const float *wp = <const float *>cnp.PyArray_DATA(w)
+        cdef const int64_t *dims = <const int64_t *>w.shape
+        cdef int32_t rank = w.ndim
+        cdef qrt_conv_kind kind = self.conv_kind
+        with nogil:
+            return <qrt_weights *>qrt_conv_pack(&qrt_kernels.conv_f32, kind, rank, dims, wp, bp, arena, num_threads)
+
+    @property
+    def shape(self):
+        if self.handle == NULL:
+            return self.weight.size // self.weight.shape[0], self.weight.shape[0]
+        return (<qrt_weights *>self.handle).k, (<qrt_weights *>self.handle).n
+
+
 cdef class PackedArray(Packed):
     """An array of a native element type that a binder made of attributes; the node function gets it as a `qrt_tensor`.
 

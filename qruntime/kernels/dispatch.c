@@ -68,6 +68,7 @@ static bool has_dotprod(void) {
 static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_f32(t);
     qrt_portable_gemm_f64(t);
+    qrt_portable_conv_f32(t);
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_nbits(t);
     qrt_portable_gemm_nbits_q8(t);
@@ -87,6 +88,7 @@ static void overlay_portable(qrt_kernel_table *t) {
 static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f32(t);
     qrt_avx2_gemm_f64(t);
+    qrt_avx2_conv_f32(t);
     qrt_avx2_gemm_q8(t);
     qrt_avx2_gemm_nbits(t);
     qrt_avx2_gemm_nbits_q8(t);
@@ -109,6 +111,7 @@ static void overlay_avx_vnni(qrt_kernel_table *t) {
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_gemm_f64(t);
+    qrt_avx512_conv_f32(t);
     qrt_avx512_gemm_nbits(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_qlinear(t);
@@ -132,6 +135,7 @@ static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_f32(t);
     qrt_neon_gemm_f64(t);
+    qrt_neon_conv_f32(t);
     qrt_neon_gemm_q8(t);
     qrt_neon_gemm_nbits(t);
     qrt_neon_gemm_nbits_q8(t);

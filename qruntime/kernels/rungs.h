@@ -38,6 +38,11 @@ void qrt_portable_dft(qrt_kernel_table *t);
 void qrt_avx2_dft(qrt_kernel_table *t);
 void qrt_avx512_dft(qrt_kernel_table *t);
 
+void qrt_portable_conv_f32(qrt_kernel_table *t);
+void qrt_avx2_conv_f32(qrt_kernel_table *t);
+void qrt_avx512_conv_f32(qrt_kernel_table *t);
+void qrt_neon_conv_f32(qrt_kernel_table *t);
+
 void qrt_portable_gram(qrt_kernel_table *t);
 void qrt_avx2_gram(qrt_kernel_table *t);
 void qrt_avx512_gram(qrt_kernel_table *t);

@@ -19,6 +19,9 @@ FAMILIES = {
     "cache_codes": {"qruntime": "DequantizeCache DequantizeCacheClusters QuantizeCache QuantizeCacheClusters"},
     "cached_attention": {"qruntime": "CachedAttention"},
     "casting": {"": "BitCast Cast CastLike"},
+    "channel_blocks": {
+        "qruntime": "BlockChannels BlockedAveragePool BlockedConv BlockedGlobalAveragePool BlockedMaxPool BlockedShape UnblockChannels",
+    },
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},
     "detection": {"": "NonMaxSuppression"},

@@ -18,6 +18,10 @@ from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, onl
 
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
+_ADDING = (*_LINEAR, "BlockedConv")
+"""Layers whose epilogue adds a residual."""
+
+_OF_IMAGES = ("BlockedConv", "BlockedMaxPool", "BlockedAveragePool")
 _BIAS, _RESIDUAL, _ADDEND = 2, 3, 4
 _BROADCASTS = 8
 """The opset from which on arithmetic operators broadcast, Sum too."""
@@ -192,7 +196,7 @@ def fuse_epilogues(graph: Graph) -> None:
                     _drop(nested, user, node.outputs[0])
                     gone.append(user)
                 continue
-            if not node.is_op(*_LINEAR, domain=QRUNTIME):
+            if not node.is_op(*_ADDING, domain=QRUNTIME):
                 continue
             while True:
                 user = only_reader(nested, node)
@@ -224,9 +228,17 @@ def _absorb(node: Node, user: Node) -> bool:
     other = user.input(1) if user.input(0) is node.outputs[0] else user.input(0)
     if other is None or other is node.outputs[0]:
         return False
+    if node.is_op("BlockedConv", domain=QRUNTIME):
+        return _is_image(other) and _absorb_residual(node, other)
     if other.data is not None:
         return node.attr("activation") == "none" and _absorb_bias(node, other.data)
     return keeps_activation_shape(other) and not _is_better_sum(other, node) and _absorb_residual(node, other)
+
+
+def _is_image(value: Value) -> bool:
+    """Whether an image in blocks that is added to another very likely has its size, not one number for each channel."""
+    node = value.producer
+    return node is not None and (node.is_op(*_OF_IMAGES, domain=QRUNTIME) or node.is_op("Add", "Concat", "Mul", "Relu", "Slice", "Split"))
 
 
 def _is_better_sum(other: Value, node: Node) -> bool:
@@ -247,6 +259,8 @@ def _num_inputs(node: Node) -> int:
 
 
 def _absorb_residual(node: Node, other: Value) -> bool:
+    while len(node.inputs) <= _RESIDUAL:
+        node.append_input(None)
     if node.input(_RESIDUAL) is not None and not _make_addend(node):
         return False
     node.set_input(_RESIDUAL, other)
@@ -256,7 +270,7 @@ def _absorb_residual(node: Node, other: Value) -> bool:
 def _make_addend(node: Node) -> bool:
     """Turn the residual into an addend, which is the same as long as there is no activation; False where it cannot be one."""
     residual = node.input(_RESIDUAL)
-    if not node.is_op("Linear", domain=QRUNTIME) or node.attr("activation") != "none" or node.input(_ADDEND) is not None:
+    if not node.is_op("Linear", "BlockedConv", domain=QRUNTIME) or node.attr("activation") != "none" or node.input(_ADDEND) is not None:
         return False
     while len(node.inputs) <= _ADDEND:
         node.append_input(None)
@@ -269,7 +283,7 @@ def _absorb_activation(node: Node, user: Node) -> bool:
     found = activation_in(user)
     if node.attr("activation") != "none" or found is None:
         return False
-    if node.is_op(*_LINEAR, domain=QRUNTIME) and node.input(_RESIDUAL) is not None and not _make_addend(node):
+    if node.is_op(*_ADDING, domain=QRUNTIME) and node.input(_RESIDUAL) is not None and not _make_addend(node):
         return False
     node.attributes["activation"] = as_attribute(found.name)
     if found.parameters:

@@ -21,6 +21,8 @@ from qruntime.passes.attention_precision import attend_in_int16
 from qruntime.passes.cached_attention import attend_codes
 from qruntime.passes.casts import remove_casts
 from qruntime.passes.channel_affine import fold_channel_affine
+from qruntime.passes.channel_blocks import keep_channel_blocks
+from qruntime.passes.channel_counts import fold_channel_counts
 from qruntime.passes.channels_last import keep_channels_last
 from qruntime.passes.cleanup import (
     fold_all_constants,
@@ -96,6 +98,8 @@ LOWERED: list[Pass] = [
     lower_recurrent,
     lower_convolution,
     decode_what_is_left,
+    fold_channel_counts,
+    keep_channel_blocks,  # while every operator stands by itself
     fuse_epilogues,
     merge_linear,
     attend_in_int16,

@@ -74,18 +74,23 @@ class Builder:
 
     def __getattr__(self, op_type: str) -> Callable[..., Value]:
         def call(*inputs: Value | None, domain: str = QRUNTIME, **attributes: Any) -> Value:
-            root = self._root
-            output = Value(f"{root.outputs[0].name}/{op_type}" if self.nodes else f"{root.outputs[0].name}/fused")
-            node = Node(
-                op_type, inputs, [output], {k: as_attribute(v) for k, v in attributes.items()},
-                domain=domain, version=1 if domain == QRUNTIME else self._opset,
-                name=root.name or root.outputs[0].name, metadata=dict(root.metadata), origin=[root],
-            )  # fmt: skip
-            node.mark = root.mark
-            self.nodes.append(node)
-            return output
+            return self.several(1, op_type, *inputs, domain=domain, **attributes)[0]
 
         return call
+
+    def several(self, count: int, op_type: str, *inputs: Value | None, domain: str = QRUNTIME, **attributes: Any) -> list[Value]:
+        """A node with so many outputs."""
+        root = self._root
+        last = f"/{op_type}" if self.nodes else "/fused"
+        outputs = [Value(f"{root.outputs[0].name}{last}{i or ''}") for i in range(count)]
+        node = Node(
+            op_type, inputs, outputs, {k: as_attribute(v) for k, v in attributes.items()},
+            domain=domain, version=1 if domain == QRUNTIME else self._opset,
+            name=root.name or root.outputs[0].name, metadata=dict(root.metadata), origin=[root],
+        )  # fmt: skip
+        node.mark = root.mark
+        self.nodes.append(node)
+        return outputs
 
     def standard(self, op_type: str, *inputs: Value | None) -> Value:
         """A node of the standard domain without attributes."""

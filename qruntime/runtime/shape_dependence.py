@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qruntime.ir import Node, Value
+from qruntime.ir import QRUNTIME, Node, Value
 from qruntime.ops import registry
 
 
@@ -28,7 +28,7 @@ def shape_only_nodes(nodes: Sequence[Node], inputs: Sequence[Value], outputs: Se
         if spec is None or not spec.deterministic or node.subgraphs:
             continue
         read = [v for v in node.inputs if v is not None and v.data is None]
-        if node.is_op("Shape", "Size"):
+        if node.is_op("Shape", "Size") or node.is_op("BlockedShape", domain=QRUNTIME):
             depends_on_shapes = shape_known.issuperset(read)
         else:
             depends_on_shapes = data_known.issuperset(read) and node.inputs.count(None) < len(node.inputs)

@@ -1368,6 +1368,175 @@ static void check_few_columns(void) {
                 code_case c = {ms[i], ks[j], ns[l], 30, dtypes[bits % 3], bits & 64, bits & 128 ? 2 : 40};
                 check_code_product(&c);
             }
+
+// ------------------------------------------------------------------------------ channels in blocks
+
+enum { WIDE = 2 * QRT_CONV_MAX_POSITIONS, MOST_TAPS = 5 };
+
+typedef struct {
+    int positions, blocks;
+    int64_t planes, num_floats, num_last_floats, taps, step;
+    bool outside, accumulate, with_bias, with_addend, clips;
+} conv_case;
+
+/// One tile of a rung against double precision; also its positions one by one, and its planes in two halves: the same bits.
+static void check_conv_tile(const conv_case *c) {
+    const int64_t distance = c->step ? c->step : 7, plane = (c->positions - 1) * distance + MOST_TAPS * 3 + c->num_floats;
+    const int64_t columns = c->blocks * QRT_CHANNEL_BLOCK, tap_floats = c->num_floats * columns, w_plane = c->taps * tap_floats;
+    const int64_t y_plane = c->positions * QRT_CHANNEL_BLOCK, size = c->blocks * y_plane;
+    float *x = floats(c->planes * plane - c->num_floats + c->num_last_floats), *w = floats(c->planes * w_plane), *bias = floats(columns);
+    float *addend = floats(size), *before = floats(size), *y = floats(size), *again = floats(size);
+    int64_t *places = array(c->taps * (c->step ? 1 : c->positions), sizeof *places), *taps = array(c->taps, sizeof *taps);
+    fill_uniform(x, c->planes * plane - c->num_floats + c->num_last_floats, 1);
+    fill_uniform(w, c->planes * w_plane, 1);
+    fill_uniform(bias, columns, 1);
+    fill_uniform(addend, size, 1);
+    fill_uniform(before, size, 1);
+    int64_t at[MOST_TAPS][WIDE];
+    for (int64_t t = 0; t < c->taps; t++) {
+        taps[t] = (c->taps - 1 - t) * tap_floats;
+        for (int p = 0; p < c->positions; p++) {
+            at[t][p] = t * 3 + p * distance;
+            if (!c->step && c->outside && (random_bits() >> 8) % 3 == 0) at[t][p] = QRT_OUTSIDE;
+            if (!c->step) places[t * c->positions + p] = at[t][p];
+        }
+        if (c->step) places[t] = at[t][0];
+    }
+    const qrt_conv_epilogue e = {
+        .bias = c->with_bias ? bias : NULL, .addend = c->with_addend ? addend : NULL, .addend_plane = y_plane,
+        .low = c->clips ? -0.5f : -INFINITY, .high = c->clips ? 0.75f : INFINITY,
+    };
+    qrt_conv_sums sums = {
+        .x = x, .num_planes = c->planes, .plane = plane, .num_floats = c->num_floats, .num_last_floats = c->num_last_floats,
+        .step = c->step, .num_taps = c->taps, .places = places, .w = w, .w_plane = w_plane, .taps = taps, .ahead = w,
+    };
+    memcpy(y, before, sizeof *y * (size_t)size);
+    rung.conv_f32.tile(&sums, c->positions, c->blocks, y, y_plane, c->accumulate, &e);
+    for (int64_t i = 0; i < size; i++) {
+        const int64_t block = i / y_plane, p = i % y_plane / QRT_CHANNEL_BLOCK, column = block * QRT_CHANNEL_BLOCK + i % QRT_CHANNEL_BLOCK;
+        double exact = c->accumulate ? before[i] : 0, total = fabs(exact), added = 0, k = c->accumulate;
+        for (int64_t q = 0; q < c->planes; q++)
+            for (int64_t t = 0; t < c->taps; t++)
+                for (int64_t f = 0; f < (q + 1 < c->planes ? c->num_floats : c->num_last_floats); f++, k++) {
+                    if (at[t][p] == QRT_OUTSIDE) continue;
+                    double product = (double)x[q * plane + at[t][p] + f] * w[q * w_plane + taps[t] + f * columns + column];
+                    exact += product;
+                    total += fabs(product);
+                }
+        if (c->with_bias) exact += bias[column], added += fabs(bias[column]);
+        if (c->with_addend) exact += addend[i], added += fabs(addend[i]);
+        if (c->clips) exact = clipped(exact, -0.5, 0.75);
+        check_close(y[i], exact, k * EPS * total + EPS * added * (c->with_addend ? 2 : 1) + (c->with_addend ? EPS * total : 0), "conv_f32 tile", i, c->step);
+    }
+    // Each position by itself, in pointers to it, one block at a time: another tile, the same bits.
+    for (int b = 0; b < c->blocks; b++)
+        for (int p = 0; p < c->positions; p++) {
+            int64_t *one = array(c->taps, sizeof *one), *its_taps = array(c->taps, sizeof *its_taps), at_y = b * y_plane + p * QRT_CHANNEL_BLOCK;
+            float *part = floats(c->planes * c->taps * c->num_floats * QRT_CHANNEL_BLOCK);
+            for (int64_t t = 0; t < c->taps; t++) {
+                one[t] = at[t][p];
+                its_taps[t] = taps[t] / c->blocks;
+            }
+            for (int64_t i = 0; i < c->planes * c->taps * c->num_floats; i++)
+                memcpy(part + i * QRT_CHANNEL_BLOCK, w + i * columns + b * QRT_CHANNEL_BLOCK, QRT_CHANNEL_BLOCK * sizeof *w);
+            qrt_conv_sums alone = sums;
+            alone.step = 0, alone.places = one, alone.taps = its_taps, alone.w = part, alone.w_plane = w_plane / c->blocks;
+            qrt_conv_epilogue its = e;
+            if (its.bias) its.bias += b * QRT_CHANNEL_BLOCK;
+            if (its.addend) its.addend += at_y;
+            memcpy(again + at_y, before + at_y, QRT_CHANNEL_BLOCK * sizeof *y);
+            rung.conv_f32.tile(&alone, 1, 1, again + at_y, y_plane, c->accumulate, &its);
+            for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) check_same(again[at_y + v], y[at_y + v], "conv_f32, a position alone", p, b);
+            num_arrays -= 3;
+            for (int i = 0; i < 3; i++) munmap(arrays[num_arrays + i].pages, arrays[num_arrays + i].size);
+        }
+    if (c->planes > 1) {
+        memcpy(again, before, sizeof *y * (size_t)size);
+        qrt_conv_sums half = sums;
+        half.num_planes = c->planes / 2;
+        half.num_last_floats = c->num_floats;
+        rung.conv_f32.tile(&half, c->positions, c->blocks, again, y_plane, c->accumulate, NULL);
+        half.x += half.num_planes * plane;
+        half.w += half.num_planes * w_plane;
+        half.num_planes = c->planes - half.num_planes;
+        half.num_last_floats = c->num_last_floats;
+        rung.conv_f32.tile(&half, c->positions, c->blocks, again, y_plane, true, &e);
+        for (int64_t i = 0; i < size; i++) check_same(again[i], y[i], "conv_f32 accumulate", i, c->planes);
+    }
+    release();
+}
+
+/// n positions of one block under a window of its own weights or none; positions one by one give the same bits.
+static void check_conv_window(int64_t n, int64_t step, int64_t num_taps, bool special) {
+    const int64_t length = (n > 0 ? n - 1 : 0) * step + 3 * MOST_TAPS * QRT_CHANNEL_BLOCK;
+    float *x = floats(length), *w = floats(num_taps * QRT_CHANNEL_BLOCK), *bias = floats(QRT_CHANNEL_BLOCK), *addend = floats(n * QRT_CHANNEL_BLOCK);
+    float *y[3], *alone = floats(QRT_CHANNEL_BLOCK);
+    int64_t *places = array(num_taps, sizeof *places), *taps = array(num_taps, sizeof *taps);
+    for (int i = 0; i < 3; i++) y[i] = untouched(n * QRT_CHANNEL_BLOCK);
+    fill_uniform(x, length, 1);
+    fill_uniform(w, num_taps * QRT_CHANNEL_BLOCK, 1);
+    fill_uniform(bias, QRT_CHANNEL_BLOCK, 1);
+    fill_uniform(addend, n * QRT_CHANNEL_BLOCK, 1);
+    for (int64_t i = 0; special && i < length; i += 37) x[i] = EDGES[i / 37 % COUNT(EDGES)];
+    for (int64_t t = 0; t < num_taps; t++) {
+        places[t] = 3 * t * QRT_CHANNEL_BLOCK;
+        taps[t] = (num_taps - 1 - t) * QRT_CHANNEL_BLOCK;
+    }
+    const qrt_conv_epilogue e = {bias, addend, n * QRT_CHANNEL_BLOCK, -0.5f, 2.0f};
+    const qrt_conv_f32 *kernel = &rung.conv_f32;
+    kernel->depthwise(n, step, num_taps, places, taps, w, x, y[0], &e);
+    kernel->maxima(n, step, num_taps, places, x, y[1]);
+    kernel->means(n, step, num_taps, places, 3.0f, x, y[2]);
+    float *want = untouched(n * QRT_CHANNEL_BLOCK);
+    definition.conv_f32.maxima(n, step, num_taps, places, x, want);
+    for (int64_t i = 0; i < n * QRT_CHANNEL_BLOCK; i++) check(y[1][i] == want[i] || (isnan(y[1][i]) && isnan(want[i])), "conv_f32 maxima", i, n, y[1][i], want[i]);
+    definition.conv_f32.means(n, step, num_taps, places, 3.0f, x, want);
+    for (int64_t i = 0; i < n * QRT_CHANNEL_BLOCK; i++) check_same(y[2][i], want[i], "conv_f32 means", i, n);
+    for (int64_t p = 0; p < n; p++) {
+        for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) {
+            const int64_t i = p * QRT_CHANNEL_BLOCK + v;
+            double exact = 0, total = 0, added = fabs(bias[v]) + fabs(addend[i]);
+            for (int64_t t = 0; t < num_taps; t++) {
+                double product = (double)x[p * step + places[t] + v] * w[taps[t] + v];
+                exact += product;
+                total += fabs(product);
+            }
+            exact = exact + bias[v] + addend[i];
+            double bound = ((double)num_taps + 1) * EPS * total + 2 * EPS * added;
+            check_close(y[0][i], isnan(exact) ? exact : clipped(exact, -0.5, 2), bound, "conv_f32 depthwise", i, n);
+        }
+        qrt_conv_epilogue its = e;
+        its.addend += p * QRT_CHANNEL_BLOCK;
+        for (int i = 0; i < 3; i++) {
+            if (i == 0) kernel->depthwise(1, 5, num_taps, places, taps, w, x + p * step, alone, &its);
+            else if (i == 1) kernel->maxima(1, 5, num_taps, places, x + p * step, alone);
+            else kernel->means(1, 5, num_taps, places, 3.0f, x + p * step, alone);
+            for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) check_same(alone[v], y[i][p * QRT_CHANNEL_BLOCK + v], "conv_f32, a window alone", p, i);
+        }
+    }
+    release();
+}
+
+static void check_conv_f32(void) {
+    static const int64_t steps[] = {1, 2, QRT_CHANNEL_BLOCK, 2 * QRT_CHANNEL_BLOCK}, sizes[] = {1, 3, 7, 16}, window_steps[] = {16, 32, 48};
+    for (int blocks = 1; blocks <= rung.conv_f32.blocks; blocks++)
+        for (int positions = 1; positions <= WIDE; positions++)
+            for (int s = -1; s < COUNT(steps); s++) {
+                if (s < 0 ? positions > rung.conv_f32.positions[blocks - 1] : positions != rung.conv_f32.in_steps[blocks - 1]) continue;
+                for (int i = 0; i < 24; i++) {
+                    const uint32_t bits = random_bits() >> 8;
+                    const int64_t num_floats = sizes[bits >> 5 & 3];
+                    conv_case c = {
+                        positions, blocks, 1 + i % 4, num_floats, 1 + (int64_t)(bits >> 7) % num_floats, i % (MOST_TAPS + 1), s < 0 ? 0 : steps[s],
+                        bits >> 11 & 1, bits & 1, bits & 2, bits & 4, bits & 8,
+                    };
+                    check_conv_tile(&c);
+                }
+            }
+    for (int64_t n = 0; n <= 21; n++)
+        for (int64_t taps = 0; taps <= MOST_TAPS; taps++)
+            for (int s = 0; s < COUNT(window_steps); s++)
+                for (int special = 0; special < 2; special++) check_conv_window(n, window_steps[s], taps, special);
 }
 
 int main(void) {
@@ -1385,6 +1554,7 @@ int main(void) {
         check_codes_q8();
         check_gemm_nbits_q8();
         check_gemm_f32();
+        check_conv_f32();
         check_gemm_nbits();
         check_gemm_f64();
         check_gram();

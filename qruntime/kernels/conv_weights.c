@@ -1,0 +1,85 @@
+#include "conv_weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+enum { BLOCK = QRT_CHANNEL_BLOCK };
+
+static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+/// Everything but the memory; false when the dims do not suit.
+static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, qrt_conv_weights *w, size_t *floats) {
+    if (kind < 0 || kind >= QRT_NUM_CONV_KINDS || rank < 3 || rank > 5) return false;
+    int64_t size, taps = 1;
+    for (int i = 0; i < rank; i++)
+        if (dims[i] < 1) return false;
+    // Blocks are filled up with zeros: 16 times as much at most in each of two dims.
+    if (!qrt_num_elements(rank, dims, &size) || size > INT64_MAX / (BLOCK * BLOCK * (int64_t)sizeof(float))) return false;
+    for (int i = 2; i < rank; i++) taps *= dims[i];
+    bool is_depthwise = kind == QRT_CONV_DEPTHWISE;
+    if (is_depthwise && dims[1] != 1) return false;
+    *w = (qrt_conv_weights){.base = {&qrt_conv_ops, dims[1] * taps, dims[0], NULL}, .kernel = *kernel, .kind = kind, .rank = rank};
+    memcpy(w->dims, dims, (size_t)rank * sizeof *dims);
+    w->channels = is_depthwise ? dims[0] : dims[1];
+    w->blocks = ceil_div(dims[0], BLOCK);
+    w->groups = is_depthwise ? w->blocks : ceil_div(w->blocks, kernel->blocks);
+    w->planes = kind == QRT_CONV_COLUMNS ? dims[1] : is_depthwise ? 1 : ceil_div(dims[1], BLOCK);
+    w->floats = kind == QRT_CONV_COLUMNS ? dims[rank - 1] : is_depthwise ? 1 : BLOCK;
+    w->taps = kind == QRT_CONV_COLUMNS ? taps / dims[rank - 1] : taps;
+    *floats = (size_t)(w->planes * w->taps * w->floats) * (size_t)(w->blocks * BLOCK);
+    return true;
+}
+
+size_t qrt_conv_packed_bytes(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims) {
+    qrt_conv_weights w;
+    size_t floats;
+    if (!lay_out(kernel, kind, rank, dims, &w, &floats)) return 0;
+    return (floats + (size_t)w.blocks * BLOCK) * sizeof(float);
+}
+
+typedef struct {
+    const qrt_conv_weights *w;
+    const float *from;  ///< [M, C / group, taps]
+} packing;
+
+static void pack_group(void *context, int64_t group) {
+    const packing *p = context;
+    const qrt_conv_weights *w = p->w;
+    const int64_t first = qrt_conv_first_block(w, group), last = qrt_conv_first_block(w, group + 1), columns = (last - first) * BLOCK;
+    const int64_t depth = w->base.k, taps = w->taps * (w->kind == QRT_CONV_COLUMNS ? w->floats : 1);
+    float *to = w->values + first * BLOCK * w->planes * w->taps * w->floats;
+    for (int64_t plane = 0; plane < w->planes; plane++)
+        for (int64_t tap = 0; tap < w->taps; tap++)
+            for (int64_t i = 0; i < w->floats; i++, to += columns) {
+                const bool in_columns = w->kind == QRT_CONV_COLUMNS;
+                const int64_t channel = in_columns || w->floats == 1 ? plane : plane * BLOCK + i, at = in_columns ? tap * w->floats + i : tap;
+                for (int64_t j = 0; j < columns; j++) {
+                    const int64_t map = first * BLOCK + j;
+                    to[j] = map < w->base.n && channel < w->dims[1] ? p->from[map * depth + channel * taps + at] : 0.0f;
+                }
+            }
+}
+
+qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, const float *weights,
+                                const float *bias, qrt_arena *arena, int num_threads) {
+    size_t bytes = qrt_conv_packed_bytes(kernel, kind, rank, dims), floats;
+    qrt_conv_weights *w = bytes ? malloc(sizeof *w) : NULL;
+    qrt_buffer *buffer = w ? qrt_arena_take(arena, bytes) : NULL;
+    if (!buffer) {
+        free(w);
+        return NULL;
+    }
+    lay_out(kernel, kind, rank, dims, w, &floats);
+    w->base.buffer = buffer;
+    w->values = buffer->data;
+    w->bias = w->values + floats;
+    packing p = {w, weights};
+    qrt_parallel_for(num_threads, w->groups, pack_group, &p);
+    for (int64_t i = 0; i < w->blocks * BLOCK; i++) w->bias[i] = (bias && i < w->base.n ? bias[i] : 0.0f) + 0.0f;
+    return w;
+}
+
+/// No layer multiplies rows by them.
+const qrt_weights_ops qrt_conv_ops = {.name = "conv_f32"};

@@ -1,0 +1,273 @@
+/// Convolution of images whose channels lie in blocks, each output channel of all of them; see ../conv_f32.h.
+///
+/// Output positions are taken in chunks, and a chunk by all weights of a group of output blocks, as many of them at a time as the
+/// second-level cache keeps while the tiles of the chunk pass by.
+#include "../threads.h"
+#include "blocked_epilogue.h"
+#include "convolution.h"
+
+enum { BLOCK = QRT_CHANNEL_BLOCK };
+
+/// Positions of a chunk; weights that are read again for every tile of it, in floats; so few multiply-adds do not repay waking a thread.
+enum { CHUNK = 96, KEPT_FLOATS = 96 * 1024, MIN_PARALLEL_WORK = 1 << 18 };
+
+typedef struct job job;
+struct job {
+    const qrt_convolution *g;
+    const qrt_conv_weights *w;
+    const qrt_blocked_epilogue *epilogue;
+    int64_t (*find)(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats);
+    const float *x;                      ///< of all images
+    int64_t x_image, x_plane, x_row;     ///< floats; rows are those of the padded copy where there is one
+    const float *source;                 ///< what `copy` is made of, or NULL
+    float *copy;
+    int64_t step, row, steps_begin, steps_end;  ///< outputs of a row are `row`; those between begin and end lie in steps, none outside
+    int64_t chunk, chunks, kept_planes;
+    int64_t *lists;                      ///< for each slot: places and taps
+    int64_t list_length, slots;
+};
+
+/// The output position `at` of an image.
+typedef struct {
+    int64_t at[3];
+} position;
+
+static position position_of(const qrt_convolution *g, int64_t at) {
+    return (position){{at / g->out[2] / g->out[1], at / g->out[2] % g->out[1], at % g->out[2]}};
+}
+
+static void advance(const qrt_convolution *g, position *p) {
+    if (++p->at[2] < g->out[2]) return;
+    p->at[2] = 0;
+    if (++p->at[1] < g->out[1]) return;
+    p->at[1] = 0;
+    p->at[0]++;
+}
+
+/// Places and taps of `count` positions from `first` on in an image in blocks, but for taps that are outside at all of them.
+/// Returns how many taps there are.
+static int64_t find_places(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats) {
+    const qrt_convolution *g = j->g;
+    position first = position_of(g, at);
+    int64_t begin[3][QRT_CONV_MAX_POSITIONS], rows[QRT_CONV_MAX_POSITIONS], found = 0, tap = 0;
+    for (int p = 0; p < count; p++, advance(g, &first))
+        for (int i = 0; i < 3; i++) begin[i][p] = first.at[i] * g->stride[i] - g->begin[i];
+    for (int64_t d = 0; d < g->window[0]; d++)
+        for (int64_t h = 0; h < g->window[1]; h++, tap += g->window[2]) {
+            bool all_outside = true;
+            for (int p = 0; p < count; p++) {
+                const int64_t slice = begin[0][p] + d * g->dilation[0], row = begin[1][p] + h * g->dilation[1];
+                const bool inside = slice >= 0 && slice < g->in[0] && row >= 0 && row < g->in[1];
+                rows[p] = inside ? (slice * g->in[1] + row) * g->in[2] : QRT_OUTSIDE;
+                all_outside = all_outside && !inside;
+            }
+            for (int64_t v = 0; v < g->window[2] && !all_outside; v++) {
+                for (int p = 0; p < count; p++) {
+                    const int64_t column = begin[2][p] + v * g->dilation[2];
+                    const bool inside = rows[p] != QRT_OUTSIDE && column >= 0 && column < g->in[2];
+                    places[found * count + p] = inside ? (rows[p] + column) * BLOCK : QRT_OUTSIDE;
+                }
+                taps[found++] = (tap + v) * tap_floats;
+            }
+        }
+    return found;
+}
+
+/// The same where outputs stand for the pixels at their places.
+static int64_t find_pixels(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats) {
+    (void)j, (void)tap_floats;
+    for (int p = 0; p < count; p++) places[p] = (at + p) * BLOCK;
+    taps[0] = 0;
+    return 1;
+}
+
+/// The same in an image that is not in blocks, padded where it needs to be: a tap is a row of the window.
+static int64_t find_rows(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats) {
+    const qrt_convolution *g = j->g;
+    position first = position_of(g, at);
+    int64_t found = 0;
+    for (int p = 0; p < count; p++, advance(g, &first))
+        places[p] = (first.at[0] * g->stride[0] * g->padded[1] + first.at[1] * g->stride[1]) * j->x_row + first.at[2] * g->stride[2];
+    for (int64_t d = 0; d < g->window[0]; d++)
+        for (int64_t h = 0; h < g->window[1]; h++, found++) {
+            const int64_t offset = (d * g->dilation[0] * g->padded[1] + h * g->dilation[1]) * j->x_row;
+            for (int p = 0; p < count && found > 0; p++) places[found * count + p] = places[p] + offset;
+            taps[found] = found * tap_floats;
+        }
+    return found;
+}
+
+/// Positions of the next tile of a chunk, from `at` on, and whether they are in steps.
+static int next_tile(const job *j, int64_t at, int64_t end, int64_t blocks, bool *in_steps) {
+    const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
+    const int64_t column = at % j->row;
+    int64_t gap = end - at;
+    *in_steps = false;
+    if (j->steps_end - j->steps_begin >= wide) {
+        *in_steps = column >= j->steps_begin && column + wide <= j->steps_end && wide <= end - at;
+        if (*in_steps) return wide;
+        gap = qrt_min(gap, (column < j->steps_begin ? 0 : j->row) - column + j->steps_begin);
+    }
+    // Tiles of nearly equal width: 8 positions are 4 + 4, not 6 + 2.
+    return (int)qrt_ceil_div(gap, qrt_ceil_div(gap, most));
+}
+
+static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t chunk, int64_t *lists) {
+    const qrt_conv_weights *w = j->w;
+    const int64_t block = qrt_conv_first_block(w, group), blocks = qrt_conv_first_block(w, group + 1) - block;
+    const int64_t tap_floats = w->floats * blocks * BLOCK, plane_floats = w->taps * tap_floats;
+    const int64_t first = chunk * j->chunk, end = qrt_min(first + j->chunk, j->g->positions);
+    const float *values = w->values + block * BLOCK * w->planes * w->taps * w->floats;
+    float *y = j->epilogue->y + image * j->epilogue->image + block * j->epilogue->plane;
+    int64_t *places = lists, *taps = lists + w->taps * QRT_CONV_MAX_POSITIONS;
+    for (int64_t plane = 0; plane < w->planes; plane += j->kept_planes) {
+        const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
+        const bool is_last = plane + planes == w->planes;
+        qrt_conv_sums sums = {
+            .x = j->x + image * j->x_image + plane * j->x_plane, .num_planes = planes, .plane = j->x_plane, .num_floats = w->floats,
+            .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->channels - (w->planes - 1) * BLOCK : w->floats,
+            .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
+        };
+        for (int64_t at = first, tile = 0; at < end; tile++) {
+            bool in_steps;
+            const int count = next_tile(j, at, end, blocks, &in_steps);
+            sums.step = in_steps ? j->step : 0;
+            sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
+            // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
+            sums.ahead = values + (plane + planes) * plane_floats + qrt_min(tile, blocks - 1) * planes * plane_floats / blocks;
+            const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
+            w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, j->epilogue->plane, plane > 0, is_last ? &e : NULL);
+            at += count;
+        }
+    }
+    for (int64_t b = block; b < block + blocks; b++) qrt_finish_block(j->epilogue, image, b, first, end - first);
+}
+
+static void run_slot(void *context, int64_t slot) {
+    const job *j = context;
+    const int64_t units = j->g->images * j->w->groups * j->chunks;
+    for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
+        const int64_t chunk = unit % j->chunks, group = unit / j->chunks % j->w->groups, image = unit / j->chunks / j->w->groups;
+        sum_chunk(j, image, group, chunk, j->lists + slot * j->list_length);
+    }
+}
+
+/// One row of the padded copy.
+static void copy_row(void *context, int64_t task) {
+    const job *j = context;
+    const qrt_convolution *g = j->g;
+    float *to = j->copy + task * j->x_row;
+    const int64_t row = task % g->padded[1] - g->begin[1], slice = task / g->padded[1] % g->padded[0] - g->begin[0];
+    const int64_t plane = task / g->padded[1] / g->padded[0], begin = g->begin[2], width = g->in[2];
+    if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) {
+        memset(to, 0, (size_t)j->x_row * sizeof *to);
+        return;
+    }
+    memset(to, 0, (size_t)begin * sizeof *to);
+    memcpy(to + begin, j->source + ((plane * g->in[0] + slice) * g->in[1] + row) * width, (size_t)width * sizeof *to);
+    memset(to + begin + width, 0, (size_t)(j->x_row - begin - width) * sizeof *to);
+}
+
+/// Where outputs of a row lie in steps and no tap of theirs is outside of the width.
+static void set_steps(job *j) {
+    const qrt_convolution *g = j->g;
+    j->row = g->out[2];
+    j->step = g->stride[2] * (j->w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK);
+#define IS_STEP(N) j->step != N &&
+    if (QRT_CONV_STEPS(IS_STEP) true) return;
+    if (j->w->kind == QRT_CONV_COLUMNS) {
+        j->steps_end = j->row;
+        return;
+    }
+    const int64_t room = g->in[2] - 1 - (g->window[2] - 1) * g->dilation[2] + g->begin[2];
+    j->steps_begin = qrt_min(j->row, qrt_ceil_div(g->begin[2], g->stride[2]));
+    j->steps_end = room < 0 ? j->steps_begin : qrt_max(j->steps_begin, qrt_min(j->row, room / g->stride[2] + 1));
+}
+
+/// Says how the work is divided: a task large enough to use weights again, and small enough that threads end together.
+static void divide(job *j, int threads) {
+    const qrt_conv_weights *w = j->w;
+    const int64_t positions = j->g->positions, lanes = j->g->images * w->groups, wanted = threads > 1 ? 8 * (int64_t)threads : 1;
+    j->chunk = qrt_max(1, qrt_min(CHUNK, qrt_ceil_div(positions, qrt_ceil_div(wanted, lanes))));
+    j->chunks = qrt_ceil_div(positions, j->chunk);
+    j->slots = qrt_min(wanted, lanes * j->chunks);
+    const int64_t plane_floats = w->taps * w->floats * qrt_ceil_div(w->blocks, w->groups) * BLOCK;
+    j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(w->planes * plane_floats, KEPT_FLOATS), w->planes));
+}
+
+static qrt_status convolve(job *j, qrt_run *run) {
+    const qrt_convolution *g = j->g;
+    const qrt_conv_weights *w = j->w;
+    const double work = (double)g->images * (double)g->maps * (double)w->base.k * (double)g->positions;
+    const int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
+    divide(j, threads);
+    int64_t rows = 0, floats = 0, lists;
+    const bool copies = w->kind == QRT_CONV_COLUMNS && memcmp(g->padded, g->in, sizeof g->in);
+    size_t bytes;
+    j->list_length = w->taps * (QRT_CONV_MAX_POSITIONS + 1);
+    if ((copies && (__builtin_mul_overflow(g->images * g->channels, g->padded[0] * g->padded[1], &rows) ||
+                    __builtin_mul_overflow(rows, g->padded[2], &floats))) ||
+        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_add_overflow(floats, 2 * lists, &floats) ||
+        __builtin_mul_overflow((size_t)floats, sizeof(float), &bytes))
+        return QRT_NO_MEMORY;
+    qrt_buffer *scratch = qrt_scratch(run, bytes);
+    if (!scratch) return QRT_NO_MEMORY;
+    j->lists = scratch->data;
+    if (copies) {
+        j->source = j->x;
+        j->x = j->copy = (float *)(j->lists + lists);
+        j->x_row = g->padded[2];
+        j->x_plane = g->padded[0] * g->padded[1] * j->x_row;
+        j->x_image = g->channels * j->x_plane;
+        qrt_parallel_for(threads, rows, copy_row, j);
+    }
+    qrt_parallel_for(threads, j->slots, run_slot, j);
+    qrt_scratch_free(run, scratch);
+    return QRT_OK;
+}
+
+/// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights with the bias, but depthwise ones.
+/// Inputs: float32 x, in blocks [N, ⌈C / 16⌉, …, 16], or [N, C, …] for weights of columns; optional residual and addend of the
+/// shape of the output, [N, ⌈M / 16⌉, …, 16].
+static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
+    const qrt_tensor *x = in[0], *residual = node->num_inputs > 1 ? in[1] : NULL, *addend = node->num_inputs > 2 ? in[2] : NULL;
+    const qrt_conv_weights *w = node->packed[0];
+    const int32_t rank = w->rank;
+    const bool in_columns = w->kind == QRT_CONV_COLUMNS;
+    if (!x || x->dtype != QRT_F32 || x->rank != rank + !in_columns || w->kind == QRT_CONV_DEPTHWISE) return QRT_DECLINE;
+    if (!in_columns && (x->dims[1] != qrt_ceil_div(w->channels, BLOCK) || x->dims[rank] != BLOCK)) return QRT_DECLINE;
+    qrt_tensor plain = {.rank = rank};
+    memcpy(plain.dims, x->dims, (size_t)rank * sizeof *x->dims);
+    if (!in_columns) plain.dims[1] = w->channels;
+    qrt_convolution g;
+    if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g)) return QRT_DECLINE;
+    if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
+
+    int64_t dims[QRT_MAX_RANK] = {g.images, w->blocks};
+    for (int i = 2; i < rank; i++) dims[i] = g.out[3 - rank + i];
+    dims[rank] = BLOCK;
+    qrt_blocked_epilogue epilogue;
+    if (!qrt_is_image_like(residual, rank + 1, dims) || !qrt_is_image_like(addend, rank + 1, dims)) return QRT_DECLINE;
+    if (!qrt_split_epilogue(node, node->ints[2], w->bias, addend, residual, &epilogue)) return QRT_DECLINE;
+    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, rank + 1, dims);
+    if (status != QRT_OK || out[0].size == 0) return status;
+    epilogue.y = out[0].data;
+    epilogue.plane = g.positions * BLOCK;
+    epilogue.image = epilogue.plane * w->blocks;
+    const int64_t x_plane = g.in[0] * g.in[1] * g.in[2] * (in_columns ? 1 : BLOCK);
+    job j = {.g = &g, .w = w, .epilogue = &epilogue, .x = x->data, .x_image = x_plane * x->dims[1], .x_plane = x_plane, .x_row = g.in[2]};
+    set_steps(&j);
+    bool is_pointwise = w->taps == 1 && g.positions == g.in[0] * g.in[1] * g.in[2] && !memcmp(g.padded, g.in, sizeof g.in);
+    if (is_pointwise) {  // of an axis with a stride there is one pixel only
+        j.step = in_columns ? 1 : BLOCK;
+        j.steps_begin = 0;
+        j.row = j.steps_end = g.positions;
+    }
+    j.find = in_columns ? find_rows : is_pointwise ? find_pixels : find_places;
+    return convolve(&j, run);
+}
+
+const qrt_node_entry qrt_blocked_conv_nodes[] = {
+    {"blocked_conv", blocked_conv},
+    {NULL, NULL},
+};

@@ -68,6 +68,8 @@ def test_forward_and_back(rung: str, n: int) -> None:
     assert_close(forward[0], spectrum(z, n), bound(z, n))
     assert_close(inverse[0], spectrum(z, n, +1) / n, (bound(z, n) + EPS * np.abs(z).sum(-1, keepdims=True)) / n)
     assert_close(real[0], spectrum(x[..., 0], n)[:, : n // 2 + 1], bound(x[..., 0], n))
+    assert not real[0][:, 0, 1].any()
+    assert n % 2 or not real[0][:, n // 2, 1].any()  # the highest frequency of real numbers is real
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 9, 61, 67, 100])

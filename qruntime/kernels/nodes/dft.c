@@ -73,7 +73,9 @@ static void write_signals(const transforms *t, const int64_t *begins, int count,
         for (int l = 0; l < count; l++) {
             float *y = t->y + begins[l] + k * t->to.stride;
             y[0] = from[re + l] * scale;
-            if (t->to.parts == 2) y[1] = from[im + l] * scale;
+            // Of real signals the mean is real, and of an even number of points the highest frequency.
+            const bool is_real = t->from.parts == 1 && (k == 0 || 2 * k == t->n);
+            if (t->to.parts == 2) y[1] = is_real ? 0 : from[im + l] * scale;
         }
 }
 

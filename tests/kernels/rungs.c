@@ -1368,6 +1368,7 @@ static void check_few_columns(void) {
                 code_case c = {ms[i], ks[j], ns[l], 30, dtypes[bits % 3], bits & 64, bits & 128 ? 2 : 40};
                 check_code_product(&c);
             }
+}
 
 // ------------------------------------------------------------------------------ channels in blocks
 
@@ -1554,7 +1555,6 @@ int main(void) {
         check_codes_q8();
         check_gemm_nbits_q8();
         check_gemm_f32();
-        check_conv_f32();
         check_gemm_nbits();
         check_gemm_f64();
         check_gram();
@@ -1573,6 +1573,7 @@ int main(void) {
         check_few_rows();
         check_depthwise_lines();
         check_few_columns();
+        check_conv_f32();
         printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
         failures += num_failures;
     }

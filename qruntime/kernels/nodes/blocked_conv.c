@@ -145,9 +145,12 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t chunk,
 
 static void run_slot(void *context, int64_t slot) {
     const job *j = context;
-    const int64_t units = j->g->images * j->w->groups * j->chunks;
+    const int64_t images = j->g->images, groups = j->w->groups, units = images * groups * j->chunks;
+    // What is larger, the weights of all groups or an image, is read once.
+    const bool group_by_group = j->w->base.k * j->w->base.n > j->x_image;
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
-        const int64_t chunk = unit % j->chunks, group = unit / j->chunks % j->w->groups, image = unit / j->chunks / j->w->groups;
+        const int64_t chunk = unit % j->chunks, rest = unit / j->chunks;
+        const int64_t group = group_by_group ? rest / images : rest % groups, image = group_by_group ? rest % images : rest / groups;
         sum_chunk(j, image, group, chunk, j->lists + slot * j->list_length);
     }
 }

@@ -33,8 +33,8 @@ SIGNATURES = {
         "engine='qruntime', only=None, exclude=(), strict=False, faster_only=False)"
     ),
     Model.finetune: (
-        "(self, method, data, *, loss, validation=None, scheme=None, epochs=1, steps=None, lr=None, batch=1, seed=0, progress=False, "
-        "inplace=False)"
+        "(self, method, data, *, loss, validation=None, scheme=None, epochs=1, steps=None, lr=None, batch=1, seed=0, checkpoint=None, "
+        "progress=False, inplace=False)"
     ),
     Model.save_adapter: "(self, path)",
     Model.load_adapter: "(self, path)",

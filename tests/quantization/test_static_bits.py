@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Clusters:
     count: int
     requires = frozenset[str]()
 
-    def range(self, inputs: Inputs, statistics: Statistics) -> InputRange:
+    def range(self, inputs: Inputs, statistics: Statistics, weights: Sequence[np.ndarray]) -> InputRange:
         assert inputs.clusters == self.count
         low, high, members = statistics.low.copy(), statistics.high.copy(), np.arange(len(statistics.low)) % self.count
         for cluster in range(self.count):

@@ -30,7 +30,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
 
 test-train: $(VENV)/.train
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(shell grep -lr 'importorskip("torch"' tests --include='*.py')
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(shell grep -lr 'importorskip."torch"' tests --include='*.py')
 
 portable: $(VENV)/.test
 	QRUNTIME_ISA=portable $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/kernels tests/test_model.py tests/test_invariance.py tests/test_shakespeare.py

@@ -182,9 +182,7 @@ static void set_steps(job *j) {
         j->steps_end = j->row;
         return;
     }
-    const int64_t room = g->in[2] - 1 - (g->window[2] - 1) * g->dilation[2] + g->begin[2];
-    j->steps_begin = qrt_min(j->row, qrt_ceil_div(g->begin[2], g->stride[2]));
-    j->steps_end = room < 0 ? j->steps_begin : qrt_max(j->steps_begin, qrt_min(j->row, room / g->stride[2] + 1));
+    qrt_find_whole_columns(g, &j->steps_begin, &j->steps_end);
 }
 
 /// Says how the work is divided: a task large enough to use weights again, and small enough that threads end together.
@@ -233,7 +231,7 @@ static qrt_status convolve(job *j, qrt_run *run) {
 /// Inputs: float32 x, in blocks [N, ⌈C / 16⌉, …, 16], or [N, C, …] for weights of columns; optional residual and addend of the
 /// shape of the output, [N, ⌈M / 16⌉, …, 16].
 static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    const qrt_tensor *x = in[0], *residual = node->num_inputs > 1 ? in[1] : NULL, *addend = node->num_inputs > 2 ? in[2] : NULL;
+    const qrt_tensor *x = in[0];
     const qrt_conv_weights *w = node->packed[0];
     const int32_t rank = w->rank;
     const bool in_columns = w->kind == QRT_CONV_COLUMNS;
@@ -246,17 +244,9 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g)) return QRT_DECLINE;
     if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
 
-    int64_t dims[QRT_MAX_RANK] = {g.images, w->blocks};
-    for (int i = 2; i < rank; i++) dims[i] = g.out[3 - rank + i];
-    dims[rank] = BLOCK;
     qrt_blocked_epilogue epilogue;
-    if (!qrt_is_image_like(residual, rank + 1, dims) || !qrt_is_image_like(addend, rank + 1, dims)) return QRT_DECLINE;
-    if (!qrt_split_epilogue(node, node->ints[2], w->bias, addend, residual, &epilogue)) return QRT_DECLINE;
-    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, rank + 1, dims);
+    const qrt_status status = qrt_begin_blocked(node, run, in, w, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
-    epilogue.y = out[0].data;
-    epilogue.plane = g.positions * BLOCK;
-    epilogue.image = epilogue.plane * w->blocks;
     const int64_t x_plane = g.in[0] * g.in[1] * g.in[2] * (in_columns ? 1 : BLOCK);
     job j = {.g = &g, .w = w, .epilogue = &epilogue, .x = x->data, .x_image = x_plane * x->dims[1], .x_plane = x_plane, .x_row = g.in[2]};
     set_steps(&j);

@@ -41,13 +41,6 @@ static void find_inside(const qrt_convolution *g, int i, int64_t place, int64_t 
     *end = qrt_max(*begin, *end);
 }
 
-/// Output columns at which the whole width of the window is inside: begin … end − 1.
-static void find_whole(const qrt_convolution *g, int64_t *begin, int64_t *end) {
-    const int64_t room = g->in[2] - 1 - (g->window[2] - 1) * g->dilation[2] + g->begin[2];
-    *begin = qrt_min(g->out[2], qrt_ceil_div(g->begin[2], g->stride[2]));
-    *end = room < 0 ? *begin : qrt_max(*begin, qrt_min(g->out[2], room / g->stride[2] + 1));
-}
-
 /// Taps of the window that lie between begin and end of each axis, with places relative to the first of all.
 static int64_t list_taps(const qrt_convolution *g, const int64_t *begin, const int64_t *end, int64_t *places, int64_t *taps) {
     int64_t found = 0;
@@ -89,7 +82,7 @@ static void slide_row(const job *j, const float *from, int64_t image, int64_t bl
     const int64_t slice = row / g->out[1] * g->stride[0] - g->begin[0], line = row % g->out[1] * g->stride[1] - g->begin[1];
     find_inside(g, 0, slice, &begin[0], &end[0]);
     find_inside(g, 1, line, &begin[1], &end[1]);
-    find_whole(g, &whole, &behind);
+    qrt_find_whole_columns(g, &whole, &behind);
     const int64_t inside[4] = {begin[0], end[0], begin[1], end[1]};
     const float *x = from + (slice * g->in[1] + line) * g->in[2] * BLOCK;
     for (int64_t column = 0, count; column < g->out[2]; column += count) {
@@ -175,7 +168,7 @@ static qrt_status run_all(job *j, qrt_run *run) {
 /// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights, depthwise, with the bias.
 /// Inputs: float32 x [N, ⌈C / 16⌉, …, 16]; optional residual and addend of the shape of the output.
 static qrt_status blocked_depthwise_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    const qrt_tensor *x = in[0], *residual = node->num_inputs > 1 ? in[1] : NULL, *addend = node->num_inputs > 2 ? in[2] : NULL;
+    const qrt_tensor *x = in[0];
     const qrt_conv_weights *w = node->packed[0];
     const int32_t rank = w->rank;
     if (!x || x->dtype != QRT_F32 || x->rank != rank + 1 || w->kind != QRT_CONV_DEPTHWISE) return QRT_DECLINE;
@@ -186,17 +179,9 @@ static qrt_status blocked_depthwise_conv(const qrt_node *node, qrt_run *run, con
     qrt_convolution g;
     if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g) || g.groups != w->channels) return QRT_DECLINE;
 
-    int64_t dims[QRT_MAX_RANK] = {g.images, w->blocks};
-    for (int i = 2; i < rank; i++) dims[i] = g.out[3 - rank + i];
-    dims[rank] = BLOCK;
     qrt_blocked_epilogue epilogue;
-    if (!qrt_is_image_like(residual, rank + 1, dims) || !qrt_is_image_like(addend, rank + 1, dims)) return QRT_DECLINE;
-    if (!qrt_split_epilogue(node, node->ints[2], w->bias, addend, residual, &epilogue)) return QRT_DECLINE;
-    qrt_status status = qrt_alloc(run, &out[0], QRT_F32, rank + 1, dims);
+    const qrt_status status = qrt_begin_blocked(node, run, in, w, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
-    epilogue.y = out[0].data;
-    epilogue.plane = g.positions * BLOCK;
-    epilogue.image = epilogue.plane * w->blocks;
     job j = {.g = &g, .what = CONVOLUTION, .x = x->data, .blocks = w->blocks, .w = w, .epilogue = &epilogue};
     return run_all(&j, run);
 }

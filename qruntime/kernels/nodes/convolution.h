@@ -75,6 +75,13 @@ static inline bool qrt_measure_convolution(const int64_t *ints, int32_t num_ints
     return qrt_count_convolution(g);
 }
 
+/// Output columns at which no tap of the window is outside of the width: begin … end − 1.
+static inline void qrt_find_whole_columns(const qrt_convolution *g, int64_t *begin, int64_t *end) {
+    const int64_t room = g->in[2] - 1 - (g->window[2] - 1) * g->dilation[2] + g->begin[2];
+    *begin = qrt_min(g->out[2], qrt_ceil_div(g->begin[2], g->stride[2]));
+    *end = room < 0 ? *begin : qrt_max(*begin, qrt_min(g->out[2], room / g->stride[2] + 1));
+}
+
 /// y [N, M, …] = epilogue(convolution of x [N, C, …] with w [M, C / group, …]), the shapes in `g`. For few output positions
 /// `packed`, w as a matrix [C · taps, M] without bias, is read instead where it is not NULL.
 qrt_status qrt_convolve(const qrt_convolution *g, qrt_run *run, const float *x, const float *w, const qrt_f32_weights *packed,

@@ -9,6 +9,7 @@ import numpy as np
 
 from qruntime.ir import QRUNTIME, Node, Value
 from qruntime.ops.contrib.domain import MICROSOFT
+from qruntime.ops.fused_concat import with_item
 from qruntime.ops.layout import concatenate
 from qruntime.ops.registry import NativeCall, operator
 
@@ -39,15 +40,7 @@ def append_cache(
     item = concatenate([past.reshape(math.prod(counts), *past.shape[len(counts) :])[index], new], axis)
     if not counts:
         return item
-    shape = (*counts, *item.shape)
-    if stack is None:
-        stack = np.zeros(shape, item.dtype)
-    elif stack.shape != shape or stack.dtype != item.dtype:
-        raise ValueError(f"item {index} of a stack {stack.dtype}{list(stack.shape)} cannot be {item.dtype}{list(item.shape)}")
-    else:
-        stack = stack.copy()
-    stack.reshape(math.prod(counts), *item.shape)[index] = item
-    return stack, item
+    return with_item(stack, index, item, counts), item
 
 
 @append_cache.native

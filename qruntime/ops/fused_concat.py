@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qruntime.ir import Node
 from qruntime.ops.layout import concatenate
 from qruntime.ops.registry import NativeCall, operator
+
+
+def with_item(stack: np.ndarray | None, index: int, item: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
+    """`stack` [*counts, *item shape] with `item` at `index`, which counts items in C order; None stands for a new one."""
+    shape = (*counts, *item.shape)
+    if stack is None:
+        stack = np.zeros(shape, item.dtype)
+    elif stack.shape != shape or stack.dtype != item.dtype:
+        raise ValueError(f"item {index} of a stack {stack.dtype}{list(stack.shape)} cannot be {item.dtype}{list(item.shape)}")
+    else:
+        stack = stack.copy()
+    stack.reshape(math.prod(counts), *item.shape)[index] = item
+    return stack
 
 
 @operator("ConcatInto", domain="qruntime")
@@ -27,15 +42,7 @@ def concat_into(
     """
     chosen = [x if part < 0 else x[:, :, part].transpose(0, 2, 1, 3) for x, part in zip(pieces, parts, strict=True)]
     item = concatenate(chosen, axis)
-    shape = (*counts, *item.shape)
-    if stack is None:
-        stack = np.zeros(shape, item.dtype)
-    elif stack.shape != shape or stack.dtype != item.dtype:
-        raise ValueError(f"item {index} of a stack {stack.dtype}{list(stack.shape)} cannot be {item.dtype}{list(item.shape)}")
-    else:
-        stack = stack.copy()
-    stack.reshape(-1, *item.shape)[index] = item
-    return stack, item
+    return with_item(stack, index, item, counts), item
 
 
 @concat_into.native

@@ -23,8 +23,8 @@ static inline int64_t qrt_cache_row_bytes(const qrt_cache_form *form) { return f
 
 /// `labels` say of every channel which cluster it is in, below `clusters`; NULL puts all in the first.
 typedef struct qrt_cache_codes {
-    /// Rows lie one after the other.
-    void (*quantize)(const qrt_cache_form *form, int64_t rows, const float *x, const uint8_t *labels, uint8_t *codes,
+    /// Rows lie one after the other. `fits`: with the ranges for which codes err least, in place of those of the extremes.
+    void (*quantize)(const qrt_cache_form *form, int64_t rows, const float *x, const uint8_t *labels, bool fits, uint8_t *codes,
                      float *ranges);
     /// Of codes and ranges every `step`-th row, into rows one after the other.
     void (*dequantize)(const qrt_cache_form *form, int64_t rows, const uint8_t *codes, const float *ranges, int64_t step,

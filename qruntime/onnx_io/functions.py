@@ -21,7 +21,7 @@ Key = tuple[str, str, str]
 _GRIDS = (f"Dequantize{grid}{width}" for grid in ("Affine", "Offset", "Symmetric", "Table") for width in ("", "Bytes"))
 STORED = frozenset(("qruntime", name, "") for name in (*_GRIDS, "DequantizePairs", "ReplaceOutliers"))
 """Functions whose calls passes/stored reads as what they store."""
-CACHES = frozenset(("qruntime", f"{name}Cache{kind}", "") for name in ("Quantize", "Dequantize") for kind in ("", "Clusters"))
+CACHES = frozenset(("qruntime", f"{name}Cache{kind}", "") for name in ("Quantize", "Fit", "Dequantize") for kind in ("", "Clusters"))
 """Functions that are operators here: ops/cache_codes.py defines them."""
 ROUNDING = frozenset({("qruntime", "OutlierVictimPairs", "")})
 """The same of those that round activations."""

@@ -7,11 +7,22 @@ Of every token and head, or of every cluster of its channels, with top = 2^bits 
 in single float32 operations, so that every runtime makes the same codes. Where the scale is 0 so are the codes: a row of one
 number is exact. A row that holds NaN, or whose range float32 does not hold, becomes NaN.
 
+FitCache makes the same codes, and then of all scales and lows those for which they err least, by least squares over the n
+channels that share them:
+
+    r = rint(65536 ((x − low) / scale − code)),    a = (n Σ code r − Σ code Σ r) / (n Σ code² − (Σ code)²)
+    low + scale (Σ r − a Σ code) / (65536 n),    scale + scale a / 65536
+
+r is whole, and so are the sums, which makes them the same in any order; the rest is single float64 operations, rounded to float32
+at the end. What comes back from codes is stored as it is, up to the last bits of its ranges.
+
 `ranges` [..., 2 · clusters] holds the scales of the clusters, then their lows. Codes of 2 and 4 bits are packed: channel j of n
 lies in byte j mod (n · bits / 8), earlier channels in lower bits.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +31,9 @@ from qruntime.ops.registry import NativeCall, operator
 
 BITS = (2, 4, 8)
 MOST_CLUSTERS = 16
+
+_PARTS = np.float32(65536)
+"""Of a step, in which errors are counted: shares of 8 bits have no finer ones in float32."""
 
 
 @operator("QuantizeCache", domain="qruntime")
@@ -32,6 +46,18 @@ def quantize_cache(x: np.ndarray, *, bits: int) -> tuple[np.ndarray, np.ndarray]
 def quantize_cache_clusters(x: np.ndarray, labels: np.ndarray, *, bits: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Likewise with ranges [..., 2 · clusters]; `labels`, uint8, broadcasts to x and says to which cluster a channel belongs."""
     return _quantized(x, bits, clusters, labels)
+
+
+@operator("FitCache", domain="qruntime")
+def fit_cache(x: np.ndarray, *, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes of QuantizeCache, with the ranges of least squared error."""
+    return _fitted(x, bits, 1, None)
+
+
+@operator("FitCacheClusters", domain="qruntime")
+def fit_cache_clusters(x: np.ndarray, labels: np.ndarray, *, bits: int, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """The codes of QuantizeCacheClusters, with the ranges of least squared error."""
+    return _fitted(x, bits, clusters, labels)
 
 
 @operator("DequantizeCache", domain="qruntime")
@@ -52,13 +78,59 @@ def _(node: Node) -> NativeCall:
     return NativeCall("quantize_cache", ints=[node.attr("bits"), node.attr("clusters", 1)], widens=False)
 
 
+@fit_cache.native
+@fit_cache_clusters.native
+def _(node: Node) -> NativeCall:
+    return NativeCall("fit_cache", ints=[node.attr("bits"), node.attr("clusters", 1)], widens=False)
+
+
 @dequantize_cache.native
 @dequantize_cache_clusters.native
 def _(node: Node) -> NativeCall:
     return NativeCall("dequantize_cache", ints=[node.attr("bits"), node.attr("clusters", 1)], widens=False)
 
 
+class _Codes(NamedTuple):
+    """`shares` are what `codes` round, and `owner` the cluster of every channel; None: there is one."""
+
+    codes: np.ndarray
+    shares: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray
+    owner: np.ndarray | None
+
+
 def _quantized(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    made = _rounded(x, bits, clusters, labels)
+    return _packed(made.codes, bits), np.concatenate([made.scale, made.low], axis=-1)
+
+
+def _fitted(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    made = _rounded(x, bits, clusters, labels)
+    with np.errstate(all="ignore"):
+        codes = made.codes.astype(np.int64)
+        errors = np.rint((made.shares - made.codes) * _PARTS).astype(np.int64)
+        count, of_code, of_error, of_square, of_both = (
+            _by_cluster(part, made.owner, clusters).astype(np.float64)
+            for part in (np.ones_like(codes), codes, errors, codes * codes, codes * errors)
+        )
+        spread = count * of_square - of_code * of_code
+        slope = (count * of_both - of_code * of_error) / spread
+        wide = made.scale.astype(np.float64)
+        fitted = [wide + wide * (slope / _PARTS), made.low + wide * ((of_error - slope * of_code) / (_PARTS * count))]
+        scale, low = (np.where(spread > 0, new, old).astype(np.float32) for new, old in zip(fitted, (made.scale, made.low), strict=True))
+    return _packed(made.codes, bits), np.concatenate([scale, low], axis=-1)
+
+
+def _by_cluster(numbers: np.ndarray, index: np.ndarray | None, clusters: int) -> np.ndarray:
+    """Sums over the channels of each cluster, [..., clusters]."""
+    if index is None:
+        return numbers.sum(axis=-1, keepdims=True)
+    inside = index[..., None, :] == np.arange(clusters)[:, None]
+    return np.where(inside, numbers[..., None, :], 0).sum(axis=-1)
+
+
+def _rounded(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> _Codes:
     _check(bits, clusters)
     if x.dtype != np.float32 or x.ndim < 1 or x.shape[-1] < 1 or x.shape[-1] * bits % 8:
         raise ValueError(f"x must be float32 [..., channels] with whole bytes of {bits}-bit codes, got {x.dtype} {list(x.shape)}")
@@ -74,8 +146,8 @@ def _quantized(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | Non
         scale = (high - low) / top
         own_scale, own_low = (scale, low) if index is None else (np.take_along_axis(part, index, -1) for part in (scale, low))
         shares = np.where((own_scale > 0) & (own_scale < np.inf), (x - own_low) / own_scale, zero)
-    codes = np.clip(np.rint(shares), zero, top).astype(np.uint8)
-    return _packed(codes, bits), np.concatenate([scale, low], axis=-1)
+        codes = np.clip(np.rint(shares), zero, top).astype(np.uint8)
+    return _Codes(codes, shares, scale, low, index)
 
 
 def _dequantized(codes: np.ndarray, ranges: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) -> np.ndarray:

@@ -16,7 +16,7 @@ FAMILIES = {
         "": "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual "
         "Max Mean Min Mod Mul Or PRelu Pow Sub Sum SwiGLU Where Xor",
     },
-    "cache_codes": {"qruntime": "DequantizeCache DequantizeCacheClusters QuantizeCache QuantizeCacheClusters"},
+    "cache_codes": {"qruntime": "DequantizeCache DequantizeCacheClusters FitCache FitCacheClusters QuantizeCache QuantizeCacheClusters"},
     "cached_attention": {"qruntime": "CachedAttention"},
     "casting": {"": "BitCast Cast CastLike"},
     "channel_blocks": {

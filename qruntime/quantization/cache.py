@@ -249,7 +249,7 @@ class _Rewriting:
             x = op.Cast(x, to=_FLOAT)
         self._done(op)
         codes, ranges = Value(f"{x.name}_codes"), Value(f"{x.name}_ranges")
-        self._call("QuantizeCache", cache, [x], [codes, ranges])
+        self._call("FitCache", cache, [x], [codes, ranges])
         return codes, ranges
 
     def _dequantized(self, cache: Cache, codes: Value, ranges: Value) -> Value:

@@ -27,19 +27,21 @@ def rows(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("shape", [(8,), (0, 8), (3, 0, 8), (1, 4), (5, 12), (2, 3, 7, 64), (2, 2, 3, 100), (400, 68)])
-def test_to_codes_and_back(shape: tuple[int, ...], bits: int):
+@pytest.mark.parametrize("name", ["QuantizeCache", "FitCache"])
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (3, 0, 8), (1, 4), (5, 12), (2, 3, 7, 64), (2, 2, 3, 100), (400, 68), (3, 2100)])
+def test_to_codes_and_back(shape: tuple[int, ...], name: str, bits: int):
     for threads in (1, 3):
-        codes, ranges = check("QuantizeCache", [rows(*shape)], bits=bits, num_outputs=2, num_threads=threads, **OURS)
+        codes, ranges = check(name, [rows(*shape)], bits=bits, num_outputs=2, num_threads=threads, **OURS)
         check("DequantizeCache", [codes, ranges], bits=bits, num_threads=threads, **OURS)
 
 
 @pytest.mark.parametrize("labels", [(8,), (1, 8), (3, 1, 8), (2, 3, 5, 8), (1, 1, 5, 8)])
 @pytest.mark.parametrize("clusters", [1, 3, 16])
-def test_clusters_to_codes_and_back(labels: tuple[int, ...], clusters: int):
+@pytest.mark.parametrize("name", ["QuantizeCacheClusters", "FitCacheClusters"])
+def test_clusters_to_codes_and_back(name: str, labels: tuple[int, ...], clusters: int):
     own = np.random.default_rng(1).integers(0, clusters, labels).astype(np.uint8)
     options: dict[str, Any] = {"bits": 4, "clusters": clusters, **OURS}
-    codes, ranges = check("QuantizeCacheClusters", [rows(2, 3, 5, 8), own], num_outputs=2, **options)
+    codes, ranges = check(name, [rows(2, 3, 5, 8), own], num_outputs=2, **options)
     check("DequantizeCacheClusters", [codes, ranges, own], **options)
 
 

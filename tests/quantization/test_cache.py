@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -15,8 +16,15 @@ import qruntime
 from qruntime.errors import QRuntimeError, QuantizationError
 from qruntime.ir import clone
 from qruntime.ir.formats import FORMATS
-from qruntime.model import Model, _serialized
-from qruntime.ops.cache_codes import dequantize_cache, dequantize_cache_clusters, quantize_cache, quantize_cache_clusters
+from qruntime.model import Model, _rebuild, _serialized
+from qruntime.ops.cache_codes import (
+    dequantize_cache,
+    dequantize_cache_clusters,
+    fit_cache,
+    fit_cache_clusters,
+    quantize_cache,
+    quantize_cache_clusters,
+)
 from qruntime.quantization.cache import CacheResult, Clusters, quantize_caches
 from qruntime.quantization.cache_search import find_caches
 from tests.quantization.decoders import HEADS, LAYERS, SHAPES, SIZE, WIDTH, Decoder
@@ -90,6 +98,7 @@ def test_clusters_have_ranges_of_their_own():
     labels = np.array([[0, 2, 1, 0, 2, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]], np.uint8).reshape(2, 1, 8)
     x = random(3, 2, 5, 8) * np.array([1, 100, 1e-3, 1, 100, 1e-3, 1, 1], np.float32)
     codes, ranges = quantize_cache_clusters(x, labels, bits=4, clusters=3)
+    fitted = fit_cache_clusters(x, labels, bits=4, clusters=3)
     for row in np.ndindex(3, 2, 5):
         inside = [np.flatnonzero(labels[row[1], 0] == c).tolist() for c in range(3)]
         own, scales, lows = expected(x[row], 4, [channels for channels in inside if channels])
@@ -97,6 +106,9 @@ def test_clusters_have_ranges_of_their_own():
         used = [c for c in range(3) if inside[c]]
         assert np.array_equal(ranges[row][used], scales)
         assert np.array_equal(ranges[row][[3 + c for c in used]], lows)
+        for c in used:
+            if len(inside[c]) % 2 == 0:  # whole bytes
+                assert np.array_equal(fitted[1][row][[c, 3 + c]], fit_cache(x[row][inside[c]], bits=4)[1])
     assert np.isfinite(ranges).all()
     plain = dequantize_cache(*quantize_cache(x, bits=4), bits=4)
     clustered = dequantize_cache_clusters(codes, ranges, labels, bits=4, clusters=3)
@@ -107,6 +119,35 @@ def test_one_cluster_is_none():
     x = random(2, 3, 4, 16)
     made = quantize_cache_clusters(x, np.zeros(16, np.uint8), bits=4, clusters=1)
     assert all(map(np.array_equal, made, quantize_cache(x, bits=4)))
+    assert all(map(np.array_equal, fit_cache_clusters(x, np.zeros(16, np.uint8), bits=4, clusters=1), fit_cache(x, bits=4)))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_fitted_ranges_are_those_of_least_squared_error(bits: int):
+    x = random(5, 64) * np.exp2(random(5, 1, seed=1) * 8) + 3
+    plain, (codes, ranges) = quantize_cache(x, bits=bits), fit_cache(x, bits=bits)
+    assert np.array_equal(codes, plain[0])
+    for row, (scale, low), fitted in zip(x, plain[1], ranges, strict=True):
+        best = np.polyfit(np.rint((row - low) / scale).astype(np.float64), row.astype(np.float64), 1)
+        # Ranges are float32.
+        assert (np.abs(best - fitted) <= scale / 65536 + np.spacing(np.abs(fitted))).all()
+
+    def errors(made: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return np.square(dequantize_cache(*made, bits=bits).astype(np.float64) - x).sum(-1)
+
+    assert (errors((codes, ranges)) < errors(plain)).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_what_comes_from_codes_is_stored_as_it_is(bits: int):
+    x = random(50, 64, seed=3)
+    x[0] = 0.75
+    codes, ranges = fit_cache(x, bits=bits)
+    once = dequantize_cache(codes, ranges, bits=bits)
+    assert np.array_equal(once[0], x[0])
+    again = fit_cache(once, bits=bits)
+    assert np.array_equal(again[0], codes)
+    assert np.allclose(dequantize_cache(*again, bits=bits), once, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38])
@@ -115,10 +156,10 @@ def test_rows_without_a_finite_range_are_nan(odd: float):
     x[1, 3] = odd
     if odd == 3e38:
         x[1, 4] = -odd
-    codes, ranges = quantize_cache(x, bits=4)
-    back = dequantize_cache(codes, ranges, bits=4)
-    assert np.isnan(back[1]).all()
-    assert np.isfinite(back[[0, 2, 3]]).all()
+    for made in (quantize_cache(x, bits=4), fit_cache(x, bits=4)):
+        back = dequantize_cache(*made, bits=4)
+        assert np.isnan(back[1]).all()
+        assert np.isfinite(back[[0, 2, 3]]).all()
 
 
 @pytest.mark.parametrize(("bits", "clusters"), [(3, 1), (True, 1), (4.0, 1), (4, 0), (4, 17), (4, "2")])
@@ -219,9 +260,13 @@ def test_files_of_all_opsets_and_widths(opset: int, bits: int):
     infos = [("q", FLOAT, ["b", HEADS, "s", "n"]), ("past", FLOAT, ["b", HEADS, "t", SIZE]), ("x", FLOAT, ["b", HEADS, "s", SIZE])]
     outputs = [("y", FLOAT, ["b", HEADS, "s", SIZE]), ("grown", FLOAT, ["b", HEADS, "n", SIZE])]
     model = qruntime.load(model_bytes(nodes, infos, outputs, opset=opset))
-    for clusters in (None, labels):
+    for clusters, is_fitted in itertools.product((None, labels), (True, False)):
         quantized, result = with_codes(model, bits, clusters)
         assert not result.skipped
+        for node in quantized._declared.nodes:
+            if not is_fitted and node.op_type.startswith("FitCache"):  # as earlier versions saved it
+                node.op_type = node.op_type.replace("Fit", "Quantize")
+        quantized = _rebuild(_serialized(quantized._declared, quantized.info), None, 1, quantized.report)
         proto = onnx.load_from_string(_serialized(quantized._declared, quantized.info))
         onnx.checker.check_model(proto, full_check=True)
         codes, ranges = np.zeros((2, HEADS, 0, SIZE * bits // 8), np.uint8), np.zeros((2, HEADS, 0, 6 if clusters else 2), np.float32)

@@ -18,7 +18,7 @@ typedef struct {
     uint8_t *codes;
     float *ranges;
     const qrt_cache_labels *labels;
-    bool quantizes;
+    bool quantizes, fits;
 } conversion;
 
 static void convert(void *context, int64_t task) {
@@ -33,7 +33,7 @@ static void convert(void *context, int64_t task) {
         float *x = c->x + row * c->form.channels, *ranges = c->ranges + 2 * row * c->form.clusters;
         uint8_t *codes = c->codes + row * width;
         if (c->quantizes)
-            qrt_kernels.cache_codes.quantize(&c->form, count, x, labels, codes, ranges);
+            qrt_kernels.cache_codes.quantize(&c->form, count, x, labels, c->fits, codes, ranges);
         else
             qrt_kernels.cache_codes.dequantize(&c->form, count, codes, ranges, 1, labels, x);
     }
@@ -46,10 +46,10 @@ static void run(conversion *c, qrt_run *run) {
 }
 
 /// Inputs: x float32, labels uint8 (optional). Outputs: codes, ranges.
-static qrt_status quantize_cache(const qrt_node *node, qrt_run *state, const qrt_tensor *const *in, qrt_tensor *out) {
+static qrt_status to_codes(const qrt_node *node, qrt_run *state, const qrt_tensor *const *in, qrt_tensor *out, bool fits) {
     const qrt_tensor *x = qrt_input(node, in, 0), *labels = qrt_input(node, in, 1);
     if (node->num_ints != NUM_INTS || node->num_outputs != 2 || !x || x->dtype != QRT_F32 || x->rank < 1) return QRT_DECLINE;
-    conversion c = {.form = {node->ints[BITS], x->dims[x->rank - 1], node->ints[CLUSTERS]}, .x = x->data, .quantizes = true};
+    conversion c = {.form = {node->ints[BITS], x->dims[x->rank - 1], node->ints[CLUSTERS]}, .x = x->data, .quantizes = true, .fits = fits};
     qrt_cache_labels found;
     if (!qrt_is_cache_form(&c.form)) return QRT_DECLINE;
     if (node->num_inputs > 1 ? !qrt_read_labels(labels, x, &c.form, &found) : c.form.clusters != 1) return QRT_DECLINE;
@@ -68,6 +68,14 @@ static qrt_status quantize_cache(const qrt_node *node, qrt_run *state, const qrt
     c.ranges = out[1].data;
     run(&c, state);
     return QRT_OK;
+}
+
+static qrt_status quantize_cache(const qrt_node *node, qrt_run *state, const qrt_tensor *const *in, qrt_tensor *out) {
+    return to_codes(node, state, in, out, false);
+}
+
+static qrt_status fit_cache(const qrt_node *node, qrt_run *state, const qrt_tensor *const *in, qrt_tensor *out) {
+    return to_codes(node, state, in, out, true);
 }
 
 /// Inputs: codes uint8, ranges float32, labels uint8 (optional).
@@ -93,6 +101,7 @@ static qrt_status dequantize_cache(const qrt_node *node, qrt_run *state, const q
 
 const qrt_node_entry qrt_cache_codes_nodes[] = {
     {"quantize_cache", quantize_cache},
+    {"fit_cache", fit_cache},
     {"dequantize_cache", dequantize_cache},
     {NULL, NULL},
 };

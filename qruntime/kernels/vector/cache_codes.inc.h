@@ -28,15 +28,56 @@ static void cache_ranges(const qrt_cache_form *form, const float *x, const uint8
     }
 }
 
-static inline uint8_t cache_code(float x, float scale, float low, float top) {
-    float share = rintf((x - low) / scale);
-    share = scale > 0.0f && scale < INFINITY ? share : 0.0f;
-    share = share > top ? top : share;
-    return (uint8_t)(int32_t)(share < 0.0f ? 0.0f : share);
+static inline float cache_share(float x, float scale, float low) {
+    float share = (x - low) / scale;
+    return scale > 0.0f && scale < INFINITY ? share : 0.0f;
 }
 
-static void quantize_cache(const qrt_cache_form *form, int64_t rows, const float *x, const uint8_t *labels, uint8_t *codes,
-                           float *ranges) {
+static inline float cache_code(float share, float top) {
+    float code = rintf(share);
+    code = code > top ? top : code;
+    return code < 0.0f ? 0.0f : code;
+}
+
+/// Over the channels of a cluster, with errors in parts of a step.
+typedef struct {
+    int64_t channels, code, error, square, both;
+} cache_sums;
+
+enum { CACHE_PARTS = 65536, CACHE_BLOCK = 128 };  // sums of a block are int32
+
+static inline void cache_add_block(int64_t n, const float *restrict x, float scale, float low, float top, cache_sums *s) {
+    int32_t code = 0, error = 0, square = 0, both = 0;
+    for (int64_t j = 0; j < n; j++) {
+        float share = cache_share(x[j], scale, low), rounded = cache_code(share, top);
+        int32_t c = (int32_t)rounded, e = (int32_t)rintf((share - rounded) * CACHE_PARTS);
+        code += c, error += e, square += c * c, both += c * e;
+    }
+    s->channels += n, s->code += code, s->error += error, s->square += square, s->both += both;
+}
+
+/// Scale and low of each cluster for which the codes of the row err least.
+static void fit_cache_ranges(const qrt_cache_form *form, const float *x, const uint8_t *labels, float *ranges) {
+    cache_sums sums[QRT_MOST_CLUSTERS] = {0};
+    float *lows = ranges + form->clusters, top = (float)((1 << form->bits) - 1);
+    int64_t step = labels ? 1 : CACHE_BLOCK;
+    for (int64_t j = 0; j < form->channels; j += step) {
+        int c = labels ? labels[j] : 0;
+        int64_t n = form->channels - j < step ? form->channels - j : step;
+        cache_add_block(n, x + j, ranges[c], lows[c], top, &sums[c]);
+    }
+    for (int64_t c = 0; c < form->clusters; c++) {
+        double n = (double)sums[c].channels, code = (double)sums[c].code, error = (double)sums[c].error, scale = ranges[c];
+        double spread = n * (double)sums[c].square - code * code;
+        if (!(spread > 0)) continue;
+        double slope = (n * (double)sums[c].both - code * error) / spread;
+        ranges[c] = (float)(scale + scale * (slope / CACHE_PARTS));
+        lows[c] = (float)(lows[c] + scale * ((error - slope * code) / (CACHE_PARTS * n)));
+    }
+}
+
+static void quantize_cache(const qrt_cache_form *form, int64_t rows, const float *x, const uint8_t *labels, bool fits,
+                           uint8_t *codes, float *ranges) {
     int64_t width = qrt_cache_row_bytes(form), clusters = form->clusters;
     float top = (float)((1 << form->bits) - 1);
     for (int64_t i = 0; i < rows; i++, x += form->channels, codes += width, ranges += 2 * clusters) {
@@ -45,8 +86,10 @@ static void quantize_cache(const qrt_cache_form *form, int64_t rows, const float
         for (int64_t shift = 0, first = 0; shift < 8; shift += form->bits, first += width)
             for (int64_t j = 0; j < width; j++) {
                 int c = labels ? labels[first + j] : 0;
-                codes[j] |= (uint8_t)(cache_code(x[first + j], ranges[c], ranges[clusters + c], top) << shift);
+                float share = cache_share(x[first + j], ranges[c], ranges[clusters + c]);
+                codes[j] |= (uint8_t)((int32_t)cache_code(share, top) << shift);
             }
+        if (fits) fit_cache_ranges(form, x, labels, ranges);
     }
 }
 

@@ -39,7 +39,7 @@ class PEQA:
 
     name: ClassVar[str] = "PEQA"
     scheme: ClassVar[str] = "W3A16"
-    rate: ClassVar[float] = 3e-3
+    rate: ClassVar[float] = 1e-2
     clip: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from qruntime.ir import Graph, Node
 from qruntime.ir.formats import Format
-from qruntime.ops.cache_codes import dequantize_cache, quantize_cache
+from qruntime.ops.cache_codes import dequantize_cache, fit_cache
 from qruntime.passes.symbolic_shapes import rank
 from qruntime.quantization.cache import caches_for, num_heads
 from qruntime.quantization.cache_search import Cache, is_attention
@@ -36,7 +36,7 @@ class CodeCaches:
         ranges = self._ranges([value.name for value in model.graph.inputs], self._inputs)
         coded = dict(feed)
         for name, beside in ranges.items():
-            coded[name], coded[beside] = quantize_cache.definition(feed[name].astype(np.float32), bits=self._bits)
+            coded[name], coded[beside] = fit_cache.definition(feed[name].astype(np.float32), bits=self._bits)
         made = model.run(coded)
         for name, beside in self._ranges(model.graph.output_names, self._outputs).items():
             floats = dequantize_cache.definition(made[name], made.pop(beside), bits=self._bits)

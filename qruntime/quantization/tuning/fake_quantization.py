@@ -125,8 +125,26 @@ def rounded_for_cache(x: Any, bits: int) -> Any:
     low = rows.amin(-1, keepdim=True) + 0.0
     scale = (rows.amax(-1, keepdim=True) - low) / top
     counts = (scale > 0) & (scale < math.inf)
-    codes = torch.where(counts, (rows - low) / torch.where(counts, scale, 1.0), 0.0).round_().clamp_(0, top)
+    shares = torch.where(counts, (rows - low) / torch.where(counts, scale, 1.0), 0.0)
+    codes = shares.round().clamp_(0, top)
+    scale, low = _fitted_to(codes.double(), ((shares - codes) * 65536).round_().double(), scale, low)
     return with_values(x, (codes * scale + low).to(x.dtype))
+
+
+def _fitted_to(codes: Any, errors: Any, scale: Any, low: Any) -> tuple[Any, Any]:
+    """What FitCache makes of `scale` and `low` [..., 1]; `errors` are those of codes in 65536ths. All sums are whole numbers."""
+    import torch
+
+    def total(numbers: Any) -> Any:
+        return numbers.sum(-1, keepdim=True)
+
+    count, of_code, of_error = codes.shape[-1], total(codes), total(errors)
+    spread = count * total(codes * codes) - of_code * of_code
+    slope = (count * total(codes * errors) - of_code * of_error) / spread
+    wide = scale.double()
+    fitted = wide + wide * (slope / 65536), low.double() + wide * ((of_error - slope * of_code) / (65536 * count))
+    new_scale, new_low = (torch.where(spread > 0, new.float(), old) for new, old in zip(fitted, (scale, low), strict=True))
+    return new_scale, new_low
 
 
 def _rounded(x: Any, most: int, extreme: Callable[[Callable[..., Any]], Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qruntime.ops.cache_codes import dequantize_cache, quantize_cache
+from qruntime.ops.cache_codes import dequantize_cache, fit_cache
 from tests.quantization.tuning.models import decoder
 from tests.small_models import assert_same_bits, random
 
@@ -23,7 +23,7 @@ def test_rounding_gives_the_bits_of_codes(bits: int):
     x[0], x[1, 0], x[1, 1], x[1, 2] = 0, 3.7, -0.0, np.where(np.arange(16) % 2, 3e38, -3e38)
     x[2, 0, 3] = np.nan
     with np.errstate(all="ignore"):
-        expected = dequantize_cache.definition(*quantize_cache.definition(x, bits=bits), bits=bits)
+        expected = dequantize_cache.definition(*fit_cache.definition(x, bits=bits), bits=bits)
     tensor = torch.from_numpy(x.copy()).requires_grad_()
     made = rounded_for_cache(tensor, bits)
     assert_same_bits(made.detach().numpy(), expected)
@@ -52,7 +52,7 @@ def test_the_model_holds_codes_and_the_module_floats():
     module = QuantizedModule(model, "W8A8-KV4").eval()
     integer = module.to_model()
     assert {value.name: value.type.shape[-1] for value in integer.graph.inputs if value.name != "x"} == {"past": 4, "past_ranges": 2}
-    codes, ranges = quantize_cache.definition(feed["past"], bits=4)
+    codes, ranges = fit_cache.definition(feed["past"], bits=4)
     made = integer.run({"x": feed["x"], "past": codes, "past_ranges": ranges})
     runs = module(**feed)
     assert_same_bits(runs["y"].detach().numpy(), made["y"])

@@ -21,7 +21,8 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         f"{__path__[0]!r} holds sources of qruntime whose kernels are not compiled for this Python. To use an installed "
-        "qruntime, start Python in another folder; to use these sources, compile them: pip install -e ."
+        "qruntime, keep that folder off sys.path: start Python, or `qruntime convert` in place of tools/convert.py, elsewhere; to use "
+        "these sources, compile them: pip install -e ."
     ) from None
 from qruntime.errors import (
     InputError,
@@ -110,3 +111,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(f"qruntime.session.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "quantization"})

@@ -42,6 +42,10 @@ class CalibrationError(QuantizationError):
     """Data to calibrate on that are missing, or do not fit the model."""
 
 
+class PackageMissing(QuantizationError):
+    """A request needs an optional package that is not installed; the message says how to get it."""
+
+
 class SaveError(QRuntimeError):
     """The model could not be written; what was on disk before is still there."""
 

@@ -72,6 +72,14 @@ def test_all_that_is_named_is_there():
         assert getattr(quantization, name) is not None, name
 
 
+def test_what_is_imported_later_is_listed_too():
+    """Completion asks dir(): names that nobody waits for at the import are names all the same."""
+    from qruntime import quantization
+
+    assert {*qruntime.__all__, "quantization", "__version__"} <= set(dir(qruntime))
+    assert {*quantization.__all__, "quantize_dynamic"} <= set(dir(quantization))
+
+
 def test_public_names():
     assert set(qruntime.__all__) == NAMES | SESSION_NAMES
     for name in NAMES | SESSION_NAMES:

@@ -131,7 +131,7 @@ def lines(arguments: argparse.Namespace, done: Converted, asked: Mapping[str, st
         **({"kept": f"{_counted(kept)}: quantized before, and left as stored"} if kept else {}),
         **asked,
         "weights": f"{terminal.size(report.bytes_before)} → {terminal.size(report.bytes_after)}",
-        "file": f"{terminal.size(before)} → {terminal.size(after)} ({before / max(1, after):.2f}× smaller)",
+        "file": f"{terminal.size(before)} → {terminal.size(after)} ({_ratio(before, after)})",
         "time": f"{terminal.duration(done.seconds['total'])} ({times})",
     }
     said = [terminal.heading(f"{printable(arguments.input)} → {printable(arguments.output)}")]
@@ -145,6 +145,11 @@ def lines(arguments: argparse.Namespace, done: Converted, asked: Mapping[str, st
         found = [in_flags(line) for line in part(report)]
         said += ["", *found] if found and found[0] else found
     return said + (cost.lines if cost else [])
+
+
+def _ratio(before: int, after: int) -> str:
+    larger, smaller = max(before, after), max(1, min(before, after))
+    return f"{larger / smaller:.2f}× {'larger' if after > before else 'smaller'}"
 
 
 def _counted(layers: list[QuantizedLayer]) -> str:

@@ -15,6 +15,7 @@ from qruntime.errors import (
     InputError,
     InvalidModel,
     KernelUnavailable,
+    PackageMissing,
     QRuntimeError,
     QuantizationError,
     RunError,
@@ -108,7 +109,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return UNSUPPORTED, f"{text}."
     if isinstance(error, UnsupportedModel):
         return UNSUPPORTED, f"{text}. Export the model without it, or report it with the model."
-    if isinstance(error, (KernelUnavailable, SettingError, Usage)):
+    if isinstance(error, (KernelUnavailable, PackageMissing, SettingError, Usage)):
         return USAGE, f"{text}."
     if isinstance(error, CalibrationError):
         return USAGE, f"{in_flags(text)}. See the inputs with: qruntime inspect MODEL"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ FOLDING_CAP = 1 << 20
 """Bytes a folded constant may have beyond what its inputs have: a few bytes of model must not become gigabytes."""
 
 
+Made = dict[Any, tuple[Any, ...]]
+"""Results by what was computed of what: both branches of an If may make the same weight, which is then held and written once."""
+
 FEW = 512
 """Bytes up to which a folded constant may be larger than what it is computed from without being written as a program."""
 
@@ -28,9 +31,10 @@ def fold_constants(graph: Graph) -> None:
     """
     sources: dict[Value, frozenset[Value]] = {}
     folded: dict[Node, None] = {}
+    made: Made = {}
     for nested in graph.walk_graphs():
         for node in nested.nodes:
-            if _fold(node):
+            if _fold(node, made):
                 folded[node] = None
                 read = (sources.get(value, frozenset((value,))) for value in node.inputs if value is not None)
                 sources.update(dict.fromkeys(node.outputs, frozenset().union(*read)))
@@ -43,7 +47,8 @@ def fold_constants(graph: Graph) -> None:
 
 def fold_all_constants(graph: Graph) -> None:
     """Compute every node whose inputs are all constants."""
-    folded = {node: None for nested in graph.walk_graphs() for node in nested.nodes if _fold(node)}
+    made: Made = {}
+    folded = {node: None for nested in graph.walk_graphs() for node in nested.nodes if _fold(node, made)}
     _remove_folded(graph, folded)
 
 
@@ -75,7 +80,7 @@ def _growing(folded: Collection[Node], sources: dict[Value, frozenset[Value]]) -
     return growing
 
 
-def _fold(node: Node) -> bool:
+def _fold(node: Node, made: Made) -> bool:
     read = []
     for value in node.inputs:
         if value is not None:
@@ -94,13 +99,16 @@ def _fold(node: Node) -> bool:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     if not spec.keywords.issuperset(attributes):
         return False
-    try:
-        with np.errstate(all="ignore"):
-            result = spec.definition(*(None if v is None else v.data for v in node.inputs), **attributes)
-    except Exception as error:  # the run will report it, with the node's name
-        trace(f"fold_constants declines at {node.label}: {error}")
-        return False
-    results = result if isinstance(result, tuple) else (result,)
+    computation = _computation(node, [None if v is None else _identity_of_data(v.data) for v in node.inputs])
+    results = made.get(computation)
+    if results is None:
+        try:
+            with np.errstate(all="ignore"):
+                result = spec.definition(*(None if v is None else v.data for v in node.inputs), **attributes)
+        except Exception as error:  # the run will report it, with the node's name
+            trace(f"fold_constants declines at {node.label}: {error}")
+            return False
+        results = made[computation] = result if isinstance(result, tuple) else (result,)
     if len(results) < len(node.outputs) or not all(isinstance(r, (np.ndarray, np.generic)) for r in results):
         return False
     if sum(_nbytes(r) for r in results) > budget:
@@ -213,6 +221,12 @@ def merge_duplicates(graph: Graph) -> None:
 
 
 def _identity_of(node: Node) -> Any:
+    metadata = (*sorted(node.metadata.items()), node.mark)
+    return (_computation(node, [id(v) for v in node.inputs]), metadata)
+
+
+def _computation(node: Node, read: Sequence[Any]) -> Any:
+    """What a node computes of `read`, which says of each input what it is."""
     attributes = []
     for name, attribute in sorted(node.attributes.items()):
         value = attribute.value
@@ -221,8 +235,7 @@ def _identity_of(node: Node) -> Any:
         elif attribute.type > AttributeType.STRINGS:
             value = id(value)
         attributes.append((name, attribute.type, repr(value) if isinstance(value, float) else value))
-    metadata = (*sorted(node.metadata.items()), node.mark)
-    return (node.op_type, node.domain, node.version, tuple(id(v) for v in node.inputs), tuple(attributes), len(node.outputs), metadata)
+    return (node.op_type, node.domain, node.version, tuple(read), tuple(attributes), len(node.outputs))
 
 
 _SMALL = 4096
@@ -232,13 +245,18 @@ def _merge_constants(graph: Graph) -> None:
     """Constants with the same bytes become one, so that nodes that read them can be recognised as equal."""
     seen: dict[Any, Value] = {}
     for value in graph.constants():
-        data = value.data
-        if data is None or data.dtype == object:
+        if value.data is None or value.data.dtype == object:
             continue
-        if data.nbytes <= _SMALL:
-            key: Any = (data.dtype, data.shape, data.tobytes())
-        else:
-            key = (data.dtype, data.shape, data.strides, data.__array_interface__["data"][0])
-        twin = seen.setdefault(key, value)
+        twin = seen.setdefault(_identity_of_data(value.data), value)
         if twin is not value:
             graph.replace_uses(value, twin)
+
+
+def _identity_of_data(data: Any) -> Any:
+    """Equal for arrays that hold the same: small ones by their bytes, others by where they lie."""
+    data = np.asarray(data)
+    if data.dtype == object:
+        return id(data)
+    if data.nbytes <= _SMALL:
+        return (data.dtype, data.shape, data.tobytes())
+    return (data.dtype, data.shape, data.strides, data.__array_interface__["data"][0])

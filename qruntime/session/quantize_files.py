@@ -42,10 +42,10 @@ class QuantType(enum.Enum):
 def quantize_files(
     model_input: str | os.PathLike[str] | Any,
     model_output: str | os.PathLike[str],
-    op_types_to_quantize: Sequence[str] | None = None,
+    op_types_to_quantize: Sequence[str] | str | None = None,
     per_channel: bool = False,
     reduce_range: bool = False,
-    weight_type: QuantType = QuantType.QInt8,
+    weight_type: QuantType | str | Any = QuantType.QInt8,
     nodes_to_quantize: Sequence[str] | None = None,
     nodes_to_exclude: Sequence[str] | None = None,
     use_external_data_format: bool = False,
@@ -54,12 +54,20 @@ def quantize_files(
     """Read a float model (a path or an onnx.ModelProto), quantize it dynamically, write it.
 
     The layers are those of `Model.quantize_dynamic`, or of the operators named: "MatMul", "Gemm", "LSTM", "GRU", "RNN",
-    "Conv", and "Gather" for embeddings (8 bits a row). `reduce_range` has no effect, as it guards against sums that saturate.
+    "Conv", and "Gather" for embeddings (8 bits a row). `weight_type` may be ONNX Runtime's own enumeration, or a name of it.
+    `reduce_range` has no effect, as it guards against sums that saturate.
 
-    Raises QuantizationError for types that dynamic quantization has not, else what loading and saving raise.
+    Raises QuantizationError for types that dynamic quantization has not and where the file of the float model would be lost,
+    else what loading and saving raise.
     """
-    if weight_type not in (QuantType.QInt8, QuantType.QUInt8):
+    if getattr(weight_type, "name", weight_type) not in (QuantType.QInt8.name, QuantType.QUInt8.name):
         raise QuantizationError(f"weight_type must be QuantType.QInt8 or QuantType.QUInt8, got {weight_type}")
+    if isinstance(op_types_to_quantize, str):
+        op_types_to_quantize = [op_types_to_quantize]
+    if _is_same_file(model_input, model_output):
+        raise QuantizationError(
+            f"model_output {os.fspath(model_output)!r} is model_input, whose float weights would be lost: write another file"
+        )
     for option in extra_options or {}:
         warn_once(f"quantize_dynamic: extra_options[{option!r}] has no meaning in qruntime and is ignored", 3)
     model = _read(model_input)
@@ -70,6 +78,11 @@ def quantize_files(
         exclude=nodes_to_exclude or (),
     )
     model.save(model_output, external_data=True if use_external_data_format else None)
+
+
+def _is_same_file(model_input: Any, model_output: str | os.PathLike[str]) -> bool:
+    is_path = isinstance(model_input, (str, os.PathLike)) and os.path.exists(model_input) and os.path.exists(model_output)
+    return is_path and os.path.samefile(model_input, model_output)
 
 
 def _read(model: Any) -> Model:

@@ -142,6 +142,15 @@ def test_a_request_on_an_int8_model_is_carried_out_or_said(command: Command, lin
     assert late.json["kept"] == ["/encoder/layer.0/fc/MatMul", "/head/MatMul"]
 
 
+def test_a_file_that_became_larger_is_said_to_be_so(command: Command, tmp_path: Path) -> None:
+    int8, half = tmp_path / "int8.onnx", tmp_path / "half.onnx"
+    assert " smaller)" in command("convert", SHAKESPEARE, int8).out
+    done = command("convert", int8, half, "--dtype", "float16")
+    ratio = half.stat().st_size / int8.stat().st_size
+    assert ratio > 1
+    assert f"({ratio:.2f}× larger)" in done.out
+
+
 def test_an_earlier_output_is_replaced(command: Command, linear: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert command("convert", linear, tmp_path / "int8.onnx").code == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def codes(tmp_path: Path) -> Path:
 
 def logits(model: qruntime.Model) -> np.ndarray:
     return model.run(texts(1, seed=5)[0])["logits"]
+
+
+def test_without_torch_the_hint_is_the_package(command: Command, codes: Path, train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted, *more: None if wanted == "torch" else find(wanted, *more))
+    done = command("finetune", codes, "--method", "PEQA", "--data", train, "--adapter", codes.with_name("task.npz"))
+    assert done.code == 2
+    assert done.err.rstrip().endswith("which is not installed: pip install 'qruntime[train]'.")
 
 
 def test_scales_of_a_model_with_codes(command: Command, codes: Path, train: Path, tmp_path: Path) -> None:

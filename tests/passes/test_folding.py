@@ -104,3 +104,33 @@ def test_lowering_leaves_the_model_as_it_is():
     model(random(1, 64))
     assert ops(model.graph) == before
     assert [one.__name__ for one in pipeline.LOWERED[:2]] == ["decode_bare_codes", "fold_all_constants"]
+
+
+def turned_in(branch: str, scale: str) -> onnx.GraphProto:
+    """x · (scale · concat(w[32:], w[:32]))ᵀ, as both branches of an If of torch's exporter order the gates of one LSTM."""
+    n = helper.make_node
+    nodes = [
+        n("Slice", ["w", "half", "all", "zero"], [branch + "_a"]),
+        n("Slice", ["w", "zero", "half", "zero"], [branch + "_b"]),
+        n("Concat", [branch + "_a", branch + "_b"], [branch + "_c"], axis=0),
+        n("Mul", [branch + "_c", scale], [branch + "_d"]),
+        n("Transpose", [branch + "_d"], [branch + "_e"], perm=[1, 0]),
+        n("MatMul", ["x", branch + "_e"], [branch], name=branch),
+    ]
+    return helper.make_graph(nodes, branch, [], [helper.make_tensor_value_info(branch, FLOAT, None)])
+
+
+@pytest.mark.parametrize(("scales", "weights"), [(("two", "two"), 1), (("two", "three"), 2)])
+def test_what_two_branches_compute_of_the_same_is_one_constant(scales: tuple[str, str], weights: int, tmp_path):
+    branches = [turned_in(name, scale) for name, scale in zip(("then", "else"), scales)]
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    numbers = {"zero": np.int64([0]), "half": np.int64([32]), "all": np.int64([64]), "two": np.float32(2), "three": np.float32(3)}
+    w, x = random(64, 48), random(3, 48, seed=1)
+    inputs = [("flag", onnx.TensorProto.BOOL, []), ("x", FLOAT, ["m", 48])]
+    model = qruntime.load(model_bytes([node], inputs, [("y", FLOAT, None)], {"w": w, **numbers}))
+    assert len([v for v in model.graph.constants() if v.data.nbytes >= w.nbytes]) == weights
+    for flag, scale in zip((True, False), scales):
+        np.testing.assert_allclose(model(flag, x), x @ (numbers[scale] * np.roll(w, -32, axis=0)).T, rtol=1e-5, atol=1e-4)
+    model.save(tmp_path / "again.onnx")
+    assert weights * w.nbytes < (tmp_path / "again.onnx").stat().st_size < weights * w.nbytes + 2000
+    assert len(model.quantize_dynamic().report.layers) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import warnings
 from pathlib import Path
 
@@ -235,6 +236,35 @@ class TestQuantizeFiles:
             quantize_dynamic(proto, out, extra_options={"MatMulConstBOnly": True})
         with pytest.warns(UserWarning, match="Softmax has no weights"):
             quantize_dynamic(proto, out, ["MatMul", "Softmax"])
+
+    def test_nodes_are_chosen_by_name(self, tmp_path: Path):
+        proto, out = onnx.load_from_string(encoder_bytes()), tmp_path / "out.onnx"
+        names = [layer.name for layer in qruntime.load(encoder_bytes()).quantize_dynamic().report.layers]
+        assert len(names) > 2
+        for chosen, left in (("nodes_to_exclude", names[1:]), ("nodes_to_quantize", names[:1])):
+            qruntime.quantization.quantize_dynamic(proto, out, **{chosen: names[:1]})
+            assert [layer.name for layer in qruntime.load(out).report.layers] == left
+
+    def test_one_operator_and_types_by_name(self, tmp_path: Path):
+        """A string is a name, not the letters of some; types of ONNX Runtime's own enumeration have the names of ours."""
+        their_type = enum.Enum("QuantType", {"QInt8": 0, "QUInt8": 1, "QInt4": 5})
+        (tmp_path / "in.onnx").write_bytes(linear_bytes(64, 32))
+        for weight_type in ("QInt8", their_type.QUInt8):
+            qruntime.quantization.quantize_dynamic(tmp_path / "in.onnx", tmp_path / "out.onnx", "MatMul", weight_type=weight_type)
+            assert len(qruntime.load(tmp_path / "out.onnx").report.layers) == 1
+        with pytest.raises(qruntime.QuantizationError, match="QInt4"):
+            qruntime.quantization.quantize_dynamic(tmp_path / "in.onnx", tmp_path / "out.onnx", weight_type=their_type.QInt4)
+
+    @pytest.mark.parametrize("output", ["in.onnx", "linked.onnx", "../in.onnx"])
+    def test_the_float_model_is_not_written_over(self, output: str, tmp_path: Path):
+        path = tmp_path / "in.onnx"
+        path.write_bytes(linear_bytes(64, 32))
+        (tmp_path / "linked.onnx").symlink_to(path)
+        target = tmp_path / ("folder" if output.startswith("..") else "") / output
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(qruntime.QuantizationError, match="would be lost"):
+            qruntime.quantization.quantize_dynamic(path, target)
+        assert path.read_bytes() == linear_bytes(64, 32)
 
     def test_models_are_still_taken(self):
         model = qruntime.load(linear_bytes(64, 32))

@@ -17,6 +17,7 @@ from qruntime.passes.rewriting import QRUNTIME, as_attribute
 from qruntime.passes.stored import cache_functions, cast_chain, dequantize_linear, functions, half, outliers, rounding_functions
 from qruntime.passes.stored.embedding_rows import write_embedding_rows
 from qruntime.passes.stored.function_bodies import LEAST_OPSET, function
+from qruntime.passes.stored.transposed import transposed_constants, write_transposed
 
 _WRITERS = (half.write, dequantize_linear.write, cast_chain.write, functions.write)
 """In the order of preference."""
@@ -26,9 +27,11 @@ DEFAULT_OPSET = 17
 
 
 def portable(graph: Graph) -> tuple[Graph, list[FunctionProto]]:
-    """A graph as files hold it, `graph` itself or a copy where constants are stored narrow, and the functions that it calls."""
-    if graph.stored_constants() or any(node.mark is not None for node in graph.walk_nodes()):
+    """A graph as files hold it, `graph` itself or a copy where constants are not written as they are, and the functions it calls."""
+    is_stored = bool(graph.stored_constants()) or any(node.mark is not None for node in graph.walk_nodes())
+    if is_stored or transposed_constants(graph):
         graph = clone(graph)
+        write_transposed(graph, standard_opset(graph))
         write_stored(graph)
     called = dict.fromkeys(node.op_type for node in graph.walk_nodes() if node.domain == QRUNTIME)
     return graph, [_function(name, standard_opset(graph)) for name in called]

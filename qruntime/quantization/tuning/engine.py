@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from qruntime.errors import QRuntimeError, QuantizationError
+from qruntime.errors import PackageMissing, QRuntimeError, QuantizationError
 
 
 def check_engine(who: str) -> None:
-    """QuantizationError where `who` cannot take gradients, before anything was run."""
+    """PackageMissing where `who` cannot take gradients, before anything was run."""
     if importlib.util.find_spec("torch") is None:
-        raise QuantizationError(f"{who} takes gradients with torch, which is not installed: pip install 'qruntime[train]'")
+        raise PackageMissing(f"{who} takes gradients with torch, which is not installed: pip install 'qruntime[train]'")
 
 
 @contextmanager

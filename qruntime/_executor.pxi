@@ -25,18 +25,6 @@ class Step(NamedTuple):
     released: Sequence[int] = ()              # slots that are emptied afterwards
 
 
-cdef struct BoundStep:
-    qrt_node node
-    qrt_node_fn fn
-    int first_input      # into the frame's array of input pointers
-    int first_output     # slot; the outputs of a node are adjacent
-    int first_release    # into the executable's array of slots to release
-    int num_releases
-    bint widens          # fn also stands for its operator in narrower floats
-    bint has_fallback    # a Python definition stands by
-    bint declined        # the kernel did, when the step last ran
-
-
 @cython.final
 @cython.no_gc_clear
 cdef class Frame:
@@ -47,6 +35,7 @@ cdef class Frame:
     cdef int num_slots
     cdef bint completed  # whether its last run was
     cdef qrt_run run
+    cdef qrt_lanes lanes
     cdef list objects
 
     def __cinit__(self, Executable plan):
@@ -57,6 +46,7 @@ cdef class Frame:
         if self.slots == NULL or self.inputs == NULL:
             raise MemoryError
         memset(&self.run, 0, sizeof(qrt_run))
+        memset(&self.lanes, 0, sizeof(qrt_lanes))
         self.objects = [None] * plan.num_slots
         for slot, array in plan.native_constants:
             _describe(&self.slots[slot], array, _native_code(array))
@@ -73,6 +63,7 @@ cdef class Frame:
                 qrt_release(&self.run, &self.slots[i])
             _bury(&self.run)
             qrt_run_clear(&self.run)
+        qrt_lanes_clear(&self.lanes)
         free(self.slots)
         free(self.inputs)
 
@@ -85,11 +76,15 @@ cdef class Executable:
     the input shapes only, `boundary` the slots they fill for the others. The kernels of `unwidened` steps
     do not stand for narrower floats; of those that do, `widened` gives constants in float32: {(step, input of the kernel): array}.
     `caches` are the inputs that may come with room, {input: axis along which it grows}: all steps that read them, and what
-    is made of them in their buffers, take tensors that have room.
+    is made of them in their buffers, take tensors that have room. `itemwise` are the steps in which items of a batch, the first
+    dimension of all but constants, do not see each other.
     """
 
     cdef int num_slots, num_steps, num_input_refs, num_inputs, num_outputs
-    cdef BoundStep *steps
+    cdef qrt_step *steps
+    cdef qrt_steps view          # the same for C
+    cdef char *is_constant       # by slot
+    cdef readonly int by_items   # steps that the run which ended last took item by item
     cdef int64_t *ints
     cdef double *floats
     cdef void **packed
@@ -100,6 +95,7 @@ cdef class Executable:
     cdef int *order_all
     cdef int *order_rest
     cdef int num_rest
+    cdef char *is_memoised       # by step
     cdef int *output_slots
     cdef int *input_slots
     cdef int *cache_axes         # by input; −1 for what is no cache
@@ -118,10 +114,10 @@ cdef class Executable:
     cdef list input_shapes
     cdef object convert
 
-    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}, dict caches={}):
+    def __cinit__(self, int num_slots, list constants, list input_slots, list output_slots, list steps, set memoised, list boundary, int num_threads, set unwidened=set(), dict widened={}, dict caches={}, set itemwise=set()):
         cdef int i, j, at_input = 0, at_release = 0
         cdef Py_ssize_t at_int = 0, at_float = 0, at_packed = 0
-        cdef BoundStep *step
+        cdef qrt_step *step
         self.num_slots = num_slots
         self.num_steps = len(steps)
         self.num_threads = num_threads
@@ -137,7 +133,7 @@ cdef class Executable:
             else:
                 self.python_constants.append((slot, value))
         self.num_input_refs = sum(len(s.inputs) for s in steps)
-        self.steps = <BoundStep *>calloc(max(1, self.num_steps), sizeof(BoundStep))
+        self.steps = <qrt_step *>calloc(max(1, self.num_steps), sizeof(qrt_step))
         self.ints = <int64_t *>calloc(max(1, sum([len(s.ints) for s in steps])), sizeof(int64_t))
         self.floats = <double *>calloc(max(1, sum([len(s.floats) for s in steps])), sizeof(double))
         self.packed = <void **>calloc(max(1, sum([len(s.packed) for s in steps])), sizeof(void *))
@@ -151,8 +147,10 @@ cdef class Executable:
         self.input_slots = <int *>calloc(max(1, self.num_inputs), sizeof(int))
         self.cache_axes = <int *>calloc(max(1, self.num_inputs), sizeof(int))
         self.is_boundary = <char *>calloc(max(1, num_slots), 1)
+        self.is_constant = <char *>calloc(max(1, num_slots), 1)
+        self.is_memoised = <char *>calloc(max(1, self.num_steps), 1)
         if (self.wide == NULL or self.wide_refs == NULL or self.steps == NULL or self.ints == NULL or self.floats == NULL or self.packed == NULL or self.input_refs == NULL or self.releases == NULL or self.order_all == NULL
-                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.cache_axes == NULL or self.is_boundary == NULL):
+                or self.order_rest == NULL or self.output_slots == NULL or self.input_slots == NULL or self.cache_axes == NULL or self.is_boundary == NULL or self.is_constant == NULL or self.is_memoised == NULL):
             raise MemoryError
         self.labels, self.definitions, self.definition_inputs, self.keepalive = [], [], [], []
         self.frames = []
@@ -162,6 +160,8 @@ cdef class Executable:
         self.boundary = list(boundary)
         for i in self.boundary:
             self.is_boundary[i] = 1
+        for i in self.constant_slots:
+            self.is_constant[i] = 1
         _pack_together([weights for s in steps for weights in s.packed], num_threads)
         for i, slot in enumerate(input_slots):
             self.input_slots[i] = slot
@@ -173,7 +173,6 @@ cdef class Executable:
             self.labels.append(s.label)
             self.definitions.append(s.definition)
             self.definition_inputs.append(s.arguments)
-            step.has_fallback = s.definition is not None
             if s.kernel is not None:
                 step.fn = qrt_find_node(s.kernel.encode())
                 if step.fn == NULL:
@@ -189,9 +188,12 @@ cdef class Executable:
             for number in s.floats:
                 self.floats[at_float] = number
                 at_float += 1
+            step.is_itemwise = i in itemwise and step.fn != NULL
             for weights in s.packed:
                 self.packed[at_packed] = _address(weights)
                 at_packed += 1
+                if isinstance(weights, PackedWeights):
+                    step.weight_bytes += weights.nbytes
             step.node.num_ints = len(s.ints)
             step.node.num_floats = len(s.floats)
             step.node.num_packed = len(s.packed)
@@ -210,10 +212,13 @@ cdef class Executable:
                 self.releases[at_release] = slot
                 at_release += 1
             self.order_all[i] = i
-            if i not in memoised:
+            self.is_memoised[i] = i in memoised
+            if not self.is_memoised[i]:
                 self.order_rest[self.num_rest] = i
                 self.num_rest += 1
 
+        self.view.steps, self.view.input_refs, self.view.releases = self.steps, self.input_refs, self.releases
+        self.view.is_constant, self.view.num_slots, self.view.num_input_refs = self.is_constant, num_slots, self.num_input_refs
         first_input = [self.steps[i].first_input for i in range(self.num_steps)]
         for i, ((index, position), array) in enumerate(widened.items()):
             _describe(&self.wide[i], array, _native_code(array))
@@ -235,6 +240,8 @@ cdef class Executable:
         free(self.input_slots)
         free(self.cache_axes)
         free(self.is_boundary)
+        free(self.is_constant)
+        free(self.is_memoised)
         free(self.input_codes)
 
     def name_inputs(self, tuple input_names, list codes, list shapes, tuple output_names, convert):
@@ -357,6 +364,7 @@ cdef class Executable:
             while buffer != NULL:
                 kept += buffer.capacity
                 buffer = buffer.next
+            kept += qrt_lanes_free_bytes(&frame.lanes)
             if frame.completed:
                 peak = frame.run.peak_bytes
                 shapes = []
@@ -463,9 +471,9 @@ cdef class Executable:
         return PyBytes_FromStringAndSize(<char *>sizes, at * sizeof(int64_t))
 
     cdef int _loop(self, Frame frame, const int *order, int count, bint remember, object key) except -1:
-        cdef int at = 0, i = 0, j, slot
+        cdef int at = 0, i = 0, slot, done, by_items = 0
         cdef qrt_status status = QRT_OK
-        cdef BoundStep *step
+        cdef qrt_step *step
         cdef int64_t checked = qrt_milliseconds()
         while at < count:
             with nogil:  # native nodes, up to the next one that needs Python
@@ -474,18 +482,21 @@ cdef class Executable:
                     step = &self.steps[order[at]]
                     if step.fn == NULL:
                         break
-                    status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
-                    if status == QRT_DECLINE and step.widens:
-                        status = qrt_call_widened(
-                            step.fn, &step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
-                    if status != QRT_OK:
-                        break
-                    step.declined = False
-                    for j in range(step.num_releases):
-                        slot = self.releases[step.first_release + j]
-                        if not (remember and self.is_boundary[slot]):
-                            qrt_release(&frame.run, &frame.slots[slot])
-                    at += 1
+                    done = 0
+                    if step.is_itemwise:
+                        done = qrt_run_by_items(&self.view, order + at, count - at, &frame.run, frame.slots, &frame.lanes)
+                        by_items += done
+                    if done == 0:
+                        status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                        if status == QRT_DECLINE and step.widens:
+                            status = qrt_call_widened(
+                                step.fn, &step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])
+                        if status != QRT_OK:
+                            break
+                        done = 1
+                    for i in range(at, at + done):
+                        self._end_step(frame, order[i], remember)
+                    at += done
                     if qrt_milliseconds() - checked > 50:
                         checked = qrt_milliseconds()
                         with gil:
@@ -503,9 +514,30 @@ cdef class Executable:
                 if not (remember and self.is_boundary[slot]):
                     self._release_one(frame, slot)
             at += 1
+        self.by_items = by_items
         if remember:
             self._remember(frame, key)
+        if order == self.order_rest:
+            self._release_for_skipped(frame)
         return 0
+
+    cdef void _release_for_skipped(self, Frame frame):
+        """What a step that depends on shapes alone reads last is still there when the step was skipped."""
+        cdef int i, j
+        for i in range(self.num_steps):
+            if self.is_memoised[i]:
+                for j in range(self.steps[i].num_releases):
+                    self._release_one(frame, self.releases[self.steps[i].first_release + j])
+
+    cdef void _end_step(self, Frame frame, int i, bint remember) noexcept nogil:
+        """A kernel served step i."""
+        cdef qrt_step *step = &self.steps[i]
+        cdef int j, slot
+        step.declined = False
+        for j in range(step.num_releases):
+            slot = self.releases[step.first_release + j]
+            if not (remember and self.is_boundary[slot]):
+                qrt_release(&frame.run, &frame.slots[slot])
 
     cdef void _release_one(self, Frame frame, int slot):
         qrt_release(&frame.run, &frame.slots[slot])
@@ -540,7 +572,7 @@ cdef class Executable:
 
     cdef int _run_definition(self, Frame frame, int i) except -1:
         global qrt_definition_threads
-        cdef BoundStep *step = &self.steps[i]
+        cdef qrt_step *step = &self.steps[i]
         cdef int j, slot, outer, num_outputs = step.node.num_outputs
         definition = self.definitions[i]
         for j in range(num_outputs):

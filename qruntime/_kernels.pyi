@@ -172,6 +172,8 @@ class Executable:
     python_constants: list[tuple[int, Any]]
     num_threads: int
     @property
+    def by_items(self) -> int: ...
+    @property
     def declined(self) -> list[bool]: ...
     def __init__(
         self,
@@ -186,6 +188,7 @@ class Executable:
         unwidened: set[int] = ...,
         widened: dict[tuple[int, int], np.ndarray] = ...,
         caches: dict[int, int] = ...,
+        itemwise: set[int] = ...,
     ) -> None: ...
     def name_inputs(
         self,

@@ -103,6 +103,31 @@ cdef extern from "nodes.h" nogil:
     bint qrt_widens(const char *)
     qrt_status qrt_call_widened(qrt_node_fn, const qrt_node *, qrt_run *, const qrt_tensor *const *, qrt_tensor *) noexcept
 
+cdef extern from "by_items.h" nogil:
+    ctypedef struct qrt_step:
+        qrt_node node
+        qrt_node_fn fn
+        int first_input
+        int first_output
+        int first_release
+        int num_releases
+        bint widens
+        bint declined
+        bint is_itemwise
+        size_t weight_bytes
+    ctypedef struct qrt_steps:
+        const qrt_step *steps
+        const int *input_refs
+        const int *releases
+        const char *is_constant
+        int num_slots
+        int num_input_refs
+    ctypedef struct qrt_lanes:
+        int count
+    int qrt_run_by_items(const qrt_steps *, const int *, int, qrt_run *, qrt_tensor *, qrt_lanes *)
+    size_t qrt_lanes_free_bytes(const qrt_lanes *)
+    void qrt_lanes_clear(qrt_lanes *)
+
 cdef extern from "threads.h" nogil:
     int qrt_default_threads()
 

@@ -34,8 +34,8 @@ typedef struct {
 /// In a convolution of blocks a plane is a block and the floats are its channels. In one of an image that is not in blocks, a
 /// plane is a channel, the taps are rows of the window and the floats are its columns.
 typedef struct {
-    const float *x;
-    int64_t num_planes, plane;            ///< the latter in floats
+    const float *const *planes;           ///< [num_planes]
+    int64_t num_planes;
     int64_t num_floats, num_last_floats;  ///< at a place, and those of the last plane
     int64_t step;                         ///< 0, or positions are so many floats apart: one that QRT_CONV_STEPS lists
     int64_t num_taps;

@@ -37,6 +37,9 @@ typedef struct qrt_rows {
     void (*softmax)(const float *x, float *y, int64_t n);
     /// y[j] = x[j] − max x − ln Σ e^(x − max x); y may be x.
     void (*log_softmax)(const float *x, float *y, int64_t n);
+    /// The same of `columns` that lie side by side, element j of column c at j · stride + c in x and y: with the bits of a row.
+    void (*softmax_columns)(const float *x, float *y, int64_t n, int64_t stride, int64_t columns);
+    void (*log_softmax_columns)(const float *x, float *y, int64_t n, int64_t stride, int64_t columns);
 
     /// For each of the rows, n > 0 floats that follow one another in x, residual, sum and y:
     /// y = (s − mean s) / √(var s + epsilon) · scale + bias with s = x + residual (residual NULL: s = x).

@@ -81,7 +81,7 @@ def blocked_conv(
     b: np.ndarray | None = None,
     residual: np.ndarray | None = None,
     addend: np.ndarray | None = None,
-    *,
+    *more: np.ndarray,
     kind: str = "blocks",
     activation: str = "none",
     parameters: Sequence[float] = (),
@@ -92,7 +92,12 @@ def blocked_conv(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """activation(Conv(x, w, b) + addend) + residual, in blocks but for w, b, and for x where the kind is `columns`."""
+    """activation(Conv(x, w, b) + addend) + residual, in blocks but for w, b, and for x where the kind is `columns`.
+
+    The channels of `more` follow those of x, whose blocks are full then.
+    """
+    if more:
+        x = np.concatenate([x, *more], axis=1)
     image = x if kind == "columns" else out_of_blocks(x, w.shape[1] * group)
     y = convolution.conv(
         image, w, b, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides
@@ -114,7 +119,9 @@ def _blocked_conv(node: Node) -> NativeCall | None:
     kind = node.attr("kind", "blocks")
     ints[2], floats = activation_of(node)
     kernel = "blocked_depthwise_conv" if kind == "depthwise" else "blocked_conv"
-    return NativeCall(kernel, ints=ints, floats=floats, packed=[_kernels.PackedConv(weight, bias, kind)], inputs=[0, 3, 4])
+    return NativeCall(
+        kernel, ints=ints, floats=floats, packed=[_kernels.PackedConv(weight, bias, kind)], inputs=[0, *range(3, max(5, len(node.inputs)))]
+    )
 
 
 def _pooled(definition: Callable[..., np.ndarray], kernel: str) -> None:

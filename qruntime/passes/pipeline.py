@@ -39,6 +39,7 @@ from qruntime.passes.float8_activations import round_to_float8
 from qruntime.passes.foreign_quantization import lower_foreign_quantization
 from qruntime.passes.gelu import fuse_gelu
 from qruntime.passes.hard_swish import fuse_hard_swish
+from qruntime.passes.joined_blocks import read_blocks_apart
 from qruntime.passes.layer_norm import fuse_layer_norm, fuse_residual_norm
 from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
@@ -101,6 +102,7 @@ LOWERED: list[Pass] = [
     fold_channel_counts,
     keep_channel_blocks,  # while every operator stands by itself
     fuse_epilogues,
+    read_blocks_apart,
     merge_linear,
     attend_in_int16,
     fuse_residual_norm,

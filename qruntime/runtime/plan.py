@@ -24,6 +24,7 @@ from qruntime.ops.append_cache import growths, takes_room
 from qruntime.ops.elementwise import is_narrow_float, is_packable, widen
 from qruntime.ops.registry import NativeCall, OpSpec, Unpack
 from qruntime.runtime import reference
+from qruntime.runtime.itemwise import itemwise_nodes
 from qruntime.runtime.recent import Recent
 from qruntime.runtime.shape_dependence import shape_only_nodes
 
@@ -288,6 +289,7 @@ def _executable(
             step = step._replace(kernel=native.kernel, ints=native.ints, floats=native.floats, packed=native.packed)
         steps.append(step)
     caches = _caches(planned, signature)
+    itemwise = itemwise_nodes([call.node for call in planned])
     aligned = {slots[v] for call in planned for v in _aligned_inputs(call)} | {slots[v] for v in outputs}
     return _kernels.Executable(
         len(slots),
@@ -301,6 +303,7 @@ def _executable(
         {i for i, call in enumerate(planned) if call.native is not None and not call.native.widens},
         {(i, position): array for i, call in enumerate(planned) for position, array in call.widened},
         {inputs.index(value): axis for value, axis in caches.items()},
+        {i for i, call in enumerate(planned) if call.node in itemwise},
     )
 
 

@@ -1393,6 +1393,8 @@ static void check_conv_tile(const conv_case *c) {
     fill_uniform(bias, columns, 1);
     fill_uniform(addend, size, 1);
     fill_uniform(before, size, 1);
+    const float **planes = array(c->planes, sizeof *planes);
+    for (int64_t i = 0; i < c->planes; i++) planes[i] = x + i * plane;
     int64_t at[MOST_TAPS][WIDE];
     for (int64_t t = 0; t < c->taps; t++) {
         taps[t] = (c->taps - 1 - t) * tap_floats;
@@ -1408,7 +1410,7 @@ static void check_conv_tile(const conv_case *c) {
         .low = c->clips ? -0.5f : -INFINITY, .high = c->clips ? 0.75f : INFINITY,
     };
     qrt_conv_sums sums = {
-        .x = x, .num_planes = c->planes, .plane = plane, .num_floats = c->num_floats, .num_last_floats = c->num_last_floats,
+        .planes = planes, .num_planes = c->planes, .num_floats = c->num_floats, .num_last_floats = c->num_last_floats,
         .step = c->step, .num_taps = c->taps, .places = places, .w = w, .w_plane = w_plane, .taps = taps, .ahead = w,
     };
     memcpy(y, before, sizeof *y * (size_t)size);
@@ -1457,7 +1459,7 @@ static void check_conv_tile(const conv_case *c) {
         half.num_planes = c->planes / 2;
         half.num_last_floats = c->num_floats;
         rung.conv_f32.tile(&half, c->positions, c->blocks, again, y_plane, c->accumulate, NULL);
-        half.x += half.num_planes * plane;
+        half.planes += half.num_planes;
         half.w += half.num_planes * w_plane;
         half.num_planes = c->planes - half.num_planes;
         half.num_last_floats = c->num_last_floats;

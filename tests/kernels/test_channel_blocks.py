@@ -38,6 +38,7 @@ def blocked_conv(
     residual: np.ndarray | None = None,
     addend: np.ndarray | None = None,
     *,
+    more: Sequence[np.ndarray] = (),
     kind: str = "blocks",
     group: int = 1,
     strides: Sequence[int] | None = None,
@@ -48,13 +49,13 @@ def blocked_conv(
     parameters: Sequence[float] = (),
     threads: int = 1,
 ) -> np.ndarray | None:
-    """Arrays as the kernel takes them: x, residual and addend in blocks already, but x of columns."""
+    """Arrays as the kernel takes them: x, residual, addend and more images in blocks already, but x of columns."""
     r = w.ndim - 2
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     ints = [r, group, activation_code(activation), AUTO[auto_pad], *strides, *pads, *dilations]
     result = _kernels.call_node(
         "blocked_depthwise_conv" if kind == "depthwise" else "blocked_conv",
-        [x, residual, addend],
+        [x, residual, addend, *more],
         ints,
         [*parameters, 0.0, 0.0][:2],
         [_kernels.PackedConv(w, b, kind)],
@@ -400,6 +401,39 @@ def test_windows_wholly_in_padding() -> None:
         got = check(x, w, b, kind=kind, pads=[7, 9, 11, 40])
         same_bits(np.ascontiguousarray(got[:, :, 0, 0]), b[None])
         same_bits(np.ascontiguousarray(got[:, :, -1, -1]), b[None])
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("name", ["blocks", "strided", "pointwise", "deep"])
+def test_images_in_parts_are_read_where_they_lie(name: str, cuts: tuple[int, ...]) -> None:
+    _, x, w, b, geometry = _case(name)
+    blocks = with_junk(x)
+    places = [cut * blocks.shape[1] // 3 for cut in cuts]
+    first, *more = (np.ascontiguousarray(part) for part in np.split(blocks, places, axis=1))
+    whole = blocked_conv(blocks, w, b, activation="relu", **geometry)
+    assert whole is not None
+    residual = whole[:, :, ::-1].copy()
+    both = blocked_conv(blocks, w, b, residual, whole, **geometry)
+    for threads in (1, 2, 3):
+        same_bits(blocked_conv(first, w, b, more=more, activation="relu", threads=threads, **geometry), whole)
+        same_bits(blocked_conv(first, w, b, residual, whole, more=more, threads=threads, **geometry), both)
+
+
+def test_convolutions_decline_parts_that_do_not_fit() -> None:
+    w, part = np.zeros((33, 40, 3, 3), F32), in_blocks(np.zeros((1, 16, 5, 5), F32))
+    assert blocked_conv(part, w, more=[part, part]) is not None
+    for wrong in (
+        [part],
+        [part, part, part],
+        [part, part[..., 0]],
+        [part, in_blocks(np.zeros((1, 16, 5, 6), F32))],
+        [part, in_blocks(np.zeros((2, 16, 5, 5), F32))],
+        [part, part.astype(np.float64)],
+        [part, np.ascontiguousarray(part[..., :8])],
+    ):
+        assert blocked_conv(part, w, more=wrong) is None
+    image = np.zeros((1, 3, 5, 5), F32)
+    assert blocked_conv(image, np.zeros((16, 6, 3, 3), F32), more=[image], kind="columns") is None
 
 
 def test_convolutions_decline_what_does_not_fit() -> None:

@@ -101,6 +101,22 @@ def assert_close(actual: np.ndarray, exact: np.ndarray, ulp: float, absolute: fl
     assert not bad.any(), f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
 
 
+@pytest.mark.parametrize("n", [2, 3, 16, 31, 63, 64, 65])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
+def test_short_rows_that_are_repeated(rung: str, n: int, dtype: type) -> None:
+    """As one number for each channel of a block is, whatever lies before."""
+    rng = np.random.default_rng(n)
+    for shape, repeated in [
+        ((2, 3, 700, n), (2, 3, 1, n)), ((2, 3, 5, n), (3, 1, n)), ((3, 1500, n), (n,)), ((2, 4, 9, 8, n), (2, 1, 9, 1, n)),
+        ((1, 2, n), (1, 1, n)),
+    ]:  # fmt: skip
+        a, b = (rng.integers(-9, 10, s).astype(dtype) for s in (shape, repeated))
+        for num_threads in (1, 3):
+            for left, right in ((a, b), (b, a)):
+                np.testing.assert_array_equal(binary("sub", left, right, num_threads), left - right)
+                np.testing.assert_array_equal(binary("greater", left, right, num_threads), left > right)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_unary_error_stays_within_its_bound(rung: str, name: str) -> None:
     formula, parameters, ulp, absolute = FUNCTIONS[name]

@@ -53,6 +53,21 @@ def test_softmax_on_any_axis(rung: str, name: str) -> None:
         np.testing.assert_array_equal(softmax(x, axis, name, num_threads=3), moved)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("n", [1, 2, 7, 15, 16, 17, 31, 33, 64, 65, 129, 2047, 2048, 2049, 4200])
+def test_columns_have_the_bits_of_rows(rung: str, name: str, n: int) -> None:
+    """However many there are beside them."""
+    rng = np.random.default_rng(n)
+    for columns in (2, 4, 8, 15, 16, 33):
+        x = (4 * rng.standard_normal((2, n, columns))).astype(np.float32)
+        x[0, n // 2, 1] = np.nan
+        x[1, :, 0] = -np.inf
+        x[1, n // 3, -1] = -np.inf
+        rows = softmax(np.ascontiguousarray(x.swapaxes(1, 2)), name=name).swapaxes(1, 2)
+        for num_threads in (1, 3):
+            np.testing.assert_array_equal(softmax(x, 1, name, num_threads=num_threads), rows)
+
+
 def test_softmax_is_blind_to_its_neighbours(rung: str) -> None:
     x = np.random.default_rng(3).standard_normal((9, 77)).astype(np.float32)
     whole = softmax(x)

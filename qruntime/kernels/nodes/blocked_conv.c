@@ -1,15 +1,16 @@
 /// Convolution of images whose channels lie in blocks, each output channel of all of them; see ../conv_f32.h.
 ///
 /// Output positions are taken in chunks, and a chunk by all weights of a group of output blocks, as many of them at a time as the
-/// second-level cache keeps while the tiles of the chunk pass by.
+/// second-level cache keeps while the tiles of the chunk pass by. A unit of work is some positions by some groups.
 #include "../threads.h"
 #include "blocked_epilogue.h"
 #include "convolution.h"
 
 enum { BLOCK = QRT_CHANNEL_BLOCK };
 
-/// Positions of a chunk; weights that are read again for every tile of it, in floats; so few multiply-adds do not repay waking a thread.
-enum { CHUNK = 96, KEPT_FLOATS = 96 * 1024, MIN_PARALLEL_WORK = 1 << 18 };
+/// Positions of a chunk, and so few at least of a unit that has all groups; weights that are read again for every tile of a chunk, in
+/// floats; so few multiply-adds and weights do not repay waking a thread.
+enum { CHUNK = 96, LEAST_POSITIONS = 48, KEPT_FLOATS = 96 * 1024, MIN_PARALLEL_WORK = 1 << 18, MIN_PARALLEL_WEIGHTS = 1 << 16 };
 
 typedef struct job job;
 struct job {
@@ -17,12 +18,13 @@ struct job {
     const qrt_conv_weights *w;
     const qrt_blocked_epilogue *epilogue;
     int64_t (*find)(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats);
-    const float *x;                      ///< of all images
-    int64_t x_image, x_plane, x_row;     ///< floats; rows are those of the padded copy where there is one
-    const float *source;                 ///< what `copy` is made of, or NULL
-    float *copy;
+    const float **planes;                ///< [images, planes]
+    int64_t x_image, x_row;              ///< floats; rows are those of the padded copy where there is one
+    const float *source;                 ///< an image that is not in blocks,
+    float *copy;                         ///< and a copy of it with its padding, or NULL
     int64_t step, row, steps_begin, steps_end;  ///< outputs of a row are `row`; those between begin and end lie in steps, none outside
-    int64_t chunk, chunks, kept_planes;
+    int64_t unit_groups, unit_positions; ///< all groups or one
+    int64_t chunk, kept_planes;
     int64_t *lists;                      ///< for each slot: places and taps
     int64_t list_length, slots;
 };
@@ -97,14 +99,13 @@ static int64_t find_rows(const job *j, int64_t at, int count, int64_t *places, i
     return found;
 }
 
-/// Positions of the next tile of a chunk, from `at` on, and whether they are in steps.
-static int next_tile(const job *j, int64_t at, int64_t end, int64_t blocks, bool *in_steps) {
+/// How many of `left` positions the next tile of a chunk takes, from a column on, and whether they are in steps.
+static int next_tile(const job *j, int64_t column, int64_t left, int64_t blocks, bool *in_steps) {
     const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
-    const int64_t column = at % j->row;
-    int64_t gap = end - at;
+    int64_t gap = left;
     *in_steps = false;
     if (j->steps_end - j->steps_begin >= wide) {
-        *in_steps = column >= j->steps_begin && column + wide <= j->steps_end && wide <= end - at;
+        *in_steps = column >= j->steps_begin && column + wide <= j->steps_end && wide <= left;
         if (*in_steps) return wide;
         gap = qrt_min(gap, (column < j->steps_begin ? 0 : j->row) - column + j->steps_begin);
     }
@@ -112,11 +113,10 @@ static int next_tile(const job *j, int64_t at, int64_t end, int64_t blocks, bool
     return (int)qrt_ceil_div(gap, qrt_ceil_div(gap, most));
 }
 
-static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t chunk, int64_t *lists) {
+static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t first, int64_t end, int64_t *lists) {
     const qrt_conv_weights *w = j->w;
     const int64_t block = qrt_conv_first_block(w, group), blocks = qrt_conv_first_block(w, group + 1) - block;
     const int64_t tap_floats = w->floats * blocks * BLOCK, plane_floats = w->taps * tap_floats;
-    const int64_t first = chunk * j->chunk, end = qrt_min(first + j->chunk, j->g->positions);
     const float *values = w->values + block * BLOCK * w->planes * w->taps * w->floats;
     float *y = j->epilogue->y + image * j->epilogue->image + block * j->epilogue->plane;
     int64_t *places = lists, *taps = lists + w->taps * QRT_CONV_MAX_POSITIONS;
@@ -124,34 +124,44 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t chunk,
         const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
         const bool is_last = plane + planes == w->planes;
         qrt_conv_sums sums = {
-            .x = j->x + image * j->x_image + plane * j->x_plane, .num_planes = planes, .plane = j->x_plane, .num_floats = w->floats,
+            .planes = j->planes + image * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
             .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->channels - (w->planes - 1) * BLOCK : w->floats,
             .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
         };
-        for (int64_t at = first, tile = 0; at < end; tile++) {
+        for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
+            const bool goes_on = sums.step && column > 0;
             bool in_steps;
-            const int count = next_tile(j, at, end, blocks, &in_steps);
+            const int count = next_tile(j, column, end - at, blocks, &in_steps);
+            if (in_steps && goes_on)  // in the same row, behind the tile before
+                for (int64_t t = 0; t < sums.num_taps; t++) places[t] += count * j->step;
+            else
+                sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
             sums.step = in_steps ? j->step : 0;
-            sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
             // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
             sums.ahead = values + (plane + planes) * plane_floats + qrt_min(tile, blocks - 1) * planes * plane_floats / blocks;
             const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
             w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, j->epilogue->plane, plane > 0, is_last ? &e : NULL);
             at += count;
+            for (column += count; column >= j->row;) column -= j->row;
         }
     }
     for (int64_t b = block; b < block + blocks; b++) qrt_finish_block(j->epilogue, image, b, first, end - first);
 }
 
+/// Units follow one another from image to image before the next groups are taken.
+static int64_t count_units(const job *j) {
+    return j->w->groups / j->unit_groups * j->g->images * qrt_ceil_div(j->g->positions, j->unit_positions);
+}
+
 static void run_slot(void *context, int64_t slot) {
     const job *j = context;
-    const int64_t images = j->g->images, groups = j->w->groups, units = images * groups * j->chunks;
-    // What is larger, the weights of all groups or an image, is read once.
-    const bool group_by_group = j->w->base.k * j->w->base.n > j->x_image;
+    const int64_t ranges = qrt_ceil_div(j->g->positions, j->unit_positions), units = count_units(j);
+    int64_t *lists = j->lists + slot * j->list_length;
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
-        const int64_t chunk = unit % j->chunks, rest = unit / j->chunks;
-        const int64_t group = group_by_group ? rest / images : rest % groups, image = group_by_group ? rest % images : rest / groups;
-        sum_chunk(j, image, group, chunk, j->lists + slot * j->list_length);
+        const int64_t image = unit / ranges % j->g->images, group = unit / ranges / j->g->images * j->unit_groups;
+        const int64_t first = unit % ranges * j->unit_positions, end = qrt_min(first + j->unit_positions, j->g->positions);
+        for (int64_t g = group; g < group + j->unit_groups; g++)
+            for (int64_t at = first; at < end; at += j->chunk) sum_chunk(j, image, g, at, qrt_min(at + j->chunk, end), lists);
     }
 }
 
@@ -185,70 +195,120 @@ static void set_steps(job *j) {
     qrt_find_whole_columns(g, &j->steps_begin, &j->steps_end);
 }
 
-/// Says how the work is divided: a task large enough to use weights again, and small enough that threads end together.
+/// About so many positions: chunks end where rows do, or tiles where an image is one row.
+static int64_t whole_rows(const job *j, int64_t positions) {
+    const int64_t wide = j->w->kernel.in_steps[qrt_ceil_div(j->w->blocks, j->w->groups) - 1];
+    if (j->row == j->g->positions) return qrt_ceil_div(positions, wide) * wide;
+    if (j->row > 2 * positions) return qrt_ceil_div(j->row, qrt_ceil_div(j->row, positions));
+    return qrt_max(1, (positions + j->row / 2) / j->row) * j->row;
+}
+
+/// Says how the work is divided: into units large enough to use weights again, and small enough that threads end together. What is
+/// larger, the weights of all groups or an image, is read once, by one thread.
 static void divide(job *j, int threads) {
     const qrt_conv_weights *w = j->w;
-    const int64_t positions = j->g->positions, lanes = j->g->images * w->groups, wanted = threads > 1 ? 8 * (int64_t)threads : 1;
-    j->chunk = qrt_max(1, qrt_min(CHUNK, qrt_ceil_div(positions, qrt_ceil_div(wanted, lanes))));
-    j->chunks = qrt_ceil_div(positions, j->chunk);
-    j->slots = qrt_min(wanted, lanes * j->chunks);
+    const int64_t images = j->g->images, positions = j->g->positions, wanted = 8 * (int64_t)threads;
+    int64_t ranges = qrt_min(qrt_ceil_div(wanted, images), qrt_ceil_div(positions, LEAST_POSITIONS));
+    j->unit_groups = w->groups;
+    if (w->base.k * w->base.n > j->x_image || (threads > 1 && images * ranges < 2 * threads)) {
+        j->unit_groups = 1;
+        ranges = qrt_min(qrt_ceil_div(wanted / 2, images * w->groups), positions);
+    }
+    if (threads == 1) ranges = 1;
+    j->unit_positions = whole_rows(j, qrt_ceil_div(positions, ranges));
+    j->chunk = whole_rows(j, qrt_ceil_div(j->unit_positions, qrt_ceil_div(j->unit_positions, CHUNK)));
+    j->slots = threads == 1 ? 1 : qrt_min(wanted, count_units(j));
     const int64_t plane_floats = w->taps * w->floats * qrt_ceil_div(w->blocks, w->groups) * BLOCK;
     j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(w->planes * plane_floats, KEPT_FLOATS), w->planes));
 }
 
-static qrt_status convolve(job *j, qrt_run *run) {
+/// Inputs of an image: the first one, and all behind residual and addend.
+static bool is_image(int input) { return input == 0 || input > 2; }
+
+/// Where the planes of every image are: those of all inputs, one after the other.
+static void list_planes(const job *j, const qrt_node *node, const qrt_tensor *const *in, int64_t plane) {
+    const float **to = j->planes;
+    for (int64_t image = 0; image < j->g->images; image++)
+        for (int i = 0; i < node->num_inputs; i++) {
+            const int64_t count = is_image(i) ? in[i]->dims[1] : 0;
+            for (int64_t p = 0; p < count; p++) *to++ = (const float *)in[i]->data + (image * count + p) * plane;
+        }
+}
+
+/// The same of a copy with padding, which is made.
+static void pad_planes(job *j, int threads, const float *source, float *copy) {
+    const qrt_convolution *g = j->g;
+    const int64_t count = g->images * g->channels, rows = g->padded[0] * g->padded[1];
+    j->source = source;
+    j->copy = copy;
+    j->x_row = g->padded[2];
+    for (int64_t p = 0; p < count; p++) j->planes[p] = copy + p * rows * j->x_row;
+    qrt_parallel_for(threads, count * rows, copy_row, j);
+}
+
+static qrt_status convolve(job *j, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in) {
     const qrt_convolution *g = j->g;
     const qrt_conv_weights *w = j->w;
     const double work = (double)g->images * (double)g->maps * (double)w->base.k * (double)g->positions;
-    const int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
+    const bool is_small = work < MIN_PARALLEL_WORK && w->base.k * w->base.n < MIN_PARALLEL_WEIGHTS;
+    const int threads = is_small ? 1 : run->num_threads;
     divide(j, threads);
-    int64_t rows = 0, floats = 0, lists;
-    const bool copies = w->kind == QRT_CONV_COLUMNS && memcmp(g->padded, g->in, sizeof g->in);
-    size_t bytes;
     j->list_length = w->taps * (QRT_CONV_MAX_POSITIONS + 1);
-    if ((copies && (__builtin_mul_overflow(g->images * g->channels, g->padded[0] * g->padded[1], &rows) ||
-                    __builtin_mul_overflow(rows, g->padded[2], &floats))) ||
-        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_add_overflow(floats, 2 * lists, &floats) ||
-        __builtin_mul_overflow((size_t)floats, sizeof(float), &bytes))
+    const bool copies = w->kind == QRT_CONV_COLUMNS && memcmp(g->padded, g->in, sizeof g->in);
+    int64_t floats = 0, lists, planes, pointers;
+    size_t bytes;
+    if ((copies && !qrt_num_elements(5, (const int64_t[]){g->images, g->channels, g->padded[0], g->padded[1], g->padded[2]}, &floats)) ||
+        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_mul_overflow(g->images, w->planes, &planes) ||
+        __builtin_add_overflow(lists, planes, &pointers) || __builtin_mul_overflow(pointers, (int64_t)(sizeof(int64_t) / sizeof(float)), &pointers) ||
+        __builtin_add_overflow(floats, pointers, &floats) || __builtin_mul_overflow((size_t)floats, sizeof(float), &bytes))
         return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, bytes);
     if (!scratch) return QRT_NO_MEMORY;
     j->lists = scratch->data;
-    if (copies) {
-        j->source = j->x;
-        j->x = j->copy = (float *)(j->lists + lists);
-        j->x_row = g->padded[2];
-        j->x_plane = g->padded[0] * g->padded[1] * j->x_row;
-        j->x_image = g->channels * j->x_plane;
-        qrt_parallel_for(threads, rows, copy_row, j);
-    }
+    j->planes = (const float **)(j->lists + lists);
+    if (copies) pad_planes(j, threads, in[0]->data, (float *)(j->planes + planes));
+    else list_planes(j, node, in, g->in[0] * g->in[1] * g->in[2] * (w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK));
     qrt_parallel_for(threads, j->slots, run_slot, j);
     qrt_scratch_free(run, scratch);
     return QRT_OK;
 }
 
+/// The shape of the image that all inputs are together, out of its blocks; false where they do not fit together or to the weights.
+static bool measure_image(const qrt_node *node, const qrt_tensor *const *in, const qrt_conv_weights *w, qrt_tensor *image) {
+    const bool in_columns = w->kind == QRT_CONV_COLUMNS;
+    const int32_t rank = w->rank;
+    int64_t blocks = 0;
+    for (int i = 0; i < node->num_inputs; i++) {
+        const qrt_tensor *x = in[i], *first = in[0];
+        if (!is_image(i)) continue;
+        if (!x || x->dtype != QRT_F32 || x->rank != rank + !in_columns || (in_columns && i > 0)) return false;
+        if (!in_columns && x->dims[rank] != BLOCK) return false;
+        for (int d = 0; d < rank; d++)
+            if (d != 1 && x->dims[d] != first->dims[d]) return false;
+        if (__builtin_add_overflow(blocks, x->dims[1], &blocks)) return false;
+    }
+    *image = (qrt_tensor){.rank = rank};
+    memcpy(image->dims, in[0]->dims, (size_t)rank * sizeof *image->dims);
+    image->dims[1] = in_columns ? blocks : w->channels;
+    return in_columns || blocks == qrt_ceil_div(w->channels, BLOCK);
+}
+
 /// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights with the bias, but depthwise ones.
 /// Inputs: float32 x, in blocks [N, ⌈C / 16⌉, …, 16], or [N, C, …] for weights of columns; optional residual and addend of the
-/// shape of the output, [N, ⌈M / 16⌉, …, 16].
+/// shape of the output, [N, ⌈M / 16⌉, …, 16]; further images in blocks, whose channels follow those of x.
 static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    const qrt_tensor *x = in[0];
     const qrt_conv_weights *w = node->packed[0];
-    const int32_t rank = w->rank;
     const bool in_columns = w->kind == QRT_CONV_COLUMNS;
-    if (!x || x->dtype != QRT_F32 || x->rank != rank + !in_columns || w->kind == QRT_CONV_DEPTHWISE) return QRT_DECLINE;
-    if (!in_columns && (x->dims[1] != qrt_ceil_div(w->channels, BLOCK) || x->dims[rank] != BLOCK)) return QRT_DECLINE;
-    qrt_tensor plain = {.rank = rank};
-    memcpy(plain.dims, x->dims, (size_t)rank * sizeof *x->dims);
-    if (!in_columns) plain.dims[1] = w->channels;
+    qrt_tensor image;
     qrt_convolution g;
-    if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g)) return QRT_DECLINE;
+    if (w->kind == QRT_CONV_DEPTHWISE || !measure_image(node, in, w, &image)) return QRT_DECLINE;
+    if (!qrt_measure_convolution(node->ints, node->num_ints, &image, w->rank, w->dims, &g)) return QRT_DECLINE;
     if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
 
     qrt_blocked_epilogue epilogue;
     const qrt_status status = qrt_begin_blocked(node, run, in, w, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
-    const int64_t x_plane = g.in[0] * g.in[1] * g.in[2] * (in_columns ? 1 : BLOCK);
-    job j = {.g = &g, .w = w, .epilogue = &epilogue, .x = x->data, .x_image = x_plane * x->dims[1], .x_plane = x_plane, .x_row = g.in[2]};
+    job j = {.g = &g, .w = w, .epilogue = &epilogue, .x_image = g.channels * g.in[0] * g.in[1] * g.in[2], .x_row = g.in[2]};
     set_steps(&j);
     bool is_pointwise = w->taps == 1 && g.positions == g.in[0] * g.in[1] * g.in[2] && !memcmp(g.padded, g.in, sizeof g.in);
     if (is_pointwise) {  // of an axis with a stride there is one pixel only
@@ -257,7 +317,7 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
         j.row = j.steps_end = g.positions;
     }
     j.find = in_columns ? find_rows : is_pointwise ? find_pixels : find_places;
-    return convolve(&j, run);
+    return convolve(&j, node, run, in);
 }
 
 const qrt_node_entry qrt_blocked_conv_nodes[] = {

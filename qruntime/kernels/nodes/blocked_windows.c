@@ -244,6 +244,30 @@ static qrt_status blocked_average_pool(const qrt_node *node, qrt_run *run, const
     return pool(node, run, in, out, MEAN);
 }
 
+typedef struct {
+    const float *x;
+    float *y;
+    int64_t pixels, blocks, blocks_per_task;
+} averaging;
+
+/// Four sums, so that additions do not wait for each other.
+static void average_blocks(void *context, int64_t task) {
+    const averaging *a = context;
+    const int64_t first = task * a->blocks_per_task, end = qrt_min(first + a->blocks_per_task, a->blocks);
+    const float *from = a->x + first * a->pixels * BLOCK;
+    float *to = a->y + first * BLOCK;
+    for (int64_t block = first; block < end; block++, from += a->pixels * BLOCK, to += BLOCK) {
+        float sums[4][BLOCK] = {{0}};
+        int64_t p = 0;
+        for (; p + 4 <= a->pixels; p += 4)
+            for (int i = 0; i < 4; i++)
+                for (int c = 0; c < BLOCK; c++) sums[i][c] += from[(p + i) * BLOCK + c];
+        for (; p < a->pixels; p++)
+            for (int c = 0; c < BLOCK; c++) sums[0][c] += from[p * BLOCK + c];
+        for (int c = 0; c < BLOCK; c++) to[c] = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / (float)a->pixels;
+    }
+}
+
 /// Input: float32 [N, blocks, …, 16]. Output: means, [N, blocks, 1, …, 16].
 static qrt_status blocked_global_average_pool(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0);
@@ -254,19 +278,9 @@ static qrt_status blocked_global_average_pool(const qrt_node *node, qrt_run *run
     for (int i = 0; i < x->rank; i++) dims[i] = i < 2 || i == x->rank - 1 ? x->dims[i] : 1;
     qrt_status status = qrt_alloc(run, &out[0], QRT_F32, x->rank, dims);
     if (status != QRT_OK) return status;
-    const float *from = x->data;
-    float *to = out[0].data;
-    // Four sums, so that additions do not wait for each other.
-    for (int64_t block = 0; block < out[0].size / BLOCK; block++, from += pixels * BLOCK, to += BLOCK) {
-        float sums[4][BLOCK] = {{0}};
-        int64_t p = 0;
-        for (; p + 4 <= pixels; p += 4)
-            for (int i = 0; i < 4; i++)
-                for (int c = 0; c < BLOCK; c++) sums[i][c] += from[(p + i) * BLOCK + c];
-        for (; p < pixels; p++)
-            for (int c = 0; c < BLOCK; c++) sums[0][c] += from[p * BLOCK + c];
-        for (int c = 0; c < BLOCK; c++) to[c] = ((sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c])) / (float)pixels;
-    }
+    averaging a = {x->data, out[0].data, pixels, x->dims[0] * x->dims[1], qrt_max(1, TASK_POSITIONS / pixels)};
+    const bool is_small = (double)pixels * (double)a.blocks < MIN_PARALLEL_TAPS / 4;
+    qrt_parallel_for(is_small ? 1 : run->num_threads, qrt_ceil_div(a.blocks, a.blocks_per_task), average_blocks, &a);
     return QRT_OK;
 }
 

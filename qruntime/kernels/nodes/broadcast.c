@@ -47,10 +47,51 @@ qrt_iteration qrt_plan_iteration(const qrt_tensor *const *in, int num, int32_t r
     return it;
 }
 
+/// Rows so short are copied side by side, so many of them at a time.
+enum { SHORT_ROW = 64, COPY_BYTES = 4096 };
+
+/// An operand whose rows are repeated along the dimension before the last, as one number for each channel of a block is, while the
+/// others go on from row to row. −1 when there is none such.
+static int find_repeated(const qrt_broadcast *call) {
+    const qrt_iteration *it = &call->it;
+    const int64_t n = it->dims[QRT_LAST];
+    int found = -1;
+    if (it->first == QRT_LAST || n > SHORT_ROW || call->itemsize == 0) return -1;
+    for (int k = 0; k < call->num; k++) {
+        const int64_t step = it->strides[k][QRT_LAST], row = it->strides[k][QRT_LAST - 1];
+        if (step == 1 && row == 0 && found < 0) found = k;
+        else if (row != step * n) return -1;
+    }
+    return found;
+}
+
+/// Makes one dimension of the last two.
+static void join_rows(qrt_iteration *it) {
+    it->dims[QRT_LAST] *= it->dims[QRT_LAST - 1];
+    for (int i = QRT_LAST - 1; i > it->first; i--) {
+        it->dims[i] = it->dims[i - 1];
+        for (int k = 0; k < 3; k++) it->strides[k][i] = it->strides[k][i - 1];
+    }
+    it->first++;
+}
+
+static void copy_row(const qrt_broadcast *call, int64_t at, char *to) {
+    const size_t bytes = (size_t)call->row * call->itemsize;
+    for (int64_t i = 0; i < call->piece; i += call->row, to += bytes)
+        memcpy(to, (const char *)call->in[call->repeated] + (size_t)at * call->itemsize, bytes);
+}
+
 static void run_task(void *context, int64_t task) {
     const qrt_broadcast *call = context;
     const qrt_iteration *it = &call->it;
-    int64_t first = task * call->runs_per_task, last = first + call->runs_per_task;
+    const int repeated = call->repeated;
+    _Alignas(64) char copy[COPY_BYTES];
+    qrt_broadcast on_copy;
+    if (repeated >= 0) {
+        on_copy = *call;
+        on_copy.in[repeated] = copy;
+    }
+    int64_t first = task * call->runs_per_task, last = first + call->runs_per_task, copied = -1;
     if (last > call->runs) last = call->runs;
     int64_t row = first / call->pieces, piece = first % call->pieces;
     int64_t index[QRT_MAX_RANK], base[3] = {0, 0, 0};
@@ -64,7 +105,12 @@ static void run_task(void *context, int64_t task) {
     for (int64_t r = first; r < last; r++) {
         int64_t start = piece * call->piece, left = it->dims[QRT_LAST] - start, at[3];
         for (int k = 0; k < call->num; k++) at[k] = base[k] + start * steps[k];
-        call->run(call, at, row * it->dims[QRT_LAST] + start, left < call->piece ? left : call->piece, steps);
+        if (repeated >= 0) {
+            if (base[repeated] != copied) copy_row(call, base[repeated], copy);
+            copied = base[repeated];
+            at[repeated] = 0;
+        }
+        call->run(repeated < 0 ? call : &on_copy, at, row * it->dims[QRT_LAST] + start, left < call->piece ? left : call->piece, steps);
         if (++piece < call->pieces) continue;
         piece = 0;
         row++;
@@ -79,8 +125,11 @@ static void run_task(void *context, int64_t task) {
 
 void qrt_run_broadcast(qrt_broadcast *call, qrt_run *run, int64_t size) {
     if (size == 0) return;
-    int64_t inner = call->it.dims[QRT_LAST];
-    call->piece = inner < QRT_GRAIN ? inner : QRT_GRAIN;
+    call->repeated = find_repeated(call);
+    call->row = call->it.dims[QRT_LAST];
+    if (call->repeated >= 0) join_rows(&call->it);
+    const int64_t inner = call->it.dims[QRT_LAST], most = call->repeated < 0 ? QRT_GRAIN : COPY_BYTES / (int64_t)call->itemsize / call->row * call->row;
+    call->piece = inner < most ? inner : most;
     call->pieces = (inner + call->piece - 1) / call->piece;
     call->runs = size / inner * call->pieces;
     call->runs_per_task = (QRT_GRAIN + call->piece - 1) / call->piece;

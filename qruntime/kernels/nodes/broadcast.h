@@ -41,10 +41,12 @@ struct qrt_broadcast {
     int64_t pieces;      ///< pieces of one inner dimension
     int64_t piece;       ///< elements of a piece
     int64_t runs_per_task;
+    int repeated;        ///< operand whose short rows are laid side by side, so that many make one run; −1 where none is
+    int64_t row;         ///< elements of such a row
     const void *in[3];
     void *out;
     const void *kernel;
-    size_t itemsize, out_itemsize;
+    size_t itemsize, out_itemsize;  ///< the former 0 where operands differ
 };
 
 /// All runs of an output of `size` elements, in parallel where it pays.

@@ -10,13 +10,17 @@ enum { GRAIN = 8192 };
 typedef void (*norm_fn)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                         const qrt_norm_params *params);
 
+typedef void (*softmax_fn)(const float *x, float *y, int64_t n);
+typedef void (*softmax_columns_fn)(const float *x, float *y, int64_t n, int64_t stride, int64_t columns);
+
 /// A row function over [outer, n] or, for softmax along another axis, over [outer, n, inner].
 typedef struct rows_call {
     void (*rows_of)(const struct rows_call *call, int64_t first, int64_t last);
-    void (*softmax)(const float *x, float *y, int64_t n);
+    softmax_fn softmax;
+    softmax_columns_fn softmax_columns;
     norm_fn norm;
     const float *x, *residual;
-    float *y, *sum, *scratch;
+    float *y, *sum;
     qrt_norm_params params;
     int64_t rows, n, inner, rows_per_task;
 } rows_call;
@@ -38,14 +42,11 @@ static void softmax_rows(const rows_call *call, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) call->softmax(call->x + row * call->n, call->y + row * call->n, call->n);
 }
 
-/// Gather a column, do it as a row, scatter it.
 static void softmax_columns(const rows_call *call, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++) {
-        float *line = call->scratch + row * call->n;
-        int64_t start = row / call->inner * call->n * call->inner + row % call->inner;
-        for (int64_t j = 0; j < call->n; j++) line[j] = call->x[start + j * call->inner];
-        call->softmax(line, line, call->n);
-        for (int64_t j = 0; j < call->n; j++) call->y[start + j * call->inner] = line[j];
+    for (int64_t row = first, count; row < last; row += count) {
+        const int64_t column = row % call->inner, at = row / call->inner * call->n * call->inner + column;
+        count = call->inner - column < last - row ? call->inner - column : last - row;
+        call->softmax_columns(call->x + at, call->y + at, call->n, call->inner, count);
     }
 }
 
@@ -71,39 +72,31 @@ static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const 
 }
 
 /// ints: axis.
-static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
-                               void (*kernel)(const float *, float *, int64_t)) {
+static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, softmax_fn kernel,
+                               softmax_columns_fn of_columns) {
     const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
     if (!x || node->num_ints < 1 || x->dtype != QRT_F32) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
-    rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .x = x->data, .n = x->dims[axis]};
+    rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .softmax_columns = of_columns, .x = x->data, .n = x->dims[axis]};
     if (x->size) {
         call.rows = x->size / call.n;
         call.inner = product(x->dims, axis + 1, x->rank);
     }
-    qrt_buffer *scratch = NULL;
-    if (call.inner > 1) {
-        scratch = qrt_scratch(run, (size_t)x->size * sizeof(float));
-        if (!scratch) return QRT_NO_MEMORY;
-        call.rows_of = softmax_columns;
-        call.scratch = scratch->data;
-    }
+    if (call.inner > 1) call.rows_of = softmax_columns;
     qrt_status status = allocate_over_first(node, run, in, &out[0]);
-    if (status == QRT_OK) {
-        call.y = out[0].data;
-        run_rows(&call, run);
-    }
-    if (scratch) qrt_scratch_free(run, scratch);
-    return status;
+    if (status != QRT_OK) return status;
+    call.y = out[0].data;
+    run_rows(&call, run);
+    return QRT_OK;
 }
 
 static qrt_status softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return softmax_with(node, run, in, out, qrt_kernels.rows.softmax);
+    return softmax_with(node, run, in, out, qrt_kernels.rows.softmax, qrt_kernels.rows.softmax_columns);
 }
 
 static qrt_status log_softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return softmax_with(node, run, in, out, qrt_kernels.rows.log_softmax);
+    return softmax_with(node, run, in, out, qrt_kernels.rows.log_softmax, qrt_kernels.rows.log_softmax_columns);
 }
 
 static void norm_rows(const rows_call *call, int64_t first, int64_t last) {

@@ -32,7 +32,7 @@ static void tile(const qrt_conv_sums *s, int num_positions, int num_blocks, floa
                 for (int64_t t = 0; t < s->num_taps; t++) {
                     const int64_t count = i + 1 < s->num_planes ? s->num_floats : s->num_last_floats;
                     const int64_t place = s->step ? s->places[t] + p * s->step : s->places[t * num_positions + p];
-                    const float *x = place == QRT_OUTSIDE ? zeros : s->x + i * s->plane + place;
+                    const float *x = place == QRT_OUTSIDE ? zeros : s->planes[i] + place;
                     const float *w = s->w + i * s->w_plane + s->taps[t] + b * BLOCK;
                     for (int64_t c = 0; c < count; c++, w += columns)
                         for (int v = 0; v < BLOCK; v++) sums[v] += x[c] * w[v];

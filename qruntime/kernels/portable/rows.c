@@ -8,28 +8,40 @@
 const char *const qrt_reduce_names[] = {QRT_REDUCE_OPS(X) NULL};
 #undef X
 
-static float max_of(const float *x, int64_t n) {
+static float max_of(const float *x, int64_t n, int64_t stride) {
     float top = -INFINITY;
-    for (int64_t i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
+    for (int64_t i = 0; i < n; i++) top = x[i * stride] > top ? x[i * stride] : top;
     return top;
 }
 
-static void softmax(const float *x, float *y, int64_t n) {
-    float top = max_of(x, n);
+static void softmax_column(const float *x, float *y, int64_t n, int64_t stride) {
+    float top = max_of(x, n, stride);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        y[i] = expf(x[i] - top);
-        sum += y[i];
+        y[i * stride] = expf(x[i * stride] - top);
+        sum += y[i * stride];
     }
-    for (int64_t i = 0; i < n; i++) y[i] = (float)(y[i] / sum);
+    for (int64_t i = 0; i < n; i++) y[i * stride] = (float)(y[i * stride] / sum);
 }
 
-static void log_softmax(const float *x, float *y, int64_t n) {
-    float top = max_of(x, n);
+static void log_softmax_column(const float *x, float *y, int64_t n, int64_t stride) {
+    float top = max_of(x, n, stride);
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += expf(x[i] - top);
+    for (int64_t i = 0; i < n; i++) sum += expf(x[i * stride] - top);
     double log_sum = log(sum);
-    for (int64_t i = 0; i < n; i++) y[i] = (float)((double)(x[i] - top) - log_sum);
+    for (int64_t i = 0; i < n; i++) y[i * stride] = (float)((double)(x[i * stride] - top) - log_sum);
+}
+
+static void softmax(const float *x, float *y, int64_t n) { softmax_column(x, y, n, 1); }
+
+static void log_softmax(const float *x, float *y, int64_t n) { log_softmax_column(x, y, n, 1); }
+
+static void softmax_columns(const float *x, float *y, int64_t n, int64_t stride, int64_t columns) {
+    for (int64_t c = 0; c < columns; c++) softmax_column(x + c, y + c, n, stride);
+}
+
+static void log_softmax_columns(const float *x, float *y, int64_t n, int64_t stride, int64_t columns) {
+    for (int64_t c = 0; c < columns; c++) log_softmax_column(x + c, y + c, n, stride);
 }
 
 static const float *add_residual(const float *x, const float *residual, float *sum, float *y, int64_t n) {
@@ -98,6 +110,8 @@ void qrt_portable_rows(qrt_kernel_table *t) {
     qrt_rows *table = &t->rows;
     table->softmax = softmax;
     table->log_softmax = log_softmax;
+    table->softmax_columns = softmax_columns;
+    table->log_softmax_columns = log_softmax_columns;
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
 #define SET(enumerator, name)                                       \

@@ -25,8 +25,9 @@ ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
             sums[p][v] = accumulate ? vf_load(y + v / BLOCK_VECTORS * y_plane + p * QRT_CHANNEL_BLOCK + v % BLOCK_VECTORS * VL) : vf_zero();
-    const float *x = s->x, *w_plane = s->w, *ahead = s->ahead;
-    for (int64_t i = 0; i < s->num_planes; i++, x += s->plane, w_plane += s->w_plane) {
+    const float *w_plane = s->w, *ahead = s->ahead;
+    for (int64_t i = 0; i < s->num_planes; i++, w_plane += s->w_plane) {
+        const float *x = s->planes[i];
         const int64_t *place = s->places, count = i + 1 < s->num_planes ? s->num_floats : s->num_last_floats;
         for (int64_t t = 0; t < s->num_taps; t++, place += step ? 1 : positions) {
             const float *w = w_plane + s->taps[t], *first = step ? x + place[0] : x, *at[MAX_POSITIONS];
@@ -161,10 +162,18 @@ ALWAYS_INLINE void pool_of(const int positions, const bool is_max, int64_t step,
             vf_store(y + p * QRT_CHANNEL_BLOCK + v * VL, is_max ? found[p][v] : vf_div(found[p][v], divisor));
 }
 
+#undef SLIDE
+#define SLIDE(COUNT) case COUNT: pool_of(COUNT, is_max, step, num_taps, places, vf_set(divisor), x, y); break;
+
 ALWAYS_INLINE void pool(const bool is_max, int64_t n, int64_t step, int64_t num_taps, const int64_t *places, float divisor, const float *x, float *y) {
-    for (; n >= DEPTHWISE_POSITIONS; n -= DEPTHWISE_POSITIONS, x += DEPTHWISE_POSITIONS * step, y += DEPTHWISE_POSITIONS * QRT_CHANNEL_BLOCK)
-        pool_of(DEPTHWISE_POSITIONS, is_max, step, num_taps, places, vf_set(divisor), x, y);
-    for (; n > 0; n--, x += step, y += QRT_CHANNEL_BLOCK) pool_of(1, is_max, step, num_taps, places, vf_set(divisor), x, y);
+    for (int64_t left = (n + DEPTHWISE_POSITIONS - 1) / DEPTHWISE_POSITIONS, count; n > 0; n -= count, left--) {
+        count = (n + left - 1) / left;
+        switch (count) {
+            QRT_CONV_SLIDES
+        }
+        x += count * step;
+        y += count * QRT_CHANNEL_BLOCK;
+    }
 }
 
 static void maxima(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const float *x, float *y) {

@@ -86,6 +86,68 @@ static void log_softmax(const float *x, float *y, int64_t n) {
     if (i < n) vf_store_n(y + i, vf_sub(vf_sub(vf_load_n(x + i, n - i), vtop), log_sum), n - i);
 }
 
+ALWAYS_INLINE vf load_columns(const float *x, int64_t partial) { return partial ? vf_load_n(x, partial) : vf_load(x); }
+
+ALWAYS_INLINE void store_columns(float *y, vf v, int64_t partial) {
+    if (partial) vf_store_n(y, v, partial);
+    else vf_store(y, v);
+}
+
+/// As lanes_fold and vf_sum do it within a row. Of the lanes the first `count` are given, the others are 0 there.
+static inline vf fold_columns(vf *lanes, int64_t count) {
+    for (int64_t l = 0; l < VL; l++) {
+        vf low = l < count ? lanes[l] : vf_zero();
+        if (VL + l < count) low = vf_add(low, lanes[VL + l]);
+        if (2 * VL + l < count) low = vf_add(low, 3 * VL + l < count ? vf_add(lanes[2 * VL + l], lanes[3 * VL + l]) : lanes[2 * VL + l]);
+        lanes[l] = low;
+    }
+    for (int half = VL / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] = vf_add(lanes[l], lanes[l + half]);
+    return lanes[0];
+}
+
+/// Σ e^(x − top) of columns, each in the order of a row. The exponentials are stored in y when `keep` (a constant) says so.
+ALWAYS_INLINE vf sum_of_columns(const float *x, float *y, bool keep, int64_t n, int64_t stride, vf top, int64_t partial) {
+    vf total[STEP], block[STEP];
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        const int64_t count = n - i < BLOCK ? n - i : BLOCK;
+        vf *lanes = i ? block : total;
+        for (int64_t j = 0; j < count; j++) {
+            const vf power = value_exp_below(load_columns(x + (i + j) * stride, partial), top);
+            lanes[j % STEP] = j < STEP ? power : vf_add(lanes[j % STEP], power);
+            if (keep) store_columns(y + (i + j) * stride, power, partial);
+        }
+        for (int64_t l = 0; i && l < STEP && l < count; l++) total[l] = vf_add(total[l], block[l]);
+    }
+    return fold_columns(total, n < STEP ? n : STEP);
+}
+
+/// A vector of columns, or the first `partial` of one.
+ALWAYS_INLINE void softmax_panel(const bool is_log, const float *x, float *y, int64_t n, int64_t stride, int64_t partial) {
+    vf top = vf_set(-INFINITY);
+    for (int64_t j = 0; j < n; j++) top = vf_max(top, load_columns(x + j * stride, partial));
+    const vf sum = sum_of_columns(x, y, !is_log, n, stride, top, partial);
+    const vf last = is_log ? vf_log(sum) : vf_div(vf_set(1.0f), sum);
+    for (int64_t j = 0; j < n; j++) {
+        const vf v = load_columns((is_log ? x : y) + j * stride, partial);
+        store_columns(y + j * stride, is_log ? vf_sub(vf_sub(v, top), last) : vf_mul(v, last), partial);
+    }
+}
+
+ALWAYS_INLINE void softmax_of_columns(const bool is_log, const float *x, float *y, int64_t n, int64_t stride, int64_t columns) {
+    int64_t c = 0;
+    for (; c + VL <= columns; c += VL) softmax_panel(is_log, x + c, y + c, n, stride, 0);
+    if (c < columns) softmax_panel(is_log, x + c, y + c, n, stride, columns - c);
+}
+
+static void softmax_columns(const float *x, float *y, int64_t n, int64_t stride, int64_t columns) {
+    softmax_of_columns(false, x, y, n, stride, columns);
+}
+
+static void log_softmax_columns(const float *x, float *y, int64_t n, int64_t stride, int64_t columns) {
+    softmax_of_columns(true, x, y, n, stride, columns);
+}
+
 /// Where the normalisation reads from: x, or x + residual, which is put into `sum` (else y).
 static inline const float *add_residual(const float *x, const float *residual, float *sum, float *y, int64_t n) {
     float *s = sum ? sum : y;
@@ -215,6 +277,8 @@ void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
     qrt_rows *table = &t->rows;
     table->softmax = softmax;
     table->log_softmax = log_softmax;
+    table->softmax_columns = softmax_columns;
+    table->log_softmax_columns = log_softmax_columns;
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
 #define SET(enumerator, name)                                       \

@@ -1,0 +1,242 @@
+#include "by_items.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "threads.h"
+
+/// Batches that are smaller in all stay in the second-level cache. Weights that are larger, and larger than twice what an item reads
+/// beside them, cost more to be read again for every item than activations do.
+enum { LEAST_BATCH_BYTES = 1 << 19, KEPT_WEIGHT_BYTES = 1 << 19 };
+
+/// Of a slot: made before and read here, made here and needed after it, made here and released.
+enum { UNSEEN, BEFORE, MADE, GONE };
+
+typedef struct {
+    const qrt_steps *plan;
+    const int *order;
+    int count;
+    qrt_tensor *slots;
+    qrt_lanes *lanes;
+    int64_t items, next, end;  ///< the threads take the items next … end − 1
+    int failed;
+} job;
+
+static const qrt_step *step_of(const job *j, int at) { return &j->plan->steps[j->order[at]]; }
+
+static void view_item(const qrt_tensor *whole, int64_t items, int64_t item, qrt_tensor *view) {
+    *view = *whole;
+    view->buffer = NULL;
+    view->dims[0] = 1;
+    view->size = whole->size / items;
+    view->data = (char *)whole->data + (size_t)(item * view->size) * qrt_itemsize(whole->dtype);
+}
+
+static bool is_batch(const qrt_tensor *t, int64_t items) { return t->dtype && t->rank > 0 && t->room == 0 && t->dims[0] == items; }
+
+/// How many items the first step reads, 0 when it reads no batch.
+static int64_t items_of(const job *j) {
+    const qrt_step *step = step_of(j, 0);
+    for (int i = 0; i < step->node.num_inputs; i++) {
+        const int slot = j->plan->input_refs[step->first_input + i];
+        if (slot >= 0 && !j->plan->is_constant[slot]) return is_batch(&j->slots[slot], j->slots[slot].dims[0]) ? j->slots[slot].dims[0] : 0;
+    }
+    return 0;
+}
+
+/// Bytes of an item of what a step reads, its inputs that are no constants. −1 when one of them is no batch of so many items.
+static int64_t item_bytes(const job *j, const qrt_step *step, const qrt_lane *lane) {
+    int64_t bytes = 0;
+    for (int i = 0; i < step->node.num_inputs; i++) {
+        const int slot = j->plan->input_refs[step->first_input + i];
+        if (slot < 0 || j->plan->is_constant[slot]) continue;
+        const bool is_made = j->lanes->states[slot] == MADE;
+        const qrt_tensor *t = is_made ? &lane->slots[slot] : &j->slots[slot];
+        if (!is_made && !is_batch(t, j->items)) return -1;
+        bytes += t->size / (is_made ? 1 : j->items) * (int64_t)qrt_itemsize(t->dtype);
+    }
+    return bytes;
+}
+
+static bool is_light(const qrt_step *step, int64_t bytes) {
+    return step->weight_bytes <= KEPT_WEIGHT_BYTES || step->weight_bytes <= 2 * (size_t)bytes;
+}
+
+static bool is_worth_while(const job *j, int most) {
+    if (most < 2 || !step_of(j, 1)->is_itemwise) return false;
+    const int64_t bytes = item_bytes(j, step_of(j, 0), NULL);
+    return bytes >= LEAST_BATCH_BYTES / j->items && is_light(step_of(j, 0), bytes) && is_light(step_of(j, 1), bytes);
+}
+
+static void enter(const job *j, const qrt_step *step, qrt_lane *lane, int64_t item) {
+    for (int i = 0; i < step->node.num_inputs; i++) {
+        const int slot = j->plan->input_refs[step->first_input + i];
+        if (slot < 0 || j->plan->is_constant[slot] || j->lanes->states[slot] > BEFORE) continue;
+        j->lanes->states[slot] = BEFORE;
+        view_item(&j->slots[slot], j->items, item, &lane->slots[slot]);
+    }
+}
+
+static bool run_step(const job *j, const qrt_step *step, qrt_lane *lane) {
+    (void)j;
+    return step->fn(&step->node, &lane->run, lane->inputs + step->first_input, &lane->slots[step->first_output]) == QRT_OK;
+}
+
+static void leave(const job *j, const qrt_step *step, qrt_lane *lane) {
+    for (int i = 0; i < step->num_releases; i++) qrt_release(&lane->run, &lane->slots[j->plan->releases[step->first_release + i]]);
+}
+
+static void empty(const job *j, qrt_lane *lane) {
+    for (int slot = 0; slot < j->plan->num_slots; slot++)
+        if (j->lanes->states[slot]) qrt_release(&lane->run, &lane->slots[slot]);
+}
+
+/// The first item, which says how many steps go so.
+static void run_first(job *j, int most) {
+    qrt_lane *lane = j->lanes->lanes;
+    char *states = j->lanes->states;
+    for (j->count = 0; j->count < most; j->count++) {
+        const qrt_step *step = step_of(j, j->count);
+        const int64_t bytes = step->is_itemwise ? item_bytes(j, step, lane) : -1;
+        if (bytes < 0 || !is_light(step, bytes)) return;
+        enter(j, step, lane, 0);
+        if (!run_step(j, step, lane)) return;
+        for (int i = 0; i < step->node.num_outputs; i++) states[step->first_output + i] = MADE;
+        leave(j, step, lane);
+        for (int i = 0; i < step->num_releases; i++) {
+            char *state = &states[j->plan->releases[step->first_release + i]];
+            if (*state == MADE) *state = GONE;
+        }
+    }
+}
+
+/// Room for all items of what is needed after the steps.
+static bool allocate(const job *j, qrt_run *run) {
+    for (int slot = 0; slot < j->plan->num_slots; slot++) {
+        const qrt_tensor *of_first = &j->lanes->lanes[0].slots[slot];
+        int64_t dims[QRT_MAX_RANK];
+        if (j->lanes->states[slot] != MADE) continue;
+        if (!is_batch(of_first, 1)) return false;
+        memcpy(dims, of_first->dims, sizeof dims);
+        dims[0] = j->items;
+        if (qrt_alloc(run, &j->slots[slot], of_first->dtype, of_first->rank, dims) != QRT_OK) return false;
+    }
+    return true;
+}
+
+static bool hand_over(const job *j, qrt_lane *lane, int64_t item) {
+    for (int slot = 0; slot < j->plan->num_slots; slot++) {
+        const qrt_tensor *from = &lane->slots[slot], *to = &j->slots[slot];
+        if (j->lanes->states[slot] != MADE) continue;
+        if (!is_batch(from, 1) || from->size != to->size / j->items) return false;
+        const size_t bytes = (size_t)from->size * qrt_itemsize(from->dtype);
+        memcpy((char *)to->data + (size_t)item * bytes, from->data, bytes);
+    }
+    return true;
+}
+
+static bool run_item(const job *j, qrt_lane *lane, int64_t item) {
+    bool is_done = true;
+    for (int slot = 0; slot < j->plan->num_slots; slot++)
+        if (j->lanes->states[slot] == BEFORE) view_item(&j->slots[slot], j->items, item, &lane->slots[slot]);
+    for (int at = 0; at < j->count && is_done; at++) {
+        const qrt_step *step = step_of(j, at);
+        is_done = run_step(j, step, lane);
+        if (is_done) leave(j, step, lane);
+    }
+    is_done = is_done && hand_over(j, lane, item);
+    empty(j, lane);
+    return is_done;
+}
+
+static void run_lane(void *context, int64_t at) {
+    job *j = context;
+    while (!__atomic_load_n(&j->failed, __ATOMIC_RELAXED)) {
+        const int64_t item = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+        if (item >= j->end) return;
+        if (!run_item(j, &j->lanes->lanes[at], item)) __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
+    }
+}
+
+/// All items but the first: as many as threads can share evenly in lanes of their own, the others by all threads together.
+static bool run_others(job *j, int num_threads) {
+    for (int at = 0; at < num_threads; at++) qrt_run_begin(&j->lanes->lanes[at].run, 1);
+    j->next = 1;
+    j->end = 1 + (j->items - 1) / num_threads * num_threads;
+    qrt_parallel_for(num_threads, num_threads, run_lane, j);
+    j->lanes->lanes[0].run.num_threads = num_threads;
+    for (int64_t item = j->end; item < j->items && !j->failed; item++) j->failed = !run_item(j, &j->lanes->lanes[0], item);
+    return !j->failed;
+}
+
+static bool prepare(qrt_lanes *lanes, const qrt_steps *plan, qrt_tensor *slots, int count) {
+    if (!lanes->states) lanes->states = malloc((size_t)plan->num_slots);
+    if (!lanes->states) return false;
+    if (lanes->count < count) {
+        qrt_lane *grown = realloc(lanes->lanes, (size_t)count * sizeof *grown);
+        if (!grown) return false;
+        lanes->lanes = grown;
+    }
+    for (; lanes->count < count; lanes->count++) {
+        qrt_lane *lane = &lanes->lanes[lanes->count];
+        *lane = (qrt_lane){.slots = calloc((size_t)plan->num_slots, sizeof *lane->slots),
+                           .inputs = calloc((size_t)plan->num_input_refs + 1, sizeof *lane->inputs)};
+        if (!lane->slots || !lane->inputs) {
+            free(lane->slots);
+            free(lane->inputs);
+            return false;
+        }
+        for (int i = 0; i < plan->num_input_refs; i++) {
+            const int slot = plan->input_refs[i];
+            if (slot >= 0) lane->inputs[i] = plan->is_constant[slot] ? &slots[slot] : &lane->slots[slot];
+        }
+    }
+    return true;
+}
+
+/// What lanes had in use counts for the run.
+static void count_lanes(const qrt_lanes *lanes, int num_lanes, qrt_run *run) {
+    size_t bytes = 0;
+    for (int at = 0; at < num_lanes; at++) bytes += lanes->lanes[at].run.peak_bytes;
+    qrt_count(run, bytes);
+    run->live_bytes -= bytes;
+}
+
+int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes) {
+    job j = {.plan = plan, .order = order, .slots = slots, .lanes = lanes};
+    const int num_threads = run->num_threads;
+    j.items = items_of(&j);
+    // With fewer items than threads, threads share each step.
+    if (j.items < 2 || j.items < num_threads || !prepare(lanes, plan, slots, num_threads)) return 0;
+    memset(lanes->states, UNSEEN, (size_t)plan->num_slots);
+    if (!is_worth_while(&j, count)) return 0;
+    qrt_lane *first = lanes->lanes;
+    qrt_run_begin(&first->run, num_threads);
+    run_first(&j, count);
+    bool is_done = j.count > 0 && allocate(&j, run) && hand_over(&j, first, 0);
+    empty(&j, first);
+    is_done = is_done && run_others(&j, num_threads);
+    count_lanes(lanes, num_threads, run);
+    if (is_done) return j.count;
+    for (int slot = 0; slot < plan->num_slots; slot++)
+        if (lanes->states[slot] == MADE) qrt_release(run, &slots[slot]);
+    return 0;
+}
+
+size_t qrt_lanes_free_bytes(const qrt_lanes *lanes) {
+    size_t bytes = 0;
+    for (int at = 0; at < lanes->count; at++)
+        for (const qrt_buffer *buffer = lanes->lanes[at].run.free_buffers; buffer; buffer = buffer->next) bytes += buffer->capacity;
+    return bytes;
+}
+
+void qrt_lanes_clear(qrt_lanes *lanes) {
+    for (int at = 0; at < lanes->count; at++) {
+        qrt_run_clear(&lanes->lanes[at].run);
+        free(lanes->lanes[at].slots);
+        free(lanes->lanes[at].inputs);
+    }
+    free(lanes->lanes);
+    free(lanes->states);
+    *lanes = (qrt_lanes){0};
+}

@@ -1,0 +1,70 @@
+"""Which nodes treat every item of a batch by itself.
+
+The executor may run these for one item after the other (kernels/by_items.h). It sees at run time whether what they read are
+batches of as many items; what is told here of the nodes holds for tensors of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qruntime.ir import QRUNTIME, Node, Value
+
+_ELEMENTWISE = frozenset({
+    "Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish",
+    "Mul", "Neg", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tanh",
+    "ThresholdedRelu",
+})  # fmt: skip
+_OF_BLOCKS = ("BlockedAveragePool", "BlockedGlobalAveragePool", "BlockedMaxPool")
+
+
+def itemwise_nodes(nodes: Sequence[Node]) -> set[Node]:
+    """Those of `nodes` (in running order) of which item i of each output, along the first axis, depends on constants and on item i of
+    the other inputs, and on no other item. What they make is followed from images in blocks on, whose first axis is the batch."""
+    ranks: dict[Value, int] = {}
+    found: set[Node] = set()
+    for node in nodes:
+        rank = _rank_of_batch(node, ranks)
+        if rank is not None:
+            found.add(node)
+            ranks.update(dict.fromkeys(node.outputs, rank))
+    return found
+
+
+def _rank_of_batch(node: Node, ranks: dict[Value, int]) -> int | None:
+    """Rank of the outputs, whose first axis is the batch; None where that cannot be told or is not so."""
+    weight = node.input(1)
+    if node.is_op("BlockedConv", domain=QRUNTIME):
+        images = [node.input(0), *(v for v in node.inputs[3:] if v is not None)]
+        is_itemwise = weight is not None and weight.shape is not None and all(v is not None and not v.is_constant for v in images)
+        return len(weight.shape) + 1 if is_itemwise else None  # type: ignore[union-attr, arg-type]
+    read = [v for v in node.inputs if v is not None and not v.is_constant]
+    rank = ranks.get(read[0]) if read else None
+    if rank is None or any(ranks.get(value) != rank for value in read):
+        return None
+    if node.is_op(*_OF_BLOCKS, domain=QRUNTIME):
+        return rank
+    if node.is_op("UnblockChannels", domain=QRUNTIME):
+        return rank - 1
+    if node.op_type in _ELEMENTWISE and node.domain in ("", QRUNTIME) and node.version >= (7 if node.domain == "" else 1):
+        constants = [v for v in node.inputs if v is not None and v.is_constant]
+        return rank if all(v.shape is not None and (len(v.shape) < rank or v.shape[0] == 1) for v in constants) else None
+    if node.is_op("Concat", "Split") and node.attr("axis", 0) % rank:
+        return rank if node.is_op("Split") or len(read) == len(node.inputs) else None
+    if node.is_op("Slice"):
+        return rank if _leaves_batch(node, rank) else None
+    return rank if node.is_op("Resize") and _scales_pixels(node, rank) else None
+
+
+def _leaves_batch(node: Node, rank: int) -> bool:
+    axes = node.input(3)
+    return axes is not None and axes.data is not None and bool((axes.data.reshape(-1).astype(np.int64) % rank).all())
+
+
+def _scales_pixels(node: Node, rank: int) -> bool:
+    scales = node.input(2)
+    if scales is None or scales.data is None or scales.data.size != rank or node.input(3) is not None or "axes" in node.attributes:
+        return False
+    return scales.data.reshape(-1)[0] == 1 and node.attr("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"

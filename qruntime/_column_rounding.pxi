@@ -1,22 +1,9 @@
-# Rounding of weights column by column, for the solvers of quantization.
+# Rounding of weights to their codes, each number alone or column by column, for quantization.
 
 cdef extern from "column_sums.h" nogil:
     enum: QRT_PANEL
 
 cdef extern from "column_rounding.h" nogil:
-    ctypedef struct qrt_code_grid:
-        const float *scale
-        const float *divisor
-        const float *zero_point
-        bint is_fractional
-        const int32_t *group
-        int64_t groups
-        float low
-        float high
-        int64_t num_entries
-        const float *entries
-        const float *middles
-        const uint8_t *codes
     ctypedef struct qrt_column_rounding:
         int64_t n
         int64_t k
@@ -74,6 +61,17 @@ cdef class CodeGrid:
             self.entries, self.middles, self.entry_codes = entries, middles, entry_codes
             self.grid.num_entries = entries.shape[0]
             self.grid.entries, self.grid.middles, self.grid.codes = &entries[0], &middles[0], &entry_codes[0]
+
+
+def round_to_grid(const float[:, ::1] x, CodeGrid grid, uint8_t[:, ::1] codes, float[:, ::1] values):
+    """Each number of a finite `x` [N, K] to the nearest code: `codes` [N, K], and what these stand for, `values` [N, K]."""
+    cdef int64_t n = x.shape[0], k = x.shape[1]
+    if n != grid.scale.shape[0] or k != grid.group.shape[0]:
+        raise ValueError(f"the grid needs the shape of x, ({n}, {k})")
+    if codes.shape[0] != n or codes.shape[1] != k or values.shape[0] != n or values.shape[1] != k:
+        raise ValueError(f"codes and values need the shape of x, ({n}, {k})")
+    with nogil:
+        qrt_kernels.code_grid.round(&grid.grid, n, k, &x[0, 0], &codes[0, 0], &values[0, 0])
 
 
 cdef int _bind_rounding(qrt_column_rounding *r, const float[:, ::1] weight, const int32_t[::1] order, const double[:, :, ::1] panels,

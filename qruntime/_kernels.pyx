@@ -190,6 +190,23 @@ cdef extern from "outlier_pairs.h" nogil:
         void (*values)(const float *, int64_t, float, signed char *) noexcept nogil
         void (*errors)(const float *, const float *, int64_t, const float *, int64_t, double *) noexcept nogil
 
+cdef extern from "code_grid.h" nogil:
+    ctypedef struct qrt_code_grid:
+        const float *scale
+        const float *divisor
+        const float *zero_point
+        bint is_fractional
+        const int32_t *group
+        int64_t groups
+        float low
+        float high
+        int64_t num_entries
+        const float *entries
+        const float *middles
+        const uint8_t *codes
+    ctypedef struct qrt_code_grids:
+        void (*round)(const qrt_code_grid *, int64_t, int64_t, const float *, uint8_t *, float *) noexcept nogil
+
 cdef extern from "kernels.h" nogil:
     ctypedef struct qrt_kernel_table:
         const char *isa
@@ -199,6 +216,7 @@ cdef extern from "kernels.h" nogil:
         qrt_gemm_f32 gemm_f32
         qrt_conv_f32 conv_f32
         qrt_outlier_pairs outlier_pairs
+        qrt_code_grids code_grid
     ctypedef struct qrt_rung:
         const char *name
         bint (*is_supported)() noexcept nogil

@@ -16,13 +16,6 @@ typedef double (*lanes)[QRT_LANES];
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t padded(int64_t k) { return (k + QRT_PANEL - 1) / QRT_PANEL * QRT_PANEL; }
 
-/// Beyond the codes there are, whatever the zero point, and below 2^22.
-#define LARGE 2097152.0f
-
-/// Adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22, with instructions that every target has.
-static inline float rounded(float x) { return (x + 12582912.0f) - 12582912.0f; }
-static inline float clamped(float x, float low, float high) { return x < low ? low : x > high ? high : x; }
-
 // ------------------------------------------------------------------------------------------- the grid
 
 typedef struct {
@@ -44,9 +37,7 @@ static void spread_grid(const qrt_code_grid *grid, int64_t n, int64_t first, gri
 static void round_to_integers(const qrt_code_grid *grid, const grid_lanes *own, const double *x, float *real, uint8_t *codes) {
     float code[QRT_LANES];
     for (int l = 0; l < QRT_LANES; l++) {
-        float share = clamped((float)x[l] / own->divisor[l], -LARGE, LARGE), zero = own->zero_point[l];
-        float whole = grid->is_fractional ? rounded(clamped(share + zero, -LARGE, LARGE)) : rounded(share) + zero;
-        code[l] = clamped(whole, grid->low, grid->high);
+        code[l] = qrt_nearest_code(grid, (float)x[l] / own->divisor[l], own->zero_point[l]);
         real[l] = (code[l] - own->zero_point[l]) * own->scale[l];
     }
     for (int l = 0; l < QRT_LANES; l++) codes[l] = (uint8_t)(int32_t)code[l];
@@ -54,16 +45,9 @@ static void round_to_integers(const qrt_code_grid *grid, const grid_lanes *own, 
 
 static void round_to_entries(const qrt_code_grid *grid, const grid_lanes *own, const double *x, float *real, uint8_t *codes) {
     for (int l = 0; l < QRT_LANES; l++) {
-        float share = (float)x[l] / own->divisor[l];
-        int64_t first = 0, count = grid->num_entries - 1;  // of the middles below `share`
-        while (count > 0) {
-            int64_t half = count / 2;
-            bool is_above = grid->middles[first + half] < share;
-            first = is_above ? first + half + 1 : first;
-            count = is_above ? count - half - 1 : half;
-        }
-        real[l] = grid->entries[first] * own->scale[l];
-        codes[l] = grid->codes[first];
+        int64_t entry = qrt_nearest_entry(grid, (float)x[l] / own->divisor[l]);
+        real[l] = grid->entries[entry] * own->scale[l];
+        codes[l] = grid->codes[entry];
     }
 }
 

@@ -8,24 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "code_grid.h"
 #include "column_sums.h"
-
-/// The numbers that codes stand for, with parameters for each row and group of columns:
-///     scale · (code − zero_point), code = low … high          integers
-///     scale · entries[e], code = codes[e]                     tables
-/// A number x is brought to codes as x / divisor, which is the scale where that is above 0. Zero points that are no whole
-/// numbers are added before that is rounded, others after it.
-typedef struct {
-    const float *scale, *divisor, *zero_point;  ///< [n, groups]
-    bool is_fractional;                         ///< zero points need not be whole
-    const int32_t *group;             ///< [k]: of each column
-    int64_t groups;
-    float low, high;
-    int64_t num_entries;  ///< 0 of integers
-    const float *entries;  ///< ascending
-    const float *middles;  ///< [num_entries − 1]: a number above middle e is nearer to entry e + 1
-    const uint8_t *codes;  ///< [num_entries]
-} qrt_code_grid;
 
 typedef struct {
     int64_t n, k;

@@ -82,6 +82,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_dft(t);
     qrt_portable_gram(t);
     qrt_portable_cache_codes(t);
+    qrt_portable_code_grid(t);
 }
 
 #if defined(__x86_64__)
@@ -102,6 +103,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_dft(t);
     qrt_avx2_gram(t);
     qrt_avx2_cache_codes(t);
+    qrt_avx2_code_grid(t);
 }
 static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
@@ -123,6 +125,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_dft(t);
     qrt_avx512_gram(t);
     qrt_avx512_cache_codes(t);
+    qrt_avx512_code_grid(t);
 }
 static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);

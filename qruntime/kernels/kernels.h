@@ -21,6 +21,7 @@
 #include "attention_q16.h"
 #include "column_sums.h"
 #include "cache_codes.h"
+#include "code_grid.h"
 #include "conv_f32.h"
 #include "dft.h"
 #include "gemm_f32.h"
@@ -47,6 +48,7 @@ typedef struct qrt_kernel_table {
     qrt_attention attention;  ///< between the two products of attention
     qrt_attention_q16 attention_q16;  ///< attention of quantized models
     qrt_cache_codes cache_codes;  ///< caches of keys and values in few bits
+    qrt_code_grids code_grid;     ///< weights to their nearest codes
     qrt_pointwise pointwise;  ///< elementwise
     qrt_rnn rnn;              ///< gates and state of recurrent layers
     qrt_qlinear qlinear;      ///< 8-bit codes of static quantization

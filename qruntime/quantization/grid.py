@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qruntime._kernels import CodeGrid
+from qruntime._kernels import CodeGrid, round_to_grid
 from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
@@ -59,8 +59,14 @@ def _rounded_blocks(
     for part in row_blocks(weight):
         block = np.ascontiguousarray(weight[part], np.float32)
         own = (factor, shift) if factor.shape[0] == 1 else (factor[part], None if shift is None else shift[part])
-        codes = round_to(block, args, *own)
-        yield part, block, codes, StoredTensor(args.format, HeldCodes(codes), *own, block=block_size, block_axis=1).decoded()
+        if args.format.is_paired:
+            codes = round_to(block, args, *own)
+            values = StoredTensor(args.format, HeldCodes(codes), *own, block=block_size, block_axis=1).decoded()
+        else:
+            codes, values = np.empty(block.shape, args.format.code_dtype), np.empty(block.shape, np.float32)
+            if block.size:
+                round_to_grid(block, code_grid(args, *own, block.shape), codes.view(np.uint8), values)
+        yield part, block, codes, values
 
 
 def stored_as(args: QArgs, codes: np.ndarray, scale: Part, zero_point: Part | None) -> StoredTensor:

@@ -8,7 +8,8 @@ optimal shifting and scaling" (2023), arXiv 2304.09145.
 Channels that lie aside are moved to the middle, those that reach beyond t are scaled down to it, all others stay as they are.
 f is what the layers that read the tensor compute together: attention, the gated product, else their outputs; activations and
 weights are quantized in it. t runs over `grid` steps in equal ratios from the largest magnitude down to 1/256 of it (the
-authors: equal differences); the largest is no scaling, so that nothing is lost on the data.
+authors: equal differences), then over those halfway to the neighbours of the best; the largest is no scaling, so that nothing is
+lost on the data.
 
 The shift needs a summand before the tensor that can take it (of a LayerNorm, a linear layer) and biases behind it; norms
 without one (RMSNorm) are scaled only, as in the authors' code.
@@ -16,6 +17,7 @@ without one (RMSNorm) are scaled only, as in the authors' code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,9 +38,9 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class OutlierSuppressionPlus:
-    """`grid`: how many thresholds are tried. `shift`: False leaves channels where they lie."""
+    """`grid`: how many thresholds are tried at first. `shift`: False leaves channels where they lie."""
 
-    grid: int = 25
+    grid: int = 13
     shift: bool = True
     insert: bool = False
 
@@ -60,15 +62,23 @@ class OutlierSuppressionPlus:
         magnitudes = np.maximum(-low, high)
         runs = site.first_runs(ROWS)
         wanted = site.outputs(runs, site.weights)
-        best, losses = np.ones_like(low), []
-        for threshold in thresholds(float(magnitudes.max()), self.grid):
-            scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-            losses.append(_loss(site, runs, middle, scale, low, high, wanted))
-            if losses[-1] == min(losses):
-                best = scale
-        facts = {"threshold": float((magnitudes / best).max()), "loss": min(losses), "loss without": losses[0]}
+        tried: dict[float, tuple[float, np.ndarray]] = {}
+        most = float(magnitudes.max())
+
+        def best(more: Sequence[float]) -> float:
+            for threshold in more:
+                scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
+                tried[threshold] = _loss(site, runs, middle, scale, low, high, wanted), scale
+            return min(tried, key=lambda threshold: tried[threshold][0])
+
+        coarse = thresholds(most, self.grid).tolist()
+        found = best(between(coarse, best(coarse)))
+        loss, scale = tried[found]
+        facts = {"threshold": float((magnitudes / scale).max()), "loss": loss, "loss without": tried[coarse[0]][0]}
         is_shifted = bool(np.any(middle))
-        return Equivalence(scale=best if np.any(best != 1) else None, shift=middle if is_shifted else None, insert=self.insert, facts=facts)
+        return Equivalence(
+            scale=scale if np.any(scale != 1) else None, shift=middle if is_shifted else None, insert=self.insert, facts=facts
+        )
 
     def middle(self, site: SiteView) -> np.ndarray:
         """z [K] float32; zeros where the tensor cannot be shifted."""
@@ -80,6 +90,12 @@ class OutlierSuppressionPlus:
 def thresholds(most: float, grid: int) -> np.ndarray:
     """From the largest magnitude down, in equal ratios; of a tensor of zeros 1."""
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
+
+
+def between(thresholds: list[float], one: float) -> list[float]:
+    """Halfway from `one` of them, descending in equal ratios, to its neighbours."""
+    at = thresholds.index(one)
+    return [math.sqrt(one * other) for other in (*thresholds[at - 1 : at], *thresholds[at + 1 : at + 2])]
 
 
 def _loss(

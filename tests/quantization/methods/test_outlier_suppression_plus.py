@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus, thresholds
+from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus, between, thresholds
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rehearsal import rounded_rows, rounded_weight
@@ -86,3 +86,11 @@ def test_where_it_does_nothing():
     assert (made.scale, made.shift) == (None, None)
     with pytest.raises(QuantizationError, match="1 or more, got 0"):
         OutlierSuppressionPlus(0)
+
+
+def test_thresholds_beside_the_best_lie_halfway_in_equal_ratios():
+    coarse = [16.0, 4.0, 1.0]
+    assert between(coarse, 16.0) == [8.0]
+    assert between(coarse, 4.0) == [8.0, 2.0]
+    assert between(coarse, 1.0) == [2.0]
+    assert between([16.0], 16.0) == []

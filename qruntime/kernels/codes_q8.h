@@ -16,6 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/// Among places of pieces of an image, the place of what is outside of it: zeros, of which a piece has no more than 16.
+#define QRT_OUTSIDE INT64_MIN
+
 /// Whose range the codes of a row cover: its own, that of all rows together, or one that is known. X(enumerator, name)
 #define QRT_RANGE_MODES(X) X(PER_TOKEN, per_token) X(PER_TENSOR, per_tensor) X(STATIC, static)
 
@@ -64,6 +67,11 @@ typedef struct qrt_codes_q8 {
 
     /// The same for k codes that are known already, byte ^ flip each, most of them near `zero_point` or above it.
     void (*pack)(const uint8_t *codes, uint8_t flip, int32_t zero_point, int64_t k, int64_t k_padded, void *packed, int64_t *sum);
+
+    /// As `quantize` of what `num_pieces` pieces are one after the other, each of 16 floats: those at x + places[i], or zeros where that
+    /// is QRT_OUTSIDE, which `any_outside` allows. NULL where `quantize` does as well.
+    void (*quantize_pieces)(const float *x, const int64_t *places, int64_t num_pieces, bool any_outside, int64_t k_padded,
+                            float inverse_scale, int32_t zero_point, int32_t qmax, void *packed);
 } qrt_codes_q8;
 
 /// Scale and zero point for values in [lo, hi], which contains 0.

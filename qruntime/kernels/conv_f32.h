@@ -15,6 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "codes_q8.h"
+
 /// Channels of a block on every rung; vectors may be shorter.
 enum { QRT_CHANNEL_BLOCK = 16 };
 
@@ -46,9 +48,6 @@ typedef struct {
     const int64_t *taps;
     const float *ahead;                   ///< weights that will be needed soon, for the cache; need not be valid
 } qrt_conv_sums;
-
-/// The place of what is outside of the image: num_floats zeros, of which there must not be more than QRT_CHANNEL_BLOCK.
-#define QRT_OUTSIDE INT64_MIN
 
 /// Distances of positions in a row, next to each other or every other, in an image that is not in blocks and in one that is.
 #define QRT_CONV_STEPS(X) X(1) X(2) X(QRT_CHANNEL_BLOCK) X(2 * QRT_CHANNEL_BLOCK)

@@ -69,6 +69,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_f32(t);
     qrt_portable_gemm_f64(t);
     qrt_portable_conv_f32(t);
+    qrt_portable_conv_q8(t);
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_nbits(t);
     qrt_portable_gemm_nbits_q8(t);
@@ -90,6 +91,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_f32(t);
     qrt_avx2_gemm_f64(t);
     qrt_avx2_conv_f32(t);
+    qrt_avx2_conv_q8(t);
     qrt_avx2_gemm_q8(t);
     qrt_avx2_gemm_nbits(t);
     qrt_avx2_gemm_nbits_q8(t);
@@ -114,6 +116,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
     qrt_avx512_gemm_f64(t);
     qrt_avx512_conv_f32(t);
+    qrt_avx512_conv_q8(t);
     qrt_avx512_gemm_nbits(t);
     qrt_avx512_pointwise(t);
     qrt_avx512_qlinear(t);
@@ -139,6 +142,7 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_f32(t);
     qrt_neon_gemm_f64(t);
     qrt_neon_conv_f32(t);
+    qrt_neon_conv_q8(t);
     qrt_neon_gemm_q8(t);
     qrt_neon_gemm_nbits(t);
     qrt_neon_gemm_nbits_q8(t);

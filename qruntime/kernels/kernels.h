@@ -23,6 +23,7 @@
 #include "cache_codes.h"
 #include "code_grid.h"
 #include "conv_f32.h"
+#include "conv_q8.h"
 #include "dft.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
@@ -43,6 +44,7 @@ typedef struct qrt_kernel_table {
     qrt_gemm_nbits_q8 gemm_nbits_q8;  ///< weights of 2 to 8 bits in groups, dynamically quantized activations
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_conv_f32 conv_f32;    ///< convolutions of channels in blocks
+    qrt_conv_q8 conv_q8;      ///< ranges of the windows of such images, the same bits on every rung
     qrt_gemm_f64 gemm_f64;    ///< double GEMM
     qrt_gemm_nbits gemm_nbits;  ///< weights of 2 to 8 bits in groups, float activations
     qrt_attention attention;  ///< between the two products of attention

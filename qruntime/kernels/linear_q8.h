@@ -14,7 +14,15 @@ typedef struct {
     qrt_epilogue epilogue;      ///< residual at the first row of the block
     float *y;
     int64_t ldy_elems;
+
+    // Of weights of gemm_q8.h only, as an addend of the epilogue, at the first row of the block, is:
+    int64_t gap_elems;          ///< so many floats lie behind every 16 columns of a row of y, residual and addend
+    bool clips;                 ///< in place of an activation: y = min(max(x, low), high), where NaN stays NaN
+    float low, high;
 } qrt_q8_block;
+
+/// Where a column lies in a row of y, residual and addend.
+static inline int64_t qrt_q8_column(const qrt_q8_block *block, int64_t column) { return column + column / 16 * block->gap_elems; }
 
 /// How weights take their rows.
 typedef struct {

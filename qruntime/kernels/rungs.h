@@ -42,6 +42,10 @@ void qrt_portable_conv_f32(qrt_kernel_table *t);
 void qrt_avx2_conv_f32(qrt_kernel_table *t);
 void qrt_avx512_conv_f32(qrt_kernel_table *t);
 void qrt_neon_conv_f32(qrt_kernel_table *t);
+void qrt_portable_conv_q8(qrt_kernel_table *t);
+void qrt_avx2_conv_q8(qrt_kernel_table *t);
+void qrt_avx512_conv_q8(qrt_kernel_table *t);
+void qrt_neon_conv_q8(qrt_kernel_table *t);
 
 void qrt_portable_gram(qrt_kernel_table *t);
 void qrt_avx2_gram(qrt_kernel_table *t);

@@ -58,7 +58,7 @@ FAMILIES = {
         "": "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool MaxRoiPool MaxUnpool RoiAlign",
     },
     "quantize_linear": {"": "DequantizeLinear DynamicQuantizeLinear QLinearMatMul QuantizeLinear"},
-    "quantized_convolution": {"qruntime": "DynamicQuantizedConv"},
+    "quantized_convolution": {"qruntime": "BlockedQuantizedConv DynamicQuantizedConv"},
     "qlinear_layers": {"qruntime": "CodeTable QLinearConv QLinearMatMul"},
     "random": {
         "": "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",

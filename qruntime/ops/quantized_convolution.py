@@ -1,4 +1,4 @@
-"""Dynamically quantized convolution of lowered graphs (domain qruntime)."""
+"""Dynamically quantized convolutions of lowered graphs (domain qruntime): of images, and of images whose channels lie in blocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor
+from qruntime.ops.channel_blocks import BLOCK, in_blocks, out_of_blocks
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.elementwise import rounded_once
@@ -117,3 +118,92 @@ def _unpacked(shape: Sequence[int], packed: Sequence[_kernels.PackedQ8]) -> np.n
     for rows, one in zip(np.split(matrix, len(packed)), packed, strict=True):
         one.unpack_into(rows.T)
     return np.moveaxis(matrix.reshape(maps, *kernel, channels), -1, 1)
+
+
+@operator("BlockedQuantizedConv", domain="qruntime")
+def blocked_quantized_conv(
+    x: np.ndarray,
+    w: StoredTensor,
+    b: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    addend: np.ndarray | None = None,
+    *,
+    kind: str = "blocks",
+    activation: str = "none",
+    parameters: Sequence[float] = (),
+    bits: int = 8,
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    kernel_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> np.ndarray:
+    """activation(DynamicQuantizedConv(x, w, b) + addend) + residual, in blocks but for w, b, and for x where the kind is `columns`.
+
+    X (N, ⌈C / 16⌉, *spatial, 16) or (N, C, *spatial) float32, W (M, C, *kernel) int8, residual and addend of the shape of the result
+    (N, ⌈M / 16⌉, *output, 16).
+    """
+    image = x if kind == "columns" else out_of_blocks(x, w.shape[1])
+    y = dynamic_quantized_conv(
+        image, w, b, bits=bits, auto_pad=auto_pad, dilations=dilations, kernel_shape=kernel_shape, pads=pads, strides=strides
+    )
+    y = in_blocks(y)
+    y = activate(y if addend is None else y + addend, activation, parameters)
+    return y if residual is None else y + residual
+
+
+@blocked_quantized_conv.native
+def _blocked_conv_q8(node: Node) -> NativeCall | None:
+    weight, bias_value = node.input(1), node.input(2)
+    stored, bias = None if weight is None else weight.stored, None if bias_value is None else bias_value.data
+    if stored is None or stored.size == 0 or not 3 <= stored.ndim <= 5 or (bias_value is not None and bias is None):
+        return None
+    maps, channels, *kernel = stored.shape
+    geometry = convolution_geometry(node, stored.shape)
+    if geometry is None or (bias is not None and bias.shape != (maps,)):
+        return None
+    behind = -maps % BLOCK
+    scale, zero_point = stored.scale, stored.zero_point
+    assert isinstance(scale, np.ndarray) and isinstance(zero_point, np.ndarray)
+    if scale.size != 1:
+        scale, zero_point = (np.append(vector, np.full(behind, fill, vector.dtype)) for vector, fill in ((scale, 1), (zero_point, 0)))
+    kind = node.attr("kind", "blocks")
+    codes = stored.unpacked()
+    pieces = np.concatenate([_in_pieces(codes, kind), np.zeros((behind, _num_pieces(stored.shape, kind) * BLOCK), np.int8)])
+    if bias is not None:
+        bias = np.append(bias, np.zeros(behind, bias.dtype))
+    packed = _kernels.PackedQ8(pieces.T, scale, zero_point, bias, origin=(stored.held, kind))
+    geometry[2], floats = activation_of(node)
+    ints = [*geometry, *kernel, channels, maps, kind == "columns", (1 << node.attr("bits", 8)) - 1]
+    unpack = functools.partial(_out_of_pieces, stored.shape, kind)
+    return NativeCall("blocked_conv_q8", ints=ints, floats=floats, packed=[packed], inputs=[0, 3, 4], unpack={1: unpack})
+
+
+def _num_pieces(shape: Sequence[int], kind: str) -> int:
+    """Pieces of 16 numbers that a row of a weight of `shape` becomes."""
+    _, channels, *kernel = shape
+    if kind == "columns":
+        return math.prod(kernel[:-1]) * -(-kernel[-1] * channels // BLOCK)
+    return math.prod(kernel) * -(-channels // BLOCK)
+
+
+def _in_pieces(codes: np.ndarray, kind: str) -> np.ndarray:
+    """W (M, C, *kernel) → (M, pieces · 16) in the order in which kernels/nodes/blocked_conv_q8.c takes pieces of a window, zeros behind
+    the last channel, or of columns behind each row of the window."""
+    maps, channels, *kernel = codes.shape
+    if kind == "columns":
+        rows = np.moveaxis(codes, 1, -1).reshape(maps, math.prod(kernel[:-1]), kernel[-1] * channels)
+        return np.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % BLOCK))).reshape(maps, -1)
+    return in_blocks(codes).reshape(maps, -1)
+
+
+def _out_of_pieces(shape: Sequence[int], kind: str, packed: Sequence[_kernels.PackedQ8]) -> np.ndarray:
+    """W (M, C, *kernel) of weights in pieces."""
+    maps, channels, *kernel = shape
+    rows = np.empty(packed[0].shape[::-1], np.int8)
+    packed[0].unpack_into(rows.T)
+    rows = rows[:maps]
+    if kind == "columns":
+        rows = rows.reshape(maps, math.prod(kernel[:-1]), -1)[:, :, : kernel[-1] * channels]
+        return np.moveaxis(rows.reshape(maps, *kernel, channels), -1, 1)
+    return out_of_blocks(rows.reshape(maps, -1, *kernel, BLOCK), channels)

@@ -5,22 +5,24 @@ begins and ends:
 
     x → Conv → Relu → Conv → Add(x) → …   →   x → BlockedConv → Relu → BlockedConv → Add(x) → … → UnblockChannels →
 
-A first convolution of few channels reads its image as it is. What may be in an island is known from its convolutions, whose weights
-say ranks and channels. An island of one convolution stays as it is where regrouping would cost as much as it spares.
+A first convolution of few channels reads its image as it is. Float and quantized convolutions share islands. What may be in an island is
+known from its convolutions, whose weights say ranks and channels. An island of one convolution stays as it is where regrouping would
+cost as much as it spares.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from qruntime.ir import Graph, Node, Value, constant
+from qruntime.ir import Attribute, Graph, Node, Value, constant
 from qruntime.ops.channel_blocks import BLOCK, in_blocks
 from qruntime.ops.convolution import convolution_geometry
 from qruntime.passes.cleanup import remove_dead_nodes
+from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, trace
 
 _FEW_CHANNELS = 4
@@ -32,10 +34,11 @@ _LEAST_MAPS = BLOCK // 2
 
 def keep_channel_blocks(graph: Graph) -> None:
     """Convolutions and what can work on blocks between them  →  islands of the same on blocks."""
-    if not any(node.is_op("Conv", domain=QRUNTIME) for node in graph.walk_nodes()):
+    if not any(node.is_op("Conv", "DynamicQuantizedConv", domain=QRUNTIME) for node in graph.walk_nodes()):
         return
+    is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
-        _Islands(nested).settle()
+        _Islands(nested, is_narrow).settle()
     remove_dead_nodes(graph)
 
 
@@ -64,8 +67,9 @@ class _Remade:
 class _Islands:
     """The islands of one graph."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, is_narrow: Callable[[Value], bool]):
         self.graph = graph
+        self.is_narrow = is_narrow
         self.images: dict[Value, _Image] = {}
         self.remade: dict[Node, _Remade] = {}
 
@@ -160,26 +164,54 @@ def _convolution(islands: _Islands, node: Node) -> Skip | _Remade:
         return Skip("an attribute does not fit the weight")
     if not np.isfinite(w).all():
         return Skip("a weight is not finite")  # the definition multiplies it with padding
-    group = node.attr("group", 1)
+    return _in_island(islands, node, "BlockedConv", node.attributes)
+
+
+def _quantized_convolution(islands: _Islands, node: Node) -> Skip | _Remade:
+    weight, bias = node.input(1), node.input(2)
+    stored = None if weight is None else weight.stored
+    if stored is None or not 3 <= stored.ndim <= 5 or stored.size == 0:
+        return Skip("the weight is no constant of int8")
+    if bias is not None and (bias.data is None or bias.data.dtype != np.float32 or bias.data.shape != stored.shape[:1]):
+        return Skip("the bias is no constant with one number for each output")
+    if convolution_geometry(node, stored.shape) is None:
+        return Skip("an attribute does not fit the weight")
+    if node.attr("range", "per_token") != "per_token":
+        return Skip("one range for all of its input")
+    if node.attr("group", 1) != 1:
+        return Skip(f"{node.attr('group')} groups")
+    if islands.is_narrow(node.outputs[0]):
+        return Skip("its result is a narrow float")
+    attributes = {name: value for name, value in node.attributes.items() if name not in ("group", "range")}
+    return _in_island(islands, node, "BlockedQuantizedConv", attributes)
+
+
+def _in_island(islands: _Islands, node: Node, op_type: str, attributes: Mapping[str, Attribute]) -> Skip | _Remade:
+    """A convolution in blocks in place of `node`, whose weight has been looked at."""
+    x, weight = node.input(0), node.input(1)
+    assert x is not None
+    assert weight is not None
+    assert weight.shape is not None
+    shape, group = weight.shape, node.attr("group", 1)
     image = islands.image(x)
     kind = "blocks"
     if group != 1:
-        if w.shape[0] != group or w.shape[1] != 1:
+        if shape[0] != group or shape[1] != 1:
             return Skip(f"{group} groups that are no single channels")
         kind = "depthwise"
-    elif w.shape[0] < _LEAST_MAPS:
-        return Skip(f"{w.shape[0]} outputs fill too little of a block")
-    elif image is None and w.shape[1] <= _FEW_CHANNELS and (node.attr("dilations", ()) or (1,))[-1] == 1:
+    elif shape[0] < _LEAST_MAPS:
+        return Skip(f"{shape[0]} outputs fill too little of a block")
+    elif image is None and shape[1] <= _FEW_CHANNELS and (node.attr("dilations", ()) or (1,))[-1] == 1:
         kind = "columns"
-    if image is not None and (image.channels != w.shape[1] * group or image.rank != w.ndim):
+    if image is not None and (image.channels != shape[1] * group or image.rank != len(shape)):
         return Skip("the image has not the channels of the weight")
     op = Builder(node)
     source = x if image is None else image.value
-    made = op.BlockedConv(source, weight, bias, kind=kind, **node.attributes)
-    remade = islands.made(node, op, [_Image(made, w.shape[0], w.ndim)], [x])
+    made = getattr(op, op_type)(source, weight, node.input(2), kind=kind, **attributes)
+    remade = islands.made(node, op, [_Image(made, shape[0], len(shape))], [x])
     remade.is_convolution = True
     if image is None and kind != "columns":
-        remade.plain.append((x, w.shape[1] * group))
+        remade.plain.append((x, shape[1] * group))
     return remade
 
 
@@ -353,6 +385,7 @@ _UNARY = (
 )  # fmt: skip
 _OPERATORS: dict[tuple[str, str], _Handler] = {
     (QRUNTIME, "Conv"): _convolution,
+    (QRUNTIME, "DynamicQuantizedConv"): _quantized_convolution,
     **{("", name): _unary for name in _UNARY},
     **{(QRUNTIME, name): _unary for name in ("Gelu", "HardSwish", "Silu")},
     **{("", name): _binary for name in ("Add", "Div", "Max", "Min", "Mul", "PRelu", "Sub")},

@@ -18,10 +18,11 @@ from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, onl
 
 _LINEAR = ("Linear", "DynamicQuantizedLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
-_ADDING = (*_LINEAR, "BlockedConv")
+_BLOCKED = ("BlockedConv", "BlockedQuantizedConv")
+_ADDING = (*_LINEAR, *_BLOCKED)
 """Layers whose epilogue adds a residual."""
 
-_OF_IMAGES = ("BlockedConv", "BlockedMaxPool", "BlockedAveragePool")
+_OF_IMAGES = (*_BLOCKED, "BlockedMaxPool", "BlockedAveragePool")
 _BIAS, _RESIDUAL, _ADDEND = 2, 3, 4
 _BROADCASTS = 8
 """The opset from which on arithmetic operators broadcast, Sum too."""
@@ -228,7 +229,7 @@ def _absorb(node: Node, user: Node) -> bool:
     other = user.input(1) if user.input(0) is node.outputs[0] else user.input(0)
     if other is None or other is node.outputs[0]:
         return False
-    if node.is_op("BlockedConv", domain=QRUNTIME):
+    if node.is_op(*_BLOCKED, domain=QRUNTIME):
         return _is_image(other) and _absorb_residual(node, other)
     if other.data is not None:
         return node.attr("activation") == "none" and _absorb_bias(node, other.data)
@@ -270,7 +271,7 @@ def _absorb_residual(node: Node, other: Value) -> bool:
 def _make_addend(node: Node) -> bool:
     """Turn the residual into an addend, which is the same as long as there is no activation; False where it cannot be one."""
     residual = node.input(_RESIDUAL)
-    if not node.is_op("Linear", "BlockedConv", domain=QRUNTIME) or node.attr("activation") != "none" or node.input(_ADDEND) is not None:
+    if not node.is_op("Linear", *_BLOCKED, domain=QRUNTIME) or node.attr("activation") != "none" or node.input(_ADDEND) is not None:
         return False
     while len(node.inputs) <= _ADDEND:
         node.append_input(None)

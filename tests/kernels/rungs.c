@@ -1520,6 +1520,127 @@ static void check_conv_window(int64_t n, int64_t step, int64_t num_taps, bool sp
     release();
 }
 
+// --------------------------------------------------------------- quantized convolutions of channels in blocks
+
+/// Rows against weights of whole blocks of columns: y, residual and addend in blocks, with a gap between them.
+static float *q8_in_blocks(const qrt_gemm_q8 *kernel, int64_t m, int64_t k, int64_t n, const float *a, const int8_t *w, const float *scales,
+                           const int32_t *zero_points, const float *bias, const float *residual, const float *addend, bool clips) {
+    qrt_q8_weights *packed = qrt_q8_pack(kernel, w, n, 1, k, n, scales, zero_points, n, bias, NULL, 1);
+    if (!packed) abort();
+    const int64_t plane = m * QRT_CHANNEL_BLOCK + 5;
+    qrt_q8_row *rows = array(m, sizeof *rows);
+    char *codes = array(m * packed->row_bytes, 1);
+    float *y = untouched(n / QRT_CHANNEL_BLOCK * plane);
+    qrt_q8_quantize_rows(&packed->kernel->codes, a, k, m, k, packed->k_padded, 255, NULL, zero_points, rows, codes, packed->row_bytes);
+    const qrt_q8_block block = {
+        .a = codes, .a_stride_bytes = packed->row_bytes, .rows = rows, .num_rows = (int)m, .y = y, .ldy_elems = QRT_CHANNEL_BLOCK,
+        .gap_elems = plane - QRT_CHANNEL_BLOCK, .clips = clips, .low = -0.5f, .high = 0.75f,
+        .epilogue = {.activation = clips ? QRT_ACT_NONE : QRT_ACT_RELU, .addend = addend, .addend_stride_elems = QRT_CHANNEL_BLOCK,
+                     .residual = residual, .residual_stride_elems = QRT_CHANNEL_BLOCK},
+    };
+    ((const qrt_q8_kind *)packed->base.ops)->multiply(&packed->base, &block, 0, packed->num_panels);
+    qrt_weights_free(&packed->base);
+    return y;
+}
+
+static void check_q8_in_blocks(int64_t m, int64_t k, int64_t n, bool clips) {
+    const int64_t size = n / QRT_CHANNEL_BLOCK * (m * QRT_CHANNEL_BLOCK + 5);
+    const uint32_t bits = random_bits() >> 8;
+    float *a = floats(m * k), *scales = floats(n), *bias = floats(n), *residual = floats(size), *addend = floats(size);
+    int8_t *w = array(k * n, 1);
+    int32_t *zero_points = array(n, sizeof(int32_t));
+    fill_activations(a, m, k, RANDOM_CODES);
+    fill_weights(w, k * n, RANDOM_CODES);
+    fill_uniform(bias, n, 1);
+    fill_uniform(residual, size, 1);
+    fill_uniform(addend, size, 1);
+    for (int64_t j = 0; j < n; j++) {
+        scales[j] = uniform(1e-5f, 1e-4f);
+        zero_points[j] = (int32_t)(random_bits() % 256) - 128;
+    }
+    const float *with[] = {bits & 1 ? bias : NULL, bits & 2 ? residual : NULL, bits & 4 ? addend : NULL};
+    const int32_t *zeros = bits & 24 ? NULL : zero_points;
+    float *want = q8_in_blocks(&definition.gemm_q8, m, k, n, a, w, scales, zeros, with[0], with[1], with[2], clips);
+    float *got = q8_in_blocks(&rung.gemm_q8, m, k, n, a, w, scales, zeros, with[0], with[1], with[2], clips);
+    for (int64_t i = 0; i < size; i++) check_same(got[i], want[i], "gemm_q8 in blocks", i, k);
+    release();
+}
+
+/// Extremes of pixels, and the parameters of rows that have them.
+static void check_extremes(int64_t n, int64_t channels, int special) {
+    const int64_t step = 32, blocks = (channels + QRT_CHANNEL_BLOCK - 1) / QRT_CHANNEL_BLOCK, plane = n * step + 3;
+    const int64_t length = (blocks - 1) * plane + (n > 0 ? n - 1 : 0) * step + (channels - 1) % QRT_CHANNEL_BLOCK + 1;
+    float *x = floats(length), *inverse[2];
+    uint32_t *least[2];
+    int32_t *greatest[2];
+    qrt_q8_row *rows[2];
+    const float low = special % 3 == 0 ? 0.0f : -2.0f, high = special % 3 == 1 ? -0.5f : 2.0f;
+    for (int64_t i = 0; i < length; i++) x[i] = uniform(low, high);
+    for (int64_t i = special; special > 2 && i < length; i += 37) x[i] = EDGES[(i + special) / 37 % COUNT(EDGES)];
+    for (int i = 0; i < 2; i++) {
+        least[i] = array(n, sizeof **least);
+        greatest[i] = array(n, sizeof **greatest);
+        rows[i] = array(n, sizeof **rows);
+        inverse[i] = floats(n);
+        memset(rows[i], 0, (size_t)n * sizeof **rows);
+        const qrt_conv_q8 *kernel = i ? &rung.conv_q8 : &definition.conv_q8;
+        kernel->extremes(x, step, plane, channels, n, (qrt_extremes){least[i], greatest[i]});
+        kernel->parameters(least[i], greatest[i], n, special & 1 ? 255 : 15, rows[i], inverse[i]);
+    }
+    for (int64_t p = 0; p < n; p++) {
+        check(least[0][p] == least[1][p], "conv_q8 least", p, channels, least[1][p], least[0][p]);
+        check(greatest[0][p] == greatest[1][p], "conv_q8 greatest", p, channels, greatest[1][p], greatest[0][p]);
+        check_same(rows[1][p].scale, rows[0][p].scale, "conv_q8 scale", p, channels);
+        check_same(inverse[1][p], inverse[0][p], "conv_q8 inverse scale", p, channels);
+        check(rows[0][p].zero_point == rows[1][p].zero_point, "conv_q8 zero point", p, channels, rows[1][p].zero_point, rows[0][p].zero_point);
+        float lo = 0, hi = 0;
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t left = channels - b * QRT_CHANNEL_BLOCK;
+            definition.codes_q8.range(x + b * plane + p * step, left < QRT_CHANNEL_BLOCK ? left : QRT_CHANNEL_BLOCK, &lo, &hi);
+        }
+        const qrt_q8_row want = qrt_q8_parameters(lo, hi, special & 1 ? 255 : 15);
+        check_same(rows[1][p].scale, want.scale, "conv_q8 scale of a range", p, channels);
+        check(rows[1][p].zero_point == want.zero_point, "conv_q8 zero point of a range", p, channels, rows[1][p].zero_point, want.zero_point);
+    }
+    release();
+}
+
+/// A row in pieces against the same floats one after the other.
+static void check_pieces(int64_t num_pieces, bool any_outside, int32_t zero_point, int32_t qmax) {
+    const qrt_gemm_q8 *kernel = &rung.gemm_q8;
+    const int64_t k = num_pieces * QRT_CHANNEL_BLOCK, k_padded = (k + kernel->kr - 1) / kernel->kr * kernel->kr, length = k + 40;
+    const int64_t room = qrt_q8_row_stride(k_padded * kernel->item_bytes + QRT_ALIGNMENT);
+    if (!kernel->codes.quantize_pieces) return;
+    float *x = floats(length), *row = floats(k);
+    int64_t *places = array(num_pieces, sizeof *places);
+    uint8_t *want = array(room, 1), *got = array(room, 1);
+    fill_uniform(x, length, 3);
+    for (int64_t i = 0; i < length; i += 29) x[i] = EDGES[i / 29 % COUNT(EDGES)];
+    for (int64_t i = 0; i < num_pieces; i++) {
+        places[i] = any_outside && random_bits() >> 8 & 1 ? QRT_OUTSIDE : i == 0 ? length - QRT_CHANNEL_BLOCK : (int64_t)(random_bits() >> 8) % (length - 15);
+        for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) row[i * QRT_CHANNEL_BLOCK + v] = places[i] == QRT_OUTSIDE ? 0 : x[places[i] + v];
+    }
+    kernel->codes.quantize(row, k, k_padded, 60.0f, zero_point, qmax, want, NULL);
+    kernel->codes.quantize_pieces(x, places, num_pieces, any_outside, k_padded, 60.0f, zero_point, qmax, got);
+    for (int64_t i = 0; i < k_padded * kernel->item_bytes; i++) check(got[i] == want[i], "codes of pieces", i, num_pieces, got[i], want[i]);
+    release();
+}
+
+static void check_conv_q8(void) {
+    static const int64_t ms[] = {1, 7, 8, 15, 16, 17, 31, 40}, ks[] = {16, 48, 144, 400};
+    for (int i = 0; i < COUNT(ms); i++)
+        for (int j = 0; j < COUNT(ks); j++)
+            for (int64_t n = QRT_CHANNEL_BLOCK; n <= 8 * QRT_CHANNEL_BLOCK; n += QRT_CHANNEL_BLOCK)
+                for (int clips = 0; clips < 2; clips++) check_q8_in_blocks(ms[i], ks[j], n, clips);
+    for (int64_t n = 0; n < 12; n++)
+        for (int64_t channels = 1; channels < 50; channels++)
+            for (int special = 0; special < 8; special++) check_extremes(n, channels, special);
+    for (int64_t n = 60; n < 135; n += 7) check_extremes(n, 17, 3);
+    for (int64_t pieces = 0; pieces < 30; pieces++)
+        for (int outside = 0; outside < 2; outside++)
+            for (int32_t zero_point = 0; zero_point < 256; zero_point += 85) check_pieces(pieces, outside, zero_point > 127 ? 127 : zero_point, zero_point > 127 ? 127 : 255);
+}
+
 static void check_conv_f32(void) {
     static const int64_t steps[] = {1, 2, QRT_CHANNEL_BLOCK, 2 * QRT_CHANNEL_BLOCK}, sizes[] = {1, 3, 7, 16}, window_steps[] = {16, 32, 48};
     for (int blocks = 1; blocks <= rung.conv_f32.blocks; blocks++)
@@ -1576,6 +1697,7 @@ int main(void) {
         check_depthwise_lines();
         check_few_columns();
         check_conv_f32();
+        check_conv_q8();
         printf("%s: %lld checks, %lld failures\n", step->name, (long long)num_checks, (long long)num_failures);
         failures += num_failures;
     }

@@ -94,22 +94,25 @@ static inline vi vi_dot2(vi acc, vi a, vi b) {
 #endif
 
 /// Rows t->done … until−1. What all rows share is in registers: y may alias anything, for all the compiler knows.
-static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int until, qrt_activation activation) {
+static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int until, const int activation) {
     const qrt_q8_weights *w = t->w;
     const qrt_q8_block *block = t->block;
+    const qrt_epilogue *e = &block->epilogue;
     const qrt_q8_row *row = block->rows + t->first_row + t->done;
     int64_t first = t->first_row + t->done, y_stride = block->ldy_elems, column = t->column;
-    int64_t residual_stride = block->epilogue.residual_stride_elems;
-    float *y = block->y + first * y_stride + column;
-    const float *residual = block->epilogue.residual;
-    if (residual) residual += first * residual_stride + column;
+    float *y = block->y + first * y_stride;
+    const float *residual = added_row(e->residual, first, e->residual_stride_elems);
+    const float *addend = added_row(e->addend, first, e->addend_stride_elems);
+    const vf low = vf_set(block->low), high = vf_set(block->high);
     const int32_t *acc = t->acc + t->done * NR, *end = t->acc + until * NR;
     const bool has_bias = w->bias;
     vf scales[VECTORS], bias[VECTORS];
     vi col_sums[VECTORS];
     vm columns[VECTORS];
+    int64_t places[VECTORS];
 #pragma GCC unroll 2
     for (int v = 0; v < VECTORS; v++) {
+        places[v] = qrt_q8_column(block, column + v * VL);
         scales[v] = vf_load(w->scales + column + v * VL);
         bias[v] = has_bias ? vf_load(w->bias + column + v * VL) : vf_set(0.0f);
         col_sums[v] = t->col_sums[v];
@@ -124,11 +127,13 @@ static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int 
             vi sums = vi_dot2(vi_load(acc + v * VL), col_sums[v], pair);
             vf x = vf_mul(vi_to_vf(sums), vf_mul(scale, scales[v]));
             if (has_bias) x = vf_add(x, bias[v]);
-            x = vf_activate(x, activation);
-            if (residual) x = vf_add(x, _mm512_maskz_loadu_ps(columns[v], residual + v * VL));
-            _mm512_mask_storeu_ps(y + v * VL, columns[v], x);
+            if (addend) x = vf_add(x, _mm512_maskz_loadu_ps(columns[v], addend + places[v]));
+            x = activated(x, activation, low, high);
+            if (residual) x = vf_add(x, _mm512_maskz_loadu_ps(columns[v], residual + places[v]));
+            _mm512_mask_storeu_ps(y + places[v], columns[v], x);
         }
-        if (residual) residual += residual_stride;
+        if (residual) residual += e->residual_stride_elems;
+        if (addend) addend += e->addend_stride_elems;
     }
 }
 
@@ -137,7 +142,7 @@ static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int 
 
 static __attribute__((noinline)) void finish_until(tile_sums *t, int until) {
     if (until > t->rows) until = t->rows;
-    switch (t->block->epilogue.activation) {
+    switch (activation_of(t->block)) {
         FINISH_SOME(QRT_ACT_NONE);
         FINISH_SOME(QRT_ACT_RELU);
         FINISH_SOME(QRT_ACT_GELU);
@@ -145,6 +150,7 @@ static __attribute__((noinline)) void finish_until(tile_sums *t, int until) {
         FINISH_SOME(QRT_ACT_SILU);
         FINISH_SOME(QRT_ACT_SIGMOID);
         FINISH_SOME(QRT_ACT_TANH);
+        FINISH_SOME(CLIP);
     }
 }
 
@@ -229,6 +235,7 @@ void qrt_amx_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "amx";
     t->gemm_q8.multiply = multiply;
+    t->gemm_q8.codes.quantize_pieces = quantize_pieces;
     t->gemm_q8.block_rows = 512;
     t->gemm_q8.block_bytes = 1 << 20;
 }

@@ -453,11 +453,11 @@ static void sums(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t pan
 #include "../vector/simd_end.h"
 
 void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
-    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL};
+    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL, NULL};
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
-        .codes = {range, quantize_signed, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize_signed, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .unpack_panel = unpack_panel,
         .multiply = multiply, .sums = sums, .code_offset = code_offset, .finish = finish,
     };

@@ -23,9 +23,10 @@ enum { MR = QRT_TILE_ROWS, NR = 48, KR = 4, CODE_OFFSET = 0 };
 #include "../vector/simd_end.h"
 
 void qrt_avx512vnni_gemm_q8(qrt_kernel_table *t) {
-    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL};
+    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL, NULL};
     t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "avx512vnni";
+    t->gemm_q8.codes.quantize_pieces = quantize_pieces;
 }
 
 #endif

@@ -142,12 +142,12 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 const qrt_gemm_q8 qrt_neon_gemm_q8_widening = {
     .name = "neon", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
     .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .unpack_panel = unpack_panel,
     .multiply = multiply, .dot = dot, .finish = finish,
 };
 
 void qrt_neon_gemm_q8(qrt_kernel_table *t) {
-    t->codes_q8 = (qrt_codes_q8){range, quantize_bytes, NULL};
+    t->codes_q8 = (qrt_codes_q8){range, quantize_bytes, NULL, NULL};
     t->gemm_q8 = qrt_neon_gemm_q8_widening;
 }

@@ -306,7 +306,7 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
 
     qrt_blocked_epilogue epilogue;
-    const qrt_status status = qrt_begin_blocked(node, run, in, w, &g, &out[0], &epilogue);
+    const qrt_status status = qrt_begin_blocked(node, run, in, w->rank, w->blocks, w->bias, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
     job j = {.g = &g, .w = w, .epilogue = &epilogue, .x_image = g.channels * g.in[0] * g.in[1] * g.in[2], .x_row = g.in[2]};
     set_steps(&j);

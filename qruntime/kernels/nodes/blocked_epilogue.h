@@ -50,22 +50,22 @@ static inline bool qrt_split_epilogue(const qrt_node *node, int64_t code, const 
     return true;
 }
 
-/// What every convolution of channels in blocks begins with: its output [N, ⌈M / 16⌉, …, 16] of the shapes in `g`, and the epilogue of
-/// the activation ints[2] with the optional inputs 1, the residual, and 2, the addend.
-static inline qrt_status qrt_begin_blocked(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, const qrt_conv_weights *w,
-                                           const qrt_convolution *g, qrt_tensor *out, qrt_blocked_epilogue *e) {
+/// What every convolution of channels in blocks begins with: its output [N, blocks, …, 16] of the shapes in `g`, of images of `rank`
+/// out of blocks, and the epilogue of the bias [blocks · 16] or NULL and the activation ints[2], with the optional inputs 1, the
+/// residual, and 2, the addend.
+static inline qrt_status qrt_begin_blocked(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, int32_t rank, int64_t blocks,
+                                           const float *bias, const qrt_convolution *g, qrt_tensor *out, qrt_blocked_epilogue *e) {
     const qrt_tensor *residual = node->num_inputs > 1 ? in[1] : NULL, *addend = node->num_inputs > 2 ? in[2] : NULL;
-    const int32_t rank = w->rank;
-    int64_t dims[QRT_MAX_RANK] = {g->images, w->blocks};
+    int64_t dims[QRT_MAX_RANK] = {g->images, blocks};
     for (int i = 2; i < rank; i++) dims[i] = g->out[3 - rank + i];
     dims[rank] = QRT_CHANNEL_BLOCK;
     if (!qrt_is_image_like(residual, rank + 1, dims) || !qrt_is_image_like(addend, rank + 1, dims)) return QRT_DECLINE;
-    if (!qrt_split_epilogue(node, node->ints[2], w->bias, addend, residual, e)) return QRT_DECLINE;
+    if (!qrt_split_epilogue(node, node->ints[2], bias, addend, residual, e)) return QRT_DECLINE;
     const qrt_status status = qrt_alloc(run, out, QRT_F32, rank + 1, dims);
     if (status != QRT_OK) return status;
     e->y = out->data;
     e->plane = g->positions * QRT_CHANNEL_BLOCK;
-    e->image = e->plane * w->blocks;
+    e->image = e->plane * blocks;
     return QRT_OK;
 }
 

@@ -180,7 +180,7 @@ static qrt_status blocked_depthwise_conv(const qrt_node *node, qrt_run *run, con
     if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g) || g.groups != w->channels) return QRT_DECLINE;
 
     qrt_blocked_epilogue epilogue;
-    const qrt_status status = qrt_begin_blocked(node, run, in, w, &g, &out[0], &epilogue);
+    const qrt_status status = qrt_begin_blocked(node, run, in, rank, w->blocks, w->bias, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
     job j = {.g = &g, .what = CONVOLUTION, .x = x->data, .blocks = w->blocks, .w = w, .epilogue = &epilogue};
     return run_all(&j, run);

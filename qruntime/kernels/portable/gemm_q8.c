@@ -55,16 +55,23 @@ static void unpack_panel(const void *panel, int64_t k, int64_t n, int8_t *w, int
         for (int64_t j = 0; j < n; j++) w[i * row_stride_elems + j * col_stride_elems] = from[i * NR + j];
 }
 
+static float clipped(float x, float low, float high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
 static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
     int64_t first = panel * NR, n = w->base.n - first < NR ? w->base.n - first : NR;
     const qrt_epilogue *epilogue = &block->epilogue;
-    float *y = block->y + r * block->ldy_elems + first;
+    float *y = block->y + r * block->ldy_elems;
     for (int64_t j = 0; j < n; j++) {
+        const int64_t place = qrt_q8_column(block, first + j);
         float x = t[j] * (block->rows[r].scale * w->scales[first + j]);
         if (w->bias) x += w->bias[first + j];
-        x = qrt_activate(x, epilogue->activation);
-        if (epilogue->residual) x += epilogue->residual[r * epilogue->residual_stride_elems + first + j];
-        y[j] = x;
+        if (epilogue->addend) x += epilogue->addend[r * epilogue->addend_stride_elems + place];
+        x = block->clips ? clipped(x, block->low, block->high) : qrt_activate(x, epilogue->activation);
+        if (epilogue->residual) x += epilogue->residual[r * epilogue->residual_stride_elems + place];
+        y[place] = x;
     }
 }
 
@@ -100,11 +107,11 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 }
 
 void qrt_portable_gemm_q8(qrt_kernel_table *t) {
-    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL};
+    t->codes_q8 = (qrt_codes_q8){range, quantize, NULL, NULL};
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "portable", .mr = 1, .nr = NR, .kr = 1, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-        .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .unpack_panel = unpack_panel,
         .multiply = multiply, .dot = dot, .finish = finish,
     };

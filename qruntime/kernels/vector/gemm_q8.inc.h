@@ -34,24 +34,41 @@ static void range(const float *a, int64_t k, float *lo, float *hi) {
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/// An activation of a block that clips.
+#define CLIP (QRT_ACT_TANH + 1)
+
+static inline int activation_of(const qrt_q8_block *block) { return block->clips ? CLIP : (int)block->epilogue.activation; }
+
+/// `activation` is a constant at every call.
+ALWAYS_INLINE vf activated(vf x, const int activation, vf low, vf high) {
+    return activation == CLIP ? vf_min(high, vf_max(low, x)) : vf_activate(x, (qrt_activation)activation);
+}
+
+/// A row of what is added to y, or NULL.
+static inline const float *added_row(const float *from, int64_t row, int64_t stride) { return from ? from + row * stride : NULL; }
+
 /// The epilogue of sums acc[rows][NR], in registers. `activation` and `whole`, whether all columns of the panel exist,
 /// are constants at every call. What all rows share is loaded before y, which may alias anything, is written.
-ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole, const qrt_q8_weights *w,
+ALWAYS_INLINE void finish_with(const int activation, const bool whole, const qrt_q8_weights *w,
                                const qrt_q8_block *block, int64_t panel, int first, int rows, const int32_t *acc) {
-    const int64_t column = panel * NR, left = w->base.n - column, residual_stride = block->epilogue.residual_stride_elems;
+    const qrt_epilogue *e = &block->epilogue;
+    const int64_t column = panel * NR, left = w->base.n - column;
     const bool has_bias = w->bias, has_zero_points = w->zero_points;
     vf scales[NR / VL], bias[NR / VL];
     vi col_sums[NR / VL], zero_points[NR / VL];
+    const vf low = vf_set(block->low), high = vf_set(block->high);
+    int64_t places[NR / VL];
 #pragma GCC unroll 4
     for (int v = 0; v < NR / VL; v++) {
         scales[v] = vf_load(w->scales + column + v * VL);
         bias[v] = has_bias ? vf_load(w->bias + column + v * VL) : vf_zero();
         col_sums[v] = vi_load(w->col_sums + column + v * VL);
         zero_points[v] = has_zero_points ? vi_load(w->zero_points + column + v * VL) : vi_set(0);
+        places[v] = qrt_q8_column(block, column + v * VL);
     }
-    float *y = block->y + first * block->ldy_elems + column;
-    const float *residual = block->epilogue.residual;
-    if (residual) residual += first * residual_stride + column;
+    float *y = block->y + first * block->ldy_elems;
+    const float *residual = added_row(e->residual, first, e->residual_stride_elems);
+    const float *addend = added_row(e->addend, first, e->addend_stride_elems);
     const qrt_q8_row *row = block->rows + first, *end = row + rows;
     for (; row < end; row++, acc += NR, y += block->ldy_elems) {
         vf scale = vf_set(row->scale);
@@ -64,16 +81,18 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole
             if (has_zero_points) t = vi_sub(t, vi_mul(sum, zero_points[v]));
             vf x = vf_mul(vi_to_vf(t), vf_mul(scale, scales[v]));
             if (has_bias) x = vf_add(x, bias[v]);
-            x = vf_activate(x, activation);
+            if (addend) x = vf_add(x, count >= VL ? vf_load(addend + places[v]) : vf_load_n(addend + places[v], count));
+            x = activated(x, activation, low, high);
             if (count >= VL) {
-                if (residual) x = vf_add(x, vf_load(residual + v * VL));
-                vf_store(y + v * VL, x);
+                if (residual) x = vf_add(x, vf_load(residual + places[v]));
+                vf_store(y + places[v], x);
             } else {
-                if (residual) x = vf_add(x, vf_load_n(residual + v * VL, count));
-                vf_store_n(y + v * VL, x, count);
+                if (residual) x = vf_add(x, vf_load_n(residual + places[v], count));
+                vf_store_n(y + places[v], x, count);
             }
         }
-        if (residual) residual += residual_stride;
+        if (residual) residual += e->residual_stride_elems;
+        if (addend) addend += e->addend_stride_elems;
     }
 }
 
@@ -87,23 +106,25 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, const bool whole
 
 static __attribute__((noinline)) void finish_tile(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel,
                                                   int first, int rows, const int32_t *acc) {
-    switch (block->epilogue.activation) {
+    switch (activation_of(block)) {
         FINISH(QRT_ACT_NONE) FINISH(QRT_ACT_RELU) FINISH(QRT_ACT_GELU) FINISH(QRT_ACT_GELU_TANH)
-        FINISH(QRT_ACT_SILU) FINISH(QRT_ACT_SIGMOID) FINISH(QRT_ACT_TANH)
+        FINISH(QRT_ACT_SILU) FINISH(QRT_ACT_SIGMOID) FINISH(QRT_ACT_TANH) FINISH(CLIP)
     }
 }
 
 /// From t, free of zero points, to y, for row r of the block.
 static void finish(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t) {
+    const qrt_epilogue *e = &block->epilogue;
     float *y = block->y + r * block->ldy_elems;
-    const float *residual = block->epilogue.residual;
-    if (residual) residual += r * block->epilogue.residual_stride_elems;
+    const float *residual = added_row(e->residual, r, e->residual_stride_elems);
+    const float *addend = added_row(e->addend, r, e->addend_stride_elems);
     for (int64_t column = panel * NR; column < w->base.n && column < (panel + 1) * NR; column += VL, t += VL) {
-        int64_t count = w->base.n - column < VL ? w->base.n - column : VL;
+        int64_t count = w->base.n - column < VL ? w->base.n - column : VL, place = qrt_q8_column(block, column);
         vf x = vf_mul(vf_load(t), vf_mul(vf_set(block->rows[r].scale), vf_load(w->scales + column)));
         if (w->bias) x = vf_add(x, vf_load(w->bias + column));
-        x = vf_activate(x, block->epilogue.activation);
-        if (residual) x = vf_add(x, vf_load_n(residual + column, count));
-        vf_store_n(y + column, x, count);
+        if (addend) x = vf_add(x, vf_load_n(addend + place, count));
+        x = activated(x, activation_of(block), vf_set(block->low), vf_set(block->high));
+        if (residual) x = vf_add(x, vf_load_n(residual + place, count));
+        vf_store_n(y + place, x, count);
     }
 }

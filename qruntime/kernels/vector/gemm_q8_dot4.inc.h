@@ -214,9 +214,14 @@ static const tile_fn whole_narrow[] = {NULL, narrow_8_1, narrow_4_2};
 #endif
 static const tile_fn single_narrow[] = {NULL, narrow_1_1, narrow_1_2};
 
+/// So many rows by themselves take no longer than a tile of all columns: each is one chain of sums.
+enum { MOST_SINGLES = 2 };
+
+static inline int64_t vectors_left(const qrt_q8_weights *w, int64_t panel) { return (w->base.n - panel * NR + VL - 1) / VL; }
+
 /// The last panel may have fewer vectors of columns.
 static void sums_of_columns(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc) {
-    const int64_t vectors = (w->base.n - panel * NR + VL - 1) / VL, stride = block->a_stride_bytes;
+    const int64_t vectors = vectors_left(w, panel), stride = block->a_stride_bytes;
     if (vectors >= VECTORS) {
         dot(w, block, panel, 0, w->k_padded, acc);
         return;
@@ -226,6 +231,11 @@ static void sums_of_columns(const qrt_q8_weights *w, const qrt_q8_block *block, 
     const int rows = block->num_rows, step = vectors == 1 ? 2 * TILE_ROWS : TILE_ROWS;
     int r = 0;
     for (; r + step <= rows; r += step) whole_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
+    while (rows - r > MOST_SINGLES) {
+        const int count = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
+        tiles[count](a + r * stride, stride, b, w->k_padded, acc + r * NR);
+        r += count;
+    }
     for (; r < rows; r++) single_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
 }
 
@@ -235,26 +245,27 @@ typedef void (*tile_beside_fn)(const uint8_t *a, int64_t stride, const int8_t *b
 #ifdef VF_LOOKUP_SIZE
 /// A tile of all rows and, a vector at a time amid its products, the epilogue of the tile before, of which all columns
 /// exist: products use half the vector units of a core, and an epilogue by itself leaves those idle.
-ALWAYS_INLINE void tile_beside(const qrt_activation activation, const uint8_t *a, int64_t stride, const int8_t *b,
+ALWAYS_INLINE void tile_beside(const int activation, const uint8_t *a, int64_t stride, const int8_t *b,
                                const qrt_q8_weights *w, const qrt_q8_block *block, const pending_tile *before,
                                int32_t *acc) {
     const int vectors = before->rows * VECTORS;
+    const qrt_epilogue *e = &block->epilogue;
     const int64_t k = w->k_padded, ahead_bytes = k * NR, step = k / GROUP / vectors * GROUP;
     vi c[TILE_ROWS][VECTORS];
     clear(TILE_ROWS, c);
     for (int i = 0; i < vectors; i++, a += step, b += step * NR) {
         add_products(TILE_ROWS, a, stride, b, ahead_bytes, step, c);
         int r = before->first + i / VECTORS;
-        int64_t column = before->panel * NR + i % VECTORS * VL;
+        int64_t column = before->panel * NR + i % VECTORS * VL, place = qrt_q8_column(block, column);
         const qrt_q8_row *row = block->rows + r;
-        const float *residual = block->epilogue.residual;
         vi zero_point = vi_set(row->zero_point - CODE_OFFSET);
         vi t = vi_sub(vi_load(before->acc + i * VL), vi_mul(zero_point, vi_load(w->col_sums + column)));
         vf x = vf_mul(vi_to_vf(t), vf_mul(vf_set(row->scale), vf_load(w->scales + column)));
         if (w->bias) x = vf_add(x, vf_load(w->bias + column));
-        x = vf_activate(x, activation);
-        if (residual) x = vf_add(x, vf_load(residual + r * block->epilogue.residual_stride_elems + column));
-        vf_store(block->y + r * block->ldy_elems + column, x);
+        if (e->addend) x = vf_add(x, vf_load(e->addend + r * e->addend_stride_elems + place));
+        x = activated(x, activation, vf_set(block->low), vf_set(block->high));
+        if (e->residual) x = vf_add(x, vf_load(e->residual + r * e->residual_stride_elems + place));
+        vf_store(block->y + r * block->ldy_elems + place, x);
     }
     add_products(TILE_ROWS, a, stride, b, ahead_bytes, k - step * vectors, c);
     store(TILE_ROWS, c, acc);
@@ -269,22 +280,41 @@ ALWAYS_INLINE void tile_beside(const qrt_activation activation, const uint8_t *a
 TILE_BESIDE(none, QRT_ACT_NONE)
 TILE_BESIDE(relu, QRT_ACT_RELU)
 TILE_BESIDE(gelu, QRT_ACT_GELU)
+TILE_BESIDE(clip, CLIP)
 
 /// For other activations a tile leaves too few registers.
-static const tile_beside_fn tiles_beside[QRT_ACT_TANH + 1] = {
-    [QRT_ACT_NONE] = tile_beside_none, [QRT_ACT_RELU] = tile_beside_relu, [QRT_ACT_GELU] = tile_beside_gelu,
+static const tile_beside_fn tiles_beside[CLIP + 1] = {
+    [QRT_ACT_NONE] = tile_beside_none, [QRT_ACT_RELU] = tile_beside_relu, [QRT_ACT_GELU] = tile_beside_gelu, [CLIP] = tile_beside_clip,
 };
 #else
-static const tile_beside_fn tiles_beside[QRT_ACT_TANH + 1] = {NULL};
+static const tile_beside_fn tiles_beside[CLIP + 1] = {NULL};
 #endif
 
 static void finish_pending(const qrt_q8_weights *w, const qrt_q8_block *block, const pending_tile *sums) {
     finish_tile(w, block, sums->panel, sums->first, sums->rows, sums->acc);
 }
 
+/// Amid the few products of shorter sums an epilogue takes longer than by itself.
+enum { LEAST_BESIDE = 256 };
+
+enum { NARROW_ROWS = 2 * TILE_ROWS };
+
+/// Many rows against a panel that has fewer vectors of columns.
+static void multiply_narrow(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel) {
+    for (int r = 0; r < block->num_rows; r += NARROW_ROWS) {
+        int32_t acc[NARROW_ROWS * NR];
+        qrt_q8_block rows = *block;
+        rows.a = (const uint8_t *)block->a + r * block->a_stride_bytes;
+        rows.num_rows = block->num_rows - r < NARROW_ROWS ? block->num_rows - r : NARROW_ROWS;
+        sums_of_columns(w, &rows, panel, acc);
+        finish_tile(w, block, panel, r, rows.num_rows, acc);
+    }
+}
+
 static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     int64_t stride = block->a_stride_bytes;
-    tile_beside_fn beside = w->zero_points ? NULL : tiles_beside[block->epilogue.activation];
+    if (last > first && block->num_rows >= NARROW_ROWS && vectors_left(w, last - 1) < VECTORS) multiply_narrow(w, block, --last);
+    tile_beside_fn beside = w->zero_points || w->k_padded < LEAST_BESIDE ? NULL : tiles_beside[activation_of(block)];
     bool is_far = !beside && block->num_rows * block->ldy_elems >= FAR_FLOATS;
     pending_tile pair[2], *sums = pair, *before = NULL;
     for (int64_t panel = first; panel < last; panel++) {
@@ -295,7 +325,7 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
             int rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
             for (int i = r; is_far && i < r + rows; i++)
                 for (int j = 0; j < NR; j += CACHE_LINE / (int)sizeof(float))
-                    __builtin_prefetch(block->y + i * block->ldy_elems + panel * NR + j, 1, 2);
+                    __builtin_prefetch(block->y + i * block->ldy_elems + qrt_q8_column(block, panel * NR + j), 1, 2);
             sums = sums == pair ? pair + 1 : pair;
             sums->panel = panel;
             sums->first = r;
@@ -317,7 +347,7 @@ static void multiply_rows(const qrt_q8_weights *w, const qrt_q8_block *block, in
 static const qrt_gemm_q8 dot4_gemm_q8 = {
     .mr = MR, .nr = NR, .kr = KR, .item_bytes = 1,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .codes = {range, quantize, pack_codes}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+    .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .unpack_panel = unpack_panel,
     .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .finish = finish, .takes_codes = CODE_OFFSET == 0,
 };

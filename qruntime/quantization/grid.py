@@ -11,8 +11,6 @@ for what is stored. With bilevel scales zero points are not rounded to whole num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from qruntime._kernels import CodeGrid, round_to_grid
@@ -34,39 +32,31 @@ def nearest(weight: np.ndarray, args: QArgs) -> Rounded:
 
 def nearest_for(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> Rounded:
     """The nearest codes for scales and zero points [N or 1, groups] of a finite `weight`."""
-    codes = np.empty(weight.shape, args.format.code_dtype)
-    signal = noise = 0.0
-    for part, block, found, restored in _rounded_blocks(weight, args, scale, zero_point):
-        codes[part] = found
+    codes, signal, noise = np.empty(weight.shape, args.format.code_dtype), 0.0, 0.0
+    factor, shift = numbers(scale), None if zero_point is None else numbers(zero_point)
+    for part in row_blocks(weight):
+        block = np.ascontiguousarray(weight[part], np.float32)
+        own = (factor, shift) if factor.shape[0] == 1 else (factor[part], None if shift is None else shift[part])
+        codes[part], restored = _rounded(block, args, *own)
         signal, noise = signal + power(block), noise + power(restored - block)
     return Rounded(stored_as(args, codes, scale, zero_point), decibels(signal, noise))
 
 
 def nearest_values(weight: np.ndarray, args: QArgs) -> np.ndarray:
     """What the nearest codes of `args` stand for, [N, K] float32, for those who want nothing else. Raises ValueError likewise."""
-    values = np.empty(weight.shape, np.float32)
-    for part, _, _, restored in _rounded_blocks(weight, args, *parameters(weight, args)):
-        values[part] = restored
-    return values
+    return _rounded(np.ascontiguousarray(weight, np.float32), args, *parameters(weight, args))[1]
 
 
-def _rounded_blocks(
-    weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None
-) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of `weight`, themselves, their codes, and what these stand for; codes are a byte each, as packing costs more than rounding."""
-    factor, shift = numbers(scale), None if zero_point is None else numbers(zero_point)
-    block_size = block_of(args, weight.shape[1])
-    for part in row_blocks(weight):
-        block = np.ascontiguousarray(weight[part], np.float32)
-        own = (factor, shift) if factor.shape[0] == 1 else (factor[part], None if shift is None else shift[part])
-        if args.format.is_paired:
-            codes = round_to(block, args, *own)
-            values = StoredTensor(args.format, HeldCodes(codes), *own, block=block_size, block_axis=1).decoded()
-        else:
-            codes, values = np.empty(block.shape, args.format.code_dtype), np.empty(block.shape, np.float32)
-            if block.size:
-                round_to_grid(block, code_grid(args, *own, block.shape), codes.view(np.uint8), values)
-        yield part, block, codes, values
+def _rounded(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes, a byte each as packing costs more than rounding, and what they stand for."""
+    if args.format.is_paired:
+        codes = round_to(weight, args, scale, zero_point)
+        block = block_of(args, weight.shape[1])
+        return codes, StoredTensor(args.format, HeldCodes(codes), scale, zero_point, block=block, block_axis=1).decoded()
+    codes, values = np.empty(weight.shape, args.format.code_dtype), np.empty(weight.shape, np.float32)
+    if weight.size:
+        round_to_grid(weight, code_grid(args, scale, zero_point, weight.shape), codes.view(np.uint8), values)
+    return codes, values
 
 
 def stored_as(args: QArgs, codes: np.ndarray, scale: Part, zero_point: Part | None) -> StoredTensor:

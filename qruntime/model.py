@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from qruntime import _kernels
+from qruntime import _kernels, model_file
 from qruntime.errors import InputError, InvalidModel, QRuntimeError, QuantizationError, counted
 from qruntime.ir import Dim, Graph, ModelInfo, TypeInfo, Value, clone, shares_of
 from qruntime.ir.defaults import FixedInput, fix_defaults, reopen_defaults
@@ -25,7 +24,6 @@ from qruntime.runtime.plan import Plan, Planner, check_supported
 from qruntime.runtime.recent import Recent
 
 if TYPE_CHECKING:
-    from qruntime.onnx_io.messages import FunctionProto
     from qruntime.quantization.adapter import Adapter
     from qruntime.quantization.report import Report
     from qruntime.runtime.memory import MemoryUse
@@ -64,7 +62,7 @@ def load(source: Source, *, threads: int | None = None, external_data_dir: str |
     with _no_collection():
         model = Model(*importer.load_graph(source, external_data_dir=external_data_dir), path=path, threads=threads)
     if path is not None:
-        model._file = _file_identity(path)
+        model._file = model_file.identity(path)
         model._external_data_dir = None if external_data_dir is None else os.path.abspath(external_data_dir)
     return model
 
@@ -541,10 +539,10 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
-        if self._file is not None and self.path is not None and self._file == _file_identity(self.path):
-            return _load_again, (os.path.abspath(self.path), _digest(self.path), self.threads, self._external_data_dir)
+        if self._file is not None and self.path is not None and self._file == model_file.identity(self.path):
+            return _load_again, (os.path.abspath(self.path), model_file.digest(self.path), self.threads, self._external_data_dir)
         declared = self._declared if self._base is None else self._base
-        return _rebuild, (_serialized(declared, self.info), self.path, self.threads, self.report, self.adapter)
+        return _rebuild, (model_file.serialized(declared, self.info), self.path, self.threads, self.report, self.adapter)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -560,7 +558,7 @@ class Model:
         """
         from qruntime.onnx_io import exporter
 
-        with _portable(self._declared) as (graph, functions):
+        with model_file.portable(self._declared) as (graph, functions):
             exporter.save_graph(graph, self.info, path, external_data=external_data, functions=functions)
 
 
@@ -590,45 +588,8 @@ def _with_defaults(declared: Graph, *, fed: Sequence[str] = ()) -> Graph:
     return pipeline.canonical(graph)
 
 
-def _serialized(declared: Graph, info: ModelInfo) -> bytes:
-    from qruntime.onnx_io import exporter
-
-    with _portable(declared) as (graph, functions):
-        return exporter.serialize(graph, info, functions=functions)
-
-
-@contextlib.contextmanager
-def _portable(declared: Graph) -> Iterator[tuple[Graph, list[FunctionProto]]]:
-    """The graph as files hold it, and the functions it calls. Codes that kernels alone have are in memory meanwhile."""
-    from qruntime.passes.stored import portable
-
-    graph, functions = portable(declared)
-    try:
-        yield graph, functions
-    finally:
-        if graph is not declared:
-            for value in (*graph.constants(), *graph.stored_constants()):  # graphs are cycles: they go when the collector comes
-                value.data = value.stored = None
-            _kernels.trim_memory()
-
-
-def _file_identity(path: str) -> tuple[int, ...] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _digest(path: str) -> str:
-    import hashlib
-
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return hashlib.sha256(data).hexdigest()
-
-
 def _load_again(path: str, digest: str, threads: int, external_data_dir: str | None = None) -> Model:
-    if _digest(path) != digest:
+    if model_file.digest(path) != digest:
         raise InvalidModel(f"{path!r} has changed since the model was pickled")
     return load(path, threads=threads, external_data_dir=external_data_dir)
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"passes"},
     {"runtime"},
     {"quantization"},
-    {"display"},
+    {"display", "model_file"},
     {"model"},
     {"session"},
     {"public"},

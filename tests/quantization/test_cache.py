@@ -16,7 +16,8 @@ import qruntime
 from qruntime.errors import QRuntimeError, QuantizationError
 from qruntime.ir import clone
 from qruntime.ir.formats import FORMATS
-from qruntime.model import Model, _rebuild, _serialized
+from qruntime.model import Model, _rebuild
+from qruntime.model_file import serialized
 from qruntime.ops.cache_codes import (
     dequantize_cache,
     dequantize_cache_clusters,
@@ -266,8 +267,8 @@ def test_files_of_all_opsets_and_widths(opset: int, bits: int):
         for node in quantized._declared.nodes:
             if not is_fitted and node.op_type.startswith("FitCache"):  # as earlier versions saved it
                 node.op_type = node.op_type.replace("Fit", "Quantize")
-        quantized = _rebuild(_serialized(quantized._declared, quantized.info), None, 1, quantized.report)
-        proto = onnx.load_from_string(_serialized(quantized._declared, quantized.info))
+        quantized = _rebuild(serialized(quantized._declared, quantized.info), None, 1, quantized.report)
+        proto = onnx.load_from_string(serialized(quantized._declared, quantized.info))
         onnx.checker.check_model(proto, full_check=True)
         codes, ranges = np.zeros((2, HEADS, 0, SIZE * bits // 8), np.uint8), np.zeros((2, HEADS, 0, 6 if clusters else 2), np.float32)
         new = random(2, HEADS, 3, SIZE)

@@ -77,3 +77,17 @@ def test_bad_input_is_declined(inputs):
 def test_what_is_not_finite_is_left_to_the_definition(odd):
     boxes = np.array([[[0, 0, 1, 1], [0, 0, odd, odd]]], F32)
     assert run_native("NonMaxSuppression", [boxes, np.ones((1, 1, 2), F32), np.array([2])]) is None
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("centre", [0, 1])
+def test_a_box_that_does_not_come_into_question_may_be_anything(odd, centre):
+    """Padding of a detector's boxes: below the threshold, or behind the last that is asked for."""
+    rng = np.random.default_rng(0)
+    boxes, scores = random_boxes(rng, 2, 40, 10), rng.random((2, 3, 40)).astype(F32)
+    boxes[0, 17, :2], boxes[0, 17, 2:], scores[0, :, 17] = 0, odd, 0.1
+    check("NonMaxSuppression", [boxes, scores, np.array([40]), np.array([0.5], F32), np.array([0.2], F32)], center_point_box=centre)
+    check("NonMaxSuppression", [boxes, scores, np.array([3]), np.array([0.5], F32)], center_point_box=centre)
+    inputs = [boxes, scores, np.array([40]), np.array([0.5], F32)]
+    assert run_native("NonMaxSuppression", inputs, center_point_box=centre) is None  # now the last to be looked at does
+    check_agreement("NonMaxSuppression", inputs, center_point_box=centre)

@@ -28,12 +28,12 @@ typedef struct {
 } selection;
 
 typedef struct {
-    const corners *boxes;      ///< [images, boxes]
+    const float *boxes;        ///< [images, boxes, 4]
+    bool is_centre;            ///< whether a box is its centre and size, else two opposite corners
     const float *scores;       ///< [images, classes, boxes]
     int64_t num_classes, num_boxes, limit;
     int64_t num_pairs, pairs_per_task;  ///< of an image and a class
-    float iou;
-    double least;
+    float iou, least;
     bool has_least;
     char *scratch;             ///< task_bytes for each task
     int64_t task_bytes;
@@ -60,6 +60,36 @@ static inline void sink(candidate *heap, int64_t size, int64_t at, candidate mov
 static inline float min_of(float a, float b) { return a < b ? a : b; }
 static inline float max_of(float a, float b) { return a > b ? a : b; }
 
+/// Corners and area of a box. False when a number is not finite: what follows from those the definition says.
+static inline bool find_corners(const float *b, bool is_centre, corners *c) {
+    if (is_centre) {
+        float half_0 = b[2] / 2, half_1 = b[3] / 2;
+        *c = (corners){b[0] - half_0, b[1] - half_1, b[0] + half_0, b[1] + half_1, 0};
+    } else *c = (corners){min_of(b[0], b[2]), min_of(b[1], b[3]), max_of(b[0], b[2]), max_of(b[1], b[3]), 0};
+    c->area = (c->high_y - c->low_y) * (c->high_x - c->low_x);
+    return (b[0] - b[0]) + (b[1] - b[1]) + (b[2] - b[2]) + (b[3] - b[3]) + (c->area - c->area) == 0;
+}
+
+/// Whether any of the next TOGETHER scores is above `least`: of a detector's boxes most are not.
+static inline bool any_above(const float *scores, float least) {
+    int found = 0;
+    for (int i = 0; i < TOGETHER; i++) found |= scores[i] > least;
+    return found;
+}
+
+/// The boxes that come into question, unordered; how many they are.
+static int64_t find_candidates(const suppression *c, const float *scores, candidate *to) {
+    const int64_t n = c->num_boxes;
+    int64_t size = 0;
+    for (int64_t first = 0; first < n; first += TOGETHER) {
+        int64_t end = first + TOGETHER < n ? first + TOGETHER : n;
+        if (c->has_least && end - first == TOGETHER && !any_above(scores + first, c->least)) continue;
+        for (int64_t i = first; i < end; i++)
+            if (!c->has_least || scores[i] > c->least) to[size++] = (candidate){scores[i], (int32_t)i};
+    }
+    return size;
+}
+
 static bool overlaps(const selection *s, int64_t count, corners box, float iou) {
     for (int64_t first = 0; first < count; first += TOGETHER) {
         int64_t end = first + TOGETHER < count ? first + TOGETHER : count;
@@ -77,21 +107,23 @@ static bool overlaps(const selection *s, int64_t count, corners box, float iou) 
     return false;
 }
 
+/// A count below 0 says that a box which came into question is not finite.
 static void suppress(const suppression *c, int64_t pair, char *scratch) {
     const int64_t n = c->num_boxes;
-    const corners *boxes = c->boxes + pair / c->num_classes * n;
-    const float *scores = c->scores + pair * n;
+    const float *boxes = c->boxes + pair / c->num_classes * n * 4;
     candidate *heap = (candidate *)scratch;
     float *at = (float *)(heap + n);
     selection s = {at, at + c->limit, at + 2 * c->limit, at + 3 * c->limit, at + 4 * c->limit};
-    int64_t size = 0, count = 0;
-    for (int64_t i = 0; i < n; i++)
-        if (!c->has_least || scores[i] > c->least) heap[size++] = (candidate){scores[i], (int32_t)i};
+    int64_t size = find_candidates(c, c->scores + pair * n, heap), count = 0;
     for (int64_t i = size / 2 - 1; i >= 0; i--) sink(heap, size, i, heap[i]);
     while (size && count < c->limit) {
         int32_t best = heap[0].box;
         if (--size) sink(heap, size, 0, heap[size]);
-        corners box = boxes[best];
+        corners box;
+        if (!find_corners(boxes + (int64_t)best * 4, c->is_centre, &box)) {
+            count = -1;
+            break;
+        }
         if (overlaps(&s, count, box, c->iou)) continue;
         s.low_y[count] = box.low_y;
         s.low_x[count] = box.low_x;
@@ -110,23 +142,6 @@ static void suppress_task(void *context, int64_t task) {
     for (; pair < end; pair++) suppress(c, pair, c->scratch + task * c->task_bytes);
 }
 
-/// Corners and areas of boxes, given by two opposite corners or by centre and size.
-/// False when a number is not finite: what follows from those the definition says.
-static bool find_corners(const qrt_tensor *boxes, bool is_centre, corners *to) {
-    const float *b = boxes->data;
-    float sum = 0;
-    for (int64_t i = 0; i < boxes->size / 4; i++, b += 4) {
-        corners *c = &to[i];
-        if (is_centre) {
-            float half_0 = b[2] / 2, half_1 = b[3] / 2;
-            *c = (corners){b[0] - half_0, b[1] - half_1, b[0] + half_0, b[1] + half_1, 0};
-        } else *c = (corners){min_of(b[0], b[2]), min_of(b[1], b[3]), max_of(b[0], b[2]), max_of(b[1], b[3]), 0};
-        c->area = (c->high_y - c->low_y) * (c->high_x - c->low_x);
-        sum += (b[0] - b[0]) + (b[1] - b[1]) + (b[2] - b[2]) + (b[3] - b[3]) + (c->area - c->area);
-    }
-    return sum == 0;
-}
-
 static bool read_float(const qrt_tensor *t, double absent, double *value) {
     *value = absent;
     if (!t) return true;
@@ -137,7 +152,10 @@ static bool read_float(const qrt_tensor *t, double absent, double *value) {
 
 static qrt_status write_triples(const suppression *c, qrt_run *run, qrt_tensor *out) {
     int64_t dims[2] = {0, 3};
-    for (int64_t pair = 0; pair < c->num_pairs; pair++) dims[0] += c->counts[pair];
+    for (int64_t pair = 0; pair < c->num_pairs; pair++) {
+        if (c->counts[pair] < 0) return QRT_DECLINE;
+        dims[0] += c->counts[pair];
+    }
     qrt_status status = qrt_alloc(run, out, QRT_I64, 2, dims);
     if (status != QRT_OK) return status;
     int64_t *to = out->data;
@@ -154,17 +172,19 @@ static qrt_status write_triples(const suppression *c, qrt_run *run, qrt_tensor *
 /// iou_threshold, score_threshold (float32). Output: int64 [selected, 3].
 static qrt_status non_max_suppression(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *boxes = qrt_input(node, in, 0), *scores = qrt_input(node, in, 1), *most = qrt_input(node, in, 2);
-    const qrt_tensor *least = qrt_input(node, in, 4);
-    double iou;
-    suppression c = {.has_least = least != NULL};
+    const qrt_tensor *last = qrt_input(node, in, 4);
+    double iou, least;
+    suppression c = {.has_least = last != NULL};
     if (!qrt_is_tensor(boxes) || !qrt_is_tensor(scores) || boxes->dtype != QRT_F32 || scores->dtype != QRT_F32) return QRT_DECLINE;
     if (boxes->rank != 3 || scores->rank != 3 || boxes->dims[2] != 4) return QRT_DECLINE;
     if (boxes->dims[0] != scores->dims[0] || boxes->dims[1] != scores->dims[2]) return QRT_DECLINE;
     if (node->ints[0] != 0 && node->ints[0] != 1) return QRT_DECLINE;
     if (most && !qrt_read_int(most, &c.limit)) return QRT_DECLINE;
     if (!read_float(qrt_input(node, in, 3), 0, &iou) || !(iou >= 0 && iou <= 1)) return QRT_DECLINE;
-    if (!read_float(least, 0, &c.least)) return QRT_DECLINE;
+    if (!read_float(last, 0, &least)) return QRT_DECLINE;
     c.iou = (float)iou;
+    c.least = (float)least;
+    c.is_centre = node->ints[0] != 0;
     c.num_classes = scores->dims[1];
     c.num_boxes = boxes->dims[1];
     c.num_pairs = scores->dims[0] * c.num_classes;
@@ -176,23 +196,19 @@ static qrt_status non_max_suppression(const qrt_node *node, qrt_run *run, const 
     int64_t num_tasks = scores->size < PARALLEL_SCORES ? 1 : 4 * (int64_t)run->num_threads;
     c.pairs_per_task = (c.num_pairs + num_tasks - 1) / num_tasks;
     num_tasks = (c.num_pairs + c.pairs_per_task - 1) / c.pairs_per_task;
-    int64_t corner_bytes = (boxes->size / 4 * (int64_t)sizeof(corners) + 63) / 64 * 64;
     int64_t count_bytes = (c.num_pairs * (int64_t)sizeof(int64_t) + 63) / 64 * 64;
     int64_t selected_bytes = (c.num_pairs * c.limit * (int64_t)sizeof(int32_t) + 63) / 64 * 64;
     c.task_bytes = (c.num_boxes * (int64_t)sizeof(candidate) + 5 * c.limit * (int64_t)sizeof(float) + 63) / 64 * 64;
-    qrt_buffer *scratch = qrt_scratch(run, (size_t)(corner_bytes + count_bytes + selected_bytes + num_tasks * c.task_bytes));
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(count_bytes + selected_bytes + num_tasks * c.task_bytes));
     if (!scratch) return QRT_NO_MEMORY;
     char *at = scratch->data;
-    c.boxes = (corners *)at;
-    c.counts = (int64_t *)(at + corner_bytes);
-    c.selected = (int32_t *)(at + corner_bytes + count_bytes);
-    c.scratch = at + corner_bytes + count_bytes + selected_bytes;
+    c.boxes = boxes->data;
+    c.counts = (int64_t *)at;
+    c.selected = (int32_t *)(at + count_bytes);
+    c.scratch = at + count_bytes + selected_bytes;
     c.scores = scores->data;
-    qrt_status status = QRT_DECLINE;
-    if (find_corners(boxes, node->ints[0] != 0, (corners *)at)) {
-        qrt_parallel_for(run->num_threads, num_tasks, suppress_task, &c);
-        status = write_triples(&c, run, &out[0]);
-    }
+    qrt_parallel_for(run->num_threads, num_tasks, suppress_task, &c);
+    qrt_status status = write_triples(&c, run, &out[0]);
     qrt_scratch_free(run, scratch);
     return status;
 }

@@ -224,10 +224,11 @@ static bool read_tuples(const qrt_tensor *x, const qrt_tensor *indices, int64_t 
         t->sizes[i] = x->dims[batch + i];
         t->strides[i] = strides[batch + i];
     }
-    for (int64_t at = 0; at < indices->size; at++) {
-        int64_t v = qrt_index(indices, at), size = t->sizes[at % width];
-        if (v < -size || v >= size) return false;
-    }
+    for (int64_t at = 0; at < indices->size;)
+        for (int64_t i = 0; i < width; i++, at++) {
+            int64_t v = qrt_index(indices, at);
+            if (v < -t->sizes[i] || v >= t->sizes[i]) return false;
+        }
     return true;
 }
 
@@ -280,6 +281,8 @@ static qrt_status scatter_nd(const qrt_node *node, qrt_run *run, const qrt_tenso
     for (int64_t at = 0; at < t.per_batch; at++, from += t.row_bytes) {
         char *to = (char *)out[0].data + offset_of(&t, indices, 0, at);
         if (combine) combine(to, from, row_elems);
+        else if (t.row_bytes == 4) memcpy(to, from, 4);  // single elements need no call
+        else if (t.row_bytes == 8) memcpy(to, from, 8);
         else memcpy(to, from, (size_t)t.row_bytes);
     }
     return QRT_OK;

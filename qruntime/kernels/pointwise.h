@@ -1,7 +1,8 @@
 /// Elementwise kernels over contiguous runs.
 ///
 /// Every element is computed by the same operations wherever it stands, so runs may be split anywhere.
-/// Errors of the float functions are stated in vector/math.inc.h; portable calls libm.
+/// Errors of the float functions are stated in vector/math.inc.h, those of double in vector/float64.inc.h; portable calls
+/// libm for float.
 #ifndef QRT_POINTWISE_H
 #define QRT_POINTWISE_H
 
@@ -53,6 +54,9 @@ extern const char *const qrt_binary_names[];
 /// y[i] = f(x[i]); y may be x.
 typedef void (*qrt_unary_fn)(const float *x, float *y, int64_t n, float p, float q);
 
+/// The same of float64. NULL where numpy's vectors are as fast: exponential, logarithm, sine, cosine.
+typedef void (*qrt_unary_f64_fn)(const double *x, double *y, int64_t n, double p, double q);
+
 /// An elementwise kernel with its parameters.
 typedef struct {
     qrt_unary_fn fn;
@@ -66,7 +70,9 @@ typedef void (*qrt_binary_fn)(const void *a, const void *b, void *y, int64_t n, 
 
 typedef struct qrt_pointwise {
     qrt_unary_fn unary[QRT_NUM_UNARY];
+    qrt_unary_f64_fn unary_f64[QRT_NUM_UNARY];
     qrt_binary_fn binary_f32[QRT_NUM_BINARY];
+    qrt_binary_fn binary_f64[QRT_NUM_BINARY];                      ///< neither powers nor remainders
     qrt_binary_fn binary_i32[QRT_NUM_BINARY];
     qrt_binary_fn binary_i64[QRT_NUM_BINARY];
     qrt_binary_fn binary_bool[QRT_NUM_BINARY];                     ///< bytes 0 or 1

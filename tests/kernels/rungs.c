@@ -797,15 +797,15 @@ static void check_attention_q16(void) {
 
 // ------------------------------------------------------------------------- codes of a cache
 
-static void check_cache_codes_at(qrt_cache_form form, int64_t rows, bool has_labels) {
+static void check_cache_codes_at(qrt_cache_form form, int64_t rows, bool has_labels, bool fits) {
     int64_t width = qrt_cache_row_bytes(&form), n = rows * form.channels, ranges = 2 * form.clusters * rows;
     float *x = rows_for_codes(rows, form.channels, form.channels), *y = untouched(n + 1), *want_y = floats(n);
     uint8_t *labels = array(form.channels, 1), *codes = array(rows * width, 1), *want = array(rows * width, 1);
     float *own = floats(ranges), *want_own = floats(ranges);
     for (int64_t j = 0; j < form.channels; j++) labels[j] = (uint8_t)(random_bits() % (uint32_t)form.clusters);
     const uint8_t *given = has_labels ? labels : NULL;
-    rung.cache_codes.quantize(&form, rows, x, given, codes, own);
-    definition.cache_codes.quantize(&form, rows, x, given, want, want_own);
+    rung.cache_codes.quantize(&form, rows, x, given, fits, codes, own);
+    definition.cache_codes.quantize(&form, rows, x, given, fits, want, want_own);
     for (int64_t i = 0; i < rows * width; i++) check(codes[i] == want[i], "codes of a cache", i, form.bits, codes[i], want[i]);
     for (int64_t i = 0; i < ranges; i++) check_same(own[i], want_own[i], "ranges of a cache", i, form.bits);
     int64_t every = rows ? (rows + 1) / 2 : 0;
@@ -819,10 +819,11 @@ static void check_cache_codes_at(qrt_cache_form form, int64_t rows, bool has_lab
 static void check_cache_codes(void) {
     for (int64_t bits = 2; bits <= 8; bits *= 2)
         for (int64_t channels = 4; channels < 140; channels += 4 + channels / 8 * 4)
-            for (int64_t rows = 0; rows < 15; rows += 1 + rows / 3) {
-                check_cache_codes_at((qrt_cache_form){bits, channels, 1}, rows, false);
-                check_cache_codes_at((qrt_cache_form){bits, channels, 1 + channels % QRT_MOST_CLUSTERS}, rows, true);
-            }
+            for (int64_t rows = 0; rows < 15; rows += 1 + rows / 3)
+                for (int fits = 0; fits < 2; fits++) {
+                    check_cache_codes_at((qrt_cache_form){bits, channels, 1}, rows, false, fits);
+                    check_cache_codes_at((qrt_cache_form){bits, channels, 1 + channels % QRT_MOST_CLUSTERS}, rows, true, fits);
+                }
 }
 
 // ---------------------------------------------------------------------------------------- pointwise
@@ -952,6 +953,67 @@ static void check_binary_f32(void) {
                     // Of two zeros min and max may answer either.
                     else if ((op == QRT_MIN || op == QRT_MAX) && y[i] == want[i]) num_checks++;
                     else check_same(y[i], want[i], qrt_binary_names[op], n, i);
+            }
+    }
+}
+
+/// Operations of doubles are a few roundings of the same numbers on every rung, fused on some: within this of each other.
+static const double UNARY_F64_ULP[QRT_NUM_UNARY] = {
+    [QRT_TANH] = 10, [QRT_SIGMOID] = 8, [QRT_GELU_TANH] = 10, [QRT_SILU] = 10, [QRT_SOFTPLUS] = 10, [QRT_ELU] = 6,
+    [QRT_SELU] = 8, [QRT_CELU] = 10, [QRT_SCALED_TANH] = 13, [QRT_MISH] = 16, [QRT_QUICK_GELU] = 10,
+};
+
+static void check_same_f64(double got, double want, const char *what, int64_t i, int64_t j) {
+    check(!memcmp(&got, &want, sizeof got) || (isnan(got) && isnan(want)), what, i, j, got, want);
+}
+
+static void check_unary_f64(void) {
+    enum { N = 4000 };
+    static double x[N], y[N + 1], want[N], again[N + 1];
+    for (int i = 0; i < N; i++) x[i] = uniform(-1, 1) * (i % 3 == 0 ? 1.0 : i % 3 == 1 ? 30.0 : 800.0);
+    for (int i = 0; i < COUNT(EDGES); i++) x[i] = EDGES[i];
+    for (int op = 0; op < QRT_NUM_UNARY; op++) {
+        const char *name = qrt_unary_names[op];
+        qrt_unary_f64_fn f = rung.pointwise.unary_f64[op], g = definition.pointwise.unary_f64[op];
+        check(!f == !g, name, 0, 0, 0, 0);
+        if (!f) continue;
+        y[N] = UNTOUCHED;
+        f(x, y, N, 1.75, 0.75);
+        g(x, want, N, 1.75, 0.75);
+        check_same_f64(y[N], UNTOUCHED, name, N, N);
+        for (int i = 0; i < N; i++) {
+            double size = fmin(fabs(want[i]), 1e308), unit = nextafter(size, INFINITY) - size;
+            double bound = UNARY_F64_ULP[op] * unit + (UNARY_F64_ULP[op] ? 4e-320 : 0);  // subnormal e^x, times an x of 800
+            bool is_close = isfinite(y[i]) && isfinite(want[i]) && fabs(y[i] - want[i]) <= bound;
+            if (is_close) num_checks++;
+            else check_same_f64(y[i], want[i], name, i, 64);
+        }
+        for (int n = 0, from = 0; from + n < N && n < 40; from += n++) {  // split anywhere and in place: the same bits
+            memcpy(again, x + from, sizeof *x * (size_t)n);
+            again[n] = UNTOUCHED;
+            f(again, again, n, 1.75, 0.75);
+            for (int i = 0; i < n; i++) check_same_f64(again[i], y[from + i], name, n, i);
+            check_same_f64(again[n], UNTOUCHED, name, n, n);
+        }
+    }
+}
+
+static void check_binary_f64(void) {
+    double a[40], b[40], y[41], want[41];
+    for (int op = 0; op < QRT_NUM_BINARY; op++) {
+        qrt_binary_fn f = rung.pointwise.binary_f64[op], g = definition.pointwise.binary_f64[op];
+        check(!f == !g, qrt_binary_names[op], 0, 64, 0, 0);
+        for (int n = 0; f && n <= 40; n++)
+            for (int steps = 0; steps < 4; steps++) {
+                for (int i = 0; i < 40; i++) {
+                    a[i] = random_bits() & 1 ? (double)EDGES[random_bits() % COUNT(EDGES)] : uniform(-9, 9);
+                    b[i] = random_bits() & 1 ? (double)EDGES[random_bits() % COUNT(EDGES)] : uniform(-9, 9);
+                }
+                for (int i = 0; i <= 40; i++) y[i] = want[i] = UNTOUCHED;
+                f(a, b, y, n, steps & 1, steps >> 1);
+                g(a, b, want, n, steps & 1, steps >> 1);
+                for (int i = 0; i <= n; i++)  // bytes of a comparison are compared as what they lie in
+                    check_same_f64(y[i], want[i], qrt_binary_names[op], n, i);
             }
     }
 }
@@ -1686,6 +1748,8 @@ int main(void) {
         check_cache_codes();
         check_unary();
         check_binary_f32();
+        check_unary_f64();
+        check_binary_f64();
         check_integers(rung.pointwise.binary_i32, definition.pointwise.binary_i32, 4, false);
         check_integers(rung.pointwise.binary_i64, definition.pointwise.binary_i64, 8, false);
         check_integers(rung.pointwise.binary_bool, definition.pointwise.binary_bool, 1, true);

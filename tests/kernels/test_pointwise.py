@@ -90,31 +90,16 @@ NONNEGATIVE = {"log", "sqrt"}
 def assert_close(actual: np.ndarray, exact: np.ndarray, ulp: float, absolute: float, x: np.ndarray) -> None:
     """|actual − exact| ≤ ulp · spacing(exact) + absolute; infinities and NaN in the same places."""
     with np.errstate(over="ignore"):
-        rounded = exact.astype(np.float32)
+        rounded = exact.astype(actual.dtype)
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(rounded))
     edge = ~np.isfinite(rounded) | ~np.isfinite(actual)
     with np.errstate(invalid="ignore", over="ignore"):
-        spacing = np.spacing(np.minimum(np.abs(rounded), np.float32(3e38))).astype(np.float64)
-        error = np.abs(actual.astype(np.float64) - exact)
+        largest = np.nextafter(np.finfo(actual.dtype).max, actual.dtype.type(0))
+        spacing = np.spacing(np.minimum(np.abs(rounded), largest)).astype(exact.dtype)
+        error = np.abs(actual.astype(exact.dtype) - exact)
     np.testing.assert_array_equal(actual[edge], rounded[edge])
     bad = ~edge & (error > ulp * spacing + absolute)
     assert not bad.any(), f"x={x[bad][:5]}, got {actual[bad][:5]}, exact {exact[bad][:5]}, ulp {(error / spacing)[bad].max()}"
-
-
-@pytest.mark.parametrize("n", [2, 3, 16, 31, 63, 64, 65])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
-def test_short_rows_that_are_repeated(rung: str, n: int, dtype: type) -> None:
-    """As one number for each channel of a block is, whatever lies before."""
-    rng = np.random.default_rng(n)
-    for shape, repeated in [
-        ((2, 3, 700, n), (2, 3, 1, n)), ((2, 3, 5, n), (3, 1, n)), ((3, 1500, n), (n,)), ((2, 4, 9, 8, n), (2, 1, 9, 1, n)),
-        ((1, 2, n), (1, 1, n)),
-    ]:  # fmt: skip
-        a, b = (rng.integers(-9, 10, s).astype(dtype) for s in (shape, repeated))
-        for num_threads in (1, 3):
-            for left, right in ((a, b), (b, a)):
-                np.testing.assert_array_equal(binary("sub", left, right, num_threads), left - right)
-                np.testing.assert_array_equal(binary("greater", left, right, num_threads), left > right)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -189,7 +174,7 @@ def test_threads_change_nothing(rung: str, num_threads: int) -> None:
 def test_unary_shapes(rung: str) -> None:
     assert unary("exp", np.float32(0)).shape == ()
     assert unary("exp", np.empty((3, 0, 2), np.float32)).shape == (3, 0, 2)
-    assert kernels.call_node("unary", [np.zeros(3)], ints=[0]) is None
+    assert kernels.call_node("unary", [np.zeros(3, np.int64)], ints=[0]) is None
     assert kernels.call_node("unary", [np.zeros(3, np.float32)], ints=[len(kernels.UNARY)]) is None
     assert kernels.call_node("unary", [np.zeros(3, np.float32)], ints=[-1]) is None
 
@@ -318,7 +303,7 @@ def test_prelu(rung: str) -> None:
 def test_binary_declines_what_does_not_fit(rung: str) -> None:
     assert binary("add", np.zeros(3, np.float32), np.zeros(2, np.float32)) is None
     assert binary("add", np.zeros(3, np.float32), np.zeros(3, np.int64)) is None
-    assert binary("add", np.zeros(3), np.zeros(3)) is None
+    assert binary("add", np.zeros(3, np.int16), np.zeros(3, np.int16)) is None
     assert binary("add", np.zeros((0,), np.float32), np.zeros((3,), np.float32)) is None
     assert kernels.call_node("binary", [np.zeros(3, np.float32)] * 2, ints=[99]) is None
 

@@ -10,44 +10,51 @@ enum { HALVES = 1024 };
 
 typedef struct {
     qrt_unary_fn fn;
+    qrt_unary_f64_fn double_fn;  ///< NULL but for float64
     const void *x;
     void *y;
     int64_t size;
     bool is_half;
-    float p, q;
+    double p, q;
 } unary_call;
 
 static void unary_task(void *context, int64_t task) {
     const unary_call *call = context;
     int64_t start = task * QRT_GRAIN, left = call->size - start, n = left < QRT_GRAIN ? left : QRT_GRAIN;
+    const float p = (float)call->p, q = (float)call->q;
+    if (call->double_fn) {
+        call->double_fn((const double *)call->x + start, (double *)call->y + start, n, call->p, call->q);
+        return;
+    }
     if (!call->is_half) {
-        call->fn((const float *)call->x + start, (float *)call->y + start, n, call->p, call->q);
+        call->fn((const float *)call->x + start, (float *)call->y + start, n, p, q);
         return;
     }
     float wide[HALVES];
     for (int64_t i = start; i < start + n; i += HALVES) {
         int64_t count = start + n - i < HALVES ? start + n - i : HALVES;
         qrt_kernels.pointwise.f16_to_f32((const uint16_t *)call->x + i, wide, count);
-        call->fn(wide, wide, count, call->p, call->q);
+        call->fn(wide, wide, count, p, q);
         qrt_kernels.pointwise.f32_to_f16(wide, (uint16_t *)call->y + i, count);
     }
 }
 
 /// ints: opcode. floats: p, q (where the operation has them; clip defaults to no bounds, the rest to 0).
-/// Input: float32 or float16. Clip may have its bounds as further inputs, float32 scalars.
+/// Input: float32, float16 or float64. Clip may have its bounds as further inputs, scalars of float32 or float64 like x.
 static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs < 1 || node->num_ints < 1 || !in[0]) return QRT_DECLINE;
     int32_t dtype = in[0]->dtype;
     int64_t op = node->ints[0];
-    if ((dtype != QRT_F32 && dtype != QRT_F16) || op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
+    if ((dtype != QRT_F32 && dtype != QRT_F16 && dtype != QRT_F64) || op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
     unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size, .is_half = dtype == QRT_F16};
-    float parameters[2] = {op == QRT_CLIP ? -INFINITY : 0, op == QRT_CLIP ? INFINITY : 0};
+    if (dtype == QRT_F64 && !(call.double_fn = qrt_kernels.pointwise.unary_f64[op])) return QRT_DECLINE;
+    double parameters[2] = {op == QRT_CLIP ? -INFINITY : 0, op == QRT_CLIP ? INFINITY : 0};
     for (int i = 0; i < 2; i++) {
-        if (i < node->num_floats) parameters[i] = (float)node->floats[i];
+        if (i < node->num_floats) parameters[i] = node->floats[i];
         const qrt_tensor *bound = i + 1 < node->num_inputs ? in[i + 1] : NULL;
         if (!bound) continue;
-        if (op != QRT_CLIP || dtype != QRT_F32 || bound->dtype != QRT_F32 || bound->size != 1) return QRT_DECLINE;
-        parameters[i] = *(const float *)bound->data;
+        if (op != QRT_CLIP || dtype == QRT_F16 || bound->dtype != dtype || bound->size != 1) return QRT_DECLINE;
+        parameters[i] = dtype == QRT_F64 ? *(const double *)bound->data : *(const float *)bound->data;
     }
     call.p = parameters[0];
     call.q = parameters[1];
@@ -110,7 +117,7 @@ static bool division_is_defined(const qrt_tensor *a, const qrt_tensor *b) {
     return true;
 }
 
-/// ints: opcode. Inputs of one type: float32, float16, int64, int32, or bool for the logical ones. The slopes of prelu broadcast to
+/// ints: opcode. Inputs of one type: float32, float16, float64, int64, int32, or bool for the logical ones. The slopes of prelu broadcast to
 /// its first input, which must not have to.
 static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 2 || node->num_ints < 1 || !in[0] || !in[1]) return QRT_DECLINE;
@@ -119,8 +126,9 @@ static qrt_status binary(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     if (op < 0 || op >= QRT_NUM_BINARY) return QRT_DECLINE;
     const qrt_pointwise *kernels = &qrt_kernels.pointwise;
     int32_t dtype = in[0]->dtype;
-    bool is_half = dtype == QRT_F16, is_float = is_half || dtype == QRT_F32;
-    qrt_binary_fn fn = is_float            ? kernels->binary_f32[op]
+    bool is_half = dtype == QRT_F16, is_float = is_half || dtype == QRT_F32 || dtype == QRT_F64;
+    qrt_binary_fn fn = dtype == QRT_F64    ? kernels->binary_f64[op]
+                       : is_float          ? kernels->binary_f32[op]
                        : dtype == QRT_I64  ? kernels->binary_i64[op]
                        : dtype == QRT_I32  ? kernels->binary_i32[op]
                        : dtype == QRT_BOOL ? kernels->binary_bool[op]

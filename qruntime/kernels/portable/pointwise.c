@@ -1,5 +1,6 @@
 /// Elementwise kernels in plain C over libm: the definition.
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "../half.h"
@@ -122,6 +123,8 @@ static void f32_pow(const void *va, const void *vb, void *vy, int64_t n, int a_s
 }
 
 #include "../vector/integer.inc.h"
+#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
+#include "../vector/float64.inc.h"
 
 static uint16_t f16_of_f32(float x) {
     uint32_t bits;
@@ -158,6 +161,7 @@ void qrt_portable_pointwise(qrt_kernel_table *t) {
     SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     set_integer_slots(table);
+    set_f64_slots(table);
     table->f16_to_f32 = f16_to_f32;
     table->f32_to_f16 = f32_to_f16;
 }

@@ -140,6 +140,8 @@ COMPARE(greater, vf_lt(b, a))
 COMPARE(greater_equal, vf_le(b, a))
 
 #include "integer.inc.h"
+#define MULTIPLY_ADD(a, b, c) __builtin_fma(a, b, c)
+#include "float64.inc.h"
 
 static void f16_to_f32(const uint16_t *x, float *y, int64_t n) {
     int64_t i = 0;
@@ -170,6 +172,7 @@ void JOIN(qrt_, JOIN(RUNG, _pointwise))(qrt_kernel_table *t) {
     SET(GREATER, greater) SET(GREATER_EQUAL, greater_equal)
 #undef SET
     set_integer_slots(table);
+    set_f64_slots(table);
     table->f16_to_f32 = f16_to_f32;
     table->f32_to_f16 = f32_to_f16;
 }

@@ -8,9 +8,9 @@
 
 enum { BLOCK = QRT_CHANNEL_BLOCK };
 
-/// Positions of a chunk, and so few at least of a unit that has all groups; weights that are read again for every tile of a chunk, in
-/// floats; so few multiply-adds and weights do not repay waking a thread.
-enum { CHUNK = 96, LEAST_POSITIONS = 48, KEPT_FLOATS = 96 * 1024, MIN_PARALLEL_WORK = 1 << 18, MIN_PARALLEL_WEIGHTS = 1 << 16 };
+/// Positions of a chunk, and so few at least of a unit that has all groups; weights that are read again for every tile of a chunk, and
+/// sums that weights of the next planes are added to, in floats; so few multiply-adds and weights do not repay waking a thread.
+enum { CHUNK = 96, LEAST_POSITIONS = 48, KEPT_FLOATS = 96 * 1024, KEPT_SUMS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MIN_PARALLEL_WEIGHTS = 1 << 16 };
 
 typedef struct job job;
 struct job {
@@ -23,7 +23,7 @@ struct job {
     const float *source;                 ///< an image that is not in blocks,
     float *copy;                         ///< and a copy of it with its padding, or NULL
     int64_t step, row, steps_begin, steps_end;  ///< outputs of a row are `row`; those between begin and end lie in steps, none outside
-    int64_t unit_groups, unit_positions; ///< all groups or one
+    int64_t unit_groups, unit_images, unit_positions;  ///< all groups of one image, or one of some
     int64_t chunk, kept_planes;
     int64_t *lists;                      ///< for each slot: places and taps
     int64_t list_length, slots;
@@ -99,70 +99,88 @@ static int64_t find_rows(const job *j, int64_t at, int count, int64_t *places, i
     return found;
 }
 
+/// So few positions do not repay reading weights: what a row leaves of them goes with the tile before, halved.
+enum { FEW_POSITIONS = 3 };
+
 /// How many of `left` positions the next tile of a chunk takes, from a column on, and whether they are in steps.
 static int next_tile(const job *j, int64_t column, int64_t left, int64_t blocks, bool *in_steps) {
     const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
     int64_t gap = left;
     *in_steps = false;
     if (j->steps_end - j->steps_begin >= wide) {
-        *in_steps = column >= j->steps_begin && column + wide <= j->steps_end && wide <= left;
+        const int64_t behind = column + wide, next_row = j->row + j->steps_begin;
+        *in_steps = column >= j->steps_begin && behind <= j->steps_end && wide <= left;
+        const bool is_last = behind + wide > j->steps_end;
+        if (*in_steps && is_last && next_row - behind <= FEW_POSITIONS && next_row > behind && left > wide) *in_steps = false;
         if (*in_steps) return wide;
-        gap = qrt_min(gap, (column < j->steps_begin ? 0 : j->row) - column + j->steps_begin);
+        gap = qrt_min(gap, column < j->steps_begin ? j->steps_begin - column : next_row - column);
     }
     // Tiles of nearly equal width: 8 positions are 4 + 4, not 6 + 2.
     return (int)qrt_ceil_div(gap, qrt_ceil_div(gap, most));
 }
 
-static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t first, int64_t end, int64_t *lists) {
+/// Adds what `kept_planes` planes from `plane` on give to a chunk, which is finished with the last of them.
+static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t plane, int64_t first, int64_t end, int64_t *lists) {
     const qrt_conv_weights *w = j->w;
     const int64_t block = qrt_conv_first_block(w, group), blocks = qrt_conv_first_block(w, group + 1) - block;
     const int64_t tap_floats = w->floats * blocks * BLOCK, plane_floats = w->taps * tap_floats;
     const float *values = w->values + block * BLOCK * w->planes * w->taps * w->floats;
     float *y = j->epilogue->y + image * j->epilogue->image + block * j->epilogue->plane;
     int64_t *places = lists, *taps = lists + w->taps * QRT_CONV_MAX_POSITIONS;
-    for (int64_t plane = 0; plane < w->planes; plane += j->kept_planes) {
-        const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
-        const bool is_last = plane + planes == w->planes;
-        qrt_conv_sums sums = {
-            .planes = j->planes + image * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
-            .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->channels - (w->planes - 1) * BLOCK : w->floats,
-            .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
-        };
-        for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
-            const bool goes_on = sums.step && column > 0;
-            bool in_steps;
-            const int count = next_tile(j, column, end - at, blocks, &in_steps);
-            if (in_steps && goes_on)  // in the same row, behind the tile before
-                for (int64_t t = 0; t < sums.num_taps; t++) places[t] += count * j->step;
-            else
-                sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
-            sums.step = in_steps ? j->step : 0;
-            // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
-            sums.ahead = values + (plane + planes) * plane_floats + qrt_min(tile, blocks - 1) * planes * plane_floats / blocks;
-            const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
-            w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, j->epilogue->plane, plane > 0, is_last ? &e : NULL);
-            at += count;
-            for (column += count; column >= j->row;) column -= j->row;
-        }
+    const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
+    const bool is_last = plane + planes == w->planes;
+    qrt_conv_sums sums = {
+        .planes = j->planes + image * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
+        .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->channels - (w->planes - 1) * BLOCK : w->floats,
+        .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
+    };
+    for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
+        const bool goes_on = sums.step && column > 0;
+        bool in_steps;
+        const int count = next_tile(j, column, end - at, blocks, &in_steps);
+        if (in_steps && goes_on)  // in the same row, behind the tile before
+            for (int64_t t = 0; t < sums.num_taps; t++) places[t] += count * j->step;
+        else
+            sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
+        sums.step = in_steps ? j->step : 0;
+        // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
+        sums.ahead = values + (plane + planes) * plane_floats + qrt_min(tile, blocks - 1) * planes * plane_floats / blocks;
+        const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
+        w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, j->epilogue->plane, plane > 0, is_last ? &e : NULL);
+        at += count;
+        for (column += count; column >= j->row;) column -= j->row;
     }
+    if (!is_last) return;
     for (int64_t b = block; b < block + blocks; b++) qrt_finish_block(j->epilogue, image, b, first, end - first);
 }
 
-/// Units follow one another from image to image before the next groups are taken.
+/// How many units there are. They follow one another along an image, then from images to images, then from groups to groups.
 static int64_t count_units(const job *j) {
-    return j->w->groups / j->unit_groups * j->g->images * qrt_ceil_div(j->g->positions, j->unit_positions);
+    return j->w->groups / j->unit_groups * qrt_ceil_div(j->g->images, j->unit_images) * qrt_ceil_div(j->g->positions, j->unit_positions);
+}
+
+static void run_unit(const job *j, int64_t unit, int64_t *lists) {
+    const int64_t ranges = qrt_ceil_div(j->g->positions, j->unit_positions), parts = qrt_ceil_div(j->g->images, j->unit_images);
+    const int64_t group = unit / ranges / parts * j->unit_groups, image = unit / ranges % parts * j->unit_images;
+    const int64_t first = unit % ranges * j->unit_positions, end = qrt_min(first + j->unit_positions, j->g->positions);
+    if (j->unit_images == 1) {
+        for (int64_t g = group; g < group + j->unit_groups; g++)
+            for (int64_t at = first; at < end; at += j->chunk)
+                for (int64_t plane = 0; plane < j->w->planes; plane += j->kept_planes)
+                    sum_chunk(j, image, g, plane, at, qrt_min(at + j->chunk, end), lists);
+        return;
+    }
+    // Weights of many planes serve all images before those of the next are read, while sums stay in the cache as well.
+    for (int64_t plane = 0; plane < j->w->planes; plane += j->kept_planes)
+        for (int64_t i = image; i < qrt_min(image + j->unit_images, j->g->images); i++)
+            for (int64_t at = first; at < end; at += j->chunk) sum_chunk(j, i, group, plane, at, qrt_min(at + j->chunk, end), lists);
 }
 
 static void run_slot(void *context, int64_t slot) {
     const job *j = context;
-    const int64_t ranges = qrt_ceil_div(j->g->positions, j->unit_positions), units = count_units(j);
-    int64_t *lists = j->lists + slot * j->list_length;
-    for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
-        const int64_t image = unit / ranges % j->g->images, group = unit / ranges / j->g->images * j->unit_groups;
-        const int64_t first = unit % ranges * j->unit_positions, end = qrt_min(first + j->unit_positions, j->g->positions);
-        for (int64_t g = group; g < group + j->unit_groups; g++)
-            for (int64_t at = first; at < end; at += j->chunk) sum_chunk(j, image, g, at, qrt_min(at + j->chunk, end), lists);
-    }
+    const int64_t units = count_units(j);
+    for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++)
+        run_unit(j, unit, j->lists + slot * j->list_length);
 }
 
 /// One row of the padded copy.
@@ -207,19 +225,21 @@ static int64_t whole_rows(const job *j, int64_t positions) {
 /// larger, the weights of all groups or an image, is read once, by one thread.
 static void divide(job *j, int threads) {
     const qrt_conv_weights *w = j->w;
-    const int64_t images = j->g->images, positions = j->g->positions, wanted = 8 * (int64_t)threads;
+    const int64_t images = j->g->images, positions = j->g->positions, wanted = threads > 1 ? 8 * (int64_t)threads : 1;
+    const int64_t group_blocks = qrt_ceil_div(w->blocks, w->groups), group_floats = w->planes * w->taps * w->floats * group_blocks * BLOCK;
     int64_t ranges = qrt_min(qrt_ceil_div(wanted, images), qrt_ceil_div(positions, LEAST_POSITIONS));
     j->unit_groups = w->groups;
+    j->unit_images = 1;
     if (w->base.k * w->base.n > j->x_image || (threads > 1 && images * ranges < 2 * threads)) {
+        const int64_t parts = qrt_ceil_div(wanted / 2, w->groups);
         j->unit_groups = 1;
-        ranges = qrt_min(qrt_ceil_div(wanted / 2, images * w->groups), positions);
+        j->unit_images = qrt_max(1, qrt_min(images / qrt_max(1, parts), KEPT_SUMS / (positions * group_blocks * BLOCK)));
+        ranges = qrt_max(1, qrt_min(positions, parts / images));
     }
-    if (threads == 1) ranges = 1;
     j->unit_positions = whole_rows(j, qrt_ceil_div(positions, ranges));
     j->chunk = whole_rows(j, qrt_ceil_div(j->unit_positions, qrt_ceil_div(j->unit_positions, CHUNK)));
-    j->slots = threads == 1 ? 1 : qrt_min(wanted, count_units(j));
-    const int64_t plane_floats = w->taps * w->floats * qrt_ceil_div(w->blocks, w->groups) * BLOCK;
-    j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(w->planes * plane_floats, KEPT_FLOATS), w->planes));
+    j->slots = qrt_min(wanted, count_units(j));
+    j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(group_floats, KEPT_FLOATS), w->planes));
 }
 
 /// Inputs of an image: the first one, and all behind residual and addend.

@@ -128,6 +128,7 @@ __all__ = [
     "RTN",
     "ActivationMode",
     "ClipRanges",
+    "ClusterCaches",
     "ClusterInputs",
     "ClusterRanges",
     "EngineObserver",

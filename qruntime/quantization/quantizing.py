@@ -21,7 +21,8 @@ from qruntime.ir import Graph, Value, clone
 from qruntime.ir.formats import FLOAT16
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.quantization.assignments import Assignment, decide, forget_ranges, misfit, output_errors, rtn_errors_of, worst
-from qruntime.quantization.cache import describe_caches, quantize_caches
+from qruntime.quantization.cache import Clusters, describe_caches, quantize_caches
+from qruntime.quantization.cache_clusters import measured_clusters
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
@@ -42,7 +43,7 @@ from qruntime.quantization.solving import OnGrid, Rounding, Solving
 from qruntime.quantization.static_pairs import insert_pairs
 from qruntime.quantization.static_ranges import insert_range
 from qruntime.quantization.statistics import SAMPLE, SIGMA, Statistics
-from qruntime.quantization.steps import Branch, Equivalence, Facts, Grid, InputRange, Solve, Step, Trained, Tune, Tuned
+from qruntime.quantization.steps import Branch, Divide, Equivalence, Facts, Grid, InputRange, Solve, Step, Trained, Tune, Tuned
 from qruntime.quantization.storing import Storing, describe_existing
 from qruntime.quantization.transforming import Transforming, changed_statistics
 from qruntime.quantization.tuning.engine import check_engine
@@ -89,10 +90,14 @@ def quantize_with(
     if trained is None:
         _check_data(recipe, assignments, data)
     calibration = None
-    if data is not None and assignments:
+    divides = recipe.dividing is not None and request.scheme.cache is not None
+    if data is not None and (assignments or divides):
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
     for assignment in assignments:
         forget_ranges(assignment)
+    clusters: Clusters = {}
+    if recipe.dividing is not None and request.scheme.cache is not None and calibration is not None:
+        clusters = measured_clusters(graph, request.scheme.cache, recipe.dividing, calibration)
     run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained())
     run.prepare(assignments)
     rows = run.store(assignments)
@@ -106,7 +111,7 @@ def quantize_with(
             skipped.append(SkippedLayer(layer_name(node), node.op_type, row))
     caches = describe_caches(graph)
     if request.scheme.cache is not None:
-        caches, left = quantize_caches(graph, request.scheme.cache)
+        caches, left = quantize_caches(graph, request.scheme.cache, clusters)
         skipped += left
     if strict:
         raise_faults(skipped)
@@ -134,7 +139,7 @@ class _Run:
     def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int, trained: Trained):
         self.graph, self.recipe, self.calibration, self.progress, self.threads = graph, recipe, calibration, progress, threads
         self.trained = trained
-        self.early = [step for step in recipe.steps if not isinstance(step, (Solve, Branch, Tune))]
+        self.early = [step for step in recipe.steps if not isinstance(step, (Divide, Solve, Branch, Tune))]
         self.solving: tuple[Solve, ...] = tuple(recipe.solving) or (RTN(),)
         self.late: list[Step] = [*self.solving, *recipe.branches]
         self.storing = Storing(graph)

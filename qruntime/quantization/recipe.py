@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.arguments import check_whole
-from qruntime.quantization.steps import Branch, Choose, Range, Solve, Step, Train, Transform, Tune
+from qruntime.quantization.steps import Branch, Choose, Divide, Range, Solve, Step, Train, Transform, Tune
 
 DEFAULT_SCHEME = "W4A16-g128"
 
@@ -21,12 +21,13 @@ _ORDER = (
     (Transform, "changes tensors while the weights are float"),
     (Choose, "decides what the numbers of a layer look like"),
     (Range, "decides the ranges of static activations"),
+    (Divide, "divides the channels of caches"),
     (Solve, "makes the codes"),
     (Branch, "makes good for what the codes lost"),
 )
 """Kinds of steps, as they follow one another."""
 
-_TUNES = {False: (2.5, "learns what the codes are made of"), True: (5, "learns what stands around the codes")}
+_TUNES = {False: (3.5, "learns what the codes are made of"), True: (6, "learns what stands around the codes")}
 """Steps with gradients, by whether they follow codes."""
 
 
@@ -52,6 +53,9 @@ class Recipe:
                 f"{type(after).__name__} {_purpose(after)}, so it cannot follow {type(before).__name__}, which "
                 f"{_purpose(before)}; the order is [{order}]"
             )
+        divides = [step for step in self.steps if isinstance(step, Divide)]
+        if len(divides) > 1:
+            raise QuantizationError(f"{type(divides[0]).__name__} stands in the recipe twice: caches are divided once")
         for before, after in pairwise(self.solving):
             if not _refines(after):
                 rest = ", ".join(type(step).__name__ for step in self.steps if step is not before)
@@ -75,6 +79,10 @@ class Recipe:
     @property
     def ranges(self) -> list[Range]:
         return [step for step in self.steps if isinstance(step, Range)]
+
+    @property
+    def dividing(self) -> Divide | None:
+        return next((step for step in self.steps if isinstance(step, Divide)), None)
 
     @property
     def solving(self) -> list[Solve]:
@@ -137,7 +145,7 @@ def _place(step: Step) -> tuple[float, str]:
     if isinstance(step, Tune):
         return _TUNES[step.follows_codes]
     if isinstance(step, Train):
-        return 6, "trains the whole model"
+        return 7, "trains the whole model"
     for rank, (kind, purpose) in enumerate(_ORDER):
         if isinstance(step, kind):
             return rank, purpose

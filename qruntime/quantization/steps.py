@@ -6,6 +6,7 @@ They are taken in this order, those of one kind in the order of the recipe:
     Transform   changes a tensor and all that reads it, so that the float function stays: scales, shifts, orders of channels
     Choose      decides the scheme of a layer: its format, its bits, how its activations are quantized
     Range       decides the ranges of static activations
+    Divide      decides which channels of a cache of codes share a range
     Solve       makes the codes of a weight
     Branch      adds to a layer what makes good for a part of what its codes lost
     Tune        learns floats by gradients, block by block: before the codes are made of them, or around codes that are there
@@ -152,6 +153,17 @@ class Range(Protocol):
 
 
 @runtime_checkable
+class Divide(Protocol):
+    @property
+    def requires(self) -> frozenset[str]: ...
+
+    def divide(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Of keys, or of values, with channels that lie between `low` and `high` [heads, channels]: the cluster of each channel in
+        its head, integers from 0 on [heads, channels]."""
+        ...
+
+
+@runtime_checkable
 class Solve(Protocol):
     """A step with a true `refines` goes on from the codes of the step before it; others would drop them. One with a true
     `gives_way` rounds to nearest: of a recipe that is one of several it is left out where another makes the codes."""
@@ -249,4 +261,4 @@ class Train(Protocol):
 
 
 Progress = Callable[[int, int, str], None]
-Step = Transform | Choose | Range | Solve | Branch | Tune | Train
+Step = Transform | Choose | Range | Divide | Solve | Branch | Tune | Train

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
+import qruntime
 from tests.small_models import FLOAT, random
 
 LAYERS, HEADS, SIZE = 2, 2, 8
@@ -167,3 +168,10 @@ class Decoder:
         else:
             shapes = {"tokens first": ["b", "t2", HEADS, SIZE], "merged heads": ["bh", "t2", SIZE]}
             self.outputs += [(name, self.dtype, shapes.get(self.kind, ["b", HEADS, "t2", SIZE])) for name in parts]
+
+
+def empty(model: qruntime.Model, batch: int = 1) -> dict[str, np.ndarray]:
+    """Caches without a token, whatever their form."""
+    sizes = {"b": batch, "bh": batch * HEADS, "t": 0}
+    shapes = {i.name: (i.shape, np.dtype(i.dtype)) for i in model.inputs if i.name != "x" and i.shape is not None}
+    return {name: np.zeros([d if isinstance(d, int) else sizes[str(d)] for d in shape], dtype) for name, (shape, dtype) in shapes.items()}

@@ -28,10 +28,8 @@ from qruntime.ops.cache_codes import (
 )
 from qruntime.quantization.cache import CacheResult, Clusters, quantize_caches
 from qruntime.quantization.cache_search import find_caches
-from tests.quantization.decoders import HEADS, LAYERS, SHAPES, SIZE, WIDTH, Decoder
+from tests.quantization.decoders import HEADS, LAYERS, SHAPES, SIZE, WIDTH, Decoder, empty
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
-
-DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8}
 
 
 def with_codes(model: Model, bits: int = 4, clusters: Clusters | None = None) -> tuple[Model, CacheResult]:
@@ -39,13 +37,6 @@ def with_codes(model: Model, bits: int = 4, clusters: Clusters | None = None) ->
     result = quantize_caches(graph, FORMATS[f"uint{bits}"], clusters)
     graph.check()
     return Model(graph, model.info), result
-
-
-def empty(model: Model, batch: int = 1) -> dict[str, np.ndarray]:
-    """Caches without a token, whatever their form."""
-    sizes = {"b": batch, "bh": batch * HEADS, "t": 0}
-    shapes = {i.name: (i.shape, DTYPES[i.dtype]) for i in model.inputs if i.name != "x" and i.shape is not None}
-    return {name: np.zeros([d if isinstance(d, int) else sizes[str(d)] for d in shape], dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def in_pieces(model: Model, x: np.ndarray, sizes: list[int]) -> dict[str, np.ndarray]:

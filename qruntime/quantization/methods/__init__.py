@@ -14,7 +14,7 @@ from qruntime.quantization.methods.omniquant import OmniQuant
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus
 from qruntime.quantization.methods.qat import QAT
 from qruntime.quantization.methods.quantease import QuantEase
-from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
+from qruntime.quantization.methods.rptq import ClusterCaches, ClusterInputs, ClusterRanges
 from qruntime.quantization.methods.rtn import RTN
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.methods.spqr import SpQR
@@ -36,7 +36,7 @@ RECIPES = Recipes(
         Recipe("SmoothQuant", "W8A8-static", (SmoothQuant(),)),
         Recipe("Outlier Suppression+", "W6A6-static", (OutlierSuppressionPlus(),)),
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
-        Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), GPTQ())),
+        Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), ClusterCaches(), GPTQ())),
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
         Recipe("OmniQuant", "W3A16-g128", (OmniQuant(),)),
         Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),

@@ -8,6 +8,9 @@ points (max X_j, min X_j) (§3.2, eq. 5), and each cluster has a static range of
 Weights are then solved by GPTQ on the quantized stream. The authors sort channels so that a cluster lies in one piece, for the
 sake of their kernels; here a range belongs to a channel, and the order of channels is left as it is: the numbers are the same.
 The authors keep what norms make at 8 bits at least; here every tensor has the bits of the scheme.
+
+Of caches in codes (`-KV4`) the channels of each head are divided alike (the paper's R2 and R3), keys and values apart, by where they
+lie in the data; but each token has ranges of its own for the clusters, where the paper's are static.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qruntime.errors import QuantizationError
+from qruntime.ops.cache_codes import MOST_CLUSTERS
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.scheme import CLUSTER, Inputs, Scheme
 from qruntime.quantization.statistics import EXTREMES, Statistics
@@ -67,6 +71,27 @@ class ClusterRanges:
             low[members], high[members] = statistics.low[members].min(), statistics.high[members].max()
             sizes.append(int(members.sum()))
         return InputRange(low, high, {"clusters": len(sizes), "smallest cluster": min(sizes)})
+
+
+@dataclass(frozen=True)
+class ClusterCaches:
+    """Where a scheme makes codes of caches, their heads have `cache_clusters` that k-means finds, 16 at most. `seed`: of its starts;
+    None takes that of the call."""
+
+    cache_clusters: int = 4
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cache_clusters <= MOST_CLUSTERS:
+            raise QuantizationError(f"cache_clusters of ClusterCaches must be 1 to {MOST_CLUSTERS}, got {self.cache_clusters}")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({EXTREMES})
+
+    def divide(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        points = np.stack([high, low], axis=-1).astype(np.float64)
+        return np.stack([clusters_of(head, self.cache_clusters, self.seed or 0) for head in points])
 
 
 def clusters_of(points: np.ndarray, count: int, seed: int) -> np.ndarray:

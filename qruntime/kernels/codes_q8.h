@@ -68,10 +68,11 @@ typedef struct qrt_codes_q8 {
     /// The same for k codes that are known already, byte ^ flip each, most of them near `zero_point` or above it.
     void (*pack)(const uint8_t *codes, uint8_t flip, int32_t zero_point, int64_t k, int64_t k_padded, void *packed, int64_t *sum);
 
-    /// As `quantize` of what `num_pieces` pieces are one after the other, each of 16 floats: those at x + places[i], or zeros where that
-    /// is QRT_OUTSIDE, which `any_outside` allows. NULL where `quantize` does as well.
-    void (*quantize_pieces)(const float *x, const int64_t *places, int64_t num_pieces, bool any_outside, int64_t k_padded,
-                            float inverse_scale, int32_t zero_point, int32_t qmax, void *packed);
+    /// As `quantize` of n rows that are in pieces of 16 floats, those at x + r · step + places[i], or zeros where a place is QRT_OUTSIDE,
+    /// which `any_outside` allows. NULL where `quantize` does as well.
+    void (*quantize_pieces)(const float *x, int64_t step, int64_t n, const int64_t *places, int64_t num_pieces, bool any_outside,
+                            int64_t k_padded, const float *inverse_scales, const qrt_q8_row *rows, int32_t qmax, void *packed,
+                            int64_t stride_bytes);
 } qrt_codes_q8;
 
 /// Scale and zero point for values in [lo, hi], which contains 0.

@@ -1667,24 +1667,67 @@ static void check_extremes(int64_t n, int64_t channels, int special) {
     release();
 }
 
-/// A row in pieces against the same floats one after the other.
+/// Two rows in pieces against the same floats one after the other.
 static void check_pieces(int64_t num_pieces, bool any_outside, int32_t zero_point, int32_t qmax) {
+    enum { ROWS = 2, STEP = 7 };
     const qrt_gemm_q8 *kernel = &rung.gemm_q8;
     const int64_t k = num_pieces * QRT_CHANNEL_BLOCK, k_padded = (k + kernel->kr - 1) / kernel->kr * kernel->kr, length = k + 40;
-    const int64_t room = qrt_q8_row_stride(k_padded * kernel->item_bytes + QRT_ALIGNMENT);
+    const int64_t stride = qrt_q8_row_stride(k_padded * kernel->item_bytes + QRT_ALIGNMENT);
     if (!kernel->codes.quantize_pieces) return;
     float *x = floats(length), *row = floats(k);
     int64_t *places = array(num_pieces, sizeof *places);
-    uint8_t *want = array(room, 1), *got = array(room, 1);
+    uint8_t *want = array(stride, 1), *got = array(ROWS * stride, 1);
+    const float inverse_scales[ROWS] = {60.0f, 35.0f};
+    const qrt_q8_row rows[ROWS] = {{1.0f, zero_point, 0}, {1.0f, zero_point / 2, 0}};
     fill_uniform(x, length, 3);
     for (int64_t i = 0; i < length; i += 29) x[i] = EDGES[i / 29 % COUNT(EDGES)];
     for (int64_t i = 0; i < num_pieces; i++) {
-        places[i] = any_outside && random_bits() >> 8 & 1 ? QRT_OUTSIDE : i == 0 ? length - QRT_CHANNEL_BLOCK : (int64_t)(random_bits() >> 8) % (length - 15);
-        for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) row[i * QRT_CHANNEL_BLOCK + v] = places[i] == QRT_OUTSIDE ? 0 : x[places[i] + v];
+        const bool is_outside = any_outside && random_bits() >> 8 & 1;
+        const int64_t last = length - QRT_CHANNEL_BLOCK - (ROWS - 1) * STEP;
+        places[i] = is_outside ? QRT_OUTSIDE : i == 0 ? last : (int64_t)(random_bits() >> 8) % (last + 1);
     }
-    kernel->codes.quantize(row, k, k_padded, 60.0f, zero_point, qmax, want, NULL);
-    kernel->codes.quantize_pieces(x, places, num_pieces, any_outside, k_padded, 60.0f, zero_point, qmax, got);
-    for (int64_t i = 0; i < k_padded * kernel->item_bytes; i++) check(got[i] == want[i], "codes of pieces", i, num_pieces, got[i], want[i]);
+    kernel->codes.quantize_pieces(x, STEP, ROWS, places, num_pieces, any_outside, k_padded, inverse_scales, rows, qmax, got, stride);
+    for (int r = 0; r < ROWS; r++) {
+        for (int64_t i = 0; i < k; i++) {
+            const int64_t place = places[i / QRT_CHANNEL_BLOCK];
+            row[i] = place == QRT_OUTSIDE ? 0 : x[r * STEP + place + i % QRT_CHANNEL_BLOCK];
+        }
+        kernel->codes.quantize(row, k, k_padded, inverse_scales[r], rows[r].zero_point, qmax, want, NULL);
+        for (int64_t i = 0; i < k_padded * kernel->item_bytes; i++)
+            check(got[r * stride + i] == want[i], "codes of pieces", i, num_pieces, got[r * stride + i], want[i]);
+    }
+    release();
+}
+
+/// Extremes along a row, and channels put beside each other, against the definition.
+static void check_rows_of_images(int64_t n, int64_t step, int64_t channels) {
+    const int64_t length = n > 0 ? (n - 1) * step + 1 : 0, plane = n + 3;
+    float *x = floats(length), *image = floats(channels > 0 && n > 0 ? (channels - 1) * plane + n : 0), *y[2];
+    uint32_t *least[2];
+    int32_t *greatest[2];
+    fill_uniform(x, length, 1);
+    for (int64_t i = 0; i < length; i += 5) x[i] = EDGES[i / 5 % COUNT(EDGES)];
+    fill_uniform(image, channels > 0 && n > 0 ? (channels - 1) * plane + n : 0, 1);
+    for (int i = 0; i < 2; i++) {
+        const qrt_conv_q8 *kernel = i ? &rung.conv_q8 : &definition.conv_q8;
+        least[i] = array(n, sizeof **least);
+        greatest[i] = array(n, sizeof **greatest);
+        y[i] = untouched(n * channels);
+        for (int64_t p = 0; p < n; p++) {
+            least[i][p] = (uint32_t)p << 26;
+            greatest[i][p] = (int32_t)p << 24;
+        }
+        kernel->widen((qrt_extremes){least[i], greatest[i]}, x, x, step, n);
+        kernel->interleave(image, plane, channels, n, y[i]);
+    }
+    for (int64_t p = 0; p < n; p++) {
+        check(least[0][p] == least[1][p], "conv_q8 widen, least", p, step, least[1][p], least[0][p]);
+        check(greatest[0][p] == greatest[1][p], "conv_q8 widen, greatest", p, step, greatest[1][p], greatest[0][p]);
+    }
+    for (int64_t i = 0; i < n * channels; i++) {
+        check_same(y[1][i], image[i % channels * plane + i / channels], "conv_q8 interleave", i, channels);
+        check_same(y[0][i], y[1][i], "conv_q8 interleave, defined", i, channels);
+    }
     release();
 }
 
@@ -1698,6 +1741,8 @@ static void check_conv_q8(void) {
         for (int64_t channels = 1; channels < 50; channels++)
             for (int special = 0; special < 8; special++) check_extremes(n, channels, special);
     for (int64_t n = 60; n < 135; n += 7) check_extremes(n, 17, 3);
+    for (int64_t n = 0; n < 70; n++)
+        for (int64_t i = 1; i < 6; i++) check_rows_of_images(n, i, i);
     for (int64_t pieces = 0; pieces < 30; pieces++)
         for (int outside = 0; outside < 2; outside++)
             for (int32_t zero_point = 0; zero_point < 256; zero_point += 85) check_pieces(pieces, outside, zero_point > 127 ? 127 : zero_point, zero_point > 127 ? 127 : 255);

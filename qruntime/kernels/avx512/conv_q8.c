@@ -6,4 +6,4 @@
 
 #include "../vector/simd_end.h"
 
-void qrt_avx512_conv_q8(qrt_kernel_table *t) { t->conv_q8 = (qrt_conv_q8){extremes, parameters}; }
+void qrt_avx512_conv_q8(qrt_kernel_table *t) { t->conv_q8 = (qrt_conv_q8){extremes, widen, parameters, interleave}; }

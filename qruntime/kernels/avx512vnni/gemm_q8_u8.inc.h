@@ -41,41 +41,44 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     if (sum) *sum = _mm512_reduce_add_epi64(total);
 }
 
-/// Piece i, zeros behind the last one.
 static inline __attribute__((always_inline)) __m512i
-rounded_piece(const float *x, const int64_t *places, int64_t i, int64_t num_pieces, const bool any_outside, __m512 inverse) {
-    if (i >= num_pieces || (any_outside && places[i] == QRT_OUTSIDE)) return _mm512_setzero_si512();
-    return rounded(_mm512_loadu_ps(x + places[i]), inverse);
+rounded_piece(const float *x, int64_t place, const bool any_outside, __m512 inverse) {
+    if (any_outside && place == QRT_OUTSIDE) return _mm512_setzero_si512();
+    return rounded(_mm512_loadu_ps(x + place), inverse);
 }
 
+enum { PIECE = 16 };
+
+/// One row.
 static inline __attribute__((always_inline)) void
-quantize_pieces_with(const bool any_outside, const float *x, const int64_t *places, int64_t num_pieces, int64_t k_padded,
-                     float inverse_scale, int32_t zero_point, int32_t qmax, uint8_t *q) {
-    enum { AT_ONCE = 4, PIECE = 16 };
+quantize_row(const bool any_outside, const float *x, const int64_t *places, int64_t num_pieces, int64_t k_padded,
+             float inverse_scale, int32_t zero_point, __m512i most, uint8_t *q) {
     const __m512 inverse = _mm512_set1_ps(inverse_scale);
-    const __m512i zero = _mm512_set1_epi16((int16_t)zero_point), most = _mm512_set1_epi8((char)qmax);
+    const __m512i zero = _mm512_set1_epi16((int16_t)zero_point);
     int64_t i = 0;
-    for (; i + AT_ONCE <= num_pieces; i += AT_ONCE) {
-        __m512i c[AT_ONCE];
+    for (; i + 4 <= num_pieces; i += 4) {
+        __m512i c[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < AT_ONCE; j++) c[j] = rounded_piece(x, places, i + j, num_pieces, any_outside, inverse);
+        for (int j = 0; j < 4; j++) c[j] = rounded_piece(x, places[i + j], any_outside, inverse);
         _mm512_storeu_si512(q + i * PIECE, packed_codes(c[0], c[1], c[2], c[3], zero, most));
     }
-    for (; i * PIECE < k_padded; i += AT_ONCE) {
-        __m512i c[AT_ONCE];
-#pragma GCC unroll 4
-        for (int j = 0; j < AT_ONCE; j++) c[j] = rounded_piece(x, places, i + j, num_pieces, any_outside, inverse);
-        const int64_t codes = (num_pieces - i) * PIECE, bytes = k_padded - i * PIECE;
-        const __mmask64 valid = codes > 0 ? ((uint64_t)1 << codes) - 1 : 0;
-        _mm512_mask_storeu_epi8(q + i * PIECE, bytes < 64 ? ((uint64_t)1 << bytes) - 1 : ~(uint64_t)0,
-                                _mm512_maskz_mov_epi8(valid, packed_codes(c[0], c[1], c[2], c[3], zero, most)));
+    for (; i < num_pieces; i++) {
+        const __m256i words = _mm512_cvtsepi32_epi16(rounded_piece(x, places[i], any_outside, inverse));
+        const __m256i codes = _mm256_max_epi16(_mm256_adds_epi16(words, _mm512_castsi512_si256(zero)), _mm256_setzero_si256());
+        _mm_storeu_si128((__m128i *)(q + i * PIECE), _mm_min_epu8(_mm256_cvtusepi16_epi8(codes), _mm512_castsi512_si128(most)));
     }
+    for (i *= PIECE; i < k_padded; i += PIECE) _mm_storeu_si128((__m128i *)(q + i), _mm_setzero_si128());  // to a multiple of 16
 }
 
-static void quantize_pieces(const float *x, const int64_t *places, int64_t num_pieces, bool any_outside, int64_t k_padded,
-                            float inverse_scale, int32_t zero_point, int32_t qmax, void *packed) {
-    if (any_outside) quantize_pieces_with(true, x, places, num_pieces, k_padded, inverse_scale, zero_point, qmax, packed);
-    else quantize_pieces_with(false, x, places, num_pieces, k_padded, inverse_scale, zero_point, qmax, packed);
+static void quantize_pieces(const float *x, int64_t step, int64_t n, const int64_t *places, int64_t num_pieces, bool any_outside,
+                            int64_t k_padded, const float *inverse_scales, const qrt_q8_row *rows, int32_t qmax, void *packed,
+                            int64_t stride_bytes) {
+    const __m512i most = _mm512_set1_epi8((char)qmax);
+    uint8_t *q = packed;
+    for (int64_t r = 0; r < n; r++, x += step, q += stride_bytes) {
+        if (any_outside) quantize_row(true, x, places, num_pieces, k_padded, inverse_scales[r], rows[r].zero_point, most, q);
+        else quantize_row(false, x, places, num_pieces, k_padded, inverse_scales[r], rows[r].zero_point, most, q);
+    }
 }
 
 static inline vi vi_codes(const void *a) {

@@ -72,13 +72,6 @@ static int64_t room_bytes(const job *j) {
 
 // ------------------------------------------------------------------------------------------ extremes
 
-static inline void widen(uint32_t *restrict least, int32_t *restrict greatest, const uint32_t *low, const int32_t *high, int64_t step, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        least[i] = low[i * step] > least[i] ? low[i * step] : least[i];
-        greatest[i] = high[i * step] > greatest[i] ? high[i * step] : greatest[i];
-    }
-}
-
 static void clear(qrt_extremes of, int64_t n) {
     memset(of.least, 0, (size_t)n * sizeof *of.least);
     memset(of.greatest, 0, (size_t)n * sizeof *of.greatest);
@@ -98,12 +91,7 @@ static void pixels_of_line(const job *j, int64_t line, qrt_extremes of) {
     clear(of, width);
     for (int64_t c = 0; c < g->channels; c++) {
         const float *x = j->image + (line / lines * g->channels + c) * lines * width + at;
-        for (int64_t i = 0; i < width; i++) {
-            uint32_t bits;
-            memcpy(&bits, x + i, sizeof bits);
-            of.least[i] = bits > of.least[i] ? bits : of.least[i];
-            of.greatest[i] = (int32_t)bits > of.greatest[i] ? (int32_t)bits : of.greatest[i];
-        }
+        qrt_kernels.conv_q8.widen(of, x, x, 1, width);
     }
 }
 
@@ -118,7 +106,7 @@ static void extremes_of_line(const job *j, int64_t line, qrt_extremes pixels) {
         const int64_t offset = v * g->dilation[2] - g->begin[2];  // output column i sees column i · stride + offset
         const int64_t first = offset < 0 ? qrt_ceil_div(-offset, stride) : 0;
         const int64_t end = offset < g->in[2] ? qrt_min(g->out[2], (g->in[2] - 1 - offset) / stride + 1) : 0, at = first * stride + offset;
-        if (first < end) widen(of.least + first, of.greatest + first, pixels.least + at, pixels.greatest + at, stride, end - first);
+        if (first < end) qrt_kernels.conv_q8.widen(from(of, first), pixels.least + at, pixels.greatest + at, stride, end - first);
     }
 }
 
@@ -146,7 +134,7 @@ static void extremes_of_windows(const job *j, int64_t image, const int64_t *at, 
             const int64_t row = at[1] * g->stride[1] - g->begin[1] + h * g->dilation[1];
             if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) continue;
             const int64_t line = ((image * g->in[0] + slice) * g->in[1] + row) * g->out[2] + at[2];
-            widen(of.least, of.greatest, j->map.least + line, j->map.greatest + line, 1, count);
+            qrt_kernels.conv_q8.widen(of, j->map.least + line, j->map.greatest + line, 1, count);
         }
 }
 
@@ -160,17 +148,9 @@ static inline int64_t floats_of_piece(const job *j, int64_t piece) {
     return qrt_min(BLOCK, all - at * BLOCK);
 }
 
-static void quantize_row(const job *j, const float *x, const int64_t *places, bool any_outside, int64_t r, const room *in) {
-    const qrt_q8_weights *w = j->w;
-    const qrt_codes_q8 *codes = &w->kernel->codes;
-    qrt_q8_row *row = in->rows + r;
-    char *packed = in->packed + r * w->row_bytes;
-    if (!j->gathers) {
-        codes->quantize_pieces(x, places, j->num_pieces, any_outside, w->k_padded, in->inverse_scales[r], row->zero_point, j->qmax, packed);
-        return;
-    }
-    for (int64_t i = 0; i < j->num_pieces; i++) {
-        float *to = in->floats + i * BLOCK;
+/// The pieces of a window, one after the other.
+static void gather(const job *j, const float *x, const int64_t *places, bool any_outside, float *to) {
+    for (int64_t i = 0; i < j->num_pieces; i++, to += BLOCK) {
         const int64_t count = any_outside && places[i] == QRT_OUTSIDE ? 0 : floats_of_piece(j, i);
         if (count == BLOCK) {
             memcpy(to, x + places[i], BLOCK * sizeof *to);
@@ -179,8 +159,24 @@ static void quantize_row(const job *j, const float *x, const int64_t *places, bo
         memset(to, 0, BLOCK * sizeof *to);
         for (int64_t c = 0; c < count; c++) to[c] = x[places[i] + c];
     }
-    codes->quantize(in->floats, w->base.k, w->k_padded, in->inverse_scales[r], row->zero_point, j->qmax, packed, w->zero_points ? &row->sum : NULL);
-    if (w->zero_points) row->sum -= w->base.k * row->zero_point;
+}
+
+/// Codes of n windows, `step` floats apart in the image, in row r of the block and those after it.
+static void quantize_rows(const job *j, const float *x, int64_t step, int64_t n, const int64_t *places, bool any_outside, int64_t r, const room *in) {
+    const qrt_q8_weights *w = j->w;
+    const qrt_codes_q8 *codes = &w->kernel->codes;
+    const float *inverse_scales = in->inverse_scales + r;
+    qrt_q8_row *rows = in->rows + r;
+    char *packed = in->packed + r * w->row_bytes;
+    if (!j->gathers) {
+        codes->quantize_pieces(x, step, n, places, j->num_pieces, any_outside, w->k_padded, inverse_scales, rows, j->qmax, packed, w->row_bytes);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++, x += step, packed += w->row_bytes) {
+        gather(j, x, places, any_outside, in->floats);
+        codes->quantize(in->floats, w->base.k, w->k_padded, inverse_scales[i], rows[i].zero_point, j->qmax, packed, w->zero_points ? &rows[i].sum : NULL);
+        if (w->zero_points) rows[i].sum -= w->base.k * rows[i].zero_point;
+    }
 }
 
 /// Places in the image of a window that is not inside, the first pixel of which lies at `first`.
@@ -208,19 +204,22 @@ static void quantize_windows(const job *j, int64_t image, const int64_t *at, int
     for (int d = 0; d < 3; d++) first[d] = at[d] * g->stride[d] - g->begin[d];
     if (j->in_columns) {  // the copy begins with the padding
         x += (at[0] * g->stride[0] * g->padded[1] + at[1] * g->stride[1]) * j->x_row + at[2] * g->stride[2] * g->channels;
-        for (int64_t i = 0; i < count; i++, x += g->stride[2] * g->channels) quantize_row(j, x, j->places, false, r + i, in);
+        quantize_rows(j, x, g->stride[2] * g->channels, count, j->places, false, r, in);
         return;
     }
     bool is_inside = true;
     for (int d = 0; d < 2; d++) is_inside = is_inside && first[d] >= 0 && first[d] + (g->window[d] - 1) * g->dilation[d] < g->in[d];
-    const int64_t line = (first[0] * g->in[1] + first[1]) * g->in[2];
-    for (int64_t i = 0; i < count; i++, first[2] += g->stride[2]) {
-        if (is_inside && at[2] + i >= j->whole_begin && at[2] + i < j->whole_end) {
-            quantize_row(j, x + (line + first[2]) * BLOCK, j->places, false, r + i, in);
-        } else {
-            find_places(j, first, in->places);
-            quantize_row(j, x, in->places, true, r + i, in);
+    const int64_t begin = is_inside ? qrt_min(qrt_max(j->whole_begin - at[2], 0), count) : count;
+    const int64_t end = qrt_max(begin, qrt_min(j->whole_end - at[2], count)), line = (first[0] * g->in[1] + first[1]) * g->in[2];
+    for (int64_t i = 0; i < count; i++) {
+        if (i == begin && begin < end) {
+            const int64_t column = first[2] + begin * g->stride[2];
+            quantize_rows(j, x + (line + column) * BLOCK, g->stride[2] * BLOCK, end - begin, j->places, false, r + begin, in);
+            i = end - 1;
+            continue;
         }
+        find_places(j, (const int64_t[]){first[0], first[1], first[2] + i * g->stride[2]}, in->places);
+        quantize_rows(j, x, 0, 1, in->places, true, r + i, in);
     }
 }
 
@@ -287,11 +286,8 @@ static void copy_row(void *context, int64_t task) {
     const int64_t image = task / g->padded[1] / g->padded[0], plane = g->in[0] * g->in[1] * g->in[2];
     memset(to, 0, (size_t)j->x_row * sizeof *to);
     if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) return;
-    to += g->begin[2] * g->channels;
-    for (int64_t c = 0; c < g->channels; c++) {
-        const float *line = j->image + (image * g->channels + c) * plane + (slice * g->in[1] + row) * g->in[2];
-        for (int64_t i = 0; i < g->in[2]; i++) to[i * g->channels + c] = line[i];
-    }
+    const float *line = j->image + image * g->channels * plane + (slice * g->in[1] + row) * g->in[2];
+    qrt_kernels.conv_q8.interleave(line, plane, g->channels, g->in[2], to + g->begin[2] * g->channels);
 }
 
 static void set_places(const job *j) {

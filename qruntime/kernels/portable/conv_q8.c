@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "../rungs.h"
+#include "../vector/conv_q8_rows.inc.h"
 
 static void extremes(const float *x, int64_t step, int64_t plane, int64_t channels, int64_t n, qrt_extremes of) {
     for (int64_t p = 0; p < n; p++) {
@@ -28,4 +29,4 @@ static void parameters(const uint32_t *least, const int32_t *greatest, int64_t n
     }
 }
 
-void qrt_portable_conv_q8(qrt_kernel_table *t) { t->conv_q8 = (qrt_conv_q8){extremes, parameters}; }
+void qrt_portable_conv_q8(qrt_kernel_table *t) { t->conv_q8 = (qrt_conv_q8){extremes, widen, parameters, interleave}; }

@@ -1,13 +1,15 @@
 /// Ranges of windows, over the vocabulary of simd_*.h.
 #include <float.h>
-#include <math.h>
+#include <string.h>
+
+#include "conv_q8_rows.inc.h"
 
 enum { BLOCK = QRT_CHANNEL_BLOCK, AT_ONCE = 4 };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /// Widen the extremes of four pixels by `count` ≤ 16 channels of a block, the numbers of which are constants where it is inlined.
-ALWAYS_INLINE void widen(const float *const *x, int64_t at, const int count, vi least[AT_ONCE], vi greatest[AT_ONCE]) {
+ALWAYS_INLINE void add_channels(const float *const *x, int64_t at, const int count, vi least[AT_ONCE], vi greatest[AT_ONCE]) {
 #pragma GCC unroll 4
     for (int i = 0; i < AT_ONCE; i++)
 #pragma GCC unroll 4
@@ -34,8 +36,8 @@ static void extremes(const float *x, int64_t step, int64_t plane, int64_t channe
             pixels[i] = x + (p + (i < count ? i : 0)) * step;
             least[i] = greatest[i] = vi_set(0);
         }
-        for (int64_t b = 0; b < blocks; b++) widen(pixels, b * plane, BLOCK, least, greatest);
-        if (rest) widen(pixels, blocks * plane, rest, least, greatest);
+        for (int64_t b = 0; b < blocks; b++) add_channels(pixels, b * plane, BLOCK, least, greatest);
+        if (rest) add_channels(pixels, blocks * plane, rest, least, greatest);
         // The greatest unsigned integer is the greatest signed one after the sign has been flipped.
 #pragma GCC unroll 4
         for (int i = 0; i < AT_ONCE; i++) least[i] = vi_xor(least[i], sign);
@@ -53,32 +55,24 @@ static void extremes(const float *x, int64_t step, int64_t plane, int64_t channe
     }
 }
 
-/// As qrt_q8_parameters, for a compiler that makes vectors of it: no branches, and rows are put together afterwards.
+/// As qrt_q8_parameters.
 static void parameters(const uint32_t *least, const int32_t *greatest, int64_t n, int32_t qmax, qrt_q8_row *rows, float *inverse_scales) {
-    enum { PART = 64 };
-    const float round = 12582912.0f, most = (float)qmax;
-    const double steps = qmax;
-    for (int64_t first = 0; first < n; first += PART) {
-        const int count = n - first < PART ? (int)(n - first) : PART;
-        float low[PART], high[PART], scales[PART], zeros[PART], inverse[PART];
-        memcpy(low, least + first, (size_t)count * sizeof *low);
-        memcpy(high, greatest + first, (size_t)count * sizeof *high);
-        for (int i = count; i < PART; i++) low[i] = high[i] = 0.0f;
-        for (int i = 0; i < PART; i++) {
-            float lo = low[i] > 0.0f ? 0.0f : low[i];  // NaN stays
-            float scale = (float)(((double)high[i] - (double)lo) / steps);
-            scale = scale == 0.0f ? 1.0f : scale;
-            scale = scale < FLT_MIN ? FLT_MIN : scale;
-            float zero = -lo / scale + round - round;
-            zero = zero > 0.0f ? zero : 0.0f;  // also NaN
-            zeros[i] = zero < most ? zero : most;
-            scales[i] = scale;
-            inverse[i] = 1.0f / scale;
-        }
-        memcpy(inverse_scales + first, inverse, (size_t)count * sizeof *inverse);
-        for (int i = 0; i < count; i++) {
-            rows[first + i].scale = scales[i];
-            rows[first + i].zero_point = (int32_t)zeros[i];
+    const vf nothing = vf_zero(), one = vf_set(1.0f), round = vf_set(12582912.0f);
+    for (int64_t i = 0; i < n; i += VL) {
+        const int64_t count = n - i < VL ? n - i : VL;
+        float scales[VL], zeros[VL];
+        const vf low = vf_min(nothing, vi_as_vf(vi_load_n((const int32_t *)least + i, count)));  // NaN stays
+        vf scale = vf_divided_difference(vi_as_vf(vi_load_n(greatest + i, count)), low, qmax);
+        scale = vf_blend(vf_eq(scale, nothing), one, scale);
+        scale = vf_max(vf_set(FLT_MIN), scale);
+        vf zero = vf_sub(vf_add(vf_div(vf_neg(low), scale), round), round);
+        zero = vf_blend(vf_lt(nothing, zero), zero, nothing);  // also NaN
+        vf_store(zeros, vf_min(zero, vf_set((float)qmax)));
+        vf_store(scales, scale);
+        vf_store_n(inverse_scales + i, vf_div(one, scale), count);
+        for (int r = 0; r < count; r++) {
+            rows[i + r].scale = scales[r];
+            rows[i + r].zero_point = (int32_t)zeros[r];
         }
     }
 }

@@ -130,6 +130,15 @@ static inline void vd_store(double *p, vd v) { _mm256_storeu_pd(p, v); }
 static inline void vd_store_n(double *p, vd v, int64_t n) { _mm256_maskstore_pd(p, vd_first(n), v); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 
+/// (a − b) / divisor in double, rounded to float.
+static inline vf vf_divided_difference(vf a, vf b, double divisor) {
+    const vd by = vd_set(divisor);
+    const __m128 a_high = _mm256_extractf128_ps(a, 1), b_high = _mm256_extractf128_ps(b, 1);
+    const vd low = _mm256_sub_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)));
+    const vd high = _mm256_sub_pd(_mm256_cvtps_pd(a_high), _mm256_cvtps_pd(b_high));
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(_mm256_div_pd(low, by))), _mm256_cvtpd_ps(_mm256_div_pd(high, by)), 1);
+}
+
 /// Bytes 0 or 1.
 static inline void vm_store_bytes(uint8_t *p, vm m) {
     __m256i words = _mm256_srli_epi32(_mm256_castps_si256(m), 31);

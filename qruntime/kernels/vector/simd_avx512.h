@@ -87,6 +87,12 @@ static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 
 static inline __m256 vf_low(vf v) { return _mm512_castps512_ps256(v); }
 static inline __m256 vf_high(vf v) { return _mm512_extractf32x8_ps(v, 1); }
+static inline vf vf_divided_difference(vf a, vf b, double divisor) {
+    const vd by = vd_set(divisor);
+    const vd low = _mm512_div_pd(_mm512_sub_pd(_mm512_cvtps_pd(vf_low(a)), _mm512_cvtps_pd(vf_low(b))), by);
+    const vd high = _mm512_div_pd(_mm512_sub_pd(_mm512_cvtps_pd(vf_high(a)), _mm512_cvtps_pd(vf_high(b))), by);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+}
 static inline float vf_sum(vf v) {
     __m256 w = _mm256_add_ps(vf_low(v), vf_high(v));
     __m128 h = _mm_add_ps(_mm256_castps256_ps128(w), _mm256_extractf128_ps(w, 1));

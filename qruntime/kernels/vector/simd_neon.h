@@ -133,6 +133,12 @@ static inline vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
 #define vi_sra(a, bits) vshrq_n_s32(a, bits)
 static inline vm vi_eq(vi a, vi b) { return vceqq_s32(a, b); }
 
+static inline vf vf_divided_difference(vf a, vf b, double divisor) {
+    const float64x2_t by = vdupq_n_f64(divisor);
+    const float64x2_t low = vsubq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_f64_f32(vget_low_f32(b)));
+    const float64x2_t high = vsubq_f64(vcvt_high_f64_f32(a), vcvt_high_f64_f32(b));
+    return vcvt_high_f32_f64(vcvt_f32_f64(vdivq_f64(low, by)), vdivq_f64(high, by));
+}
 static inline float vf_sum(vf v) {
     vf h = vf_add(v, vextq_f32(v, v, 2));
     return vgetq_lane_f32(h, 0) + vgetq_lane_f32(h, 1);

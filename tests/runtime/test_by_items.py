@@ -112,6 +112,20 @@ def test_a_batch_has_the_bits_of_its_items(name: str, threads: int) -> None:
             assert_same_bits(together[output][i : i + 1], alone[output])
 
 
+@pytest.mark.parametrize("name", ["a chain", "a residual", "a depthwise pair", "a gate"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_of_quantized_networks(name: str, threads: int) -> None:
+    nodes, outputs = NETWORKS[name]
+    model = model_of([*START, *nodes], C, outputs, threads).quantize_dynamic({"Conv"})
+    x = image(7, 3, 48, 40)
+    together = model.run({"x": x})
+    assert steps_by_items(model) >= 2
+    for i in range(len(x)):
+        alone = model.run({"x": x[i : i + 1]})
+        for output in outputs:
+            assert_same_bits(together[output][i : i + 1], alone[output])
+
+
 def test_constants_with_an_item_for_each_of_the_batch_end_it() -> None:
     nodes, outputs = NETWORKS["constants"]
     model, x = model_of([*START, *nodes], C, outputs), image(6, 3, 48, 48)

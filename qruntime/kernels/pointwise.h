@@ -1,7 +1,7 @@
 /// Elementwise kernels over contiguous runs.
 ///
 /// Every element is computed by the same operations wherever it stands, so runs may be split anywhere.
-/// Errors of the float functions are stated in vector/math.inc.h, those of double in vector/float64.inc.h; portable calls
+/// Errors of the float functions are stated in vector/math.inc.h, those of double in vector/math_f64.inc.h; portable calls
 /// libm for float.
 #ifndef QRT_POINTWISE_H
 #define QRT_POINTWISE_H

@@ -31,6 +31,12 @@ typedef struct {
     float epsilon;
 } qrt_norm_params;
 
+typedef struct {
+    const double *scale;
+    const double *bias;
+    double epsilon;
+} qrt_norm_params_f64;
+
 typedef struct qrt_rows {
     /// y[j] = e^(x[j] − max x) / Σ; y may be x. A NaN makes the whole row NaN, so does a row of −inf.
     /// Errors within 4 ulp plus what the sum of n terms loses.
@@ -50,6 +56,14 @@ typedef struct qrt_rows {
     /// y = s / √(mean s² + epsilon) · scale + bias, the rest as layer_norm.
     void (*rms_norm)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                      const qrt_norm_params *params);
+
+    /// The same of doubles; sums of n terms are made in 16 lanes.
+    void (*softmax_f64)(const double *x, double *y, int64_t n);
+    void (*log_softmax_f64)(const double *x, double *y, int64_t n);
+    void (*layer_norm_f64)(int64_t rows, const double *x, const double *residual, double *sum, double *y, int64_t n,
+                           const qrt_norm_params_f64 *params);
+    void (*rms_norm_f64)(int64_t rows, const double *x, const double *residual, double *sum, double *y, int64_t n,
+                         const qrt_norm_params_f64 *params);
 
     /// One number of a row. Blocks of 2048 elements are summed apart, so errors stay near √n·ε.
     /// n = 0 gives 0 (sum, l1, sum_square), 1 (prod), ∓inf (max, min). max and min propagate NaN.

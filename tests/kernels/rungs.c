@@ -1116,10 +1116,45 @@ static void check_norm(bool centred, int64_t rows, const float *x, const float *
     check(sum[rows * n] == UNTOUCHED && y[rows * n] == UNTOUCHED, "norm, beyond", n, n, y[rows * n], UNTOUCHED);
 }
 
+/// Doubles against the definition's; both lie within the same bound of the exact numbers.
+static void check_rows_f64(int64_t n) {
+    enum { ROWS = 3 };
+    const int64_t size = ROWS * n;
+    double *in[4], *out[4];
+    for (int i = 0; i < 4; i++) {
+        in[i] = array(size, sizeof(double));
+        out[i] = array(size + 1, sizeof(double));
+        for (int64_t j = 0; j < size; j++) in[i][j] = uniform(-3, 3);
+        out[i][size] = UNTOUCHED;
+    }
+    for (int variant = 0; variant < 16; variant++) {
+        qrt_norm_params_f64 params = {variant & 1 ? in[2] : NULL, variant & 2 ? in[3] : NULL, 1e-5};
+        const double *residual = variant & 4 ? in[1] : NULL;
+        const qrt_rows *f = &rung.rows, *g = &definition.rows;
+        (variant & 8 ? f->layer_norm_f64 : f->rms_norm_f64)(ROWS, in[0], residual, out[1], out[0], n, &params);
+        (variant & 8 ? g->layer_norm_f64 : g->rms_norm_f64)(ROWS, in[0], residual, out[3], out[2], n, &params);
+        for (int64_t j = 0; j < size; j++) {
+            double bound = 2 * DBL_EPSILON * (8 + (double)n / 16) * (1 + fabs(out[2][j])) * 12;
+            check(fabs(out[0][j] - out[2][j]) <= bound, "norm of doubles", n, j, out[0][j], out[2][j]);
+            if (residual) check_same_f64(out[1][j], out[3][j], "norm of doubles, sum", n, j);
+        }
+    }
+    for (int is_log = 0; is_log < 2; is_log++) {
+        (is_log ? rung.rows.log_softmax_f64 : rung.rows.softmax_f64)(in[0], out[0], n);
+        (is_log ? definition.rows.log_softmax_f64 : definition.rows.softmax_f64)(in[0], out[2], n);
+        for (int64_t j = 0; j < n; j++) {
+            double bound = 2 * DBL_EPSILON * (8 + (double)n / 16) * (is_log ? 1 + fabs(out[2][j]) : out[2][j]);
+            check(fabs(out[0][j] - out[2][j]) <= bound, "softmax of doubles", n, j, out[0][j], out[2][j]);
+        }
+    }
+    for (int i = 0; i < 4; i++) check_same_f64(out[i][size], UNTOUCHED, "rows of doubles, beyond", n, i);
+}
+
 static void check_rows(void) {
     static const int64_t widths[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 700, 2047, 2049, 5000};
     for (int w = 0; w < COUNT(widths); w++) {
         int64_t n = widths[w];
+        check_rows_f64(n);
         enum { ROWS = 6 };
         float *x = floats(ROWS * n), *residual = floats(ROWS * n), *scale = floats(n), *bias = floats(n);
         for (int spread = 1; spread <= 60; spread += 59) {

@@ -113,3 +113,69 @@ def test_models_of_float64_run_in_kernels(op: str) -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-14, atol=1e-16)
     assert "numpy" not in str(model.profile({"x": x}))
     assert "nodes: 1 native" in model.summary({"x": x})
+
+
+WIDTHS = [*range(1, 11), 15, 16, 17, 31, 32, 33, 127, 128, 129, 768, 2049]
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+@pytest.mark.parametrize("spread", [0.1, 5, 400])
+def test_softmax(rung: str, spread: float) -> None:
+    rng = np.random.default_rng(1)
+    for n in WIDTHS:
+        x = rng.standard_normal((3, n)) * spread
+        shifted = x.astype(np.longdouble) - x.max(axis=-1, keepdims=True)
+        exact = np.exp(shifted) / np.exp(shifted).sum(axis=-1, keepdims=True)
+        exact_log = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        (y,) = kernels.call_node("softmax", [x], ints=[-1])
+        (log,) = kernels.call_node("log_softmax", [x], ints=[-1])
+        # x − max is rounded: half an ulp of it is a relative error of the exponential. A subnormal keeps fewer digits.
+        assert (np.abs(y - exact) <= exact * EPSILON * (4 + 2 * spread + n / 16) + 1e-323).all()
+        assert (np.abs(log - exact_log) <= EPSILON * (4 + 2 * spread + n / 16 + np.abs(exact_log))).all()
+        for row in range(3):  # alone, with the bits it has among others
+            np.testing.assert_array_equal(kernels.call_node("softmax", [x[row : row + 1]], ints=[-1])[0][0], y[row])
+
+
+def test_softmax_of_odd_rows(rung: str) -> None:
+    odd = np.array([[1, np.nan, 2], [-np.inf, -np.inf, -np.inf], [np.inf, 0, 1]])
+    for name in ("softmax", "log_softmax"):
+        y = kernels.call_node(name, [odd], ints=[1])[0]
+        assert np.isnan(y[:2]).all() and np.isnan(y[2, 0])
+        assert kernels.call_node(name, [odd], ints=[0]) is None  # columns are numpy's
+    (y,) = kernels.call_node("softmax", [np.array([[-np.inf, 0, 0]])], ints=[1])
+    np.testing.assert_array_equal(y, [[0, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_norms(rung: str, name: str) -> None:
+    rng = np.random.default_rng(2)
+    for n in WIDTHS:
+        x, residual, (scale, bias) = rng.standard_normal((5, n)) * 3, rng.standard_normal((5, n)), rng.standard_normal((2, n))
+        for use in range(8):
+            inputs = [x, scale if use & 1 else None, bias if use & 2 else None, residual if use & 4 else None]
+            y, total = kernels.call_node(name, inputs, ints=[-1], floats=[1e-5], num_outputs=2)
+            s = x + residual if use & 4 else x
+            np.testing.assert_array_equal(total, s)
+            wide = s.astype(np.longdouble)
+            if name == "layer_norm":
+                wide = wide - wide.mean(axis=-1, keepdims=True)
+            exact = wide / np.sqrt((wide * wide).mean(axis=-1, keepdims=True) + 1e-5)
+            factor, offset = (scale if use & 1 else 1), (bias if use & 2 else 0)
+            # Against the mean the sum loses n/16 roundings of its lanes, and of numbers that nearly cancel up to their own size.
+            bound = EPSILON * (8 + n / 16) * (1 + np.abs(s) + np.abs(exact)) * (np.abs(factor) + np.abs(offset)) * np.abs(1 / wide.std())
+            if n > 1:
+                assert (np.abs(y - (exact * factor + offset)) <= bound).all()
+            one = kernels.call_node(name, [v if v is None or v.ndim == 1 else v[3:4] for v in inputs], ints=[-1], floats=[1e-5])
+            np.testing.assert_array_equal(one[0][0], y[3])
+    assert kernels.call_node(name, [x, scale.astype(np.float32)], ints=[-1], floats=[1e-5]) is None
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LayerNormalization"])
+def test_rows_of_models_run_in_kernels(op: str) -> None:
+    weights = {"scale": np.linspace(1, 2, 24)} if op == "LayerNormalization" else {}
+    model = one_node(op, [("x", 11, [None, 24])], [("y", 11, [None, 24])], weights, opset=17)
+    x = np.random.default_rng(0).standard_normal((5, 24))
+    expected = qruntime.ops.registry.find("", op, 17).definition(x, *weights.values())
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    np.testing.assert_allclose(model(x), expected, rtol=1e-13, atol=1e-15)
+    assert "nodes: 1 native" in model.summary({"x": x})

@@ -10,18 +10,25 @@ enum { GRAIN = 8192 };
 typedef void (*norm_fn)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                         const qrt_norm_params *params);
 
+typedef void (*norm_f64_fn)(int64_t rows, const double *x, const double *residual, double *sum, double *y, int64_t n,
+                            const qrt_norm_params_f64 *params);
+
 typedef void (*softmax_fn)(const float *x, float *y, int64_t n);
+typedef void (*softmax_f64_fn)(const double *x, double *y, int64_t n);
 typedef void (*softmax_columns_fn)(const float *x, float *y, int64_t n, int64_t stride, int64_t columns);
 
 /// A row function over [outer, n] or, for softmax along another axis, over [outer, n, inner].
 typedef struct rows_call {
     void (*rows_of)(const struct rows_call *call, int64_t first, int64_t last);
     softmax_fn softmax;
+    softmax_f64_fn softmax_f64;
     softmax_columns_fn softmax_columns;
     norm_fn norm;
-    const float *x, *residual;
-    float *y, *sum;
+    norm_f64_fn norm_f64;
+    const void *x, *residual;   ///< of the type that `rows_of` is for
+    void *y, *sum;
     qrt_norm_params params;
+    qrt_norm_params_f64 params_f64;
     int64_t rows, n, inner, rows_per_task;
 } rows_call;
 
@@ -39,14 +46,20 @@ static void run_rows(rows_call *call, qrt_run *run) {
 }
 
 static void softmax_rows(const rows_call *call, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++) call->softmax(call->x + row * call->n, call->y + row * call->n, call->n);
+    const float *x = call->x;
+    for (int64_t row = first; row < last; row++) call->softmax(x + row * call->n, (float *)call->y + row * call->n, call->n);
+}
+
+static void softmax_rows_f64(const rows_call *call, int64_t first, int64_t last) {
+    const double *x = call->x;
+    for (int64_t row = first; row < last; row++) call->softmax_f64(x + row * call->n, (double *)call->y + row * call->n, call->n);
 }
 
 static void softmax_columns(const rows_call *call, int64_t first, int64_t last) {
     for (int64_t row = first, count; row < last; row += count) {
         const int64_t column = row % call->inner, at = row / call->inner * call->n * call->inner + column;
         count = call->inner - column < last - row ? call->inner - column : last - row;
-        call->softmax_columns(call->x + at, call->y + at, call->n, call->inner, count);
+        call->softmax_columns((const float *)call->x + at, (float *)call->y + at, call->n, call->inner, count);
     }
 }
 
@@ -68,22 +81,27 @@ static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const 
         qrt_alias(out, in[0], in[0]->rank, in[0]->dims);
         return QRT_OK;
     }
-    return qrt_alloc(run, out, QRT_F32, in[0]->rank, in[0]->dims);
+    return qrt_alloc(run, out, in[0]->dtype, in[0]->rank, in[0]->dims);
 }
 
-/// ints: axis.
+/// ints: axis. Input: float32, or float64 along its last axis.
 static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, softmax_fn kernel,
-                               softmax_columns_fn of_columns) {
+                               softmax_columns_fn of_columns, softmax_f64_fn of_doubles) {
     const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
-    if (!x || node->num_ints < 1 || x->dtype != QRT_F32) return QRT_DECLINE;
+    if (!x || node->num_ints < 1 || (x->dtype != QRT_F32 && x->dtype != QRT_F64)) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
-    rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .softmax_columns = of_columns, .x = x->data, .n = x->dims[axis]};
+    rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .softmax_columns = of_columns, .softmax_f64 = of_doubles,
+                      .x = x->data, .n = x->dims[axis]};
     if (x->size) {
         call.rows = x->size / call.n;
         call.inner = product(x->dims, axis + 1, x->rank);
     }
     if (call.inner > 1) call.rows_of = softmax_columns;
+    if (x->dtype == QRT_F64) {
+        if (call.inner > 1) return QRT_DECLINE;
+        call.rows_of = softmax_rows_f64;
+    }
     qrt_status status = allocate_over_first(node, run, in, &out[0]);
     if (status != QRT_OK) return status;
     call.y = out[0].data;
@@ -92,17 +110,27 @@ static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_ten
 }
 
 static qrt_status softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return softmax_with(node, run, in, out, qrt_kernels.rows.softmax, qrt_kernels.rows.softmax_columns);
+    const qrt_rows *rows = &qrt_kernels.rows;
+    return softmax_with(node, run, in, out, rows->softmax, rows->softmax_columns, rows->softmax_f64);
 }
 
 static qrt_status log_softmax(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return softmax_with(node, run, in, out, qrt_kernels.rows.log_softmax, qrt_kernels.rows.log_softmax_columns);
+    const qrt_rows *rows = &qrt_kernels.rows;
+    return softmax_with(node, run, in, out, rows->log_softmax, rows->log_softmax_columns, rows->log_softmax_f64);
 }
 
 static void norm_rows(const rows_call *call, int64_t first, int64_t last) {
     int64_t at = first * call->n;
-    const float *residual = call->residual ? call->residual + at : NULL;
-    call->norm(last - first, call->x + at, residual, call->sum ? call->sum + at : NULL, call->y + at, call->n, &call->params);
+    const float *residual = call->residual ? (const float *)call->residual + at : NULL;
+    float *sum = call->sum ? (float *)call->sum + at : NULL;
+    call->norm(last - first, (const float *)call->x + at, residual, sum, (float *)call->y + at, call->n, &call->params);
+}
+
+static void norm_rows_f64(const rows_call *call, int64_t first, int64_t last) {
+    int64_t at = first * call->n;
+    const double *residual = call->residual ? (const double *)call->residual + at : NULL;
+    double *sum = call->sum ? (double *)call->sum + at : NULL;
+    call->norm_f64(last - first, (const double *)call->x + at, residual, sum, (double *)call->y + at, call->n, &call->params_f64);
 }
 
 static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
@@ -111,7 +139,7 @@ static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
 
 /// A vector over the normalised axes, leading ones allowed.
 static bool is_vector_of(const qrt_tensor *t, const qrt_tensor *x, int axis) {
-    if (t->dtype != QRT_F32) return false;
+    if (t->dtype != x->dtype) return false;
     for (int i = t->rank - 1, j = x->rank - 1; i >= 0 || j >= axis; i--, j--) {
         int64_t d = i >= 0 ? t->dims[i] : 1;
         if (d != (j >= axis ? x->dims[j] : 1)) return false;
@@ -119,24 +147,26 @@ static bool is_vector_of(const qrt_tensor *t, const qrt_tensor *x, int axis) {
     return true;
 }
 
-/// Inputs: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
+/// Inputs, all of float32 or of float64: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
 /// ints: axis, the first that is normalised. floats: epsilon.
 static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
-                                norm_fn kernel) {
+                                norm_fn kernel, norm_f64_fn of_doubles) {
     if (node->num_inputs < 1 || node->num_inputs > 4 || node->num_ints < 1 || node->num_floats < 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0], *vectors[2] = {NULL, NULL}, *residual = NULL;
     for (int i = 1; i < node->num_inputs && i < 3; i++) vectors[i - 1] = in[i];
     if (node->num_inputs > 3) residual = in[3];
-    if (!x || x->dtype != QRT_F32 || node->num_outputs > 2) return QRT_DECLINE;
+    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64) || node->num_outputs > 2) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
     for (int i = 0; i < 2; i++)
         if (vectors[i] && !is_vector_of(vectors[i], x, axis)) return QRT_DECLINE;
-    if (residual && (residual->dtype != QRT_F32 || !same_shape(residual, x))) return QRT_DECLINE;
+    if (residual && (residual->dtype != x->dtype || !same_shape(residual, x))) return QRT_DECLINE;
 
-    rows_call call = {.rows_of = norm_rows, .norm = kernel, .x = x->data, .residual = residual ? residual->data : NULL};
-    call.params = (qrt_norm_params){vectors[0] ? vectors[0]->data : NULL, vectors[1] ? vectors[1]->data : NULL,
-                                    (float)node->floats[0]};
+    const void *scale = vectors[0] ? vectors[0]->data : NULL, *bias = vectors[1] ? vectors[1]->data : NULL;
+    rows_call call = {.rows_of = x->dtype == QRT_F64 ? norm_rows_f64 : norm_rows, .norm = kernel, .norm_f64 = of_doubles,
+                      .x = x->data, .residual = residual ? residual->data : NULL};
+    call.params = (qrt_norm_params){scale, bias, (float)node->floats[0]};
+    call.params_f64 = (qrt_norm_params_f64){scale, bias, node->floats[0]};
     if (x->size) {
         call.n = product(x->dims, axis, x->rank);
         call.rows = x->size / call.n;
@@ -144,7 +174,7 @@ static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_te
     qrt_tensor sum = {0};
     if (node->num_outputs == 2) {
         if (residual) {
-            qrt_status status = qrt_alloc(run, &sum, QRT_F32, x->rank, x->dims);
+            qrt_status status = qrt_alloc(run, &sum, x->dtype, x->rank, x->dims);
             if (status != QRT_OK) return status;
             call.sum = sum.data;
         } else {
@@ -164,11 +194,11 @@ static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_te
 }
 
 static qrt_status layer_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return normalization(node, run, in, out, qrt_kernels.rows.layer_norm);
+    return normalization(node, run, in, out, qrt_kernels.rows.layer_norm, qrt_kernels.rows.layer_norm_f64);
 }
 
 static qrt_status rms_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    return normalization(node, run, in, out, qrt_kernels.rows.rms_norm);
+    return normalization(node, run, in, out, qrt_kernels.rows.rms_norm, qrt_kernels.rows.rms_norm_f64);
 }
 
 const qrt_node_entry qrt_rows_nodes[] = {

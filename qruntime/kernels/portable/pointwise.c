@@ -1,6 +1,5 @@
 /// Elementwise kernels in plain C over libm: the definition.
 #include <math.h>
-#include <stdbool.h>
 #include <string.h>
 
 #include "../half.h"
@@ -123,7 +122,6 @@ static void f32_pow(const void *va, const void *vb, void *vy, int64_t n, int a_s
 }
 
 #include "../vector/integer.inc.h"
-#define MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 #include "../vector/float64.inc.h"
 
 static uint16_t f16_of_f32(float x) {

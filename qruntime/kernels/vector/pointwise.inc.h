@@ -140,7 +140,6 @@ COMPARE(greater, vf_lt(b, a))
 COMPARE(greater_equal, vf_le(b, a))
 
 #include "integer.inc.h"
-#define MULTIPLY_ADD(a, b, c) __builtin_fma(a, b, c)
 #include "float64.inc.h"
 
 static void f16_to_f32(const uint16_t *x, float *y, int64_t n) {

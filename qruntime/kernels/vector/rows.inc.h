@@ -273,6 +273,8 @@ COLUMNS(prod, vf_mul, value_itself, 1)
 COLUMNS(l1, vf_add, value_abs, 0)
 COLUMNS(sum_square, vf_add, value_square, 0)
 
+#include "rows_f64.inc.h"
+
 void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
     qrt_rows *table = &t->rows;
     table->softmax = softmax;
@@ -281,6 +283,7 @@ void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
     table->log_softmax_columns = log_softmax_columns;
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
+    set_f64_rows(table);
 #define SET(enumerator, name)                                       \
     table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;         \
     table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;

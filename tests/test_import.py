@@ -65,8 +65,8 @@ def test_sources_that_are_not_compiled_say_what_to_do(tmp_path: Path):
 
 
 def test_import_is_quick():
-    """A tenth of the limit is usual; numpy is not counted."""
-    script = "import numpy, time; t = time.perf_counter(); import qruntime; print(time.perf_counter() - t)"
+    """A tenth of the limit is usual; numpy is not counted, nor what other processes do meanwhile."""
+    script = "import numpy, time; t = time.process_time(); import qruntime; print(time.process_time() - t)"
     run_python(script)  # writes the byte code
     assert min(float(run_python(script)) for _ in range(3)) < 0.5
 

@@ -8,8 +8,8 @@ optimal shifting and scaling" (2023), arXiv 2304.09145.
 Channels that lie aside are moved to the middle, those that reach beyond t are scaled down to it, all others stay as they are.
 f is what the layers that read the tensor compute together: attention, the gated product, else their outputs; activations and
 weights are quantized in it. t runs over `grid` steps in equal ratios from the largest magnitude down to 1/256 of it (the
-authors: equal differences), then over those halfway to the neighbours of the best; the largest is no scaling, so that nothing is
-lost on the data.
+authors: equal differences) and ends where PATIENCE in a row do worse than the best, then over those halfway to the neighbours of
+the best; the largest is no scaling, so that nothing is lost on the data.
 
 The shift needs a summand before the tensor that can take it (of a LayerNorm, a linear layer) and biases behind it; norms
 without one (RMSNorm) are scaled only, as in the authors' code.
@@ -18,7 +18,7 @@ without one (RMSNorm) are scaled only, as in the authors' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
 REACH = 256.0
+PATIENCE = 3
 ROWS = 512
 """Thresholds are tried on the runs that hold so many rows."""
 
@@ -63,17 +64,16 @@ class OutlierSuppressionPlus:
         runs = site.first_runs(ROWS)
         wanted = site.outputs(runs, site.weights)
         tried: dict[float, tuple[float, np.ndarray]] = {}
-        most = float(magnitudes.max())
 
-        def best(more: Sequence[float]) -> float:
-            for threshold in more:
-                scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-                tried[threshold] = _loss(site, runs, middle, scale, low, high, wanted), scale
-            return min(tried, key=lambda threshold: tried[threshold][0])
+        def attempt(threshold: float) -> float:
+            scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
+            tried[threshold] = _loss(site, runs, middle, scale, low, high, wanted), scale
+            return tried[threshold][0]
 
-        coarse = thresholds(most, self.grid).tolist()
-        found = best(between(coarse, best(coarse)))
-        loss, scale = tried[found]
+        coarse = searched(thresholds(float(magnitudes.max()), self.grid).tolist(), attempt)
+        for threshold in between(coarse, min(coarse, key=lambda one: tried[one][0])):
+            attempt(threshold)
+        loss, scale = min(tried.values(), key=lambda one: one[0])
         facts = {"threshold": float((magnitudes / scale).max()), "loss": loss, "loss without": tried[coarse[0]][0]}
         is_shifted = bool(np.any(middle))
         return Equivalence(
@@ -90,6 +90,17 @@ class OutlierSuppressionPlus:
 def thresholds(most: float, grid: int) -> np.ndarray:
     """From the largest magnitude down, in equal ratios; of a tensor of zeros 1."""
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
+
+
+def searched(thresholds: list[float], loss: Callable[[float], float]) -> list[float]:
+    """Those that were looked at, from the first on."""
+    least, since = math.inf, 0
+    for count, threshold in enumerate(thresholds, 1):
+        found = loss(threshold)
+        least, since = (found, 0) if found < least else (least, since + 1)
+        if since == PATIENCE:
+            return thresholds[:count]
+    return thresholds
 
 
 def between(thresholds: list[float], one: float) -> list[float]:

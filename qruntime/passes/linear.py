@@ -22,7 +22,7 @@ _BLOCKED = ("BlockedConv", "BlockedQuantizedConv")
 _ADDING = (*_LINEAR, *_BLOCKED)
 """Layers whose epilogue adds a residual."""
 
-_OF_IMAGES = (*_BLOCKED, "BlockedMaxPool", "BlockedAveragePool")
+_OF_IMAGES = (*_BLOCKED, "BlockedMaxPool", "BlockedAveragePool", "BlockedGlobalAveragePool")
 _BIAS, _RESIDUAL, _ADDEND = 2, 3, 4
 _BROADCASTS = 8
 """The opset from which on arithmetic operators broadcast, Sum too."""
@@ -185,6 +185,7 @@ def fuse_epilogues(graph: Graph) -> None:
     is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
         gone: list[Node] = []
+        pixels = _single_pixels(nested)
         for node in nested.nodes:
             if is_narrow(node.outputs[0]):
                 continue
@@ -206,7 +207,7 @@ def fuse_epilogues(graph: Graph) -> None:
                     own, user = user.outputs[0], only_reader(nested, user)
                     if user is None or not _absorb_activation(node, user):
                         break
-                elif user is None or not _absorb(node, user):
+                elif user is None or not _absorb(node, user, pixels):
                     break
                 _drop(nested, user, own)
                 gone.append(user)
@@ -223,23 +224,33 @@ def _drop(graph: Graph, node: Node, instead: Value) -> None:
     node.graph = None
 
 
-def _absorb(node: Node, user: Node) -> bool:
+def _absorb(node: Node, user: Node, pixels: set[Value]) -> bool:
     if not user.is_op("Add"):
         return _absorb_activation(node, user)
     other = user.input(1) if user.input(0) is node.outputs[0] else user.input(0)
     if other is None or other is node.outputs[0]:
         return False
     if node.is_op(*_BLOCKED, domain=QRUNTIME):
-        return _is_image(other) and _absorb_residual(node, other)
+        return _is_image(other) and (other in pixels) == (node.outputs[0] in pixels) and _absorb_residual(node, other)
     if other.data is not None:
         return node.attr("activation") == "none" and _absorb_bias(node, other.data)
     return keeps_activation_shape(other) and not _is_better_sum(other, node) and _absorb_residual(node, other)
 
 
 def _is_image(value: Value) -> bool:
-    """Whether an image in blocks that is added to another very likely has its size, not one number for each channel."""
+    """Whether what is added to an image in blocks is very likely one as well."""
     node = value.producer
     return node is not None and (node.is_op(*_OF_IMAGES, domain=QRUNTIME) or node.is_op("Add", "Concat", "Mul", "Relu", "Slice", "Split"))
+
+
+def _single_pixels(graph: Graph) -> set[Value]:
+    """Images in blocks that have one number for each channel: means of all pixels, and what is made of such alone."""
+    found: set[Value] = set()
+    for node in graph.nodes:
+        read = [v for v in node.inputs if v is not None and not v.is_constant]
+        if node.is_op("BlockedGlobalAveragePool", domain=QRUNTIME) or (read and found.issuperset(read)):
+            found.update(node.outputs)
+    return found
 
 
 def _is_better_sum(other: Value, node: Node) -> bool:

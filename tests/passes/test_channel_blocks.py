@@ -126,6 +126,17 @@ def test_a_gate_of_each_channel() -> None:
     assert (ops["BlockedConv"], ops["BlockChannels"], ops["UnblockChannels"]) == (4, 1, 1)
 
 
+@pytest.mark.parametrize("added", [["c", "n"], ["n", "c"]])
+def test_a_number_of_each_channel_is_no_residual(added: list[str]) -> None:
+    """Nor is an image one of such numbers: a kernel that takes residuals of its size would decline every run."""
+    nodes = [
+        conv("x", "w0", "a"), relu("a", "b"), ("GlobalAveragePool", ["b"], ["m"], {}), conv("m", "one", "l", pads=[0] * 4),
+        ("Add", ["l", "m"], ["n"], {}), conv("b", "w1", "c"), ("Add", added, ["y"], {}),
+    ]  # fmt: skip
+    ops = compared(nodes, X, C)
+    assert (ops["BlockedConv"], ops["Add"]) == (3, 1)  # that of l and m is a residual
+
+
 def test_an_image_of_few_channels_is_read_as_it_is() -> None:
     assert compared([conv("x", "first", "h"), relu("h", "i"), conv("i", "w0", "y")], image(2, 3, 9, 8), C) == {
         "BlockedConv": 2,

@@ -89,6 +89,17 @@ static void quantize_signed(const float *a, int64_t k, int64_t k_padded, float i
     split_signs(codes, 0, k, k_padded, packed);
 }
 
+static void quantize_pieces(const float *x, int64_t step, int64_t n, const int64_t *places, int64_t num_pieces, bool any_outside,
+                            int64_t k_padded, const float *inverse_scales, const qrt_q8_row *rows, int32_t qmax, void *packed,
+                            int64_t stride_bytes) {
+    uint8_t *row = packed;
+    for (int64_t r = 0; r < n; r++, x += step, row += stride_bytes) {
+        uint8_t *codes = row + k_padded;
+        quantize_row_of_pieces(any_outside, x, places, num_pieces, inverse_scales[r], rows[r].zero_point, qmax, codes);
+        split_signs(codes, 0, k_padded, k_padded, row);
+    }
+}
+
 // ------------------------------------------------------------------------------------ codes in seven bits
 //
 // Codes of static quantization mostly lie in 0 … 127 above some offset: what ReLU leaves is small or 0. Then a code less that
@@ -457,7 +468,7 @@ void qrt_avx2_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = (qrt_gemm_q8){
         .name = "avx2", .mr = MR, .nr = NR, .kr = KR, .item_bytes = 2,
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES, .fallback = &qrt_avx2_gemm_q8_widening,
-        .codes = {range, quantize_signed, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
+        .codes = {range, quantize_signed, pack_codes, quantize_pieces}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
         .unpack_panel = unpack_panel,
         .multiply = multiply, .sums = sums, .code_offset = code_offset, .finish = finish,
     };

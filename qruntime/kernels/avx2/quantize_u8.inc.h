@@ -42,3 +42,27 @@ static void quantize(const float *a, int64_t k, int64_t k_padded, float inverse_
     __m128i sums = _mm_add_epi64(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
     if (sum) *sum = _mm_cvtsi128_si64(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
 }
+
+/// 16 floats of an image, or zeros.
+static inline const float *piece_at(const float *x, int64_t place, const bool any_outside) {
+    static const float zeros[16];
+    return any_outside && place == QRT_OUTSIDE ? zeros : x + place;
+}
+
+/// A row in pieces: see quantize_pieces of qrt_codes_q8.
+static inline __attribute__((always_inline)) void
+quantize_row_of_pieces(const bool any_outside, const float *x, const int64_t *places, int64_t num_pieces, float inverse_scale,
+                       int32_t zero_point, int32_t qmax, uint8_t *q) {
+    const __m256 inverse = _mm256_set1_ps(inverse_scale);
+    const __m256i zero = _mm256_set1_epi16((int16_t)zero_point), most = _mm256_set1_epi8((char)qmax);
+    int64_t i = 0;
+    for (; i + 2 <= num_pieces; i += 2, q += 32) {
+        const float *a = piece_at(x, places[i], any_outside), *b = piece_at(x, places[i + 1], any_outside);
+        __m256i codes = quantize32(_mm256_loadu_ps(a), _mm256_loadu_ps(a + 8), _mm256_loadu_ps(b), _mm256_loadu_ps(b + 8), inverse, zero, most);
+        _mm256_storeu_si256((__m256i *)q, codes);
+    }
+    if (i == num_pieces) return;
+    const float *a = piece_at(x, places[i], any_outside);
+    __m256i codes = quantize32(_mm256_loadu_ps(a), _mm256_loadu_ps(a + 8), vf_zero(), vf_zero(), inverse, zero, most);
+    _mm_storeu_si128((__m128i *)q, _mm256_castsi256_si128(codes));
+}

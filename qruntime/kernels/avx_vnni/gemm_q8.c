@@ -27,11 +27,23 @@ static inline vi vi_codes(const void *a) {
 
 #include "../vector/gemm_q8_dot4.inc.h"
 
+static void quantize_pieces(const float *x, int64_t step, int64_t n, const int64_t *places, int64_t num_pieces, bool any_outside,
+                            int64_t k_padded, const float *inverse_scales, const qrt_q8_row *rows, int32_t qmax, void *packed,
+                            int64_t stride_bytes) {
+    uint8_t *row = packed;
+    (void)k_padded;  // whole pieces are whole steps
+    for (int64_t r = 0; r < n; r++, x += step, row += stride_bytes) {
+        if (any_outside) quantize_row_of_pieces(true, x, places, num_pieces, inverse_scales[r], rows[r].zero_point, qmax, row);
+        else quantize_row_of_pieces(false, x, places, num_pieces, inverse_scales[r], rows[r].zero_point, qmax, row);
+    }
+}
+
 #include "../vector/simd_end.h"
 
 void qrt_avx_vnni_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.name = "avx_vnni";
+    t->gemm_q8.codes.quantize_pieces = quantize_pieces;
 }
 
 #endif

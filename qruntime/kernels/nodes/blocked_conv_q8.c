@@ -140,25 +140,22 @@ static void extremes_of_windows(const job *j, int64_t image, const int64_t *at, 
 
 // --------------------------------------------------------------------------------------------- codes
 
-/// Floats of a piece that are not to be zero.
-static inline int64_t floats_of_piece(const job *j, int64_t piece) {
-    const qrt_convolution *g = j->g;
-    const int64_t all = j->in_columns ? g->window[2] * g->channels : g->channels, of_all = qrt_ceil_div(all, BLOCK);
-    const int64_t at = j->in_columns ? piece % of_all : piece / g->taps;
-    return qrt_min(BLOCK, all - at * BLOCK);
-}
-
-/// The pieces of a window, one after the other.
+/// The pieces of a window, one after the other, with zeros behind the last channel or column.
 static void gather(const job *j, const float *x, const int64_t *places, bool any_outside, float *to) {
-    for (int64_t i = 0; i < j->num_pieces; i++, to += BLOCK) {
-        const int64_t count = any_outside && places[i] == QRT_OUTSIDE ? 0 : floats_of_piece(j, i);
-        if (count == BLOCK) {
-            memcpy(to, x + places[i], BLOCK * sizeof *to);
-            continue;
+    const qrt_convolution *g = j->g;
+    const int64_t all = j->in_columns ? g->window[2] * g->channels : g->channels, blocks = qrt_ceil_div(all, BLOCK);
+    const int64_t rest = all - (blocks - 1) * BLOCK, outer = j->in_columns ? g->window[0] * g->window[1] : blocks;
+    const int64_t inner = j->num_pieces / outer;
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t i = 0; i < inner; i++, places++, to += BLOCK) {
+            const bool is_last = (j->in_columns ? i : o) == blocks - 1, is_outside = any_outside && *places == QRT_OUTSIDE;
+            if (!is_outside && (!is_last || rest == BLOCK)) {
+                memcpy(to, x + *places, BLOCK * sizeof *to);
+                continue;
+            }
+            memset(to, 0, BLOCK * sizeof *to);
+            for (int64_t c = 0; !is_outside && c < rest; c++) to[c] = x[*places + c];
         }
-        memset(to, 0, BLOCK * sizeof *to);
-        for (int64_t c = 0; c < count; c++) to[c] = x[places[i] + c];
-    }
 }
 
 /// Codes of n windows, `step` floats apart in the image, in row r of the block and those after it.

@@ -54,7 +54,7 @@ extern const char *const qrt_binary_names[];
 /// y[i] = f(x[i]); y may be x.
 typedef void (*qrt_unary_fn)(const float *x, float *y, int64_t n, float p, float q);
 
-/// The same of float64. NULL where numpy's vectors are as fast: exponential, logarithm, sine, cosine.
+/// The same of float64. NULL for what is left to numpy: exponential, logarithm, sine, cosine, erf.
 typedef void (*qrt_unary_f64_fn)(const double *x, double *y, int64_t n, double p, double q);
 
 /// An elementwise kernel with its parameters.

@@ -10,7 +10,7 @@ from qruntime import _kernels as kernels
 from tests.kernels.test_pointwise import ARITHMETIC, COMPARISONS, FUNCTIONS, SHAPES, SIZES, SPECIAL, assert_close, binary, unary
 from tests.small_models import one_node
 
-LEFT_TO_NUMPY = ("exp", "log", "sin", "cos")
+LEFT_TO_NUMPY = ("exp", "log", "sin", "cos", "erf")
 NAMES = [name for name in FUNCTIONS if name not in LEFT_TO_NUMPY]
 
 # Of the series 2 ulp, of what is made of one twice as many where the argument's error counts, and a half for each operation.
@@ -55,7 +55,7 @@ def test_special_values(rung: str, name: str) -> None:
 
 def test_limits_are_exact(rung: str) -> None:
     infinities = np.array([-np.inf, np.inf])
-    for name, limits in {"erf": [-1, 1], "tanh": [-1, 1], "sigmoid": [0, 1], "gelu": [0, np.inf]}.items():
+    for name, limits in {"tanh": [-1, 1], "sigmoid": [0, 1], "gelu": [0, np.inf]}.items():
         np.testing.assert_array_equal(unary(name, infinities), limits)
     np.testing.assert_array_equal(np.signbit(unary("tanh", np.array([-0.0, 0.0]))), [True, False])
 
@@ -71,7 +71,7 @@ def test_an_element_does_not_depend_on_its_place(rung: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEFT_TO_NUMPY)
-def test_what_numpy_has_vectors_for_is_declined(rung: str, name: str) -> None:
+def test_what_is_left_to_numpy_is_declined(rung: str, name: str) -> None:
     assert kernels.call_node("unary", [np.ones(3)], ints=[kernels.UNARY[name]]) is None
 
 
@@ -103,7 +103,7 @@ def test_prelu(rung: str) -> None:
     np.testing.assert_array_equal(binary("prelu", x, slope), np.where(x < 0, x * slope, x))
 
 
-@pytest.mark.parametrize("op", ["Gelu", "LeakyRelu", "HardSwish", "Sigmoid", "Erf", "Mish", "Elu"])
+@pytest.mark.parametrize("op", ["Gelu", "LeakyRelu", "HardSwish", "Sigmoid", "Mish", "Elu"])
 def test_models_of_float64_run_in_kernels(op: str) -> None:
     double = ("x", 11, [None, 7]), ("y", 11, [None, 7])
     model = one_node(op, [double[0]], [double[1]], opset=20)

@@ -102,6 +102,13 @@ def blocked_conv(
     y = convolution.conv(
         image, w, b, auto_pad=auto_pad, dilations=dilations, group=group, kernel_shape=kernel_shape, pads=pads, strides=strides
     )
+    return finished_in_blocks(y, residual, addend, activation, parameters)
+
+
+def finished_in_blocks(
+    y: np.ndarray, residual: np.ndarray | None, addend: np.ndarray | None, activation: str, parameters: Sequence[float]
+) -> np.ndarray:
+    """activation(y + addend) + residual in blocks; y, what a convolution makes, has its channels side by side."""
     y = in_blocks(y)
     y = activate(y if addend is None else y + addend, activation, parameters)
     return y if residual is None else y + residual

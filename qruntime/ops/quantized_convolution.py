@@ -10,7 +10,7 @@ import numpy as np
 
 from qruntime import _kernels
 from qruntime.ir import Node, StoredTensor
-from qruntime.ops.channel_blocks import BLOCK, in_blocks, out_of_blocks
+from qruntime.ops.channel_blocks import BLOCK, finished_in_blocks, in_blocks, out_of_blocks
 from qruntime.ops.checks import limit_shape
 from qruntime.ops.convolution import add_bias, check_convolution, convolution_geometry, convolve
 from qruntime.ops.elementwise import rounded_once
@@ -147,9 +147,7 @@ def blocked_quantized_conv(
     y = dynamic_quantized_conv(
         image, w, b, bits=bits, auto_pad=auto_pad, dilations=dilations, kernel_shape=kernel_shape, pads=pads, strides=strides
     )
-    y = in_blocks(y)
-    y = activate(y if addend is None else y + addend, activation, parameters)
-    return y if residual is None else y + residual
+    return finished_in_blocks(y, residual, addend, activation, parameters)
 
 
 @blocked_quantized_conv.native

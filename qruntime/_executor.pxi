@@ -25,6 +25,16 @@ class Step(NamedTuple):
     released: Sequence[int] = ()              # slots that are emptied afterwards
 
 
+cdef bint _is_interrupted(void *frame) noexcept with gil:
+    """Whether a signal ends the run of a Frame, which then holds the exception."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<Frame>frame).interrupt = error
+        return True
+    return False
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class Frame:
@@ -37,6 +47,7 @@ cdef class Frame:
     cdef qrt_run run
     cdef qrt_lanes lanes
     cdef list objects
+    cdef object interrupt  # what ended the run
 
     def __cinit__(self, Executable plan):
         cdef int i, slot
@@ -475,6 +486,8 @@ cdef class Executable:
         cdef qrt_status status = QRT_OK
         cdef qrt_step *step
         cdef int64_t checked = qrt_milliseconds()
+        cdef qrt_interrupt interrupt
+        interrupt.is_wanted, interrupt.context = _is_interrupted, <void *>frame
         while at < count:
             with nogil:  # native nodes, up to the next one that needs Python
                 status = QRT_OK
@@ -484,7 +497,11 @@ cdef class Executable:
                         break
                     done = 0
                     if step.is_itemwise:
-                        done = qrt_run_by_items(&self.view, order + at, count - at, &frame.run, frame.slots, &frame.lanes)
+                        done = qrt_run_by_items(&self.view, order + at, count - at, &frame.run, frame.slots, &frame.lanes, &interrupt)
+                        if done < 0:
+                            with gil:
+                                raised, frame.interrupt = frame.interrupt, None
+                                raise raised
                         by_items += done
                     if done == 0:
                         status = step.fn(&step.node, &frame.run, frame.inputs + step.first_input, &frame.slots[step.first_output])

@@ -124,7 +124,10 @@ cdef extern from "by_items.h" nogil:
         int num_input_refs
     ctypedef struct qrt_lanes:
         int count
-    int qrt_run_by_items(const qrt_steps *, const int *, int, qrt_run *, qrt_tensor *, qrt_lanes *)
+    ctypedef struct qrt_interrupt:
+        bint (*is_wanted)(void *) noexcept nogil
+        void *context
+    int qrt_run_by_items(const qrt_steps *, const int *, int, qrt_run *, qrt_tensor *, qrt_lanes *, const qrt_interrupt *)
     size_t qrt_lanes_free_bytes(const qrt_lanes *)
     void qrt_lanes_clear(qrt_lanes *)
 

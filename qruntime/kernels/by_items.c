@@ -2,12 +2,16 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "threads.h"
 
 /// Batches that are smaller in all stay in the second-level cache. Weights that are larger, and larger than twice what an item reads
 /// beside them, cost more to be read again for every item than activations do.
 enum { LEAST_BATCH_BYTES = 1 << 19, KEPT_WEIGHT_BYTES = 1 << 19 };
+
+/// From one question whether the run is to end to the next.
+enum { ASK_NANOSECONDS = 50 * 1000 * 1000 };
 
 /// Of a slot: made before and read here, made here and needed after it, made here and released.
 enum { UNSEEN, BEFORE, MADE, GONE };
@@ -19,8 +23,16 @@ typedef struct {
     qrt_tensor *slots;
     qrt_lanes *lanes;
     int64_t items, next, end;  ///< the threads take the items next … end − 1
+    int64_t first_nanoseconds;  ///< what the first item took
     int failed;
+    bool is_interrupted;
 } job;
+
+static int64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 
 static const qrt_step *step_of(const job *j, int at) { return &j->plan->steps[j->order[at]]; }
 
@@ -158,15 +170,25 @@ static void run_lane(void *context, int64_t at) {
     }
 }
 
+static bool goes_on(job *j, const qrt_interrupt *interrupt) {
+    j->is_interrupted = j->is_interrupted || (!j->failed && interrupt->is_wanted(interrupt->context));
+    return !j->failed && !j->is_interrupted;
+}
+
 /// All items but the first: as many as threads can share evenly in lanes of their own, the others by all threads together.
-static bool run_others(job *j, int num_threads) {
+static bool run_others(job *j, int num_threads, const qrt_interrupt *interrupt) {
     for (int at = 0; at < num_threads; at++) qrt_run_begin(&j->lanes->lanes[at].run, 1);
-    j->next = 1;
-    j->end = 1 + (j->items - 1) / num_threads * num_threads;
-    qrt_parallel_for(num_threads, num_threads, run_lane, j);
+    const int64_t shared = 1 + (j->items - 1) / num_threads * num_threads;
+    const int64_t rounds = ASK_NANOSECONDS / (j->first_nanoseconds * num_threads + 1);  // an item has one thread now
+    for (j->end = 1; j->end < shared && goes_on(j, interrupt);) {
+        j->next = j->end;
+        j->end += num_threads * (rounds > 1 ? rounds : 1);
+        if (j->end > shared) j->end = shared;
+        qrt_parallel_for(num_threads, num_threads, run_lane, j);
+    }
     j->lanes->lanes[0].run.num_threads = num_threads;
-    for (int64_t item = j->end; item < j->items && !j->failed; item++) j->failed = !run_item(j, &j->lanes->lanes[0], item);
-    return !j->failed;
+    for (int64_t item = shared; item < j->items && goes_on(j, interrupt); item++) j->failed = !run_item(j, &j->lanes->lanes[0], item);
+    return !j->failed && !j->is_interrupted;
 }
 
 static bool prepare(qrt_lanes *lanes, const qrt_steps *plan, qrt_tensor *slots, int count) {
@@ -202,7 +224,8 @@ static void count_lanes(const qrt_lanes *lanes, int num_lanes, qrt_run *run) {
     run->live_bytes -= bytes;
 }
 
-int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes) {
+int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes,
+                     const qrt_interrupt *interrupt) {
     job j = {.plan = plan, .order = order, .slots = slots, .lanes = lanes};
     const int num_threads = run->num_threads;
     j.items = items_of(&j);
@@ -212,15 +235,17 @@ int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run
     if (!is_worth_while(&j, count)) return 0;
     qrt_lane *first = lanes->lanes;
     qrt_run_begin(&first->run, num_threads);
+    const int64_t began = now();
     run_first(&j, count);
+    j.first_nanoseconds = now() - began;
     bool is_done = j.count > 0 && allocate(&j, run) && hand_over(&j, first, 0);
     empty(&j, first);
-    is_done = is_done && run_others(&j, num_threads);
+    is_done = is_done && run_others(&j, num_threads, interrupt);
     count_lanes(lanes, num_threads, run);
     if (is_done) return j.count;
     for (int slot = 0; slot < plan->num_slots; slot++)
         if (lanes->states[slot] == MADE) qrt_release(run, &slots[slot]);
-    return 0;
+    return j.is_interrupted ? -1 : 0;
 }
 
 size_t qrt_lanes_free_bytes(const qrt_lanes *lanes) {

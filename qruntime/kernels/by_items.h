@@ -45,9 +45,17 @@ typedef struct {
     char *states;  ///< by slot
 } qrt_lanes;
 
+/// Asked by the calling thread between items, about twenty times a second: true ends the run.
+typedef struct {
+    bool (*is_wanted)(void *context);
+    void *context;
+} qrt_interrupt;
+
 /// Runs the steps order[0], order[1], … on the tensors in `slots` item by item as far as that pays, and returns how many: their results
 /// are in `slots`, and what they release is still there. 0 when nothing was done: the caller then runs the first one as any other.
-int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes);
+/// −1 when it was interrupted, and nothing is left of it.
+int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes,
+                     const qrt_interrupt *interrupt);
 
 /// Bytes of the free buffers of all lanes.
 size_t qrt_lanes_free_bytes(const qrt_lanes *lanes);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -223,3 +226,33 @@ def test_any_network_has_the_bits_of_its_items(data: st.DataObject) -> None:
         alone = model.run({"x": x[i : i + 1]})
         for output in outputs:
             assert_same_bits(together[output][i : i + 1], alone[output])
+
+
+def test_an_interrupt_ends_a_batch_between_items():
+    chain = [("Conv", ["b", "w"], ["c"], PADS), ("Conv", ["c", "v"], ["d1"], PADS), ("Conv", ["d1", "w"], ["e"], PADS)]
+    nodes = [*START, *chain, ("GlobalAveragePool", ["e"], ["y"], {})]
+    model = model_of(nodes, C)
+    x = image(200, 3, 96, 96)
+    model.run({"x": x[:8]})
+    assert steps_by_items(model) > 0
+    whole = min(_interrupted_after(model, x, None) for _ in range(2))
+    main = threading.get_ident()
+    taken: list[float] = []
+    for _ in range(3):
+        timer = threading.Timer(whole / 8, signal.pthread_kill, (main, signal.SIGINT))
+        taken.append(_interrupted_after(model, x, timer))
+    assert min(taken) < whole / 2
+    small = model.run({"x": x[:8]})["y"]
+    assert_same_bits(small, model_of(nodes, C).run({"x": x[:8]})["y"])
+
+
+def _interrupted_after(model: qruntime.Model, x: np.ndarray, timer: threading.Timer | None) -> float:
+    """Seconds until the run ended, by itself or by an interrupt."""
+    start = time.perf_counter()
+    if timer is None:
+        model.run({"x": x})
+    else:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            model.run({"x": x})
+    return time.perf_counter() - start

@@ -171,7 +171,7 @@ static void run_lane(void *context, int64_t at) {
 }
 
 static bool goes_on(job *j, const qrt_interrupt *interrupt) {
-    j->is_interrupted = j->is_interrupted || (!j->failed && interrupt->is_wanted(interrupt->context));
+    j->is_interrupted = j->is_interrupted || (!j->failed && interrupt->is_wanted(interrupt->context) != 0);
     return !j->failed && !j->is_interrupted;
 }
 

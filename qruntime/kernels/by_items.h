@@ -45,9 +45,9 @@ typedef struct {
     char *states;  ///< by slot
 } qrt_lanes;
 
-/// Asked by the calling thread between items, about twenty times a second: true ends the run.
+/// Asked by the calling thread between items, about twenty times a second: another answer than 0 ends the run.
 typedef struct {
-    bool (*is_wanted)(void *context);
+    int (*is_wanted)(void *context);
     void *context;
 } qrt_interrupt;
 

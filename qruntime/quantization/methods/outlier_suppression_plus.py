@@ -8,8 +8,7 @@ optimal shifting and scaling" (2023), arXiv 2304.09145.
 Channels that lie aside are moved to the middle, those that reach beyond t are scaled down to it, all others stay as they are.
 f is what the layers that read the tensor compute together: attention, the gated product, else their outputs; activations and
 weights are quantized in it. t runs over `grid` steps in equal ratios from the largest magnitude down to 1/256 of it (the
-authors: equal differences) and ends where PATIENCE in a row do worse than the best, then over those halfway to the neighbours of
-the best; the largest is no scaling, so that nothing is lost on the data.
+authors: equal differences); the largest is no scaling, so that nothing is lost on the data.
 
 The shift needs a summand before the tensor that can take it (of a LayerNorm, a linear layer) and biases behind it; norms
 without one (RMSNorm) are scaled only, as in the authors' code.
@@ -17,8 +16,7 @@ without one (RMSNorm) are scaled only, as in the authors' code.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,16 +30,15 @@ from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
 REACH = 256.0
-PATIENCE = 3
 ROWS = 512
 """Thresholds are tried on the runs that hold so many rows."""
 
 
 @dataclass(frozen=True)
 class OutlierSuppressionPlus:
-    """`grid`: how many thresholds are tried at first. `shift`: False leaves channels where they lie."""
+    """`grid`: how many thresholds are tried. `shift`: False leaves channels where they lie."""
 
-    grid: int = 13
+    grid: int = 25
     shift: bool = True
     insert: bool = False
 
@@ -63,22 +60,15 @@ class OutlierSuppressionPlus:
         magnitudes = np.maximum(-low, high)
         runs = site.first_runs(ROWS)
         wanted = site.outputs(runs, site.weights)
-        tried: dict[float, tuple[float, np.ndarray]] = {}
-
-        def attempt(threshold: float) -> float:
+        best, losses = np.ones_like(low), []
+        for threshold in thresholds(float(magnitudes.max()), self.grid):
             scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-            tried[threshold] = _loss(site, runs, middle, scale, low, high, wanted), scale
-            return tried[threshold][0]
-
-        coarse = searched(thresholds(float(magnitudes.max()), self.grid).tolist(), attempt)
-        for threshold in between(coarse, min(coarse, key=lambda one: tried[one][0])):
-            attempt(threshold)
-        loss, scale = min(tried.values(), key=lambda one: one[0])
-        facts = {"threshold": float((magnitudes / scale).max()), "loss": loss, "loss without": tried[coarse[0]][0]}
+            losses.append(_loss(site, runs, middle, scale, low, high, wanted))
+            if losses[-1] == min(losses):
+                best = scale
+        facts = {"threshold": float((magnitudes / best).max()), "loss": min(losses), "loss without": losses[0]}
         is_shifted = bool(np.any(middle))
-        return Equivalence(
-            scale=scale if np.any(scale != 1) else None, shift=middle if is_shifted else None, insert=self.insert, facts=facts
-        )
+        return Equivalence(scale=best if np.any(best != 1) else None, shift=middle if is_shifted else None, insert=self.insert, facts=facts)
 
     def middle(self, site: SiteView) -> np.ndarray:
         """z [K] float32; zeros where the tensor cannot be shifted."""
@@ -90,23 +80,6 @@ class OutlierSuppressionPlus:
 def thresholds(most: float, grid: int) -> np.ndarray:
     """From the largest magnitude down, in equal ratios; of a tensor of zeros 1."""
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
-
-
-def searched(thresholds: list[float], loss: Callable[[float], float]) -> list[float]:
-    """Those that were looked at, from the first on."""
-    least, since = math.inf, 0
-    for count, threshold in enumerate(thresholds, 1):
-        found = loss(threshold)
-        least, since = (found, 0) if found < least else (least, since + 1)
-        if since == PATIENCE:
-            return thresholds[:count]
-    return thresholds
-
-
-def between(thresholds: list[float], one: float) -> list[float]:
-    """Halfway from `one` of them, descending in equal ratios, to its neighbours."""
-    at = thresholds.index(one)
-    return [math.sqrt(one * other) for other in (*thresholds[at - 1 : at], *thresholds[at + 1 : at + 2])]
 
 
 def _loss(

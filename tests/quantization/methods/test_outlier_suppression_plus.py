@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qruntime.errors import QuantizationError
-from qruntime.quantization.methods.outlier_suppression_plus import PATIENCE, OutlierSuppressionPlus, between, searched, thresholds
+from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus, thresholds
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rehearsal import rounded_rows, rounded_weight
@@ -86,18 +86,3 @@ def test_where_it_does_nothing():
     assert (made.scale, made.shift) == (None, None)
     with pytest.raises(QuantizationError, match="1 or more, got 0"):
         OutlierSuppressionPlus(0)
-
-
-def test_thresholds_beside_the_best_lie_halfway_in_equal_ratios():
-    coarse = [16.0, 4.0, 1.0]
-    assert between(coarse, 16.0) == [8.0]
-    assert between(coarse, 4.0) == [8.0, 2.0]
-    assert between(coarse, 1.0) == [2.0]
-    assert between([16.0], 16.0) == []
-
-
-def test_a_search_ends_where_some_in_a_row_are_worse():
-    losses = {8.0: 3.0, 7.0: 4.0, 6.0: 2.0, 5.0: 2.5, 4.0: 2.0, 3.0: 9.0, 2.0: 1.0}
-    assert PATIENCE == 3
-    assert searched(list(losses), losses.__getitem__) == [8.0, 7.0, 6.0, 5.0, 4.0, 3.0]
-    assert searched([8.0, 7.0], losses.__getitem__) == [8.0, 7.0]

@@ -32,7 +32,7 @@ from qruntime.ops.registry import NativeCall, operator
 BITS = (2, 4, 8)
 MOST_CLUSTERS = 16
 
-_PARTS = np.float32(65536)
+PARTS = 65536
 """Of a step, in which errors are counted: shares of 8 bits have no finer ones in float32."""
 
 
@@ -109,7 +109,7 @@ def _fitted(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) 
     made = _rounded(x, bits, clusters, labels)
     with np.errstate(all="ignore"):
         codes = made.codes.astype(np.int64)
-        errors = np.rint((made.shares - made.codes) * _PARTS).astype(np.int64)
+        errors = np.rint((made.shares - made.codes) * np.float32(PARTS)).astype(np.int64)
         count, of_code, of_error, of_square, of_both = (
             _by_cluster(part, made.owner, clusters).astype(np.float64)
             for part in (np.ones_like(codes), codes, errors, codes * codes, codes * errors)
@@ -117,7 +117,7 @@ def _fitted(x: np.ndarray, bits: int, clusters: int, labels: np.ndarray | None) 
         spread = count * of_square - of_code * of_code
         slope = (count * of_both - of_code * of_error) / spread
         wide = made.scale.astype(np.float64)
-        fitted = [wide + wide * (slope / _PARTS), made.low + wide * ((of_error - slope * of_code) / (_PARTS * count))]
+        fitted = [wide + wide * (slope / PARTS), made.low + wide * ((of_error - slope * of_code) / (PARTS * count))]
         scale, low = (np.where(spread > 0, new, old).astype(np.float32) for new, old in zip(fitted, (made.scale, made.low), strict=True))
     return _packed(made.codes, bits), np.concatenate([scale, low], axis=-1)
 

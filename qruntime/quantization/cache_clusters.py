@@ -33,13 +33,14 @@ def measured_clusters(graph: Graph, form: Format, step: Divide, calibration: Cal
         made = segment.run(batch)
         for cache in caches:
             rows = np.concatenate([_rows(cache, value, made[value]) for value in cache.new])
-            if len(rows):
-                low, high = rows.min(axis=0), rows.max(axis=0)
-                if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                    raise CalibrationError(f"what the data append to {cache.name!r} holds NaN or infinity")
-                before = extremes.get(cache, (low, high))
-                extremes[cache] = np.minimum(before[0], low), np.maximum(before[1], high)
-        seen += len(_rows(caches[0], caches[0].new[0], made[caches[0].new[0]]))
+            seen += len(rows) if cache is caches[0] else 0
+            if not len(rows):
+                continue
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise CalibrationError(f"what the data append to {cache.name!r} holds NaN or infinity")
+            before = extremes.get(cache, (low, high))
+            extremes[cache] = np.minimum(before[0], low), np.maximum(before[1], high)
         if seen >= TOKENS:
             break
     return {cache.name: step.divide(low, high) for cache, (low, high) in extremes.items()}

@@ -90,14 +90,14 @@ def quantize_with(
     if trained is None:
         _check_data(recipe, assignments, data)
     calibration = None
-    divides = recipe.dividing is not None and request.scheme.cache is not None
-    if data is not None and (assignments or divides):
+    dividing = None if request.scheme.cache is None else recipe.dividing
+    if data is not None and (assignments or dividing is not None):
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
     for assignment in assignments:
         forget_ranges(assignment)
     clusters: Clusters = {}
-    if recipe.dividing is not None and request.scheme.cache is not None and calibration is not None:
-        clusters = measured_clusters(graph, request.scheme.cache, recipe.dividing, calibration)
+    if dividing is not None and request.scheme.cache is not None and calibration is not None:
+        clusters = measured_clusters(graph, request.scheme.cache, dividing, calibration)
     run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained())
     run.prepare(assignments)
     rows = run.store(assignments)

@@ -6,6 +6,7 @@ import math
 
 from qruntime.onnx_io.functions import CACHES
 from qruntime.onnx_io.messages import FunctionProto
+from qruntime.ops.cache_codes import PARTS
 from qruntime.passes.stored.function_body import Body
 
 LEAST_OPSET = 13
@@ -52,8 +53,8 @@ def _quantize(op: Body, has_clusters: bool, *, fits: bool) -> None:
 
 def _fitted(op: Body, has_clusters: bool, shares: str, rounded: str, scale: str, low: str) -> tuple[str, str]:
     """The scales and lows for which codes err least."""
-    error = op("Cast", op("Round", op("Mul", op("Sub", shares, rounded), op.number(65536.0))), to=_INT64)
-    code, parts = op("Cast", rounded, to=_INT64), op("Cast", op.number(65536.0), to=_DOUBLE)
+    error = op("Cast", op("Round", op("Mul", op("Sub", shares, rounded), op.number(float(PARTS)))), to=_INT64)
+    code, parts = op("Cast", rounded, to=_INT64), op("Cast", op.number(float(PARTS)), to=_DOUBLE)
     # Whole numbers: their sums are the same in any order.
     count, of_code, of_error, of_square, of_both = (
         _of_clusters(op, has_clusters, part)

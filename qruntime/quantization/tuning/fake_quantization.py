@@ -23,6 +23,7 @@ from qruntime.ir import LayerMark
 from qruntime.ir.formats import FP8, Format
 from qruntime.ir.marks import PER_TOKEN
 from qruntime.ir.stored import numbers
+from qruntime.ops.cache_codes import PARTS
 from qruntime.quantization import grid
 from qruntime.quantization.scheme import BILEVEL, GROUP, TOKEN, Inputs, QArgs
 
@@ -127,12 +128,12 @@ def rounded_for_cache(x: Any, bits: int) -> Any:
     counts = (scale > 0) & (scale < math.inf)
     shares = torch.where(counts, (rows - low) / torch.where(counts, scale, 1.0), 0.0)
     codes = shares.round().clamp_(0, top)
-    scale, low = _fitted_to(codes.double(), ((shares - codes) * 65536).round_().double(), scale, low)
+    scale, low = _fitted_to(codes.double(), ((shares - codes) * PARTS).round_().double(), scale, low)
     return with_values(x, (codes * scale + low).to(x.dtype))
 
 
 def _fitted_to(codes: Any, errors: Any, scale: Any, low: Any) -> tuple[Any, Any]:
-    """What FitCache makes of `scale` and `low` [..., 1]; `errors` are those of codes in 65536ths. All sums are whole numbers."""
+    """What FitCache makes of `scale` and `low` [..., 1]; `errors` are those of codes in parts of a step. All sums are whole numbers."""
     import torch
 
     def total(numbers: Any) -> Any:
@@ -142,7 +143,7 @@ def _fitted_to(codes: Any, errors: Any, scale: Any, low: Any) -> tuple[Any, Any]
     spread = count * total(codes * codes) - of_code * of_code
     slope = (count * total(codes * errors) - of_code * of_error) / spread
     wide = scale.double()
-    fitted = wide + wide * (slope / 65536), low.double() + wide * ((of_error - slope * of_code) / (65536 * count))
+    fitted = wide + wide * (slope / PARTS), low.double() + wide * ((of_error - slope * of_code) / (PARTS * count))
     new_scale, new_low = (torch.where(spread > 0, new.float(), old) for new, old in zip(fitted, (scale, low), strict=True))
     return new_scale, new_low
 

@@ -40,10 +40,7 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.training is not None and len(self.steps) > 1:
-            beside = next(step for step in self.steps if not isinstance(step, Train))
-            name = type(self.training).__name__
-            raise QuantizationError(f"{name} trains the whole model and makes its codes: {type(beside).__name__} has no place beside it")
+        _check_training(self.training, self.before_training)
         ranks = [_rank(step) for step in self.steps]
         if ranks != sorted(ranks):
             first = next(i for i in range(1, len(ranks)) if ranks[i] < ranks[i - 1])
@@ -101,6 +98,11 @@ class Recipe:
         return next((step for step in self.steps if isinstance(step, Train)), None)
 
     @property
+    def before_training(self) -> tuple[Step, ...]:
+        """What makes the codes that training goes on from; empty where it begins with floats."""
+        return () if self.training is None else tuple(step for step in self.steps if step is not self.training)
+
+    @property
     def requires(self) -> frozenset[str]:
         """What its steps need to know of activations; nothing of recipes that take no data."""
         return frozenset().union(*(step.requires for step in self.steps))
@@ -122,6 +124,18 @@ class Recipe:
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.scheme}", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
         return "\n".join(lines if self.steps else [*lines, "  round to nearest"])
+
+
+def _check_training(training: Train | None, before: Sequence[Step]) -> None:
+    """QuantizationError for steps that cannot stand beside one that trains."""
+    name = type(training).__name__
+    if training is not None and before and not training.goes_on_from_codes:
+        raise QuantizationError(f"{name} trains the whole model and makes its codes: {type(before[0]).__name__} has no place beside it")
+    for step in before:
+        if not isinstance(step, (Transform, Solve)):
+            raise QuantizationError(
+                f"{name} goes on from codes of steps such as AWQ and GPTQ: {type(step).__name__} has no place before it"
+            )
 
 
 def _refines(step: Step) -> bool:

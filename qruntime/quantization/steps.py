@@ -10,7 +10,7 @@ They are taken in this order, those of one kind in the order of the recipe:
     Solve       makes the codes of a weight
     Branch      adds to a layer what makes good for a part of what its codes lost
     Tune        learns floats by gradients, block by block: before the codes are made of them, or around codes that are there
-    Train       trains the model as a whole, in place of all others
+    Train       trains the model as a whole, in place of all others or from the codes that they made
 
 A step says what it needs to know of activations in `requires` (statistics.py); a recipe whose steps need nothing takes no data.
 """
@@ -235,7 +235,7 @@ class Tune(Protocol):
 
 @runtime_checkable
 class Train(Protocol):
-    """A step that trains the model as a whole, and alone makes its codes: a recipe has no other beside it."""
+    """A step that trains the model as a whole, and makes its codes."""
 
     @property
     def requires(self) -> frozenset[str]: ...
@@ -243,6 +243,11 @@ class Train(Protocol):
     @property
     def takes_data(self) -> bool:
         """False of those that make their data themselves."""
+        ...
+
+    @property
+    def goes_on_from_codes(self) -> bool:
+        """Whether steps may stand before it that make codes."""
         ...
 
     @property

@@ -55,6 +55,10 @@ class LLMQAT:
     def takes_data(self) -> bool:
         return False
 
+    @property
+    def goes_on_from_codes(self) -> bool:
+        return False
+
     def train(
         self, module: Any, teacher: Any, feeds: Sequence[Mapping[str, Any]], mask: str | None, progress: Callable[[int, int, str], None]
     ) -> Facts:

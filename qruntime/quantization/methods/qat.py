@@ -11,6 +11,9 @@ What differs. Where `steps` is "minmax", step sizes are those of the range of th
 start from the share of that range that leaves the least squared error, not from 2 · mean|w| / √qmax, which few steps of training do not
 bring down far enough, and are learned as logarithms in the measure of their weights, so that one rate serves both (tuning/step_sizes.py).
 Biases and norms are trained and stay float.
+
+Behind steps that made codes, [GPTQ(), QAT(steps="lsq")], master weights begin as what the codes stand for and step sizes as theirs: each
+weight in the middle of its cell, so that it takes as much to change a code as codes are apart.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from qruntime.quantization.steps import Facts
 class QAT:
     """`loss`: "next_token", "distill", "mse", or a function of (outputs, feed), both {name: tensor}, which returns a scalar tensor;
     feeds may hold labels beside the inputs. `epochs` passes over the data, a step for each feed, with AdamW; `lr` falls to 0 as
-    a cosine does. `steps`: "minmax" or "lsq". `recompute`: activations are made again for gradients instead of being kept.
-    `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
+    a cosine does. `steps`: "minmax" or "lsq", which is the one that goes on from codes. `recompute`: activations are made again for
+    gradients instead of being kept. `checkpoint`: a file that a run which was stopped goes on from, to the same bits."""
 
     loss: str | Callable[[Mapping[str, Any], Mapping[str, Any]], Any] = "distill"
     epochs: int = 1
@@ -51,6 +54,10 @@ class QAT:
 
     @property
     def takes_data(self) -> bool:
+        return True
+
+    @property
+    def goes_on_from_codes(self) -> bool:
         return True
 
     def train(

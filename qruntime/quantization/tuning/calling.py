@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qruntime.errors import CalibrationError, QuantizationError
@@ -11,7 +13,8 @@ from qruntime.quantization.reasons import NoWeight
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import raise_faults
 from qruntime.quantization.request import Request
-from qruntime.quantization.steps import Progress
+from qruntime.quantization.steps import Progress, Step
+from qruntime.quantization.tuning.dropouts import stop_dropping
 from qruntime.quantization.tuning.engine import check_engine, torch_threads
 from qruntime.quantization.tuning.quantized_module import module_class
 
@@ -35,9 +38,12 @@ def trained_module(
             f'{name} takes no data: it trains on text that the model writes itself. Leave data= out, or train on data with "QAT", '
             'whose loss="distill" is the same'
         )
+    feeds = [] if data is None else read_feeds(model.graph, data)
+    before = recipe.before_training
+    begun = _with_codes(model, before, request, feeds, mask, progress) if before else model
     made = module_class()(
-        model, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps,
-        recompute=step.recompute,
+        begun, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps,
+        recompute=step.recompute, from_codes=bool(before),
     )  # fmt: skip
     if not made.to_quantize:
         left = [f"{one.name}: {one.reason}" for one in made.left() if not isinstance(one.reason, NoWeight)]
@@ -45,10 +51,28 @@ def trained_module(
         raise QuantizationError(f"{name} has nothing to train for, no float layer is selected for {request.scheme}: {reasons}")
     if strict:
         raise_faults(made.left())
-    feeds = [] if data is None else read_feeds(model.graph, data)
-    teacher = made.to_float() if made.drops else model  # which does not draw
+    teacher = _without_dropout(model) if made.drops else model
     with torch_threads(model.threads):
-        made.facts = step.train(made, teacher, feeds, mask, progress or (lambda done, total, what: None))
+        facts = step.train(made, teacher, feeds, mask, progress or (lambda done, total, what: None))
+    made.facts = ({"from the codes of": ", ".join(type(one).__name__ for one in before)} if before else {}) | facts
     if "interrupted" in made.facts:
         warnings.warn(f"{name} was interrupted {made.facts['interrupted']}: the model is the best so far", stacklevel=4)
     return made.eval()
+
+
+def _without_dropout(model: Any) -> Any:
+    """A model whose runs draw nothing."""
+    graph, fixed = model._copied()
+    stop_dropping(graph)
+    return model._quantized(graph, fixed, model.report, False)
+
+
+def _with_codes(
+    model: Any, steps: Sequence[Step], request: Request, feeds: Sequence[dict[str, Any]], mask: str | None, progress: Progress | None
+) -> Any:
+    """What `steps` make of the model, for the same layers. Caches stay float: the module rounds what they hold."""
+    inputs = [{value.name: feed[value.name] for value in model.graph.inputs} for feed in feeds]
+    return model.quantize(
+        list(steps), scheme=replace(request.scheme, cache=None), overrides=request.overrides, only=request.only, exclude=request.exclude,
+        data=inputs, mask=mask, progress=progress or False,
+    )  # fmt: skip

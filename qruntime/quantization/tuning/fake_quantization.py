@@ -276,7 +276,7 @@ def _functions() -> SimpleNamespace:
             if ctx.needs_input_grad[1]:
                 ratios = x / torch.where(scale > 0, scale, torch.ones_like(scale))
                 inside = ((ratios >= entries[0]) & (ratios <= entries[-1])).to(grad.dtype)
-                of_scale = (grad * (entries[torch.bucketize(ratios, middles)] - inside * ratios)).sum_to_size(scale.shape)
+                of_scale = (grad * (entries[torch.bucketize(ratios.contiguous(), middles)] - inside * ratios)).sum_to_size(scale.shape)
             return grad, of_scale, None, None
 
     class Float8(torch.autograd.Function):

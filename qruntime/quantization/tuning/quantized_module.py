@@ -31,12 +31,13 @@ from qruntime.quantization.report import SkippedLayer
 from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import QArgs, Scheme
 from qruntime.quantization.selection import layer_name
-from qruntime.quantization.steps import Trained
+from qruntime.quantization.steps import Grid, Trained
 from qruntime.quantization.storing import Storing
 from qruntime.quantization.tuning import fake_quantization as fake
 from qruntime.quantization.tuning.code_caches import CodeCaches
 from qruntime.quantization.tuning.dropouts import Dropouts, stop_dropping
 from qruntime.quantization.tuning.engine import check_engine
+from qruntime.quantization.tuning.from_codes import Grids, made_float
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
 from qruntime.quantization.tuning.step_sizes import StepSizes
@@ -58,9 +59,10 @@ def module_class() -> type:
         `scheme`, `overrides`, `only` and `exclude` are those of `model.quantize`, and select the same layers. Parameters are
         the floats that the model has learned, under their names in the file, float32 master copies of what codes are made
         of: weights, biases, norms, tables; a head that is the table of the embedding stays it. What is stored in codes
-        already stays. With `steps="lsq"` the step sizes of weights are learned too: parameters `…_step`, 0 at first, say how
-        far a step has moved in the measure of the weights that it rounds, so that one rate serves both; `step_sizes()` gives
-        the steps. Static activations have moving averages of their extremes with `momentum`, in training mode, until
+        already stays, unless `from_codes`: then these layers are trained on, from what their codes stand for and on their
+        grids, which takes `steps="lsq"`. With that the step sizes of weights are learned too: parameters `…_step`, 0 at first, say
+        how far a step has moved in the measure of the weights that it rounds, so that one rate serves both; `step_sizes()`
+        gives the steps. Static activations have moving averages of their extremes with `momentum`, in training mode, until
         `freeze_ranges`. With `recompute` activations are made again for gradients instead of being kept: far less memory, a
         third more work, the same bits.
 
@@ -81,6 +83,7 @@ def module_class() -> type:
             only: Iterable[object] | None = None,
             exclude: Iterable[object] = (),
             steps: str = MINMAX,
+            from_codes: bool = False,
             momentum: float = 0.99,
             recompute: bool = False,
         ):
@@ -89,7 +92,12 @@ def module_class() -> type:
                 raise QuantizationError(f"QuantizedModule takes what qruntime.load makes of an ONNX file, got {type(model).__name__}")
             if steps not in (MINMAX, LSQ):
                 raise QuantizationError(f"steps must be {MINMAX!r} or {LSQ!r}, got {steps!r}")
+            if from_codes and steps != LSQ:
+                raise QuantizationError(
+                    f"steps={steps!r} would find ranges anew and leave the grids that codes are on: train on from codes with steps={LSQ!r}"
+                )
             self._model, self._request, self._momentum = model, Request(scheme, overrides, only, exclude), momentum
+            self._from_codes = from_codes
             self._bind(*model._copied())
             self.recompute = recompute
             self.facts: dict[str, Any] = {}
@@ -99,10 +107,11 @@ def module_class() -> type:
             parameters = self._student.parameters
             self._tied = _tied(parameters)
             self._paths = {name: _register(self, name, one.tensor()) for name, one in parameters.items() if name not in self._tied}
-            self._steps = {name: _steps(self, one) for name, one in parameters.items() if _learns_steps(one, steps)}
+            self._steps = {name: _steps(self, one, self._grids_of_codes) for name, one in parameters.items() if _learns_steps(one, steps)}
 
         def _bind(self, graph: Graph, fixed: Any) -> None:
             """Make what computes with the parameters, on a graph of its own."""
+            self._grids_of_codes = made_float(graph, self._request) if self._from_codes else {}
             separate(graph.nodes)
             self._graph, self._fixed = graph, fixed
             self._student = Student(graph, _schemes(graph, self._request))
@@ -286,7 +295,7 @@ def module_class() -> type:
 FLOAT32_CODE = 1
 """Of ONNX."""
 
-BOUND = frozenset({"_graph", "_fixed", "_student", "_static", "_caches", "_dropouts", "_made"})
+BOUND = frozenset({"_graph", "_fixed", "_student", "_static", "_caches", "_dropouts", "_grids_of_codes", "_made"})
 """What a copy of a module makes anew."""
 
 
@@ -354,15 +363,16 @@ def _learns_steps(parameter: Parameter, steps: str) -> bool:
     return steps == LSQ and parameter.args is not None and not parameter.args.format.is_float
 
 
-def _steps(module: Any, parameter: Parameter) -> list[tuple[str, StepSizes]]:
-    """For each matrix of a weight the path of what is learned of its step sizes, and what these are."""
+def _steps(module: Any, parameter: Parameter, codes: Grids) -> list[tuple[str, StepSizes]]:
+    """For each matrix of a weight the path of what is learned of its step sizes, and what these are; `codes`: where they begin."""
     args = parameter.args
     assert isinstance(args, QArgs)
     if args.scales.kind != "float32":
         raise QuantizationError(f"steps that are learned are float32, not {args.scales.kind} as those of {parameter.name!r} are to be")
     matrices, found = parameter.matrices(parameter.tensor()), []
-    for number, matrix in enumerate(matrices):
-        suffix, steps = "_step" if len(matrices) == 1 else f"_step{number}", StepSizes(matrix, args)
+    grids: Sequence[Grid | None] = codes.get(parameter.name) or [None] * len(matrices)
+    for number, (matrix, grid) in enumerate(zip(matrices, grids, strict=True)):
+        suffix, steps = "_step" if len(matrices) == 1 else f"_step{number}", StepSizes(matrix, args, grid)
         found.append((_register(module, parameter.name + suffix, steps.start()), steps))
     return found
 

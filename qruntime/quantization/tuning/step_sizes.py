@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 
 from qruntime.quantization.scheme import GROUP, TENSOR, QArgs
+from qruntime.quantization.steps import Grid
 from qruntime.quantization.tuning.fake_quantization import parameters, with_parameters, with_scaled_gradient
 
 _SHARES = np.linspace(1, 0.4, 13).tolist()
 
 
 class StepSizes:
-    """Those of a matrix [N, K] that `args` will store, and its zero points, which stay: [N or 1, groups]."""
+    """Those of a matrix [N, K] that `args` will store, and its zero points, which stay: [N or 1, groups]. To begin with those of
+    `grid`, where codes are there already."""
 
-    def __init__(self, weight: Any, args: QArgs):
-        self._first, self.zero_point = initial_step(weight, args), parameters(weight, args)[1]
+    def __init__(self, weight: Any, args: QArgs, grid: Grid | None = None):
+        self._first, self.zero_point = (initial_step(weight, args), parameters(weight, args)[1]) if grid is None else _tensors(grid)
         counts = _by_step(weight.new_ones(weight.shape), args)
         size = (_by_step(weight.detach().square(), args) / counts).sqrt()
         self._size = size.where(size > 0, size.new_ones(()))
@@ -56,6 +58,13 @@ def initial_step(weight: Any, args: QArgs) -> Any:
         error = _by_step((rounded - weight.detach()).square(), args)
         best, least = torch.where(error < least, whole * share, best), torch.minimum(error, least)
     return best
+
+
+def _tensors(grid: Grid) -> tuple[Any, Any | None]:
+    import torch
+
+    scale, zero_point = grid
+    return torch.from_numpy(scale), None if zero_point is None else torch.from_numpy(zero_point)
 
 
 def _by_step(numbers: Any, args: QArgs) -> Any:

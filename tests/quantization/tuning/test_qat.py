@@ -11,9 +11,6 @@ from onnx import NodeProto, helper
 
 import qruntime
 from qruntime.errors import CalibrationError, QuantizationError
-from qruntime.quantization.methods.gptq import GPTQ
-from qruntime.quantization.methods.qat import QAT
-from qruntime.quantization.recipe import Recipe
 from tests.quantization.tuning.models import encoder
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
@@ -293,8 +290,6 @@ def test_what_means_nothing_is_an_error():
         model.quantize(epochs=1)
     with pytest.raises(QuantizationError, match="epochs must be a whole number of 1 or more, got 0"):
         model.quantize("QAT", data=feeds(1), epochs=0)
-    with pytest.raises(QuantizationError, match="QAT trains the whole model and makes its codes: GPTQ has no place beside it"):
-        Recipe("", steps=(GPTQ(), QAT()))
     with pytest.raises(QuantizationError, match=r"nothing to train for.*not selected by only="):
         model.quantize("QAT", data=feeds(1), only=["nowhere"])
     with pytest.raises(QuantizationError, match=r"nothing to train for.*stored in codes already"):

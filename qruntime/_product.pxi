@@ -1,4 +1,4 @@
-# Products of arrays for numpy definitions: by our own GEMM, on as many threads as the run that is under way may use.
+# Products of arrays by our own GEMM: for numpy definitions, on as many threads as the run that is under way may use, and for gradients.
 
 cdef extern from *:
     """
@@ -10,10 +10,10 @@ cdef extern from *:
 cdef qrt_node_fn _matmul = qrt_find_node("matmul")
 
 
-def matmul(cnp.ndarray a, cnp.ndarray b, bint transpose_b=False):
+def matmul(cnp.ndarray a, cnp.ndarray b, bint transpose_b=False, int threads=0):
     """numpy.matmul(a, b) of two float32 or two float64 arrays of rank 1 to 8; None for what does not fit together.
 
-    With `transpose_b` the last two dimensions of b are [N, K]. Each element is a sum in the order of k, whatever the
+    With `transpose_b` the last two dimensions of b are [N, K]. 0 `threads` are those of the run that is under way. Each element is a sum in the order of k, whatever the
     other rows, columns and matrices are.
     """
     cdef int64_t ints[1]
@@ -33,7 +33,7 @@ def matmul(cnp.ndarray a, cnp.ndarray b, bint transpose_b=False):
     inputs[0], inputs[1] = &tensors[0], &tensors[1]
     ints[0] = transpose_b
     node.ints, node.num_ints, node.num_inputs, node.num_outputs = ints, 1, 2, 1
-    qrt_run_begin(&run, qrt_definition_threads or qrt_default_threads())
+    qrt_run_begin(&run, threads or qrt_definition_threads or qrt_default_threads())
     try:
         with nogil:
             status = _matmul(&node, &run, inputs, &tensors[2])

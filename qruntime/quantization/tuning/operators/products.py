@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from qruntime.ir import Node
+from qruntime.quantization.tuning.gemm import multiplied
 
 
 class Scaled(NamedTuple):
@@ -35,7 +36,7 @@ def operators() -> dict[str, Callable[..., Any]]:
     import torch
 
     def product(a: Any, b: Any) -> Any:
-        return (a @ b.units) * b.scale if isinstance(b, Scaled) else a @ b
+        return multiplied(a, b.units) * b.scale if isinstance(b, Scaled) else multiplied(a, b)
 
     def turned(b: Any) -> Any:
         return Scaled(b.units.T, b.scale.T) if isinstance(b, Scaled) else b.T
@@ -47,7 +48,7 @@ def operators() -> dict[str, Callable[..., Any]]:
 
     def fused_matmul(node: Node, a: Any, b: Any) -> Any:
         a, b = a.mT if node.attr("transA", 0) else a, b.mT if node.attr("transB", 0) else b
-        return a @ b * node.attr("alpha", 1.0)
+        return multiplied(a, b) * node.attr("alpha", 1.0)
 
     def split_heads(x: Any, heads: int) -> Any:
         return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
@@ -64,7 +65,7 @@ def operators() -> dict[str, Callable[..., Any]]:
             k, v = torch.cat((past_key, k), 2), torch.cat((past_value, v), 2)
         repeats, root = q.shape[1] // k.shape[1], math.sqrt(node.attr("scale", 1 / math.sqrt(q.shape[3])))
         all_k, all_v = (x.repeat_interleave(repeats, 1) if repeats > 1 else x for x in (k, v))
-        scores = (q * root) @ (all_k * root).mT
+        scores = multiplied(q * root, (all_k * root).mT)
         if node.attr("softcap", 0.0):
             scores = (scores / node.attr("softcap")).tanh() * node.attr("softcap")
         bias = torch.zeros(()) if mask is None else mask
@@ -76,7 +77,7 @@ def operators() -> dict[str, Callable[..., Any]]:
             bias = bias + torch.full(scores.shape[-2:], -math.inf).triu(offset + 1)
         sees_nothing = torch.isneginf(bias.expand(scores.shape)).all(-1, keepdim=True)  # such a row is 0
         weights = (scores + bias).masked_fill(sees_nothing, 0.0).softmax(-1).masked_fill(sees_nothing, 0.0)
-        y = weights @ all_v
+        y = multiplied(weights, all_v)
         return y.transpose(1, 2).reshape(y.shape[0], y.shape[2], -1) if is_packed else y, k, v
 
     return {

@@ -97,7 +97,7 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
         for (int64_t panel = 0; panel < w->num_panels; panel++) run_panel(&call, panel, to, ldy_elems);
         for (int64_t r = 0; layer->table && is_codes && r < count; r++) {
             uint8_t *line = (uint8_t *)to + r * ldy_elems;
-            for (int64_t j = 0; j < w->base.n; j++) line[j] = layer->table[line[j]];
+            qrt_kernels.qlinear.look_up(layer->table, line, line, w->base.n);
         }
     }
 }

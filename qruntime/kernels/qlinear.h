@@ -96,6 +96,8 @@ typedef struct qrt_qlinear {
     /// y[i] = the greater of a[i] and b[i]; y may be a or b.
     void (*max_u8)(const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n);
     void (*max_i8)(const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n);
+    /// y[i] = table[x[i]], a table of 256; y may be x.
+    void (*look_up)(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t n);
     /// sums[i] += x[i] ^ flip
     void (*accumulate)(const uint8_t *x, int32_t *sums, int64_t n, uint8_t flip);
     /// y[i] = code of (float(sums[i]) / count) · ratio

@@ -1336,7 +1336,7 @@ static void check_code_product(const code_case *c) {
 }
 
 static void check_code_loops(int64_t n, uint8_t flip) {
-    uint8_t *a = array(n, 1), *b = array(n, 1), *want = array(n, 1), *got = array(n, 1);
+    uint8_t *a = array(n, 1), *b = array(n, 1), *want = array(n, 1), *got = array(n, 1), *table = array(256, 1);
     int32_t *w = array(3 * n, sizeof *w), *sums = array(n, sizeof *sums), *more = array(n, sizeof *more);
     float *multipliers = floats(n);
     for (int64_t i = 0; i < n; i++) {
@@ -1346,11 +1346,12 @@ static void check_code_loops(int64_t n, uint8_t flip) {
         multipliers[i] = uniform(1e-4f, 1e-2f);
         for (int t = 0; t < 3; t++) w[t * n + i] = (int32_t)(random_bits() % 511) - 255;
     }
+    for (int i = 0; i < 256; i++) table[i] = (uint8_t)random_bits();
     const qrt_qlinear *one = &rung.qlinear, *other = &definition.qlinear;
     const qrt_qlinear_pair pair = {{0.02f, 100}, {0.03f, 7}, {0.05f, 131}, flip};
     const uint8_t *taps[3] = {a, b, a};
     const qrt_depthwise window = {taps, 3, n, w, sums, multipliers, flip, qrt_requantize_to(77, flip)};
-    for (int which = 0; which < 10; which++) {
+    for (int which = 0; which < 12; which++) {
         const qrt_qlinear *use[2] = {other, one};
         for (int i = 0; i < 2; i++) {
             uint8_t *y = i ? got : want;
@@ -1359,7 +1360,9 @@ static void check_code_loops(int64_t n, uint8_t flip) {
             else if (which == 6) use[i]->depthwise(&window, y);
             else if (which == 7) use[i]->max_u8(a, b, y, n);
             else if (which == 8) use[i]->max_i8(a, b, y, n);
-            else use[i]->average(sums, y, n, 7, 0.003f, &window.requantize);
+            else if (which == 9) use[i]->average(sums, y, n, 7, 0.003f, &window.requantize);
+            else if (which == 10) use[i]->look_up(table, a, y, n);
+            else use[i]->look_up(table, memcpy(y, a, (size_t)n), y, n);
         }
         for (int64_t i = 0; i < n; i++) check_same(got[i], want[i], "loop over codes", i, which);
     }

@@ -120,7 +120,22 @@ static void depthwise_line(const qrt_depthwise_line *d, uint8_t *y) {
     }
 }
 
-void qrt_avx512vnni_qlinear(qrt_kernel_table *t) { t->qlinear.depthwise_line = depthwise_line; }
+/// Two permutations of 128 bytes each. AVX512-VBMI, which one generation of CPUs with VNNI lacks.
+static __attribute__((target("avx512vbmi"))) void look_up(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t n) {
+    __m512i part[4];
+    for (int i = 0; i < 4; i++) part[i] = _mm512_loadu_si512(table + 64 * i);
+    for (int64_t i = 0; i < n; i += 64) {
+        const __mmask64 valid = n - i < 64 ? ((uint64_t)1 << (n - i)) - 1 : ~(uint64_t)0;
+        const __m512i at = _mm512_maskz_loadu_epi8(valid, x + i);
+        const __m512i low = _mm512_permutex2var_epi8(part[0], at, part[1]), high = _mm512_permutex2var_epi8(part[2], at, part[3]);
+        _mm512_mask_storeu_epi8(y + i, valid, _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(at), high));
+    }
+}
+
+void qrt_avx512vnni_qlinear(qrt_kernel_table *t) {
+    t->qlinear.depthwise_line = depthwise_line;
+    if (__builtin_cpu_supports("avx512vbmi")) t->qlinear.look_up = look_up;
+}
 
 #include "../vector/simd_end.h"
 

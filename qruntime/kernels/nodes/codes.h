@@ -9,9 +9,4 @@ static inline bool qrt_has_codes(const qrt_tensor *t) { return t && (t->dtype ==
 /// What makes 0 … 255 of the bytes of uint8 or int8 codes.
 static inline uint8_t qrt_flip(int32_t dtype) { return dtype == QRT_I8 ? 0x80 : 0; }
 
-/// y[i] = table[x[i]]; y may be x.
-static inline void qrt_look_up_codes(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = table[x[i]];
-}
-
 #endif

@@ -14,7 +14,7 @@ typedef struct {
 static void lookup_task(void *context, int64_t task) {
     const lookup_call *call = context;
     int64_t start = task * QRT_GRAIN, left = call->size - start;
-    qrt_look_up_codes(call->table, call->x + start, call->y + start, left < QRT_GRAIN ? left : QRT_GRAIN);
+    qrt_kernels.qlinear.look_up(call->table, call->x + start, call->y + start, left < QRT_GRAIN ? left : QRT_GRAIN);
 }
 
 /// ints: element type of the output, uint8 or int8. packed: table [256] of it, by the byte of the input.

@@ -200,7 +200,7 @@ static void depthwise_task(void *context, int64_t task) {
         uint8_t *y = j->y + i * g->channels;
         find_taps(&at, j->outside, taps);
         qrt_kernels.qlinear.depthwise(&window, y);
-        if (j->table) qrt_look_up_codes(j->table, y, y, g->channels);
+        if (j->table) qrt_kernels.qlinear.look_up(j->table, y, y, g->channels);
     }
 }
 
@@ -219,7 +219,7 @@ static void depthwise_lines_task(void *context, int64_t task) {
             for (int64_t h = 0; h < g->window[1]; h++) lines[d * g->window[1] + h] = line_at(&at, d, h);
         uint8_t *y = j->y + i * g->out[2] * g->channels;
         qrt_kernels.qlinear.depthwise_line(&line, y);
-        if (j->table) qrt_look_up_codes(j->table, y, y, g->out[2] * g->channels);
+        if (j->table) qrt_kernels.qlinear.look_up(j->table, y, y, g->out[2] * g->channels);
     }
 }
 

@@ -59,7 +59,7 @@ static void average(const int32_t *sums, uint8_t *y, int64_t n, float count, flo
 
 void qrt_portable_qlinear(qrt_kernel_table *t) {
     t->qlinear = (qrt_qlinear){
-        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .accumulate = accumulate,
-        .average = average, .requantize = requantize,
+        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .look_up = look_up,
+        .accumulate = accumulate, .average = average, .requantize = requantize,
     };
 }

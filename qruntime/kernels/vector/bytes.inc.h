@@ -10,6 +10,12 @@ static void max_i8(const uint8_t *va, const uint8_t *vb, uint8_t *vy, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = a[i] > b[i] ? a[i] : b[i];
 }
 
+#ifndef LOOK_UP
+static void look_up(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = table[x[i]];
+}
+#endif
+
 static void accumulate(const uint8_t *restrict x, int32_t *restrict sums, int64_t n, uint8_t flip) {
     for (int64_t i = 0; i < n; i++) sums[i] += x[i] ^ flip;
 }

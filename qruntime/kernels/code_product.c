@@ -15,10 +15,11 @@ size_t qrt_code_scratch_bytes(const qrt_q8_weights *w, int64_t m) {
     return (size_t)(round_up((int64_t)sizeof(qrt_q8_row) * rows) + rows * w->row_bytes + round_up(w->base.k));
 }
 
-/// Sums of rows first … first + count - 1 of the block and a panel into y, which begins at the first of the block.
+/// What becomes of the sums of a panel: the constants of its columns, and where they go.
 typedef struct {
     const qrt_code_layer *layer;
-    const qrt_q8_block *block;
+    int64_t column, columns, ldy_elems;
+    char *y;                    ///< of the first row and column
     int32_t base[MAX_NR];
     int32_t acc[CHUNK_ROWS * MAX_NR];
 } panel_call;
@@ -33,39 +34,63 @@ static void store_plain(const qrt_code_layer *layer, const qrt_code_tile *t, voi
         }
 }
 
-static void run_panel(panel_call *call, int64_t panel, void *y, int64_t ldy_elems) {
+static bool gives_codes(const qrt_code_layer *layer) { return layer->dtype == QRT_U8 || layer->dtype == QRT_I8; }
+
+static size_t item_bytes(const qrt_code_layer *layer) { return gives_codes(layer) ? 1 : 4; }
+
+/// Of a call whose layer, y and ldy_elems are set; y is that of the first panel.
+static void begin_panel(panel_call *call, int64_t panel, char *y) {
     const qrt_code_layer *layer = call->layer;
     const qrt_q8_weights *w = layer->w;
     const int nr = w->kernel->nr;
-    const int64_t column = panel * nr, columns = w->base.n - column < nr ? w->base.n - column : nr;
     const uint32_t zero = (uint32_t)(layer->zero - (w->kernel->code_offset ? w->kernel->code_offset(layer->zero) : 0));
-    for (int64_t j = 0; j < columns; j++) {
-        uint32_t bias = layer->bias ? (uint32_t)layer->bias[column + j] : 0;
-        call->base[j] = (int32_t)(bias - zero * (uint32_t)w->col_sums[column + j]);
+    call->column = panel * nr;
+    call->columns = w->base.n - call->column < nr ? w->base.n - call->column : nr;
+    call->y = y + (size_t)call->column * item_bytes(layer);
+    for (int64_t j = 0; j < call->columns; j++) {
+        uint32_t bias = layer->bias ? (uint32_t)layer->bias[call->column + j] : 0;
+        call->base[j] = (int32_t)(bias - zero * (uint32_t)w->col_sums[call->column + j]);
     }
-    const bool is_codes = layer->dtype == QRT_U8 || layer->dtype == QRT_I8;
-    const size_t item = is_codes ? 1 : 4;
-    for (int first = 0; first < call->block->num_rows; first += CHUNK_ROWS) {
-        qrt_q8_block chunk = *call->block;
+}
+
+/// The sums of `count` rows from `first` on. `rows` are read where weights have zero points.
+static void store_sums(const panel_call *call, const qrt_q8_row *rows, int64_t first, int64_t count) {
+    const qrt_code_layer *layer = call->layer;
+    const qrt_q8_weights *w = layer->w;
+    const qrt_code_tile tile = {
+        .acc = call->acc, .acc_stride_elems = w->kernel->nr, .rows = rows, .num_rows = count, .columns = call->columns, .base = call->base,
+        .weight_zeros = w->zero_points ? w->zero_points + call->column : NULL, .multipliers = w->scales + call->column, .to = layer->to,
+    };
+    char *to = call->y + (size_t)(first * call->ldy_elems) * item_bytes(layer);
+    if (gives_codes(layer)) qrt_kernels.qlinear.requantize(&tile, (uint8_t *)to, call->ldy_elems);
+    else store_plain(layer, &tile, to, call->ldy_elems);
+}
+
+static void run_panel(panel_call *call, const qrt_q8_block *block, int64_t panel, char *y) {
+    const qrt_q8_weights *w = call->layer->w;
+    begin_panel(call, panel, y);
+    for (int first = 0; first < block->num_rows; first += CHUNK_ROWS) {
+        qrt_q8_block chunk = *block;
         chunk.a = (const char *)chunk.a + first * chunk.a_stride_bytes;
         chunk.rows += first;
         chunk.num_rows = chunk.num_rows - first < CHUNK_ROWS ? chunk.num_rows - first : CHUNK_ROWS;
         if (w->kernel->sums) w->kernel->sums(w, &chunk, panel, call->acc);
         else w->kernel->dot(w, &chunk, panel, 0, w->k_padded, call->acc);
-        qrt_code_tile tile = {
-            .acc = call->acc, .acc_stride_elems = nr, .rows = chunk.rows, .num_rows = chunk.num_rows, .columns = columns,
-            .base = call->base, .weight_zeros = w->zero_points ? w->zero_points + column : NULL,
-            .multipliers = w->scales + column, .to = layer->to,
-        };
-        char *to = (char *)y + (size_t)(first * ldy_elems + column) * item;
-        if (is_codes) qrt_kernels.qlinear.requantize(&tile, (uint8_t *)to, ldy_elems);
-        else store_plain(layer, &tile, to, ldy_elems);
+        store_sums(call, chunk.rows, first, chunk.num_rows);
     }
+}
+
+/// Rows of codes through the table, if there is one.
+static void look_up(const qrt_code_layer *layer, int64_t rows, void *y, int64_t ldy_elems) {
+    if (!layer->table || !gives_codes(layer)) return;
+    const int64_t n = layer->w->base.n;
+    uint8_t *line = y;
+    if (n == ldy_elems) qrt_kernels.qlinear.look_up(layer->table, line, line, rows * n);
+    for (int64_t r = 0; n < ldy_elems && r < rows; r++, line += ldy_elems) qrt_kernels.qlinear.look_up(layer->table, line, line, n);
 }
 
 void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, int64_t m, void *y, int64_t ldy_elems, void *scratch) {
     const qrt_q8_weights *w = layer->w;
-    const bool is_codes = layer->dtype == QRT_U8 || layer->dtype == QRT_I8;
     int64_t most = m < w->block_rows ? m : w->block_rows;
     qrt_q8_row *parameters = scratch;
     char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * most);
@@ -92,12 +117,32 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
             block.a = rows->dense + i * w->base.k;
             block.a_stride_bytes = w->base.k;
         }
-        panel_call call = {.layer = layer, .block = &block};
-        char *to = (char *)y + (size_t)(i * ldy_elems) * (is_codes ? 1 : 4);
-        for (int64_t panel = 0; panel < w->num_panels; panel++) run_panel(&call, panel, to, ldy_elems);
-        for (int64_t r = 0; layer->table && is_codes && r < count; r++) {
-            uint8_t *line = (uint8_t *)to + r * ldy_elems;
-            qrt_kernels.qlinear.look_up(layer->table, line, line, w->base.n);
-        }
+        panel_call call;
+        call.layer = layer;
+        call.ldy_elems = ldy_elems;
+        char *to = (char *)y + (size_t)(i * ldy_elems) * item_bytes(layer);
+        for (int64_t panel = 0; panel < w->num_panels; panel++) run_panel(&call, &block, panel, to);
+        look_up(layer, count, to, ldy_elems);
     }
+}
+
+void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes, void *y,
+                             int64_t ldy_elems) {
+    const qrt_q8_weights *w = layer->w;
+    const int of_line = windows->num_windows;
+    panel_call call;
+    call.layer = layer;
+    call.ldy_elems = ldy_elems;
+    for (int64_t panel = 0; panel < w->num_panels; panel++) {
+        begin_panel(&call, panel, y);
+        for (int64_t line = 0; line < num_lines; line++)
+            for (int first = 0; first < of_line; first += CHUNK_ROWS) {
+                qrt_q8_windows chunk = *windows;
+                chunk.codes += line * line_bytes + first * windows->step_bytes;
+                chunk.num_windows = of_line - first < CHUNK_ROWS ? of_line - first : CHUNK_ROWS;
+                w->kernel->window_sums(w, &chunk, panel, call.acc);
+                store_sums(&call, NULL, line * of_line + first, chunk.num_windows);
+            }
+    }
+    look_up(layer, num_lines * of_line, y, ldy_elems);
 }

@@ -54,6 +54,17 @@ qrt_q8_weights *qrt_q8_pack(const struct qrt_gemm_q8 *kernel, const int8_t *w,
 /// The weights that were packed, [k, n] at the strides given; scales, zero points and bias stand in `w` as they are.
 void qrt_q8_unpack(const qrt_q8_weights *w, int8_t *codes, int64_t row_stride_elems, int64_t col_stride_elems);
 
+/// Windows of a convolution along a line, which are read where the image lies: window r has the pieces at codes + r · step + places[p],
+/// of piece_bytes each, one behind the other in the order of K.
+typedef struct {
+    const uint8_t *codes;       ///< less the code_offset of the kernel
+    int64_t step_bytes;
+    const int64_t *places;
+    int64_t num_pieces;
+    int64_t piece_bytes;        ///< a multiple of kr; k_padded in all
+    int num_windows;
+} qrt_q8_windows;
+
 /// What a rung provides. Packed activations are row after row of `item_bytes` each; a rung may keep QRT_ALIGNMENT bytes
 /// of its own behind a row.
 typedef struct qrt_gemm_q8 {
@@ -86,6 +97,8 @@ typedef struct qrt_gemm_q8 {
     /// `dot` serves.
     void (*sums)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int32_t *acc);
     int32_t (*code_offset)(int32_t zero_point);
+    /// The same of windows. NULL where codes are not packed as the bytes that they are.
+    void (*window_sums)(const qrt_q8_weights *w, const qrt_q8_windows *windows, int64_t panel, int32_t *acc);
 
     /// The epilogue alone for row r of the block: t has nr columns and already is free of zero points.
     void (*finish)(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int r, const float *t);

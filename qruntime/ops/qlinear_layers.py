@@ -6,6 +6,7 @@ becomes of every code at last: an activation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -168,6 +169,20 @@ def _packed(weight: np.ndarray, p: _Parameters, maps: slice, origin: np.ndarray 
     return _kernels.PackedQ8(weight, np.broadcast_to(scale, size), np.broadcast_to(zeros, size), None, origin=origin)
 
 
+_PIECE_STEP = 4
+"""QRT_PIECE_STEP of kernels/nodes/code_windows.h."""
+
+
+def _rows_filled(w: np.ndarray, geometry: Sequence[int], group: int) -> np.ndarray:
+    """w (M, *kernel, C / group) as a matrix whose rows of windows begin at whole steps: see qrt_row_of_window."""
+    rank = w.ndim - 2
+    rows, dilation = math.prod(w.shape[1:rank]), geometry[4 + 4 * rank - 1]
+    matrix = w.reshape(w.shape[0], rows, -1)
+    if group == 1 and dilation == 1 and rows > 1:
+        matrix = np.pad(matrix, ((0, 0), (0, 0), (0, -matrix.shape[2] % _PIECE_STEP)))
+    return matrix.reshape(w.shape[0], -1)
+
+
 def woven(w: np.ndarray, columns: int, offsets: np.ndarray, multipliers: np.ndarray) -> list[np.ndarray]:
     """w [rows · columns, C], offsets and multipliers [C] of windows of single channels as kernels/qlinear.h has them along lines."""
     channels = w.shape[1]
@@ -211,7 +226,7 @@ def _conv(node: Node) -> NativeCall | None:
         if centred.min() >= -128 and centred.max() <= 127:
             packed += map(_kernels.PackedArray, woven(centred, w.shape[-1], *vectors[1:]))
     else:
-        matrix = taps_last.reshape(maps, -1)
+        matrix = _rows_filled(taps_last, geometry, group)
         for g in range(group):
             own = slice(g * (maps // group), (g + 1) * (maps // group))
             packed.append(_packed(matrix[own].T, p, own, origin=w[own]))

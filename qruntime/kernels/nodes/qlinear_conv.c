@@ -1,13 +1,14 @@
 /// Convolution of 8-bit codes in 1, 2 or 3 spatial dims, channels last, with int8 weights.
 ///
-/// A row of the product is what the window covers at one output position: taps, then channels, as the weights are packed.
-/// What lies outside of the image is the zero point. One channel a group needs no product: see qrt_qlinear.depthwise.
+/// A row of the product is what the window covers at one output position: taps, then channels, as the weights are packed, in rows of
+/// the window that may be filled up. What lies outside of the image, or is filled, is the zero point. Kernels that can read windows
+/// where they lie do (code_windows.h), for others they are copied. One channel a group needs no product: see qrt_qlinear.depthwise.
 #include <string.h>
 
 #include "../code_product.h"
 #include "../threads.h"
+#include "code_windows.h"
 #include "codes.h"
-#include "convolution.h"
 
 enum { MIN_PARALLEL_WORK = 1 << 18, TASKS_PER_THREAD = 4, MAX_BLOCK = 128, MIN_BLOCK = 16, MOST_REACH = 1 << 16 };
 
@@ -65,10 +66,11 @@ static inline void copy_bytes(uint8_t *to, const uint8_t *from, int64_t n) {
     }
 }
 
-/// What taps of one line cover: window[2] runs of the channels of a group.
+/// What taps of one line cover: window[2] runs of the channels of a group, and what they are filled up with.
 static inline void copy_taps(const windows *w, const uint8_t *line, int64_t column, uint8_t *to) {
     const qrt_convolution *g = w->g;
-    const int64_t taps = g->window[2], length = g->group_channels, width = g->in[2];
+    const int64_t taps = g->window[2], length = g->group_channels, width = g->in[2], filled = qrt_row_of_window(g) - taps * length;
+    for (int64_t i = 0; i < filled; i++) to[taps * length + i] = w->padding;
     const bool is_run = g->dilation[2] == 1 && g->groups == 1;
     if (line && is_run && column >= 0 && column + taps <= width) {
         copy_bytes(to, line + column * length, taps * length);
@@ -83,7 +85,7 @@ static inline void copy_taps(const windows *w, const uint8_t *line, int64_t colu
 static const uint8_t *next_window(void *context, uint8_t *room) {
     windows *w = context;
     const qrt_convolution *g = w->g;
-    const int64_t column = first_column(w), run = g->window[2] * g->group_channels;
+    const int64_t column = first_column(w), run = qrt_row_of_window(g);
     const uint8_t *found = room;
     const uint8_t *line = g->taps == 1 ? line_at(w, 0, 0) : NULL;
     if (line && column >= 0 && column < g->in[2]) {
@@ -136,6 +138,12 @@ static bool are_elements(const qrt_convolution *g) {
 static qrt_status multiply(product_job *j, qrt_run *run, int threads) {
     const qrt_convolution *g = j->windows.g;
     j->is_dense = are_elements(g);
+    if (!j->is_dense && qrt_takes_windows(g, j->packed[0])) {
+        qrt_code_layer layer = j->layer;
+        layer.w = j->packed[0];
+        layer.bias = j->bias;
+        return qrt_multiply_windows(g, run, threads, &layer, j->windows.x, j->windows.padding, j->y);
+    }
     int64_t wanted = threads > 1 ? qrt_ceil_div(TASKS_PER_THREAD * (int64_t)threads, g->groups) : 1;
     j->block = qrt_max(qrt_min(MAX_BLOCK, qrt_ceil_div(j->num_rows, wanted)), MIN_BLOCK);
     j->block = qrt_min(j->block, j->num_rows);
@@ -307,7 +315,7 @@ static bool read_parameters(const qrt_node *node, int32_t x_dtype, parameters *p
 ///       pads at the begin[r], pads at the end[r], dilations[r] (VALID: pads 0), window[r]; maps, whether one channel is a
 ///       group of one map, whether there are biases, a table; element types and zero points of x and y (y int32: the sums).
 /// Inputs: codes x [N, spatial …, C]; its zero point where that is no constant, for sums. Output: [N, spatial …, maps].
-/// packed: for each group qrt_q8_weights [taps · C / group, maps / group], whose scales are multipliers, then int32 biases
+/// packed: for each group qrt_q8_weights [rows of the window · qrt_row_of_window, maps / group], whose scales are multipliers, then int32 biases
 ///         [maps]; or, of single channels, int32 weights without zero points [taps, C], offsets [C], float multipliers [C],
 ///         and, where the weights fit int8, the three as qrt_depthwise_line has them.
 ///         At last the table [256] through which codes go.
@@ -351,7 +359,7 @@ static qrt_status qlinear_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     } else {
         for (int64_t i = 0; i < groups; i++) {
             const qrt_q8_weights *w = node->packed[i];
-            if (w->base.k != g.depth || w->base.n != g.group_maps || w->k_padded > QRT_Q8_MAX_K) return QRT_DECLINE;
+            if (w->base.k != g.window[0] * g.window[1] * qrt_row_of_window(&g) || w->base.n != g.group_maps || w->k_padded > QRT_Q8_MAX_K) return QRT_DECLINE;
         }
         product.bias = p.has_bias ? array_of(arrays[groups], QRT_I32, g.maps) : NULL;
         if (p.has_bias && !product.bias) return QRT_DECLINE;

@@ -239,6 +239,91 @@ static void sums_of_columns(const qrt_q8_weights *w, const qrt_q8_block *block, 
     for (; r < rows; r++) single_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
 }
 
+/// acc[rows][NR] of the first `vectors` of a panel, of windows; `rows` and `vectors` are constants where it is inlined.
+ALWAYS_INLINE void window_tile(const int rows, const int vectors, const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b,
+                               int32_t *acc) {
+    const int64_t step = windows->step_bytes, piece_bytes = windows->piece_bytes, num_pieces = windows->num_pieces;
+    const int64_t ahead_bytes = num_pieces * piece_bytes * NR;
+    const int64_t *places = windows->places;
+    vi c[2 * TILE_ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) c[r][v] = vi_set(0);
+    for (int64_t p = 0; p < num_pieces; p++) {
+        const uint8_t *a = codes + places[p];
+        for (int64_t k = 0; k < piece_bytes; k += GROUP, b += GROUP * NR) {
+            vi w[VECTORS];
+            if (rows >= FETCHING_ROWS && vectors == VECTORS)
+                for (int line = 0; line < GROUP * NR; line += CACHE_LINE) __builtin_prefetch(b + ahead_bytes + line, 0, 2);
+#pragma GCC unroll 3
+            for (int v = 0; v < vectors; v++) w[v] = vi_load((const int32_t *)(const void *)(b + 4 * VL * v));
+            __asm__("" ::: "memory");  // as in add_products
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                vi group = vi_codes(a + r * step + k);
+#pragma GCC unroll 3
+                for (int v = 0; v < vectors; v++) c[r][v] = vi_dot4(c[r][v], group, w[v]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) vi_store(acc + r * NR + v * VL, c[r][v]);
+}
+
+typedef void (*window_fn)(const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b, int32_t *acc);
+
+#define WINDOWS(rows, vectors)                                                                                                  \
+    static __attribute__((noinline)) void windows_##rows##_##vectors(const uint8_t *codes, const qrt_q8_windows *windows,       \
+                                                                     const int8_t *b, int32_t *acc) {                           \
+        window_tile(rows, vectors, codes, windows, b, acc);                                                                     \
+    }
+#define ALL_VECTORS(rows)                                                                                                       \
+    static __attribute__((noinline)) void windows_##rows(const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b,  \
+                                                         int32_t *acc) {                                                        \
+        window_tile(rows, VECTORS, codes, windows, b, acc);                                                                     \
+    }
+ALL_VECTORS(1)
+ALL_VECTORS(2)
+ALL_VECTORS(3)
+ALL_VECTORS(4)
+#if QRT_TILE_ROWS == 8
+ALL_VECTORS(5)
+ALL_VECTORS(6)
+ALL_VECTORS(7)
+ALL_VECTORS(8)
+WINDOWS(8, 2)
+WINDOWS(16, 1)
+static const window_fn narrow_windows[] = {NULL, windows_16_1, windows_8_2};
+#else
+WINDOWS(4, 2)
+WINDOWS(8, 1)
+static const window_fn narrow_windows[] = {NULL, windows_8_1, windows_4_2};
+#endif
+static const window_fn all_windows[TILE_ROWS + 1] = {
+    NULL, windows_1, windows_2, windows_3, windows_4,
+#if QRT_TILE_ROWS == 8
+    windows_5, windows_6, windows_7, windows_8,
+#endif
+};
+
+static void window_sums(const qrt_q8_weights *w, const qrt_q8_windows *windows, int64_t panel, int32_t *acc) {
+    const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
+    const int64_t vectors = vectors_left(w, panel), step = windows->step_bytes;
+    const int all = windows->num_windows, narrow_rows = vectors == 1 ? 2 * TILE_ROWS : TILE_ROWS;
+    int r = 0;
+    for (; vectors < VECTORS && r + narrow_rows <= all; r += narrow_rows)
+        narrow_windows[vectors](windows->codes + r * step, windows, b, acc + r * NR);
+    while (r < all) {
+        // Two tiles of much the same height rather than a full one and a sliver.
+        const int left = all - r, rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
+        all_windows[rows](windows->codes + r * step, windows, b, acc + r * NR);
+        r += rows;
+    }
+}
+
 typedef void (*tile_beside_fn)(const uint8_t *a, int64_t stride, const int8_t *b, const qrt_q8_weights *w,
                                const qrt_q8_block *block, const pending_tile *before, int32_t *acc);
 
@@ -349,5 +434,5 @@ static const qrt_gemm_q8 dot4_gemm_q8 = {
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .unpack_panel = unpack_panel,
-    .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .finish = finish, .takes_codes = CODE_OFFSET == 0,
+    .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .window_sums = window_sums, .finish = finish, .takes_codes = CODE_OFFSET == 0,
 };

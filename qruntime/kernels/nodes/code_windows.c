@@ -1,0 +1,112 @@
+#include "code_windows.h"
+
+#include <string.h>
+
+#include "../threads.h"
+
+/// Rows of sums that share a panel of weights while that is in the cache.
+enum { MOST_ROWS = 256, TASKS_PER_THREAD = 4 };
+
+typedef struct {
+    const qrt_convolution *g;
+    const qrt_code_layer *layer;
+    const uint8_t *image, *x;   ///< the input; what windows read: it, or its copy
+    uint8_t *copy;
+    uint8_t padding, change;    ///< the byte of what lies outside; what makes of codes those that the kernel reads
+    int64_t x_line, x_slice, x_image;  ///< bytes of x
+    qrt_q8_windows windows;     ///< but its codes
+    char *y;
+    int64_t item, slices, lines, parts, tasks;  ///< slices of all images, whose lines are cut into parts of `lines`
+} job;
+
+static uint8_t change_of(const qrt_code_layer *layer) {
+    const qrt_gemm_q8 *kernel = layer->w->kernel;
+    return (uint8_t)(layer->flip ^ (kernel->code_offset ? kernel->code_offset(layer->zero) : 0));
+}
+
+bool qrt_takes_windows(const qrt_convolution *g, const qrt_q8_weights *w) {
+    const qrt_gemm_q8 *kernel = w->kernel;
+    if (!kernel->window_sums || w->zero_points || g->groups != 1 || kernel->kr != QRT_PIECE_STEP) return false;
+    return g->dilation[2] == 1 || g->channels % QRT_PIECE_STEP == 0;
+}
+
+/// A line of the copy with what lies beside it.
+static void copy_line(void *context, int64_t at) {
+    const job *j = context;
+    const qrt_convolution *g = j->g;
+    uint8_t *to = j->copy + at * j->x_line;
+    const int64_t row = at % g->padded[1] - g->begin[1], slice = at / g->padded[1] % g->padded[0] - g->begin[0];
+    const int64_t image = at / g->padded[1] / g->padded[0], bytes = g->in[2] * g->channels, before = g->begin[2] * g->channels;
+    const uint8_t outside = j->padding ^ j->change;
+    if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) {
+        memset(to, outside, (size_t)j->x_line);
+        return;
+    }
+    const uint8_t *from = j->image + ((image * g->in[0] + slice) * g->in[1] + row) * bytes;
+    memset(to, outside, (size_t)before);
+    memset(to + before + bytes, outside, (size_t)(j->x_line - before - bytes));
+    if (j->change == 0) memcpy(to + before, from, (size_t)bytes);
+    else for (int64_t i = 0; i < bytes; i++) to[before + i] = from[i] ^ j->change;
+}
+
+static void multiply_part(void *context, int64_t task) {
+    const job *j = context;
+    const qrt_convolution *g = j->g;
+    for (int64_t unit = j->slices * j->parts * task / j->tasks; unit < j->slices * j->parts * (task + 1) / j->tasks; unit++) {
+        const int64_t slice = unit / j->parts, first = unit % j->parts * j->lines;
+        qrt_q8_windows windows = j->windows;
+        windows.codes = j->x + slice / g->out[0] * j->x_image + slice % g->out[0] * g->stride[0] * j->x_slice + first * g->stride[1] * j->x_line;
+        char *y = j->y + (slice * g->out[1] + first) * g->out[2] * g->maps * j->item;
+        qrt_code_window_product(j->layer, &windows, qrt_min(j->lines, g->out[1] - first), g->stride[1] * j->x_line, y, g->maps);
+    }
+}
+
+static void set_places(const job *j, int64_t *places) {
+    const qrt_convolution *g = j->g;
+    for (int64_t d = 0; d < g->window[0]; d++)
+        for (int64_t h = 0; h < g->window[1]; h++) {
+            const int64_t row = d * g->dilation[0] * j->x_slice + h * g->dilation[1] * j->x_line;
+            if (g->dilation[2] == 1) *places++ = row;
+            else for (int64_t v = 0; v < g->window[2]; v++) *places++ = row + v * g->dilation[2] * g->channels;
+        }
+}
+
+/// Bytes that windows may read beyond the last code.
+enum { BEYOND = QRT_PIECE_STEP };
+
+qrt_status qrt_multiply_windows(const qrt_convolution *g, qrt_run *run, int num_threads, const qrt_code_layer *layer, const uint8_t *x,
+                                uint8_t padding, void *y) {
+    job j = {.g = g, .layer = layer, .image = x, .x = x, .padding = padding, .change = change_of(layer), .y = y};
+    const int64_t rows = g->window[0] * g->window[1];
+    const int64_t piece = (g->dilation[2] == 1 ? g->window[2] : 1) * g->channels;
+    const bool is_padded = memcmp(g->padded, g->in, sizeof g->in) != 0;
+    const bool copies = is_padded || j.change || piece % QRT_PIECE_STEP;
+    j.x_line = g->padded[2] * g->channels;
+    j.x_slice = g->padded[1] * j.x_line;
+    j.x_image = g->padded[0] * j.x_slice;
+    j.windows = (qrt_q8_windows){
+        .step_bytes = g->stride[2] * g->channels, .num_pieces = rows * (g->dilation[2] == 1 ? 1 : g->window[2]),
+        .piece_bytes = qrt_ceil_div(piece, QRT_PIECE_STEP) * QRT_PIECE_STEP, .num_windows = (int)g->out[2],
+    };
+    int64_t bytes = 0, places = j.windows.num_pieces * (int64_t)sizeof(int64_t);
+    if (copies && __builtin_mul_overflow(g->images, j.x_image, &bytes)) return QRT_NO_MEMORY;
+    if (g->out[2] > INT32_MAX || __builtin_add_overflow(bytes, places + BEYOND, &bytes)) return QRT_NO_MEMORY;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)bytes);
+    if (!scratch) return QRT_NO_MEMORY;
+    set_places(&j, scratch->data);
+    j.windows.places = scratch->data;
+    if (copies) {
+        j.x = j.copy = (uint8_t *)scratch->data + places;
+        qrt_parallel_for(num_threads, g->images * g->padded[0] * g->padded[1], copy_line, &j);
+        memset(j.copy + g->images * j.x_image, 0, BEYOND);
+    }
+    const int64_t wanted = num_threads > 1 ? TASKS_PER_THREAD * (int64_t)num_threads : 1;
+    j.item = layer->dtype == QRT_I32 ? (int64_t)sizeof(int32_t) : 1;
+    j.slices = g->images * g->out[0];
+    j.lines = qrt_max(1, qrt_min(MOST_ROWS / g->out[2], qrt_ceil_div(g->out[1], qrt_ceil_div(wanted, j.slices))));
+    j.parts = qrt_ceil_div(g->out[1], j.lines);
+    j.tasks = qrt_min(wanted, j.slices * j.parts);
+    qrt_parallel_for(num_threads, j.tasks, multiply_part, &j);
+    qrt_scratch_free(run, scratch);
+    return QRT_OK;
+}

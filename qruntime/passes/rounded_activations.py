@@ -13,7 +13,7 @@ import numpy as np
 from qruntime.ir import Graph, Node, Value
 from qruntime.passes.activations import activation_in
 from qruntime.passes.rewriting import Builder, trace
-from qruntime.passes.scaled_codes import is_dequantize, is_quantize
+from qruntime.passes.scaled_codes import dequantized_codes, is_dequantize, is_quantize
 
 _WIDEST = 8
 
@@ -40,6 +40,8 @@ def _round(graph: Graph, node: Node) -> None:
         return
     axis = node.attr("axis", 1)
     source, most = _limited(x, scale, zero_point, axis)
+    if source is x and dequantized_codes(x) is not None:
+        return  # code for code: a table (code_tables.py) with the dequantization behind it
     codes = node.outputs[0]
     readers = [reader for reader, _ in codes.uses]
     op = Builder(node)

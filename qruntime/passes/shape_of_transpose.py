@@ -1,4 +1,4 @@
-"""Shapes are read from before a transpose, so that nothing but a shape keeps the transpose alive."""
+"""Shapes are read from before a transpose or a change to codes and back, so that nothing but a shape keeps those alive."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import numpy as np
 from qruntime.ir import Graph, Node, TypeInfo, Value
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.rewriting import as_attribute
+from qruntime.passes.scaled_codes import is_dequantize, is_quantize
 
 
 def read_shapes_before_transposes(graph: Graph) -> None:
-    """Shape(Transpose(x, perm))  →  Gather(Shape(x), perm), where only shapes are read of the transposed tensor."""
-    changed = False
-    for nested in graph.walk_graphs():
-        for node in [node for node in nested.nodes if node.is_op("Shape")]:
+    """Shape(Transpose(x, perm))  →  Gather(Shape(x), perm), where only shapes are read of the transposed tensor.
+
+    Shape(DequantizeLinear(x, …)), Shape(QuantizeLinear(x, …))  →  Shape(x)"""
+    shapes = [(nested, node) for nested in graph.walk_graphs() for node in nested.nodes if node.is_op("Shape")]
+    changed = any([_read_before_codes(node) for _, node in shapes])
+    if changed:
+        remove_dead_nodes(graph)  # what is left of them would count as readers
+    for nested, node in shapes:
+        if node.graph is nested:
             source = node.input(0)
             transpose = None if source is None else source.producer
             if transpose is not None and transpose.is_op("Transpose") and _is_read_for_its_shape(transpose):
@@ -21,6 +27,18 @@ def read_shapes_before_transposes(graph: Graph) -> None:
                 changed = True
     if changed:
         remove_dead_nodes(graph)
+
+
+def _read_before_codes(node: Node) -> bool:
+    """Whether `node`, a Shape, now reads from before what keeps the shape."""
+    found = False
+    while True:
+        source = node.input(0)
+        change = None if source is None else source.producer
+        if change is None or not (is_quantize(change) or is_dequantize(change)) or change.input(0) is None:
+            return found
+        node.set_input(0, change.input(0))
+        found = True
 
 
 def _is_read_for_its_shape(transpose: Node) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qruntime.ir import QRUNTIME, Node, Value
+from qruntime.ops.contrib.domain import MICROSOFT
 
 _ELEMENTWISE = frozenset({
     "Abs", "Add", "Celu", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish",
@@ -18,11 +19,13 @@ _ELEMENTWISE = frozenset({
     "ThresholdedRelu",
 })  # fmt: skip
 _OF_BLOCKS = ("BlockedAveragePool", "BlockedGlobalAveragePool", "BlockedMaxPool")
+_OF_CODES = ("NhwcMaxPool", "QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearMul")
+"""Operators that ONNX Runtime has beside the standard; as long as their scales are constants."""
 
 
 def itemwise_nodes(nodes: Sequence[Node]) -> set[Node]:
     """Those of `nodes` (in running order) of which item i of each output, along the first axis, depends on constants and on item i of
-    the other inputs, and on no other item. What they make is followed from images in blocks on, whose first axis is the batch."""
+    the other inputs, and on no other item. What they make is followed from images in blocks or of codes on, whose first axis is the batch."""
     ranks: dict[Value, int] = {}
     found: set[Node] = set()
     for node in nodes:
@@ -41,14 +44,27 @@ def _rank_of_batch(node: Node, ranks: dict[Value, int]) -> int | None:
         is_itemwise = weight is not None and weight.shape is not None and all(v is not None and not v.is_constant for v in images)
         return len(weight.shape) + 1 if is_itemwise else None  # type: ignore[union-attr, arg-type]
     read = [v for v in node.inputs if v is not None and not v.is_constant]
+    if _is_code_layer(node):
+        w = node.input(3)
+        return len(w.shape) if w is not None and w.shape is not None and read == [node.input(0)] else None
+    if node.is_op("Transpose"):
+        perm, is_image = node.attr("perm", ()), any(_is_code_layer(user) for user, _ in node.outputs[0].uses)
+        return len(perm) if read and len(perm) > 2 and perm[0] == 0 and (is_image or read[0] in ranks) else None
     rank = ranks.get(read[0]) if read else None
     if rank is None or any(ranks.get(value) != rank for value in read):
         return None
-    if node.is_op(*_OF_BLOCKS, domain=QRUNTIME):
+    if node.is_op(*_OF_BLOCKS, "CodeTable", domain=QRUNTIME):
         return rank
+    if node.is_op("DequantizeLinear", "QuantizeLinear"):
+        return rank if all(v is None or (v.is_constant and v.shape == ()) for v in node.inputs[1:]) else None
     if node.is_op("UnblockChannels", domain=QRUNTIME):
         return rank - 1
-    if node.op_type in _ELEMENTWISE and node.domain in ("", QRUNTIME) and node.version >= (7 if node.domain == "" else 1):
+    is_elementwise = node.op_type in _ELEMENTWISE and node.domain in ("", QRUNTIME)
+    if node.is_op(*_OF_CODES, domain=MICROSOFT):
+        if node.op_type not in ("QLinearAdd", "QLinearMul"):
+            return rank
+        is_elementwise = True
+    if is_elementwise and node.version >= (7 if node.domain == "" else 1):
         constants = [v for v in node.inputs if v is not None and v.is_constant]
         return rank if all(v.shape is not None and (len(v.shape) < rank or v.shape[0] == 1) for v in constants) else None
     if node.is_op("Concat", "Split") and node.attr("axis", 0) % rank:
@@ -56,6 +72,10 @@ def _rank_of_batch(node: Node, ranks: dict[Value, int]) -> int | None:
     if node.is_op("Slice"):
         return rank if _leaves_batch(node, rank) else None
     return rank if node.is_op("Resize") and _scales_pixels(node, rank) else None
+
+
+def _is_code_layer(node: Node) -> bool:
+    return node.is_op("QLinearConv", domain=QRUNTIME)
 
 
 def _leaves_batch(node: Node, rank: int) -> bool:

@@ -88,3 +88,15 @@ def test_what_is_no_rounding_stays():
     assert kinds(model(pair(), zero=np.int8(3))) == ["QuantizeLinear", "DequantizeLinear"]
     for scale in (0, -1, np.inf, np.nan):
         assert kinds(model(pair(), scale=np.float32(scale))) == ["QuantizeLinear", "DequantizeLinear"]
+
+
+def test_codes_that_are_codes_already_become_a_table():
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "first", "zero"], ["a"]), helper.make_node("DequantizeLinear", ["a", "first", "zero"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["c"]), *pair("c"),
+    ]  # fmt: skip
+    made = model(nodes, first=np.float32(0.125))
+    assert kinds(made) == ["QuantizeLinear", "Flatten", "CodeTable", "DequantizeLinear"]
+    x = random(4, 6) * np.float32(9)
+    inner = (np.clip(np.rint(x / np.float32(0.125)) + 5, 0, 255) - 5) * np.float32(0.125)
+    assert_same_bits(made(x), ((np.clip(np.rint(inner / SCALE) + 5, 0, 255) - 5) * SCALE).astype(np.float32))

@@ -12,10 +12,10 @@ X = {"x": np.zeros((2, 3, 4), np.float32)}
 TRANSPOSE = ("Transpose", ["x"], ["t"], {"perm": [2, 0, 1]})
 
 
-def ops(nodes, outputs=("y",), inputs=X, opset=17):
+def ops(nodes, outputs=("y",), inputs=X, opset=17, constants=None):
     shaped = [(op, i, [f"{o}_int" if o in outputs and op == "Shape" else o for o in out], a) for op, i, out, a in nodes]
     casts = [("Cast", [f"{o}_int"], [o], {"to": 1}) for op, _, out, _ in nodes for o in out if o in outputs and op == "Shape"]
-    return after(read_shapes_before_transposes, imported([*shaped, *casts], inputs, outputs, opset=opset), inputs, rtol=0, atol=0)
+    return after(read_shapes_before_transposes, imported([*shaped, *casts], inputs, outputs, constants, opset), inputs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("attributes", [{}, {"start": 1}, {"end": -1}, {"start": -2, "end": 2}, {"start": 5}])
@@ -42,3 +42,15 @@ def test_a_transpose_of_unknown_order_stays():
 
 def test_a_shape_of_something_else_stays():
     assert ops([("Neg", ["x"], ["t"], {}), ("Shape", ["t"], ["y"], {})]) == {"Neg": 1, "Shape": 1, "Cast": 1}
+
+
+def test_a_shape_of_codes_is_that_of_what_they_were_made_of():
+    scale = {"scale": np.float32(0.1), "zero": np.uint8(7)}
+    pair = [("QuantizeLinear", ["x", "scale", "zero"], ["q"], {}), ("DequantizeLinear", ["q", "scale", "zero"], ["d"], {})]
+    turned = [("Transpose", ["d"], ["t"], {"perm": [2, 0, 1]}), ("Shape", ["t"], ["y"], {})]
+    assert ops([*pair, ("Shape", ["d"], ["y"], {})], constants=scale) == {"Shape": 1, "Cast": 1}
+    assert ops([*pair, ("Shape", ["d"], ["y"], {}), ("Neg", ["d"], ["z"], {})], ("y", "z"), constants=scale)["DequantizeLinear"] == 1
+    assert ops([TRANSPOSE, ("QuantizeLinear", ["t", "scale", "zero"], ["q"], {}), ("Shape", ["q"], ["y"], {})], constants=scale) == {
+        "Shape": 1, "Gather": 1, "Cast": 1,
+    }  # fmt: skip
+    assert ops([*pair, *turned], constants=scale)["Gather"] == 1

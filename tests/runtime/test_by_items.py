@@ -38,7 +38,8 @@ def model_of(nodes: Nodes, constants: dict[str, np.ndarray], outputs: tuple[str,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items() if n in used],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     return qruntime.load(model.SerializeToString(), threads=threads)
 
 
@@ -127,6 +128,44 @@ def test_batches_of_quantized_networks(name: str, threads: int) -> None:
         alone = model.run({"x": x[i : i + 1]})
         for output in outputs:
             assert_same_bits(together[output][i : i + 1], alone[output])
+
+
+def code_network(dtype: type) -> tuple[Nodes, dict[str, np.ndarray]]:
+    """Layers, sums, pools, tables and parts of images of codes; all scales are one."""
+    rng = np.random.default_rng(5)
+    nodes: Nodes = []
+    constants = {k: v for k, v in C.items() if k in ("zero", "half", "axis")} | {"s": np.float32(0.05), "z": dtype(3), "ws": np.float32(0.01), "wz": np.int8(0)}
+
+    def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        domain = "com.microsoft" if op in ("QLinearAdd", "QLinearGlobalAveragePool", "QLinearMul") else ""
+        nodes.append((op, inputs, [output], {**attributes, "domain": domain}))
+        return output
+
+    def conv(x: str, output: str, maps: int, channels: int, k: int, **attributes: Any) -> str:
+        constants[f"w_{output}"] = rng.integers(-90, 90, (maps, channels, k, k)).astype(np.int8)
+        return add("QLinearConv", [x, "s", "z", f"w_{output}", "ws", "wz", "s", "z"], output, pads=[k // 2] * 4, **attributes)
+
+    scaled = ["s", "z"]
+    conv(add("QuantizeLinear", ["x", *scaled], "q"), "a", 64, 3, 3)
+    add("QuantizeLinear", [add("Sigmoid", [add("DequantizeLinear", ["a", *scaled], "a1")], "a2"), *scaled], "a3")
+    add("QLinearAdd", [conv("a3", "b", 64, 64, 3), *scaled, "a3", *scaled, *scaled], "c")
+    add("MaxPool", [conv("c", "d", 64, 1, 3, group=64)], "e", kernel_shape=[3, 3], pads=[1] * 4)
+    add("Concat", [add("Slice", ["e", "zero", "half", "axis"], "f"), "c"], "g", axis=1)
+    add("QLinearGlobalAveragePool", ["g", *scaled, *scaled], "h")
+    add("QLinearMul", [conv("h", "i", 80, 80, 1), *scaled, "g", *scaled, *scaled], "j")
+    add("DequantizeLinear", ["j", *scaled], "y")
+    return nodes, constants
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_of_codes(dtype: type, threads: int) -> None:
+    nodes, constants = code_network(dtype)
+    model, x = model_of(nodes, constants, threads=threads), image(7, 3, 48, 40)
+    together = model.run({"x": x})["y"]
+    assert steps_by_items(model) >= 8
+    for i in range(len(x)):
+        assert_same_bits(together[i : i + 1], model.run({"x": x[i : i + 1]})["y"])
 
 
 def test_constants_with_an_item_for_each_of_the_batch_end_it() -> None:

@@ -54,6 +54,7 @@ from qruntime.passes.stacked_concat import stack_concats
 from qruntime.passes.static_quantization import apply_code_tables, lower_static_quantization
 from qruntime.passes.stored import decode_bare_codes, decode_stored, decode_what_is_left, read_stored
 from qruntime.passes.string_labels import look_up_string_labels
+from qruntime.passes.unsigned_codes import keep_codes_unsigned
 
 Pass = Callable[[Graph], None]
 
@@ -80,6 +81,7 @@ LOWERED: list[Pass] = [
     fold_code_tables,
     apply_code_tables,  # a layer looks up what was folded
     keep_channels_last,
+    keep_codes_unsigned,  # tables and layers are what they will be
     expand_contrib,
     contract_einsum,
     remove_casts,

@@ -15,7 +15,7 @@ def read_shapes_before_transposes(graph: Graph) -> None:
 
     Shape(DequantizeLinear(x, …)), Shape(QuantizeLinear(x, …))  →  Shape(x)"""
     shapes = [(nested, node) for nested in graph.walk_graphs() for node in nested.nodes if node.is_op("Shape")]
-    changed = any([_read_before_codes(node) for _, node in shapes])
+    changed = sum(_read_before_codes(node) for _, node in shapes) > 0
     if changed:
         remove_dead_nodes(graph)  # what is left of them would count as readers
     for nested, node in shapes:

@@ -18,6 +18,7 @@ _ELEMENTWISE = frozenset({
     "Mul", "Neg", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Silu", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tanh",
     "ThresholdedRelu",
 })  # fmt: skip
+
 _OF_BLOCKS = ("BlockedAveragePool", "BlockedGlobalAveragePool", "BlockedMaxPool")
 _OF_CODES = ("NhwcMaxPool", "QLinearAdd", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearMul")
 """Operators that ONNX Runtime has beside the standard; as long as their scales are constants."""
@@ -25,7 +26,7 @@ _OF_CODES = ("NhwcMaxPool", "QLinearAdd", "QLinearAveragePool", "QLinearGlobalAv
 
 def itemwise_nodes(nodes: Sequence[Node]) -> set[Node]:
     """Those of `nodes` (in running order) of which item i of each output, along the first axis, depends on constants and on item i of
-    the other inputs, and on no other item. What they make is followed from images in blocks or of codes on, whose first axis is the batch."""
+    the other inputs, and on no other item. What they make is followed from images in blocks or of codes on: their first axis is the batch."""
     ranks: dict[Value, int] = {}
     found: set[Node] = set()
     for node in nodes:

@@ -92,7 +92,8 @@ def test_what_is_no_rounding_stays():
 
 def test_codes_that_are_codes_already_become_a_table():
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "first", "zero"], ["a"]), helper.make_node("DequantizeLinear", ["a", "first", "zero"], ["b"]),
+        helper.make_node("QuantizeLinear", ["x", "first", "zero"], ["a"]),
+        helper.make_node("DequantizeLinear", ["a", "first", "zero"], ["b"]),
         helper.make_node("Flatten", ["b"], ["c"]), *pair("c"),
     ]  # fmt: skip
     made = model(nodes, first=np.float32(0.125))

@@ -134,7 +134,12 @@ def code_network(dtype: type) -> tuple[Nodes, dict[str, np.ndarray]]:
     """Layers, sums, pools, tables and parts of images of codes; all scales are one."""
     rng = np.random.default_rng(5)
     nodes: Nodes = []
-    constants = {k: v for k, v in C.items() if k in ("zero", "half", "axis")} | {"s": np.float32(0.05), "z": dtype(3), "ws": np.float32(0.01), "wz": np.int8(0)}
+    constants = {k: v for k, v in C.items() if k in ("zero", "half", "axis")} | {
+        "s": np.float32(0.05),
+        "z": dtype(3),
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+    }
 
     def add(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         domain = "com.microsoft" if op in ("QLinearAdd", "QLinearGlobalAveragePool", "QLinearMul") else ""

@@ -26,7 +26,8 @@ _OF_CODES = ("NhwcMaxPool", "QLinearAdd", "QLinearAveragePool", "QLinearGlobalAv
 
 def itemwise_nodes(nodes: Sequence[Node]) -> set[Node]:
     """Those of `nodes` (in running order) of which item i of each output, along the first axis, depends on constants and on item i of
-    the other inputs, and on no other item. What they make is followed from images in blocks or of codes on: their first axis is the batch."""
+    the other inputs, and on no other item. Batches are followed from images in blocks and images of codes on: there the first axis is
+    one."""
     ranks: dict[Value, int] = {}
     found: set[Node] = set()
     for node in nodes:

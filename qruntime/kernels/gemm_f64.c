@@ -23,7 +23,7 @@ void qrt_f64_pack(const qrt_gemm_f64 *kernel, int64_t k, int64_t n, const double
 }
 
 void qrt_f64_gemm_strips(const qrt_gemm_f64 *kernel, int64_t m, int64_t n, int64_t k, const double *a, int64_t lda,
-                         const double *b, int64_t ldb, int64_t strip_stride, double *c, int64_t ldc) {
+                         const double *b, int64_t ldb, int64_t strip_stride, double *c, int64_t ldc, bool accumulate) {
     // Rows of a wide matrix lie pages apart: few at a time, then on along them.
     int64_t nr = kernel->nr, kc = ldb > 4 * nr && k > SCATTERED_DOUBLES / ldb ? SCATTERED_KC : KC;
     for (int64_t i = 0; i < m; i += MC) {
@@ -32,7 +32,7 @@ void qrt_f64_gemm_strips(const qrt_gemm_f64 *kernel, int64_t m, int64_t n, int64
             int64_t depth = min64(kc, k - k0);
             for (int64_t j = 0; j < n; j += nr)
                 kernel->strip(rows, min64(nr, n - j), depth, a + i * lda + k0, lda, b + j / nr * strip_stride + k0 * ldb, ldb,
-                              c + i * ldc + j, ldc, k0 > 0);
+                              c + i * ldc + j, ldc, accumulate || k0 > 0);
             k0 += depth;
         } while (k0 < k);
     }

@@ -58,6 +58,7 @@ extern const qrt_node_entry qrt_normalization_nodes[];
 extern const qrt_node_entry qrt_reduction_nodes[];
 extern const qrt_node_entry qrt_arg_extreme_nodes[];
 extern const qrt_node_entry qrt_rnn_nodes[];
+extern const qrt_node_entry qrt_rnn_f64_nodes[];
 extern const qrt_node_entry qrt_matmul_nodes[];
 extern const qrt_node_entry qrt_quantize_nodes[];
 extern const qrt_node_entry qrt_float8_nodes[];

@@ -29,12 +29,21 @@ Pack = Callable[[int, slice, np.ndarray | None], Any]
 """(direction, rows of the weight, bias) → packed weights."""
 
 
-def _call(node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pack, pack_r: Pack, inputs: list[int]) -> NativeCall:
-    """The kernel call of one layer. See kernels/nodes/rnn.c."""
+def _call(
+    node: Node,
+    op: str,
+    hidden: int,
+    bias: np.ndarray | None,
+    pack_w: Pack,
+    pack_r: Pack,
+    inputs: list[int],
+    real: type[np.float32] | type[np.float64] = np.float32,
+) -> NativeCall:
+    """The kernel call of one layer. See kernels/nodes/rnn.c and, of float64, rnn_f64.c."""
     direction = node.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
     variant = 0 if op == "RNN" else int(node.attr("input_forget" if op == "LSTM" else "linear_before_reset", 0) != 0)
-    opcodes, parameters = _activations(node, op, count)
+    opcodes, parameters = _activations(node, op, count, real)
     packed: list[Any] = []
     for d in range(count):
         gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op] * hidden
@@ -44,11 +53,12 @@ def _call(node: Node, op: str, hidden: int, bias: np.ndarray | None, pack_w: Pac
     clip = node.attr("clip") or math.inf
     mode, most = _kernels.RANGE[node.attr("range", "per_token")], (1 << node.attr("bits", 8)) - 1
     ints = [hidden, _kernels.DIRECTION[direction], node.attr("layout", 0), mode, mode, most, wanted, variant, *opcodes]
-    return NativeCall(op.lower(), ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
+    kernel = op.lower() if real is np.float32 else f"{op.lower()}_f64"
+    return NativeCall(kernel, ints=ints, floats=[clip, *parameters], packed=packed, inputs=inputs)
 
 
-def _activations(node: Node, op: str, directions: int) -> tuple[list[int], list[float]]:
-    """Opcodes, and two parameters of each; none of them where all activations are the standard ones."""
+def _activations(node: Node, op: str, directions: int, real: type[np.float32] | type[np.float64]) -> tuple[list[int], list[float]]:
+    """Opcodes, and two parameters of each for numbers `real`; none of them where all activations are the standard ones."""
     standard = _DEFAULT_ACTIVATIONS[op]
     named = recurrent.named_activations(
         node.attr("activations"), standard, directions, node.attr("activation_alpha"), node.attr("activation_beta")
@@ -59,7 +69,7 @@ def _activations(node: Node, op: str, directions: int) -> tuple[list[int], list[
     for name, alpha, beta in named:
         opcodes.append(_kernels.UNARY[_ACTIVATION_KERNELS.get(name, name)])
         if name == "thresholdedrelu":  # the operator of that name is 0 at alpha, that of recurrent layers alpha
-            alpha = float(np.nextafter(np.float32(alpha), np.float32(-np.inf)))
+            alpha = float(np.nextafter(real(alpha), real(-np.inf)))
         parameters += [alpha, beta]
     return opcodes, parameters
 
@@ -86,6 +96,9 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
         w, r, b = (None if v is None else v.data for v in (node.input(1), node.input(2), node.input(3)))
         if w is None or r is None or (b is None and node.input(3) is not None):
             return None
+        if all(v is None or v.dtype == np.float64 for v in (w, r, b)):
+            hidden = _checked_hidden(node, op, w, r, b)
+            return None if hidden is None else _call(node, op, hidden, b, _pack_doubles(w), _pack_doubles(r), inputs, np.float64)
         if not is_packable(w.dtype) or w.dtype != r.dtype or (b is not None and b.dtype != w.dtype):
             return None
         b = None if b is None else widen(b)
@@ -99,6 +112,21 @@ def _bind_float(op: str, inputs: list[int]) -> Callable[[Node], NativeCall | Non
         return _call(node, op, hidden, b, pack(w), pack(r), inputs)
 
     return bind
+
+
+_PANEL = 16
+"""Columns that lie together, as in kernels/nodes/rnn_f64.c."""
+
+
+def _pack_doubles(weight: np.ndarray) -> Pack:
+    def one(d: int, rows: slice, bias: np.ndarray | None) -> Any:
+        n, k = weight[d, rows].shape
+        padded = np.zeros((-(-n // _PANEL) * _PANEL, 1 + k))
+        padded[:n, 0] = 0 if bias is None else bias
+        padded[:n, 1:] = weight[d, rows]
+        return _kernels.PackedArray(padded.reshape(-1, _PANEL, 1 + k).transpose(0, 2, 1))
+
+    return one
 
 
 def _checked_hidden(node: Node, op: str, w: np.ndarray | StoredTensor, r: np.ndarray | StoredTensor, b: np.ndarray | None) -> int | None:

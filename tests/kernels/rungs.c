@@ -536,7 +536,7 @@ static void check_gemm_f64_at(int64_t m, int64_t k, int64_t n) {
     for (int64_t i = 0; i < m * k; i++) a[i] = uniform(-1, 1);
     for (int64_t i = 0; i < k * n; i++) b[i] = uniform(-1, 1);
     qrt_f64_pack(kernel, k, n, b, n, 1, packed);
-    qrt_f64_gemm_strips(kernel, m, n, k, a, k, packed, nr, k * nr, y, n);
+    qrt_f64_gemm_strips(kernel, m, n, k, a, k, packed, nr, k * nr, y, n, false);
     for (int64_t i = 0; i < m; i++) {
         for (int64_t j = 0; j < n; j++) {
             long double exact = 0, size = 0;
@@ -548,11 +548,12 @@ static void check_gemm_f64_at(int64_t m, int64_t k, int64_t n) {
             check(good, "gemm_f64", i, j, y[i * n + j], (double)exact);
         }
         // A row alone, from where b lies, k in two halves: the same bits.
+        int64_t half = k / 2;
         for (int64_t j = 0; j < n; j += nr) {
-            int64_t columns = n - j < nr ? n - j : nr, half = k / 2;
+            int64_t columns = n - j < nr ? n - j : nr;
             kernel->strip(1, columns, half, a + i * k, k, b + j, n, alone + j, n, false);
-            kernel->strip(1, columns, k - half, a + i * k + half, k, b + half * n + j, n, alone + j, n, true);
         }
+        qrt_f64_gemm_strips(kernel, 1, n, k - half, a + i * k + half, k, b + half * n, n, nr, alone, n, true);
         check(!memcmp(alone, y + i * n, sizeof *y * (size_t)n), "gemm_f64 row alone", i, 0, alone[0], y[i * n]);
     }
     release();

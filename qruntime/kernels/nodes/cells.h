@@ -15,6 +15,18 @@ typedef struct {
     float p[QRT_MAX_ACTIVATIONS], q[QRT_MAX_ACTIVATIONS];
 } qrt_activations;
 
+typedef struct {
+    qrt_unary_f64_fn functions[QRT_MAX_ACTIVATIONS];
+    double p[QRT_MAX_ACTIVATIONS], q[QRT_MAX_ACTIVATIONS];
+} qrt_activations_f64;
+
+/// As qrt_lstm_options.
+typedef struct {
+    const double *peepholes;
+    double clip;
+    bool input_forget;
+} qrt_lstm_options_f64;
+
 /// i, f and o by f, c = f·c + i·g(c gate), h = o·h(c). The argument of h is not limited.
 void qrt_lstm_cell(const qrt_activations *by, float *gates, int64_t hidden, const qrt_lstm_options *options, float *c,
                    float *h, float *y);
@@ -31,5 +43,16 @@ void qrt_gru_update_cell(const qrt_activations *by, const float *z, float *candi
                          float *y);
 
 void qrt_rnn_cell(const qrt_activations *by, float *gates, int64_t hidden, float clip, float *h, float *y);
+
+/// The same of doubles.
+void qrt_lstm_cell_f64(const qrt_activations_f64 *by, double *gates, int64_t hidden, const qrt_lstm_options_f64 *options,
+                       double *c, double *h, double *y);
+void qrt_gru_reset_after_cell_f64(const qrt_activations_f64 *by, const double *x, double *r, int64_t hidden, double clip,
+                                  double *h, double *y);
+void qrt_gru_reset_cell_f64(const qrt_activations_f64 *by, double *gates, int64_t hidden, double clip, const double *h,
+                            double *reset_h);
+void qrt_gru_update_cell_f64(const qrt_activations_f64 *by, const double *z, double *candidate, int64_t hidden, double clip,
+                             double *h, double *y);
+void qrt_rnn_cell_f64(const qrt_activations_f64 *by, double *gates, int64_t hidden, double clip, double *h, double *y);
 
 #endif

@@ -96,7 +96,7 @@ static void multiply_f64(const product *p, const unit *u, double *panels) {
         ldb = kernel->nr;
         strip_stride = p->k * kernel->nr;
     }
-    qrt_f64_gemm_strips(kernel, u->rows, u->columns, p->k, a, p->k, b, ldb, strip_stride, c, p->n);
+    qrt_f64_gemm_strips(kernel, u->rows, u->columns, p->k, a, p->k, b, ldb, strip_stride, c, p->n, false);
     finish_f64(p, u, c);
 }
 

@@ -30,6 +30,7 @@ static const qrt_node_entry *const families[] = {
     qrt_reduction_nodes,
     qrt_arg_extreme_nodes,
     qrt_rnn_nodes,
+    qrt_rnn_f64_nodes,
     qrt_matmul_nodes,
     qrt_quantize_nodes,
     qrt_float8_nodes,

@@ -20,8 +20,8 @@ typedef struct {
     const qrt_code_layer *layer;
     int64_t column, columns, ldy_elems;
     char *y;                    ///< of the first row and column
-    int32_t base[MAX_NR];
-    int32_t acc[CHUNK_ROWS * MAX_NR];
+    _Alignas(QRT_ALIGNMENT) int32_t base[MAX_NR];
+    _Alignas(QRT_ALIGNMENT) int32_t acc[CHUNK_ROWS * MAX_NR];
 } panel_call;
 
 static void store_plain(const qrt_code_layer *layer, const qrt_code_tile *t, void *y, int64_t ldy_elems) {
@@ -89,27 +89,33 @@ static void look_up(const qrt_code_layer *layer, int64_t rows, void *y, int64_t 
     for (int64_t r = 0; n < ldy_elems && r < rows; r++, line += ldy_elems) qrt_kernels.qlinear.look_up(layer->table, line, line, n);
 }
 
+static int32_t sum_of(const uint8_t *codes, int64_t k) {
+    int32_t sum;
+    qrt_kernels.qlinear.row_sums(codes, k, 1, k, &sum);
+    return sum;
+}
+
 void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, int64_t m, void *y, int64_t ldy_elems, void *scratch) {
     const qrt_q8_weights *w = layer->w;
     int64_t most = m < w->block_rows ? m : w->block_rows;
     qrt_q8_row *parameters = scratch;
     char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * most);
     uint8_t *room = (uint8_t *)packed + most * w->row_bytes;
-    const bool as_they_are = w->kernel->takes_codes && !layer->flip && !w->zero_points;
+    const bool as_they_are = w->kernel->takes_codes && !layer->flip;
     const bool lies_packed = as_they_are && rows->dense && w->base.k == w->k_padded;
     for (int64_t i = 0; i < m; i += most) {
         int64_t count = m - i < most ? m - i : most;
         for (int64_t r = 0; r < count; r++) {
-            parameters[r] = (qrt_q8_row){1.0f, layer->zero, 0};
             uint8_t *to = (uint8_t *)packed + r * w->row_bytes;
-            if (lies_packed) continue;
-            const uint8_t *codes = rows->next(rows->context, as_they_are ? to : room);
-            if (as_they_are && codes == to) {
-                memset(to + w->base.k, 0, (size_t)(w->k_padded - w->base.k));
-                continue;
+            const uint8_t *codes = lies_packed ? rows->dense + (i + r) * w->base.k : rows->next(rows->context, as_they_are ? to : room);
+            parameters[r] = (qrt_q8_row){1.0f, layer->zero, 0};
+            if (lies_packed || (as_they_are && codes == to)) {
+                if (w->zero_points) parameters[r].sum = sum_of(codes, w->base.k);
+                if (!lies_packed) memset(to + w->base.k, 0, (size_t)(w->k_padded - w->base.k));
+            } else {
+                w->kernel->codes.pack(codes, layer->flip, layer->zero, w->base.k, w->k_padded, to,
+                                      w->zero_points ? &parameters[r].sum : NULL);
             }
-            w->kernel->codes.pack(codes, layer->flip, layer->zero, w->base.k, w->k_padded, to,
-                                  w->zero_points ? &parameters[r].sum : NULL);
             if (w->zero_points) parameters[r].sum -= w->base.k * layer->zero;
         }
         qrt_q8_block block = {.a = packed, .a_stride_bytes = w->row_bytes, .rows = parameters, .num_rows = (int)count};
@@ -126,8 +132,8 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
     }
 }
 
-void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes, void *y,
-                             int64_t ldy_elems) {
+void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes,
+                             const int32_t *sums, void *y, int64_t ldy_elems) {
     const qrt_q8_weights *w = layer->w;
     const int of_line = windows->num_windows;
     panel_call call;
@@ -140,8 +146,10 @@ void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *
                 qrt_q8_windows chunk = *windows;
                 chunk.codes += line * line_bytes + first * windows->step_bytes;
                 chunk.num_windows = of_line - first < CHUNK_ROWS ? of_line - first : CHUNK_ROWS;
+                qrt_q8_row rows[CHUNK_ROWS];
+                for (int r = 0; w->zero_points && r < chunk.num_windows; r++) rows[r].sum = sums[line * of_line + first + r];
                 w->kernel->window_sums(w, &chunk, panel, call.acc);
-                store_sums(&call, NULL, line * of_line + first, chunk.num_windows);
+                store_sums(&call, rows, line * of_line + first, chunk.num_windows);
             }
     }
     look_up(layer, num_lines * of_line, y, ldy_elems);

@@ -31,8 +31,8 @@ size_t qrt_code_scratch_bytes(const qrt_q8_weights *w, int64_t m);
 void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, int64_t m, void *y, int64_t ldy_elems, void *scratch);
 
 /// The same of windows of `num_lines` lines, each as in `windows`, a line of them `line_bytes` behind the one before; the kernel of the
-/// weights has window_sums, and they have no zero points.
-void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes, void *y,
-                             int64_t ldy_elems);
+/// weights has window_sums. Where they have zero points, `sums` are those of the codes of each window, less their zero point.
+void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes,
+                             const int32_t *sums, void *y, int64_t ldy_elems);
 
 #endif

@@ -57,7 +57,8 @@ typedef struct {
     int64_t width, channels;      ///< of a line
     int64_t rows, columns;        ///< of the window
     int64_t stride, dilation, begin, outputs;
-    const int8_t *w;              ///< [blocks][groups][columns][v][l][e][4 rows]
+    int64_t summands;             ///< weights are the sums of 1 or 2 integers
+    const int8_t *w;              ///< [blocks][summands][groups][columns][v][l][e][4 rows]
     const int32_t *offsets;       ///< [blocks][v][l][e]
     const float *multipliers;     ///< the same
     uint8_t flip, padding;        ///< of the codes read; the byte of what lies outside
@@ -96,6 +97,12 @@ typedef struct qrt_qlinear {
     /// y[i] = the greater of a[i] and b[i]; y may be a or b.
     void (*max_u8)(const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n);
     void (*max_i8)(const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n);
+    /// y[i] = code of x[i] / scale; what is no number is 0.
+    void (*quantize)(const float *x, uint8_t *y, int64_t n, float scale, const qrt_requantize *to);
+    /// y[i] = ((x[i] ^ flip) − zero) · scale
+    void (*dequantize)(const uint8_t *x, float *y, int64_t n, qrt_code_scale scale, uint8_t flip);
+    /// sums[r] = Σ x[r · stride + i] over i < k, k ≤ QRT_Q8_MAX_K
+    void (*row_sums)(const uint8_t *x, int64_t stride, int64_t rows, int64_t k, int32_t *sums);
     /// y[i] = table[x[i]], a table of 256; y may be x.
     void (*look_up)(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t n);
     /// sums[i] += x[i] ^ flip

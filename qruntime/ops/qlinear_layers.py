@@ -183,14 +183,24 @@ def _rows_filled(w: np.ndarray, geometry: Sequence[int], group: int) -> np.ndarr
     return matrix.reshape(w.shape[0], -1)
 
 
-def woven(w: np.ndarray, columns: int, offsets: np.ndarray, multipliers: np.ndarray) -> list[np.ndarray]:
-    """w [rows · columns, C], offsets and multipliers [C] of windows of single channels as kernels/qlinear.h has them along lines."""
-    channels = w.shape[1]
-    blocks, rows = -(-channels // 64), w.shape[0] // columns
+def _int8_summands(w: np.ndarray) -> list[np.ndarray] | None:
+    """Integers of −255 … 255 as one or two summands of int8; None for 255."""
+    first = np.clip(w, -128, 127)
+    rest = w - first
+    if rest.max() > 127:
+        return None
+    return [first, rest] if rest.any() else [first]
+
+
+def woven(summands: list[np.ndarray], columns: int, offsets: np.ndarray, multipliers: np.ndarray) -> list[np.ndarray]:
+    """Summands of weights [rows · columns, C], offsets and multipliers [C] of windows of single channels as kernels/qlinear.h has them
+    along lines."""
+    channels = summands[0].shape[1]
+    blocks, rows = -(-channels // 64), summands[0].shape[0] // columns
     groups = -(-rows // 4)
-    padded = np.zeros((groups * 4, columns, blocks * 64), np.int8)
-    padded[:rows, :, :channels] = w.reshape(rows, columns, channels)
-    weights = padded.reshape(groups, 4, columns, blocks, 4, 4, 4).transpose(3, 0, 2, 5, 4, 6, 1)
+    padded = np.zeros((len(summands), groups * 4, columns, blocks * 64), np.int8)
+    padded[:, :rows, :, :channels] = np.reshape(summands, (len(summands), rows, columns, channels))
+    weights = padded.reshape(len(summands), groups, 4, columns, blocks, 4, 4, 4).transpose(4, 0, 1, 3, 6, 5, 7, 2)
     found = [np.ascontiguousarray(weights)]
     for vector in (offsets, multipliers):
         filled = np.zeros(blocks * 64, vector.dtype)
@@ -223,8 +233,9 @@ def _conv(node: Node) -> NativeCall | None:
             return None
         vectors = centred, offsets.astype(np.int32), np.broadcast_to(p.multiplier, maps)
         packed += map(_kernels.PackedArray, map(np.ascontiguousarray, vectors))
-        if centred.min() >= -128 and centred.max() <= 127:
-            packed += map(_kernels.PackedArray, woven(centred, w.shape[-1], *vectors[1:]))
+        summands = _int8_summands(centred)
+        if summands is not None:
+            packed += map(_kernels.PackedArray, woven(summands, w.shape[-1], *vectors[1:]))
     else:
         matrix = _rows_filled(taps_last, geometry, group)
         for g in range(group):

@@ -1339,8 +1339,9 @@ static void check_code_product(const code_case *c) {
 static void check_code_loops(int64_t n, uint8_t flip) {
     uint8_t *a = array(n, 1), *b = array(n, 1), *want = array(n, 1), *got = array(n, 1), *table = array(256, 1);
     int32_t *w = array(3 * n, sizeof *w), *sums = array(n, sizeof *sums), *more = array(n, sizeof *more);
-    float *multipliers = floats(n);
+    float *multipliers = floats(n), *numbers = floats(n), *real = floats(n), *reals = floats(n);
     for (int64_t i = 0; i < n; i++) {
+        numbers[i] = i % 19 == 3 ? NAN : i % 19 == 5 ? -INFINITY : i % 19 == 7 ? 1e30f : i % 3 ? uniform(-150, 150) : 0.35f * (float)(i % 40);
         a[i] = (uint8_t)random_bits();
         b[i] = (uint8_t)random_bits();
         sums[i] = more[i] = (int32_t)(random_bits() % 100000) - 50000;
@@ -1352,7 +1353,7 @@ static void check_code_loops(int64_t n, uint8_t flip) {
     const qrt_qlinear_pair pair = {{0.02f, 100}, {0.03f, 7}, {0.05f, 131}, flip};
     const uint8_t *taps[3] = {a, b, a};
     const qrt_depthwise window = {taps, 3, n, w, sums, multipliers, flip, qrt_requantize_to(77, flip)};
-    for (int which = 0; which < 12; which++) {
+    for (int which = 0; which < 13; which++) {
         const qrt_qlinear *use[2] = {other, one};
         for (int i = 0; i < 2; i++) {
             uint8_t *y = i ? got : want;
@@ -1363,10 +1364,19 @@ static void check_code_loops(int64_t n, uint8_t flip) {
             else if (which == 8) use[i]->max_i8(a, b, y, n);
             else if (which == 9) use[i]->average(sums, y, n, 7, 0.003f, &window.requantize);
             else if (which == 10) use[i]->look_up(table, a, y, n);
-            else use[i]->look_up(table, memcpy(y, a, (size_t)n), y, n);
+            else if (which == 11) use[i]->look_up(table, memcpy(y, a, (size_t)n), y, n);
+            else use[i]->quantize(numbers, y, n, 0.7f, &window.requantize);
         }
         for (int64_t i = 0; i < n; i++) check_same(got[i], want[i], "loop over codes", i, which);
     }
+    one->dequantize(a, real, n, pair.a, flip);
+    other->dequantize(a, reals, n, pair.a, flip);
+    for (int64_t i = 0; i < n; i++) check_same(real[i], reals[i], "numbers of codes", i, flip);
+    const int64_t k = n / 3 + 1, rows = n / k;
+    int32_t *row_sums = array(2 * rows, sizeof *row_sums);
+    one->row_sums(a, k, rows, k, row_sums);
+    other->row_sums(a, k, rows, k, row_sums + rows);
+    for (int64_t r = 0; r < rows; r++) check_same((float)row_sums[r], (float)row_sums[rows + r], "sums of rows", r, k);
     one->accumulate(a, sums, n, flip);
     other->accumulate(a, more, n, flip);
     for (int64_t i = 0; i < n; i++) check_same((float)sums[i], (float)more[i], "sums of codes", i, flip);
@@ -1374,7 +1384,7 @@ static void check_code_loops(int64_t n, uint8_t flip) {
 }
 
 typedef struct {
-    int64_t channels, rows, columns, width, stride, dilation, begin, outputs;
+    int64_t channels, rows, columns, width, stride, dilation, begin, outputs, summands;
     uint8_t flip;
 } line_case;
 
@@ -1395,8 +1405,8 @@ static void check_depthwise_line(const line_case *c) {
     int32_t *w = array(c->rows * c->columns * c->channels, sizeof *w), *offsets = array(c->channels, sizeof *offsets);
     int32_t *woven_offsets = array(padded, sizeof *woven_offsets);
     float *multipliers = floats(c->channels), *woven_multipliers = floats(padded);
-    int8_t *woven = array(padded * groups * 4 * c->columns, 1);
-    memset(woven, 0, (size_t)(padded * groups * 4 * c->columns));
+    int8_t *woven = array(c->summands * padded * groups * 4 * c->columns, 1);
+    memset(woven, 0, (size_t)(c->summands * padded * groups * 4 * c->columns));
     memset(woven_offsets, 0, (size_t)padded * sizeof *woven_offsets);
     memset(woven_multipliers, 0, (size_t)padded * sizeof *woven_multipliers);
     for (int64_t ch = 0; ch < c->channels; ch++) {
@@ -1405,9 +1415,12 @@ static void check_depthwise_line(const line_case *c) {
         woven_multipliers[place] = multipliers[ch] = uniform(1e-4f, 1e-2f);
         for (int64_t r = 0; r < c->rows; r++)
             for (int64_t t = 0; t < c->columns; t++) {
-                const int8_t value = (int8_t)random_bits();
-                w[(r * c->columns + t) * c->channels + ch] = value;
-                woven[(((ch / 64 * groups + r / 4) * c->columns + t) * 64 + place % 64) * 4 + r % 4] = value;
+                for (int64_t s = 0; s < c->summands; s++) {
+                    const int8_t value = (int8_t)random_bits();
+                    w[(r * c->columns + t) * c->channels + ch] = value + (s ? w[(r * c->columns + t) * c->channels + ch] : 0);
+                    const int64_t group = (ch / 64 * c->summands + s) * groups + r / 4;
+                    woven[((group * c->columns + t) * 64 + place % 64) * 4 + r % 4] = value;
+                }
             }
     }
     qrt_buffer *room = qrt_buffer_new((size_t)qrt_depthwise_room(c->rows, reach));
@@ -1415,7 +1428,7 @@ static void check_depthwise_line(const line_case *c) {
     const qrt_requantize to = qrt_requantize_to(77, c->flip);
     const qrt_depthwise_line line = {
         .lines = lines, .width = c->width, .channels = c->channels, .rows = c->rows, .columns = c->columns, .stride = c->stride,
-        .dilation = c->dilation, .begin = c->begin, .outputs = c->outputs, .w = woven, .offsets = woven_offsets,
+        .dilation = c->dilation, .begin = c->begin, .outputs = c->outputs, .summands = c->summands, .w = woven, .offsets = woven_offsets,
         .multipliers = woven_multipliers, .flip = c->flip, .padding = ZERO, .requantize = to, .room = room->data,
     };
     rung.qlinear.depthwise_line(&line, got);
@@ -1440,7 +1453,7 @@ static void check_depthwise_lines(void) {
         for (int64_t rows = 1; rows < 6; rows++)
             for (int64_t columns = 1; columns < 6; columns++) {
                 uint32_t bits = random_bits() >> 8;
-                line_case c = {channels[i], rows, columns, 9, 1 + (bits & 1), 1 + (bits >> 1 & 1), bits >> 2 & 3, 7, bits & 16 ? 0x80 : 0};
+                line_case c = {channels[i], rows, columns, 9, 1 + (bits & 1), 1 + (bits >> 1 & 1), bits >> 2 & 3, 7, 1 + (bits >> 5 & 1), bits & 16 ? 0x80 : 0};
                 check_depthwise_line(&c);
             }
 }

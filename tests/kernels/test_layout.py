@@ -99,6 +99,8 @@ def test_transpose_tiles(dims: tuple[int, int], dtype: type) -> None:
     check("Transpose", [filled((3, *dims), dtype)], perm=(0, 2, 1))
     check("Transpose", [filled((2, *dims, 4), dtype)], perm=(0, 2, 1, 3))
     check("Transpose", [filled((2, *dims, 5), dtype)], perm=(0, 2, 3, 1))
+    for few in (2, 3, 4):
+        check("Transpose", [filled((2, few, *dims), dtype)], perm=(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

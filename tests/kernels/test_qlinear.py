@@ -236,14 +236,39 @@ def test_convolutions(types, x_shape, w_shape, attributes):
     (65, (2, 2, 3), {"pads": (1, 0, 1, 0, 1, 1)}),
 ])  # fmt: skip
 def test_windows_along_lines(rung, x_type, channels, window, attributes):
-    """Weights without zero points, which fit int8, on every rung."""
+    """Weights that fit int8 when their zero points are taken off, that are the sum of two such, and 255, on every rung."""
     x = codes(x_type, 2, *(7, 9, 11)[: len(window)], channels)
-    w, bias = codes(np.int8, channels, 1, *window), RNG.integers(-3000, 3000, channels).astype(np.int32)
+    bias = RNG.integers(-3000, 3000, channels).astype(np.int32)
     scales = scales_for(int(np.prod(window)), channels)
     attributes = {"kernel_shape": window, "group": channels, **attributes}
-    for table in (None, codes(x_type, 256)):
-        inputs = layer(x, w, codes(x_type), np.int8(0), scales, codes(x_type), bias, table)
+    table = codes(x_type, 256)
+    for w_zero, last in ((np.int8(0), None), (np.int8(0), table), (np.uint8(115), table), (np.uint8(0), None)):
+        w = codes(w_zero.dtype, channels, 1, *window)
+        w.flat[0] = 255 if w_zero.dtype == np.uint8 else 127
+        inputs = layer(x, w, codes(x_type), w_zero, scales, codes(x_type), bias, last)
         exact("QLinearConv", inputs, constants=ALL, **attributes)
+
+
+@pytest.mark.parametrize("x_type", [np.uint8, np.int8])
+@pytest.mark.parametrize("maps", [1, 16, 30, 40, 48, 64, 80])
+@pytest.mark.parametrize(("x_shape", "window", "attributes"), [
+    ((1, 5, 33, 4), (3, 3), {"pads": (1, 1, 1, 1)}),
+    ((2, 9, 14, 3), (3, 3), {"pads": (1, 1, 1, 1), "strides": (2, 2)}),
+    ((1, 17, 20, 3), (7, 7), {"pads": (3, 3, 3, 3), "strides": (2, 2)}),
+    ((2, 8, 7, 16), (3, 3), {}),
+    ((1, 9, 19, 8), (3, 2), {"dilations": (1, 2), "pads": (1, 1, 0, 2)}),
+    ((1, 9, 9, 5), (3, 3), {"dilations": (2, 2)}),
+    ((1, 8, 11, 8), (1, 1), {"strides": (2, 2)}),
+    ((3, 30, 5), (3,), {"pads": (2, 0)}),
+    ((1, 3, 4, 9, 4), (2, 2, 3), {"pads": (1, 0, 1, 0, 1, 1), "strides": (2, 1, 1)}),
+])  # fmt: skip
+def test_windows_where_the_image_lies(rung, x_type, maps, x_shape, window, attributes):
+    """Of all kinds of tiles, rows that are filled up, and weights with zero points, on every rung."""
+    depth = x_shape[-1] * int(np.prod(window))
+    x, bias, scales = codes(x_type, *x_shape), RNG.integers(-3000, 3000, maps).astype(np.int32), scales_for(depth, maps)
+    for w_type, w_zero in ((np.int8, np.int8(0)), (np.uint8, codes(np.uint8, maps))):
+        inputs = layer(x, codes(w_type, maps, x_shape[-1], *window), codes(x_type), w_zero, scales, codes(x_type), bias)
+        exact("QLinearConv", inputs, constants=ALL, kernel_shape=window, **attributes)
 
 
 @pytest.mark.parametrize("n", [8, 16, 24, 47, 48, 49, 64, 80])
@@ -252,8 +277,9 @@ def test_products_with_few_columns(rung, n, k):
     """Of rows that lie where they are, or are gathered; a panel with fewer vectors than it could have."""
     w, bias, scales = codes(np.int8, n, k, 1, 1), RNG.integers(-3000, 3000, n).astype(np.int32), scales_for(k, n)
     for strides in ((1, 1), (2, 1)):
-        inputs = layer(codes(np.uint8, 2, 13, 11, k), w, np.uint8(7), np.int8(0), scales, np.uint8(3), bias)
-        exact("QLinearConv", inputs, constants=ALL, kernel_shape=(1, 1), strides=strides)
+        for weight, w_zero in ((w, np.int8(0)), (w.view(np.uint8), np.uint8(99))):
+            inputs = layer(codes(np.uint8, 2, 13, 11, k), weight, np.uint8(7), w_zero, scales, np.uint8(3), bias)
+            exact("QLinearConv", inputs, constants=ALL, kernel_shape=(1, 1), strides=strides)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf])

@@ -88,9 +88,9 @@ ALWAYS_INLINE void any_columns(const qrt_depthwise_line *d, const block_constant
         vi sums[VECTORS];
         const int8_t *weights = w;
         for (int v = 0; v < VECTORS; v++) sums[v] = b->offsets[v];
-        for (int64_t g = 0; g < groups; g++)
+        for (int64_t g = 0; g < groups * d->summands; g++)
             for (int64_t t = 0; t < d->columns; t++, weights += WOVEN) {
-                const int8_t *codes = woven + (g * reach + t * d->dilation) * WOVEN;
+                const int8_t *codes = woven + (g % groups * reach + t * d->dilation) * WOVEN;
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; v++)
                     sums[v] = vi_dot4(sums[v], vi_load((const int32_t *)(const void *)(codes + v * 64)),
@@ -114,8 +114,8 @@ static void depthwise_line(const qrt_depthwise_line *d, uint8_t *y) {
             b.offsets[v] = vi_load(d->offsets + channel + v * VL);
             b.multipliers[v] = vf_load(d->multipliers + channel + v * VL);
         }
-        const int8_t *w = d->w + channel / BLOCK * groups * d->columns * WOVEN;
-        if (groups == 1 && d->columns == 3) few_columns(d, &b, 3, w, woven, valid, y + channel);
+        const int8_t *w = d->w + channel / BLOCK * d->summands * groups * d->columns * WOVEN;
+        if (groups == 1 && d->summands == 1 && d->columns == 3) few_columns(d, &b, 3, w, woven, valid, y + channel);
         else any_columns(d, &b, groups, reach, w, woven, valid, y + channel);
     }
 }

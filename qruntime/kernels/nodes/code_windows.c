@@ -16,6 +16,7 @@ typedef struct {
     int64_t x_line, x_slice, x_image;  ///< bytes of x
     qrt_q8_windows windows;     ///< but its codes
     char *y;
+    int32_t *pixels, *sums;     ///< where weights have zero points, sums of codes: of pixels of x, of windows less the zero point
     int64_t item, slices, lines, parts, tasks;  ///< slices of all images, whose lines are cut into parts of `lines`
 } job;
 
@@ -26,7 +27,7 @@ static uint8_t change_of(const qrt_code_layer *layer) {
 
 bool qrt_takes_windows(const qrt_convolution *g, const qrt_q8_weights *w) {
     const qrt_gemm_q8 *kernel = w->kernel;
-    if (!kernel->window_sums || w->zero_points || g->groups != 1 || kernel->kr != QRT_PIECE_STEP) return false;
+    if (!kernel->window_sums || g->groups != 1 || kernel->kr != QRT_PIECE_STEP || (w->zero_points && !kernel->takes_codes)) return false;
     return g->dilation[2] == 1 || g->channels % QRT_PIECE_STEP == 0;
 }
 
@@ -49,6 +50,28 @@ static void copy_line(void *context, int64_t at) {
     else for (int64_t i = 0; i < bytes; i++) to[before + i] = from[i] ^ j->change;
 }
 
+static void sum_pixels(void *context, int64_t line) {
+    const job *j = context;
+    const int64_t width = j->g->padded[2], channels = j->g->channels;
+    qrt_kernels.qlinear.row_sums(j->x + line * j->x_line, channels, width, channels, j->pixels + line * width);
+}
+
+/// Of the windows of a line.
+static void sum_windows(void *context, int64_t line) {
+    const job *j = context;
+    const qrt_convolution *g = j->g;
+    const int64_t slice = line / g->out[1], image = slice / g->out[0];
+    int32_t *sums = j->sums + line * g->out[2];
+    for (int64_t i = 0; i < g->out[2]; i++) sums[i] = -(int32_t)g->depth * j->layer->zero;
+    for (int64_t d = 0; d < g->window[0]; d++)
+        for (int64_t h = 0; h < g->window[1]; h++) {
+            const int64_t at = slice % g->out[0] * g->stride[0] + d * g->dilation[0], row = line % g->out[1] * g->stride[1] + h * g->dilation[1];
+            const int32_t *pixels = j->pixels + ((image * g->padded[0] + at) * g->padded[1] + row) * g->padded[2];
+            for (int64_t v = 0; v < g->window[2]; v++)
+                for (int64_t i = 0; i < g->out[2]; i++) sums[i] += pixels[i * g->stride[2] + v * g->dilation[2]];
+        }
+}
+
 static void multiply_part(void *context, int64_t task) {
     const job *j = context;
     const qrt_convolution *g = j->g;
@@ -57,7 +80,8 @@ static void multiply_part(void *context, int64_t task) {
         qrt_q8_windows windows = j->windows;
         windows.codes = j->x + slice / g->out[0] * j->x_image + slice % g->out[0] * g->stride[0] * j->x_slice + first * g->stride[1] * j->x_line;
         char *y = j->y + (slice * g->out[1] + first) * g->out[2] * g->maps * j->item;
-        qrt_code_window_product(j->layer, &windows, qrt_min(j->lines, g->out[1] - first), g->stride[1] * j->x_line, y, g->maps);
+        const int32_t *sums = j->sums ? j->sums + (slice * g->out[1] + first) * g->out[2] : NULL;
+        qrt_code_window_product(j->layer, &windows, qrt_min(j->lines, g->out[1] - first), g->stride[1] * j->x_line, sums, y, g->maps);
     }
 }
 
@@ -88,17 +112,25 @@ qrt_status qrt_multiply_windows(const qrt_convolution *g, qrt_run *run, int num_
         .step_bytes = g->stride[2] * g->channels, .num_pieces = rows * (g->dilation[2] == 1 ? 1 : g->window[2]),
         .piece_bytes = qrt_ceil_div(piece, QRT_PIECE_STEP) * QRT_PIECE_STEP, .num_windows = (int)g->out[2],
     };
-    int64_t bytes = 0, places = j.windows.num_pieces * (int64_t)sizeof(int64_t);
+    const int64_t places = j.windows.num_pieces * (int64_t)sizeof(int64_t), lines = g->images * g->padded[0] * g->padded[1];
+    const int64_t pixels = layer->w->zero_points ? lines * g->padded[2] : 0, positions = layer->w->zero_points ? g->images * g->positions : 0;
+    int64_t bytes = 0;
     if (copies && __builtin_mul_overflow(g->images, j.x_image, &bytes)) return QRT_NO_MEMORY;
-    if (g->out[2] > INT32_MAX || __builtin_add_overflow(bytes, places + BEYOND, &bytes)) return QRT_NO_MEMORY;
-    qrt_buffer *scratch = qrt_scratch(run, (size_t)bytes);
+    if (g->out[2] > INT32_MAX || bytes > INT64_MAX / 16 || pixels > INT64_MAX / 16 || positions > INT64_MAX / 16) return QRT_NO_MEMORY;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)(places + (pixels + positions) * (int64_t)sizeof(int32_t) + bytes + BEYOND));
     if (!scratch) return QRT_NO_MEMORY;
     set_places(&j, scratch->data);
     j.windows.places = scratch->data;
+    j.pixels = (int32_t *)(void *)((char *)scratch->data + places);
     if (copies) {
-        j.x = j.copy = (uint8_t *)scratch->data + places;
-        qrt_parallel_for(num_threads, g->images * g->padded[0] * g->padded[1], copy_line, &j);
+        j.x = j.copy = (uint8_t *)(j.pixels + pixels + positions);
+        qrt_parallel_for(num_threads, lines, copy_line, &j);
         memset(j.copy + g->images * j.x_image, 0, BEYOND);
+    }
+    if (layer->w->zero_points) {
+        j.sums = j.pixels + pixels;
+        qrt_parallel_for(num_threads, lines, sum_pixels, &j);
+        qrt_parallel_for(num_threads, g->images * g->out[0] * g->out[1], sum_windows, &j);
     }
     const int64_t wanted = num_threads > 1 ? TASKS_PER_THREAD * (int64_t)num_threads : 1;
     j.item = layer->dtype == QRT_I32 ? (int64_t)sizeof(int32_t) : 1;

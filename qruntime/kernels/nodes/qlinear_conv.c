@@ -279,11 +279,14 @@ static const void *array_of(const qrt_tensor *t, int32_t dtype, int64_t size) {
 /// Weights, offsets and multipliers for windows along lines; false where their sizes are others.
 static bool read_woven(const qrt_convolution *g, const qrt_tensor *const *arrays, const qrt_depthwise *window, uint8_t padding,
                        qrt_depthwise_line *line) {
-    const int64_t rows = g->window[0] * g->window[1], channels = qrt_ceil_div(g->channels, QRT_DEPTHWISE_BLOCK) * QRT_DEPTHWISE_BLOCK;
+    const int64_t rows = g->window[0] * g->window[1];
+    const int64_t channels = qrt_ceil_div(g->channels, QRT_DEPTHWISE_BLOCK) * QRT_DEPTHWISE_BLOCK;
+    const int64_t of_summand = qrt_depthwise_groups(rows) * QRT_DEPTHWISE_ROWS * g->window[2] * channels;
+    const int64_t summands = arrays[0] && arrays[0]->size == 2 * of_summand ? 2 : 1;
     *line = (qrt_depthwise_line){
         .width = g->in[2], .channels = g->channels, .rows = rows, .columns = g->window[2], .stride = g->stride[2],
         .dilation = g->dilation[2], .begin = g->begin[2], .outputs = g->out[2],
-        .w = array_of(arrays[0], QRT_I8, qrt_depthwise_groups(rows) * QRT_DEPTHWISE_ROWS * g->window[2] * channels),
+        .summands = summands, .w = array_of(arrays[0], QRT_I8, summands * of_summand),
         .offsets = array_of(arrays[1], QRT_I32, channels), .multipliers = array_of(arrays[2], QRT_F32, channels),
         .flip = window->flip, .padding = padding, .requantize = window->requantize,
     };
@@ -317,7 +320,7 @@ static bool read_parameters(const qrt_node *node, int32_t x_dtype, parameters *p
 /// Inputs: codes x [N, spatial …, C]; its zero point where that is no constant, for sums. Output: [N, spatial …, maps].
 /// packed: for each group qrt_q8_weights [rows of the window · qrt_row_of_window, maps / group], whose scales are multipliers, then int32 biases
 ///         [maps]; or, of single channels, int32 weights without zero points [taps, C], offsets [C], float multipliers [C],
-///         and, where the weights fit int8, the three as qrt_depthwise_line has them.
+///         and, where the weights are sums of two of int8, the three as qrt_depthwise_line has them.
 ///         At last the table [256] through which codes go.
 static qrt_status qlinear_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0);

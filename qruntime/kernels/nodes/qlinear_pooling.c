@@ -16,6 +16,7 @@ typedef struct {
     qrt_window rows, columns;
     bool is_max, is_signed, includes_pad;
     int32_t *sums;             ///< [channels] for each task
+    uint8_t *line;             ///< the maxima of the columns of the window's rows, for each task; NULL where positions are taken one by one
     int32_t zero;              ///< of the codes read, as 0 … 255
     float ratio;
     uint8_t flip;
@@ -61,6 +62,35 @@ static void pool_position(const pooling *p, const uint8_t *image, int64_t r, int
     qrt_kernels.qlinear.average(sums, y, p->channels, (float)(count > 0 ? count : 1), p->ratio, &p->requantize);
 }
 
+static void join(const pooling *p, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n) {
+    if (p->is_signed) qrt_kernels.qlinear.max_i8(a, b, y, n);
+    else qrt_kernels.qlinear.max_u8(a, b, y, n);
+}
+
+/// A line of outputs, all of whose windows have elements: first along the rows of the windows, all columns at once, then along columns.
+static void pool_maxima(const pooling *p, const uint8_t *image, int64_t r, uint8_t *columns, uint8_t *y) {
+    const qrt_window *rows = &p->rows, *along = &p->columns;
+    const int64_t bytes = along->size * p->channels;
+    int64_t row, column, height = taps_within(rows, r, 0, rows->size, &row);
+    const uint8_t *line = image + row * bytes, *joined = line;
+    for (int64_t h = 1; h < height; h++, joined = columns) join(p, joined, line + h * rows->dilation * bytes, columns, bytes);
+    for (int64_t c = 0; c < along->output; c++, y += p->channels) {
+        const int64_t width = taps_within(along, c, 0, along->size, &column), step = along->dilation * p->channels;
+        const uint8_t *first = joined + column * p->channels;
+        if (width == 1) memcpy(y, first, (size_t)p->channels);
+        else join(p, first, first + step, y, p->channels);
+        for (int64_t w = 2; w < width; w++) join(p, y, first + w * step, y, p->channels);
+    }
+}
+
+/// Whether every window has an element.
+static bool is_covered(const qrt_window *w) {
+    int64_t first;
+    for (int64_t o = 0; o < w->output; o++)
+        if (taps_within(w, o, 0, w->size, &first) == 0) return false;
+    return true;
+}
+
 static void pool_lines(void *context, int64_t task) {
     const pooling *p = context;
     int64_t line = task * p->lines_per_task, end = line + p->lines_per_task;
@@ -69,6 +99,10 @@ static void pool_lines(void *context, int64_t task) {
     for (; line < end; line++) {
         const uint8_t *image = p->x + line / p->rows.output * p->rows.size * p->columns.size * p->channels;
         uint8_t *y = p->y + line * p->columns.output * p->channels;
+        if (p->line) {
+            pool_maxima(p, image, line % p->rows.output, p->line + task * p->columns.size * p->channels, y);
+            continue;
+        }
         for (int64_t c = 0; c < p->columns.output; c++, y += p->channels)
             pool_position(p, image, line % p->rows.output, c, sums, y);
     }
@@ -91,6 +125,13 @@ static qrt_status pool(pooling *p, qrt_run *run, const qrt_tensor *x, int32_t ra
         scratch = qrt_scratch(run, (size_t)(tasks * p->channels) * sizeof(int32_t));
         if (!scratch) return QRT_NO_MEMORY;
         p->sums = scratch->data;
+    }
+    int64_t line_bytes;
+    if (p->is_max && size > 0 && is_covered(&p->rows) && is_covered(&p->columns) &&
+        !__builtin_mul_overflow(tasks, p->columns.size * p->channels, &line_bytes)) {
+        scratch = qrt_scratch(run, (size_t)line_bytes);
+        if (!scratch) return QRT_NO_MEMORY;
+        p->line = scratch->data;
     }
     qrt_status status = qrt_alloc(run, out, x->dtype, rank, dims);
     if (status == QRT_OK && size > 0) {

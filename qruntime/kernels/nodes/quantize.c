@@ -1,6 +1,7 @@
 /// QuantizeLinear, DequantizeLinear, both in one and DynamicQuantizeLinear: of codes of a byte, per tensor or per axis.
 #include <math.h>
 
+#include "../kernels.h"
 #include "../nodes.h"
 #include "../threads.h"
 
@@ -31,22 +32,26 @@ typedef struct {
 #define UNIFORM const void *vx, void *vy, int64_t n, float scale, float zero, float low, float high
 #define VARYING const void *vx, void *vy, int64_t n, const float *scale, const float *zero, float low, float high
 
+/// As kernels read codes of a type whose least is `low`: 0 … 255.
+static inline uint8_t flip_of(float low) { return low < 0 ? 0x80 : 0; }
+
+static void quantize(UNIFORM) {
+    const uint8_t flip = flip_of(low);
+    const qrt_requantize to = {low - zero, high - zero, (int32_t)zero + flip, flip};
+    qrt_kernels.qlinear.quantize(vx, vy, n, scale, &to);
+}
+
+static void dequantize(UNIFORM) {
+    (void)high;
+    const uint8_t flip = flip_of(low);
+    qrt_kernels.qlinear.dequantize(vx, vy, n, (qrt_code_scale){scale, zero + flip}, flip);
+}
+
 #define QUANTIZE(name, type)                                                                                  \
-    static void quantize_##name(UNIFORM) {                                                                    \
-        const float *x = vx;                                                                                  \
-        type *y = vy;                                                                                         \
-        for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale, zero, low, high);          \
-    }                                                                                                         \
     static void quantize_each_##name(VARYING) {                                                               \
         const float *x = vx;                                                                                  \
         type *y = vy;                                                                                         \
         for (int64_t i = 0; i < n; i++) y[i] = (type)(int32_t)code_of(x[i], scale[i], zero[i], low, high);    \
-    }                                                                                                         \
-    static void dequantize_##name(UNIFORM) {                                                                  \
-        (void)low, (void)high;                                                                                \
-        const type *x = vx;                                                                                   \
-        float *y = vy;                                                                                        \
-        for (int64_t i = 0; i < n; i++) y[i] = ((float)x[i] - zero) * scale;                                  \
     }                                                                                                         \
     static void dequantize_each_##name(VARYING) {                                                             \
         (void)low, (void)high;                                                                                \
@@ -146,10 +151,10 @@ static qrt_status linear(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     if (status == QRT_OK) {
         call.y = out[0].data;
         if (to == TO_CODES) {
-            call.uniform = is_u8 ? quantize_u8 : quantize_i8;
+            call.uniform = quantize;
             call.varying = is_u8 ? quantize_each_u8 : quantize_each_i8;
         } else if (to == FROM_CODES) {
-            call.uniform = is_u8 ? dequantize_u8 : dequantize_i8;
+            call.uniform = dequantize;
             call.varying = is_u8 ? dequantize_each_u8 : dequantize_each_i8;
         } else {
             call.uniform = round_to;
@@ -201,7 +206,7 @@ static qrt_status dynamic_quantize_linear(const qrt_node *node, qrt_run *run, co
     *(uint8_t *)out[2].data = (uint8_t)zero;
     quantize_call call = {
         .x = values, .y = out[0].data, .scale = &scale, .zero = &zero, .size = x->size, .channels = 1,
-        .inner = x->size > 0 ? x->size : 1, .uniform = quantize_u8, .from_size = 4, .to_size = 1,
+        .inner = x->size > 0 ? x->size : 1, .uniform = quantize, .from_size = 4, .to_size = 1,
         .low = 0, .high = 255,
     };
     run_call(&call, run);

@@ -109,9 +109,50 @@ static inline void transpose_4x4(char *to, int64_t to_row, const char *from, int
     for (int r = 0; r < 4; r++) memcpy(to + r * to_row, &v[r], sizeof v[r]);
 }
 
+/// to[r][c] = from[c][r] for r, c < 16, bytes.
+static inline void transpose_16x16(char *to, int64_t to_row, const char *from, int64_t from_column) {
+    u8x16 v[16];
+    for (int c = 0; c < 16; c++) memcpy(&v[c], from + c * from_column, sizeof v[c]);
+    transpose_sixteen(v);
+    for (int r = 0; r < 16; r++) memcpy(to + r * to_row, &v[r], sizeof v[r]);
+}
+
+/// Few columns of bytes, as the colours of an image are, that have no gaps between rows: sixteen rows at a time.
+static void interleave_bytes(char *to, const char *from, int64_t from_column, int64_t rows, int64_t columns) {
+    int64_t r = 0;
+    for (; r + 16 <= rows; r += 16, to += 16 * columns) {
+        u8x16 v[4] = {{0}, {0}, {0}, {0}};
+        for (int64_t c = 0; c < columns; c++) memcpy(&v[c], from + c * from_column + r, sizeof v[c]);
+        const u8x16 even[2] = {interleave_first(v[0], v[2]), interleave_second(v[0], v[2])};
+        const u8x16 odd[2] = {interleave_first(v[1], v[3]), interleave_second(v[1], v[3])};
+        uint32_t of_row[16];
+        for (int half = 0; half < 2; half++) {
+            const u8x16 first = interleave_first(even[half], odd[half]), second = interleave_second(even[half], odd[half]);
+            memcpy(of_row + 8 * half, &first, sizeof first);
+            memcpy(of_row + 8 * half + 4, &second, sizeof second);
+        }
+        for (int i = 0; i < 15; i++) memcpy(to + i * columns, of_row + i, 4);  // the next row overwrites what is too much
+        memcpy(to + 15 * columns, of_row + 15, (size_t)columns);
+    }
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t i = r; i < rows; i++) to[(i - r) * columns + c] = from[c * from_column + i];
+}
+
+static void transpose_bytes(char *to, int64_t to_row, const char *from, int64_t from_column, int64_t rows, int64_t columns) {
+    if (columns <= 4 && columns == to_row) {
+        interleave_bytes(to, from, from_column, rows, columns);
+        return;
+    }
+    const int64_t whole_rows = rows & ~15, whole_columns = columns & ~15;
+    for (int64_t c = 0; c < whole_columns; c += 16)
+        for (int64_t r = 0; r < whole_rows; r += 16) transpose_16x16(to + r * to_row + c, to_row, from + c * from_column + r, from_column);
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++) to[r * to_row + c] = from[c * from_column + r];
+}
+
 static void transpose_tile(char *to, int64_t to_row, const char *from, int64_t from_column, size_t item, int64_t rows, int64_t columns) {
     switch (item) {
-    case 1: TRANSPOSE_TILE(uint8_t); return;
+    case 1: transpose_bytes(to, to_row, from, from_column, rows, columns); return;
     case 2: TRANSPOSE_TILE(uint16_t); return;
     case 4: {
         int64_t whole_rows = rows & ~3, whole_columns = columns & ~3;

@@ -55,11 +55,23 @@ static void average(const int32_t *sums, uint8_t *y, int64_t n, float count, flo
         y[i] = code_of((float)sums[i] / count * ratio, to->low, to->high, (float)to->zero, to->flip);
 }
 
+static void quantize(const float *x, uint8_t *y, int64_t n, float scale, const qrt_requantize *to) {
+    for (int64_t i = 0; i < n; i++) {
+        float q = x[i] / scale;
+        y[i] = code_of(q == q ? q : 0, to->low, to->high, (float)to->zero, to->flip);
+    }
+}
+
+static void dequantize(const uint8_t *x, float *y, int64_t n, qrt_code_scale scale, uint8_t flip) {
+    for (int64_t i = 0; i < n; i++) y[i] = real_of(x[i], flip, scale);
+}
+
 #include "../vector/bytes.inc.h"
 
 void qrt_portable_qlinear(qrt_kernel_table *t) {
     t->qlinear = (qrt_qlinear){
-        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .look_up = look_up,
+        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .quantize = quantize,
+        .dequantize = dequantize, .row_sums = row_sums, .look_up = look_up,
         .accumulate = accumulate, .average = average, .requantize = requantize,
     };
 }

@@ -16,6 +16,14 @@ static void look_up(const uint8_t *table, const uint8_t *x, uint8_t *y, int64_t 
 }
 #endif
 
+static void row_sums(const uint8_t *x, int64_t stride, int64_t rows, int64_t k, int32_t *sums) {
+    for (int64_t r = 0; r < rows; r++, x += stride) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k; i++) sum += x[i];
+        sums[r] = sum;
+    }
+}
+
 static void accumulate(const uint8_t *restrict x, int32_t *restrict sums, int64_t n, uint8_t flip) {
     for (int64_t i = 0; i < n; i++) sums[i] += x[i] ^ flip;
 }

@@ -296,11 +296,13 @@ ALL_VECTORS(7)
 ALL_VECTORS(8)
 WINDOWS(8, 2)
 WINDOWS(16, 1)
-static const window_fn narrow_windows[] = {NULL, windows_16_1, windows_8_2};
+WINDOWS(8, 1)
+static const window_fn narrow_windows[] = {NULL, windows_8_1, windows_8_2}, most_narrow_windows = windows_16_1;
 #else
 WINDOWS(4, 2)
 WINDOWS(8, 1)
-static const window_fn narrow_windows[] = {NULL, windows_8_1, windows_4_2};
+WINDOWS(4, 1)
+static const window_fn narrow_windows[] = {NULL, windows_4_1, windows_4_2}, most_narrow_windows = windows_8_1;
 #endif
 static const window_fn all_windows[TILE_ROWS + 1] = {
     NULL, windows_1, windows_2, windows_3, windows_4,
@@ -309,14 +311,27 @@ static const window_fn all_windows[TILE_ROWS + 1] = {
 #endif
 };
 
+/// At least TILE_ROWS windows against a panel that has fewer vectors of columns. The last tile may do some of them again.
+static void narrow_window_sums(const qrt_q8_windows *windows, int64_t vectors, const int8_t *b, int32_t *acc) {
+    const int64_t step = windows->step_bytes;
+    const int all = windows->num_windows;
+    int r = 0;
+    for (; vectors == 1 && r + 2 * TILE_ROWS <= all; r += 2 * TILE_ROWS) most_narrow_windows(windows->codes + r * step, windows, b, acc + r * NR);
+    for (; r < all; r += TILE_ROWS) {
+        if (r > all - TILE_ROWS) r = all - TILE_ROWS;
+        narrow_windows[vectors](windows->codes + r * step, windows, b, acc + r * NR);
+    }
+}
+
 static void window_sums(const qrt_q8_weights *w, const qrt_q8_windows *windows, int64_t panel, int32_t *acc) {
     const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
     const int64_t vectors = vectors_left(w, panel), step = windows->step_bytes;
-    const int all = windows->num_windows, narrow_rows = vectors == 1 ? 2 * TILE_ROWS : TILE_ROWS;
-    int r = 0;
-    for (; vectors < VECTORS && r + narrow_rows <= all; r += narrow_rows)
-        narrow_windows[vectors](windows->codes + r * step, windows, b, acc + r * NR);
-    while (r < all) {
+    const int all = windows->num_windows;
+    if (vectors < VECTORS && all >= TILE_ROWS) {
+        narrow_window_sums(windows, vectors, b, acc);
+        return;
+    }
+    for (int r = 0; r < all;) {
         // Two tiles of much the same height rather than a full one and a sliver.
         const int left = all - r, rows = left <= TILE_ROWS ? left : left < 2 * TILE_ROWS ? (left + 1) / 2 : TILE_ROWS;
         all_windows[rows](windows->codes + r * step, windows, b, acc + r * NR);

@@ -214,6 +214,41 @@ static void requantize(const qrt_code_tile *t, uint8_t *y, int64_t ldy_elems) {
     else requantize_with(t, false, y, ldy_elems);
 }
 
+ALWAYS_INLINE vf quotient_of(vf x, vf scale) {
+    const vf q = vf_div(x, scale);
+    return vf_blend(vf_unordered(q, q), vf_zero(), q);
+}
+
+static void quantize(const float *x, uint8_t *y, int64_t n, float scale, const qrt_requantize *to) {
+    const code_limits limits = limits_of(to);
+    const vf by = vf_set(scale);
+    int64_t i = 0;
+#ifdef VI_SATURATED_BYTES
+    const vi zero = vi_set(to->zero * 0x10001), flips = vi_set(to->flip * 0x01010101);
+    for (; i + 4 * VL <= n; i += 4 * VL) {
+        vf q[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) q[v] = vf_min(quotient_of(vf_load(x + i + v * VL), by), limits.high);
+        vi_store_64_bytes(y + i, vi_xor(vi_saturated_bytes(q, zero), flips), 4 * VL);
+    }
+#endif
+    for (; i < n; i += VL) {
+        const int64_t left = n - i;
+        store_codes(y + i, left, code_of(quotient_of(left >= VL ? vf_load(x + i) : vf_load_n(x + i, left), by), limits));
+    }
+}
+
+static void dequantize(const uint8_t *x, float *y, int64_t n, qrt_code_scale scale, uint8_t flip) {
+    const scale_of from = spread(scale);
+    const vi flips = vi_set(flip);
+    for (int64_t i = 0; i < n; i += VL) {
+        const int64_t left = n - i;
+        const vf real = real_of(flipped(x + i, left, flips), from);
+        if (left >= VL) vf_store(y + i, real);
+        else vf_store_n(y + i, real, left);
+    }
+}
+
 static void average(const int32_t *sums, uint8_t *y, int64_t n, float count, float ratio, const qrt_requantize *to) {
     const code_limits limits = limits_of(to);
     for (int64_t i = 0; i < n; i += VL) {
@@ -226,7 +261,8 @@ static void average(const int32_t *sums, uint8_t *y, int64_t n, float count, flo
 
 void JOIN(JOIN(qrt_, RUNG), _qlinear)(qrt_kernel_table *t) {
     t->qlinear = (qrt_qlinear){
-        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .look_up = look_up,
+        .add = add, .mul = mul, .depthwise = depthwise, .max_u8 = max_u8, .max_i8 = max_i8, .quantize = quantize,
+        .dequantize = dequantize, .row_sums = row_sums, .look_up = look_up,
         .accumulate = accumulate, .average = average, .requantize = requantize,
     };
 }

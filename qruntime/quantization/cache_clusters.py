@@ -8,8 +8,10 @@ from qruntime.errors import CalibrationError
 from qruntime.ir import Graph, Value
 from qruntime.ir.formats import Format
 from qruntime.quantization.cache import Clusters, caches_for, num_heads
-from qruntime.quantization.cache_search import Cache, is_attention
+from qruntime.quantization.cache_search import Cache, find_caches, is_attention
 from qruntime.quantization.calibration import Calibration
+from qruntime.quantization.reasons import Unselected
+from qruntime.quantization.report import SkippedLayer
 from qruntime.quantization.steps import Divide
 from qruntime.runtime.segments import Segment
 
@@ -18,9 +20,10 @@ TOKENS = 8192
 
 
 def measured_clusters(graph: Graph, form: Format, step: Divide, calibration: Calibration) -> Clusters:
-    """What `step` makes of the extremes of every cache of `graph`, which is float yet, over what `calibration` appends to it.
+    """What `step` makes of the extremes of every cache of `graph`, which is float yet, over what `calibration` appends to it, but
+    for padding.
 
-    CalibrationError for keys and values that are no numbers.
+    CalibrationError for keys and values that are no numbers, and for caches to which nothing is appended.
     """
     caches = [cache for one in caches_for(graph, form) if one.fault is None for cache in one.caches if _is_laid_out(cache)]
     values = list(dict.fromkeys(value for cache in caches for value in cache.new))
@@ -29,10 +32,11 @@ def measured_clusters(graph: Graph, form: Format, step: Divide, calibration: Cal
     segment = Segment(graph, graph.inputs, values, num_threads=calibration.num_threads, lower=True)
     extremes: dict[Cache, tuple[np.ndarray, np.ndarray]] = {}
     seen = 0
-    for batch in calibration.batches:
+    for number, batch in enumerate(calibration.batches):
         made = segment.run(batch)
+        mask = None if calibration.masks is None else calibration.masks[number]
         for cache in caches:
-            rows = np.concatenate([_rows(cache, value, made[value]) for value in cache.new])
+            rows = np.concatenate([_rows(cache, value, made[value], mask) for value in cache.new])
             seen += len(rows) if cache is caches[0] else 0
             if not len(rows):
                 continue
@@ -43,7 +47,16 @@ def measured_clusters(graph: Graph, form: Format, step: Divide, calibration: Cal
             extremes[cache] = np.minimum(before[0], low), np.maximum(before[1], high)
         if seen >= TOKENS:
             break
+    empty = next((cache for cache in caches if cache not in extremes), None)
+    if empty is not None:
+        raise CalibrationError(f"data: {empty.name!r} gets no token in any feed; give feeds that are not empty, or all padding")
     return {cache.name: step.divide(low, high) for cache, (low, high) in extremes.items()}
+
+
+def float_caches(graph: Graph, step: str) -> list[SkippedLayer]:
+    """That `step` divides no cache of `graph`, as the scheme leaves caches float."""
+    reason = Unselected(f"{step} divides the channels of caches of codes, and the scheme leaves caches float; add -KV8 or -KV4")
+    return [SkippedLayer(one.value.name, "cache", reason) for one in find_caches(graph)]
 
 
 def _is_laid_out(cache: Cache) -> bool:
@@ -51,9 +64,11 @@ def _is_laid_out(cache: Cache) -> bool:
     return is_attention(cache.join) or (len(cache.axes) == 4 and cache.axis in (1, 2))
 
 
-def _rows(cache: Cache, value: Value, array: np.ndarray) -> np.ndarray:
-    """[tokens, heads, channels] of what is appended."""
+def _rows(cache: Cache, value: Value, array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """[tokens, heads, channels] of what is appended; without those that are padding in a `mask` [batch, tokens] of its shape."""
     if array.ndim == 3:
-        return np.asarray(array, np.float32).reshape(-1, num_heads(cache.join), cache.channels)
-    tokens = 2 if is_attention(cache.join) else cache.axis
-    return np.asarray(np.moveaxis(array, 3 - tokens, 2), np.float32).reshape(-1, array.shape[3 - tokens], cache.channels)
+        rows = array.reshape(*array.shape[:2], num_heads(cache.join), cache.channels)
+    else:
+        rows = np.moveaxis(array, 1 if is_attention(cache.join) or cache.axis == 2 else 2, 2)
+    kept = rows.reshape(-1, *rows.shape[2:]) if mask is None or mask.shape != rows.shape[:2] else rows[mask]
+    return np.asarray(kept, np.float32)

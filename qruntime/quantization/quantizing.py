@@ -22,7 +22,7 @@ from qruntime.ir.formats import FLOAT16
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.quantization.assignments import Assignment, decide, forget_ranges, misfit, output_errors, rtn_errors_of, worst
 from qruntime.quantization.cache import Clusters, describe_caches, quantize_caches
-from qruntime.quantization.cache_clusters import measured_clusters
+from qruntime.quantization.cache_clusters import float_caches, measured_clusters
 from qruntime.quantization.calibration import Calibration, Group, Progress
 from qruntime.quantization.feeds import Data
 from qruntime.quantization.foreign import held_by_others, held_weights
@@ -113,6 +113,8 @@ def quantize_with(
     if request.scheme.cache is not None:
         caches, left = quantize_caches(graph, request.scheme.cache, clusters)
         skipped += left
+    elif recipe.dividing is not None:
+        skipped += float_caches(graph, type(recipe.dividing).__name__)
     if strict:
         raise_faults(skipped)
     remove_dead_nodes(graph)

@@ -74,7 +74,7 @@ def assert_same_runs(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
 def test_the_report_knows_every_layer(kind: str, name: str):
     """Nothing is left out in silence, and of what was done the error is there beside that of round to nearest."""
     report = quantized(kind, name).report
-    made, left = [row.name for row in report.layers], [row.name for row in report.skipped]
+    made, left = [row.name for row in report.layers], [row.name for row in report.skipped if row.op_type != "cache"]
     candidates = [layer_name(node) for node in ARCHITECTURES[kind].load().graph.walk_nodes() if layer_kind(node)]
     assert sorted(made + left) == sorted(candidates)
     assert made

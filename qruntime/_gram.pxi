@@ -1,4 +1,7 @@
-# Exact sums over the rows that calibration saw.
+# Extremes and exact sums of the rows that calibration saw.
+
+cdef extern from "observed_rows.h" nogil:
+    bint qrt_observe_rows(int64_t, int64_t, const float *, float *, float *, float *, int)
 
 cdef extern from "gram.h" nogil:
     enum: QRT_GRAM_CODE
@@ -7,6 +10,23 @@ cdef extern from "gram.h" nogil:
 
 GRAM_CODE = QRT_GRAM_CODE
 """The largest code of `gram_of_codes`."""
+
+
+def observe_rows(const float[:, ::1] x, float[::1] low, float[::1] high, float[::1] peaks):
+    """The least and greatest of each column of the rows [T, K], T > 0, into `low` and `high` [K]; into `peaks` [T] the greatest
+    magnitude of each row, NaN where that holds one: extremes of its columns mean nothing then."""
+    cdef int64_t rows = x.shape[0], k = x.shape[1]
+    cdef int num_threads = qrt_definition_threads or qrt_default_threads()
+    cdef bint is_done
+    if rows == 0 or low.shape[0] != k or high.shape[0] != k or peaks.shape[0] != rows:
+        raise ValueError(f"{rows} rows of {k} channels need a row at least, two extremes for each channel and a peak for each row")
+    if k == 0:
+        peaks[:] = 0
+        return
+    with nogil:
+        is_done = qrt_observe_rows(rows, k, &x[0, 0], &low[0], &high[0], &peaks[0], num_threads)
+    if not is_done:
+        raise MemoryError(f"no memory for the extremes of {rows} rows of {k} channels")
 
 
 def gram_of_codes(const float[:, ::1] x, const float[::1] inverse_step, int64_t[:, ::1] total, uint8_t[::1] apart):

@@ -309,7 +309,7 @@ include "_executor.pxi"
 def call_node(str kernel, inputs, ints=(), floats=(), packed=(), int num_outputs=1, int num_threads=1):
     """Run one node function on arrays: list of outputs (None where left empty), or None when it declines.
 
-    For tests and benchmarks of kernels.
+    For what no graph holds: steps of quantization, tests and benchmarks of kernels.
     """
     cdef list arrays = [None if x is None else np.require(x, requirements="CA") for x in inputs]
     constants, slots = [], []

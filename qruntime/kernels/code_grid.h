@@ -13,7 +13,7 @@
 typedef struct {
     const float *scale, *divisor, *zero_point;  ///< [n, groups]
     bool is_fractional;                         ///< zero points need not be whole
-    const int32_t *group;             ///< [k]: of each column
+    const int32_t *group;             ///< [k]: of each column; not read where there is one group
     int64_t groups;
     float low, high;
     int64_t num_entries;  ///< 0 of integers

@@ -64,9 +64,9 @@ class Assignment:
         self.node.set_input(0, value)
 
     def weights(self) -> list[list[np.ndarray]]:
-        """For each weight, its matrices [N, K]."""
+        """For each weight, its matrices [N, K], row after row."""
         every = (self.layer.matrices(value) for value in self.layer.weights if value is not None)
-        return [[matrix.values.T if matrix.along else matrix.values for matrix in matrices] for matrices in every]
+        return [[np.ascontiguousarray(matrix.values.T if matrix.along else matrix.values) for matrix in matrices] for matrices in every]
 
 
 def decide(graph: Graph, request: Request) -> dict[Node, Assignment | Reason]:

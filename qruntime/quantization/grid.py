@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qruntime._kernels import CodeGrid, round_to_grid
+from qruntime._kernels import CodeGrid, round_to_grid, row_codes
 from qruntime.ir import HeldCodes, StoredTensor
 from qruntime.ir.formats import Format
 from qruntime.ir.narrow import NarrowArray
@@ -40,6 +40,17 @@ def nearest_for(weight: np.ndarray, args: QArgs, scale: Part, zero_point: Part |
         codes[part], restored = _rounded(block, args, *own)
         signal, noise = signal + power(block), noise + power(restored - block)
     return Rounded(stored_as(args, codes, scale, zero_point), decibels(signal, noise))
+
+
+def channel_codes(weight: np.ndarray, factor: np.ndarray, args: QArgs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The codes of `nearest` of `weight` [N, K] · `factor` [K], a byte each, their scales and zero points [N] float32; for integers
+    of at most 8 bits with a scale in float32 for each channel. Raises ValueError likewise."""
+    form, n = args.format, len(weight)
+    codes, scale, zero_point = np.empty(weight.shape, form.code_dtype), np.empty(n, np.float32), np.empty(n, np.float32)
+    row_codes(
+        np.ascontiguousarray(weight, np.float32), factor, form.qmin, form.qmax, args.symmetric, codes.view(np.uint8), scale, zero_point
+    )
+    return codes, scale, zero_point
 
 
 def nearest_values(weight: np.ndarray, args: QArgs) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from qruntime._kernels import observe_rows
 from qruntime.errors import CalibrationError
 from qruntime.quantization.statistics import MEANS, SAMPLE, SIGMA, Statistics, exact_gram, exact_mean
 
@@ -24,11 +25,11 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     rows = [batch for batch in batches if len(batch)]
     if not rows:
         raise CalibrationError(f"data: {name!r} has no row in any feed; give feeds that are not empty")
-    low, high = np.min([batch.min(axis=0) for batch in rows], axis=0), np.max([batch.max(axis=0) for batch in rows], axis=0)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+    low, high, peaks = _extremes(rows)
+    if not np.isfinite(peaks).all():
         at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
         raise CalibrationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
-    sample, greatest = _chosen(rows) if SAMPLE in kinds else (None, None)
+    sample, greatest = _chosen(rows, peaks) if SAMPLE in kinds else (None, None)
     return Statistics(
         sum(map(len, rows)),
         low,
@@ -40,13 +41,31 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     )
 
 
-def _chosen(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _extremes(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The least and greatest of each channel [K], and the greatest magnitude of each row [T]."""
+    ends = np.empty((2, len(batches), batches[0].shape[1]), np.float32)
+    peaks = [np.empty(len(batch), np.float32) for batch in batches]
+    for batch, low, high, peak in zip(batches, *ends, peaks, strict=True):
+        observe_rows(batch, low, high, peak)
+    return ends[0].min(axis=0), ends[1].max(axis=0), np.concatenate(peaks)
+
+
+def _chosen(batches: Sequence[np.ndarray], peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`SAMPLE_ROWS` rows that their own bits choose and `GREATEST_ROWS` of the greatest numbers, in orders that depend on
     nothing else."""
     hashes = np.concatenate([_hashes(batch) for batch in batches])
-    peaks = np.concatenate([np.maximum(batch.max(axis=1), -batch.min(axis=1)) for batch in batches])
-    sample = np.argsort(hashes, kind="stable")[:SAMPLE_ROWS]
-    return _rows(batches, sample), _rows(batches, np.lexsort((hashes, -peaks))[:GREATEST_ROWS])
+    first = _least(hashes, SAMPLE_ROWS)
+    sample = first[np.argsort(hashes[first], kind="stable")[:SAMPLE_ROWS]]
+    first = _least(-peaks, GREATEST_ROWS)
+    greatest = first[np.lexsort((hashes[first], -peaks[first]))[:GREATEST_ROWS]]
+    return _rows(batches, sample), _rows(batches, greatest)
+
+
+def _least(values: np.ndarray, count: int) -> np.ndarray:
+    """Where the least `count` of `values` are, and those that are equal to the last of them, in ascending order."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    return np.flatnonzero(values <= np.partition(values, count - 1)[count - 1])
 
 
 def _rows(batches: Sequence[np.ndarray], chosen: np.ndarray) -> np.ndarray:

@@ -72,7 +72,7 @@ class Solving:
 
     def solve(self, matrix: Matrix) -> Rounded:
         """Raises ValueError with what is wrong with the weight."""
-        weight = matrix.values.T if matrix.along else matrix.values
+        weight = np.ascontiguousarray(matrix.values.T if matrix.along else matrix.values)
         made: Rounded | None = None
         facts: Facts = {}
         for step in self.steps:

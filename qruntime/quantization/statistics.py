@@ -119,6 +119,8 @@ _MOST_OUTPUTS = 1 << 22
 """Outputs that an error is measured on."""
 _MOST_EXPONENT = 126
 """Of a power of two in float32."""
+_NEAR_ONE = 16
+"""Numbers below 2 to it, and with an extreme not below one over it, are as they should be."""
 
 
 def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:
@@ -135,9 +137,10 @@ def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistic
 
 
 def _scaled(values: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """`values` over the power of two next to the largest magnitude of `by`: products stay within float32, and no bit is lost."""
-    _, exponent = np.frexp(np.abs(by).max(initial=0))
-    return values * np.exp2(np.float32(min(-exponent, _MOST_EXPONENT)))
+    """`values` over the power of two next to the largest magnitude of `by`, unless that is near 1: products stay within float32,
+    and no bit is lost."""
+    _, exponent = np.frexp(max(by.max(initial=0), -by.min(initial=0)))
+    return values if abs(exponent) <= _NEAR_ONE else values * np.exp2(np.float32(min(-exponent, _MOST_EXPONENT)))
 
 
 def _power(values: np.ndarray) -> float:

@@ -24,20 +24,30 @@ static void round_to_entries(const qrt_code_grid *grid, int64_t at, int64_t coun
     for (int64_t j = 0; j < count; j++) values[j] = grid->entries[entry[j]] * scale;
 }
 
+/// Columns from j on that are rounded at a time: of one group.
+static int64_t piece_from(const qrt_code_grid *grid, int64_t j, int64_t k) {
+    const int64_t most = k - j < PIECE ? k - j : PIECE;
+    int64_t count = 1;
+    if (grid->groups == 1) return most;
+    while (count < most && grid->group[j + count] == grid->group[j]) count++;
+    return count;
+}
+
 static void round_to_grid(const qrt_code_grid *grid, int64_t n, int64_t k, const float *x, uint8_t *codes, float *values) {
     float code[PIECE];
     int32_t entry[PIECE];
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0, count; j < k; j += count, x += count, codes += count, values += count) {
-            int32_t group = grid->group[j];
-            for (count = 1; count < PIECE && j + count < k && grid->group[j + count] == group;) count++;
+    for (int64_t j = 0, count; j < k; j += count) {
+        const int64_t group = grid->groups == 1 ? 0 : grid->group[j];
+        count = piece_from(grid, j, k);
+        for (int64_t i = 0, here = j; i < n; i++, here += k) {
             int64_t at = i * grid->groups + group;
             if (grid->num_entries) {
-                round_to_entries(grid, at, count, x, entry, values);
-                for (int64_t c = 0; c < count; c++) codes[c] = grid->codes[entry[c]];
+                round_to_entries(grid, at, count, x + here, entry, values + here);
+                for (int64_t c = 0; c < count; c++) codes[here + c] = grid->codes[entry[c]];
             } else {
-                round_to_integers(grid, at, count, x, code, values);
-                for (int64_t c = 0; c < count; c++) codes[c] = (uint8_t)(int32_t)code[c];
+                round_to_integers(grid, at, count, x + here, code, values + here);
+                for (int64_t c = 0; c < count; c++) codes[here + c] = (uint8_t)(int32_t)code[c];
             }
         }
+    }
 }

@@ -1,15 +1,78 @@
-"""What quantization will do to activations, in floats: for steps that try before they choose.
+"""What quantization will do to activations and weights, for steps that try before they choose.
 
 The arithmetic is that of the codes: scale = (high − low) / (2^b − 1), zero_point = rint(−low / scale), round half to even.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from qruntime.ir.formats import FP8
-from qruntime.quantization.grid import nearest_entry, nearest_values
-from qruntime.quantization.scheme import TOKEN, Inputs, Scheme
+from qruntime import _kernels
+from qruntime.ir.formats import FP8, INT8
+from qruntime.quantization.grid import channel_codes, nearest_entry, nearest_values
+from qruntime.quantization.scheme import CHANNEL, FLOAT32, TOKEN, Inputs, QArgs, Scheme
+from qruntime.quantization.static_ranges import parameters
+from qruntime.quantization.steps import InputRange
+
+
+class RehearsedLayer:
+    """A linear layer with the weight [N, K] · `factor` [K] float32 as its nearest codes stand for it, which reads activations as
+    `inputs` say, and with a bias [N] float32.
+
+    Whole numbers are multiplied by the kernel that will multiply them when the model runs: four times as fast as floats.
+    """
+
+    def __init__(
+        self,
+        weight: np.ndarray,
+        factor: np.ndarray,
+        scheme: Scheme | None,
+        inputs: Inputs | None,
+        bias: np.ndarray | None = None,
+    ):
+        args = None if scheme is None else scheme.weights
+        self.inputs = inputs
+        self._of_codes = inputs is not None and _are_whole(inputs, args)
+        self._weight: _kernels.Packed
+        if self._of_codes:
+            assert args is not None
+            codes, scale, zero_point = channel_codes(weight, factor, args)
+            self._weight = _kernels.PackedQ8(codes.view(np.int8).T, scale, zero_point, bias)
+        else:
+            self._weight = _kernels.PackedF32(rounded_weight(weight * factor, scheme).T, bias)
+
+    def product(self, rows: np.ndarray, low: np.ndarray | float = 0, high: np.ndarray | float = 0) -> np.ndarray:
+        """[t, N] float32 of `rows` [t, K] float32, on one thread. `low` and `high` as `rounded_rows` takes them."""
+        if not self._of_codes:
+            return multiplied(rounded_rows(rows, self.inputs, low, high), self._weight)
+        assert self.inputs is not None
+        return multiplied(rows, self._weight, *_grid(self.inputs, low, high))
+
+
+def multiplied(rows: np.ndarray, weight: _kernels.Packed, ints: Sequence[int] = (0,), floats: Sequence[float] = ()) -> np.ndarray:
+    """[t, N] float32 of `rows` [t, K] float32 and a packed weight, on one thread. `ints` and `floats` of the node "linear" say how
+    rows become codes, where the weight is of codes."""
+    made = _kernels.call_node("linear", [rows], [0, *ints], [0.0, 0.0, *floats], [weight])
+    assert made is not None, "float rows of as many columns as the weight has are what the node takes"
+    return made[0]
+
+
+def _are_whole(inputs: Inputs, args: QArgs | None) -> bool:
+    """Whether what is multiplied are whole numbers of a byte, with a scale for a row and one for an output."""
+    if args is None or not args.format.is_integer or args.format.qmax > INT8.qmax:
+        return False
+    return inputs.format.is_integer and not inputs.clusters and args.granularity.kind == CHANNEL and args.scales.kind == FLOAT32
+
+
+def _grid(inputs: Inputs, low: np.ndarray | float, high: np.ndarray | float) -> tuple[list[int], list[float]]:
+    """How rows become codes, as the kernel is told it: integers and floats."""
+    most = inputs.format.qmax
+    if not inputs.is_static:
+        return [_kernels.RANGE["per_token" if inputs.granularity == TOKEN else "per_tensor"], most], []
+    scale, zero_point = parameters(InputRange(np.min(low), np.max(high)), inputs.format)
+    return [_kernels.RANGE["static"], most, int(zero_point)], [float(scale)]
 
 
 def rounded_rows(rows: np.ndarray, inputs: Inputs | None, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:

@@ -77,6 +77,11 @@ class SiteView:
     """[t, K] float32: the tensor in a few runs."""
     parts: np.ndarray | None = None
     """[K] int64: an order keeps every channel among those of its number (heads); None where it may mix them all."""
+    outputs_of: Callable[[Sequence[Sequence[np.ndarray]]], list[np.ndarray]] | None = None
+    """outputs_of(products): the same, where for each run is known what every reader makes, [t, N_i] float32, but for a bias. None
+    where a reader does more than multiply (recurrent layers)."""
+    side_by_side: Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]] = lambda function, several: list(map(function, several))
+    """side_by_side(function, several): what `function` makes of each of `several`, on as many threads as there may be."""
 
     def first_runs(self, rows: int) -> Sequence[np.ndarray]:
         """The first of `runs`, as many as hold `rows` rows; all where they are fewer."""

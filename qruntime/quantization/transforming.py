@@ -7,16 +7,20 @@ than `TOLERANCE` of its largest value is not made, and the report says so.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.ir import Graph, Node, Value, clone, needed_nodes, read_by
 from qruntime.quantization.calibration import Calibration, Group
 from qruntime.quantization.layers import Layer
 from qruntime.quantization.reasons import Reason
+from qruntime.quantization.rehearsal import multiplied
 from qruntime.quantization.scheme import Scheme
 from qruntime.quantization.sites import Reader, Site, find_sites
 from qruntime.quantization.statistics import Statistics
@@ -28,6 +32,8 @@ ROWS = 2048
 """Steps try what they choose from on as many feeds as hold so many rows of the tensor."""
 CHECKED = 2
 """Feeds on which the result is checked."""
+_BLOCK = 1 << 16
+"""Numbers of a result that are compared while they are in cache."""
 
 
 class Transforming:
@@ -103,17 +109,21 @@ class Transforming:
         for number in numbers:
             if (reason := _apply(sites[number], self._chosen[number])) is not None:
                 self._drop(number, reason)
-        feeds = [self.calibration.batches[i] for i in self._order[:CHECKED]]
-        threads = self.calibration.num_threads
-        before = Segment(self.graph, self.graph.inputs, self.graph.outputs, num_threads=threads, lower=True)
-        after = Segment(copy, copy.inputs, copy.outputs, num_threads=threads, lower=True)
-        inputs = dict(zip(self.graph.inputs, copy.inputs, strict=True))
-        moved = 0.0
-        for feed in feeds:
-            results = after.run({inputs[value]: array for value, array in feed.items()})
-            for one, other in zip(before.run(feed).values(), results.values(), strict=True):
-                moved = max(moved, _difference(one, other))
-        return moved
+        pairs = zip(self._unchanged, self._checked(copy), strict=True)
+        return max((_difference(one, other) for before, after in pairs for one, other in zip(before, after, strict=True)), default=0.0)
+
+    @cached_property
+    def _unchanged(self) -> list[list[Any]]:
+        """Outputs of the graph as it is, on the feeds that are checked."""
+        return list(self._checked(self.graph))
+
+    def _checked(self, graph: Graph) -> Iterator[list[Any]]:
+        """Outputs of the graph, or of a copy of it, on each feed that is checked."""
+        segment = Segment(graph, graph.inputs, graph.outputs, num_threads=self.calibration.num_threads, lower=True)
+        inputs = dict(zip(self.graph.inputs, graph.inputs, strict=True))
+        for number in self._order[:CHECKED]:
+            made = segment.run({inputs[value]: array for value, array in self.calibration.batches[number].items()})
+            yield list(made.values())
 
 
 class _View:
@@ -126,10 +136,12 @@ class _View:
         self.held = _first([group.held[i] for i in order], site.value)
         self.shapes = [np.shape(held[site.value]) for held in self.held]
         self.num_threads = num_threads
-        self.made: list[Equivalence] = []
         self.runs = [np.asarray(held[site.value], np.float32).reshape(-1, site.channels) for held in self.held]
         self.weights = tuple(reader.matrix for reader in site.readers)
-        self._segment: Segment | None = None
+        self._made: list[Equivalence] = []
+        self._offsets: list[np.ndarray | None] = [None] * len(self.weights)
+        self._meets = site.meets
+        self._multiply = all(reader.multiplies for reader in site.readers)
 
     def of_now(self) -> SiteView:
         site = self.site
@@ -144,44 +156,76 @@ class _View:
             self._outputs,
             self.runs,
             site.parts,
+            self._outputs_of if self._multiply else None,
+            self._side_by_side,
         )
 
     def change(self, equivalence: Equivalence) -> None:
-        self.made.append(equivalence)
+        self._made.append(equivalence)
+        if equivalence.shift is not None:
+            moved = [weight @ equivalence.shift for weight in self.weights]
+            self._offsets = [more if one is None else one + more for one, more in zip(self._offsets, moved, strict=True)]
         self.statistics = changed_statistics(self.statistics, equivalence)
         self.runs = [changed_rows(rows, equivalence) for rows in self.runs]
         self.weights = tuple(changed_weight(weight, equivalence) for weight in self.weights)
 
+    def _side_by_side(self, function: Callable[[Any], Any], several: Sequence[Any]) -> list[Any]:
+        with ThreadPoolExecutor(max(1, self.num_threads)) as pool:
+            return list(pool.map(function, several))
+
     def _outputs(self, inputs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the part of the graph as it stands, on what the changes would have been made of."""
-        for equivalence in reversed(self.made):
+        if self._multiply:
+            packed = [_kernels.PackedF32(np.asarray(weight, np.float32).T) for weight in weights]
+            return self._outputs_of([[multiplied(np.asarray(rows, np.float32), weight) for weight in packed] for rows in inputs])
+        for equivalence in reversed(self._made):
             inputs = [unchanged_rows(rows, equivalence) for rows in inputs]
             weights = [unchanged_weight(weight, equivalence) for weight in weights]
-        segment = self._part()
         given = {reader.weight: _as_stored(reader, weight) for reader, weight in zip(self.site.readers, weights, strict=True)}
         found = []
         for rows, shape, held in zip(inputs, self.shapes, self.held):
-            made = segment.run({**held, **given, self.site.value: np.ascontiguousarray(rows, np.float32).reshape(shape)})
-            found.append(np.concatenate([_rows(array) for array in made.values()], axis=-1))
+            tensor = np.ascontiguousarray(rows, np.float32).reshape(shape)
+            found.append(_joined(self._segment.run({**held, **given, self.site.value: tensor}).values()))
         return found
 
-    def _part(self) -> Segment:
-        """From the tensor, the weights of its readers and what else is known, to where the readers meet."""
-        if self._segment is None:
-            site = self.site
-            wanted = [site.meets] if site.meets is not None else [reader.node.outputs[0] for reader in site.readers]
-            starts = [site.value, *(reader.weight for reader in site.readers)]
-            known = {*starts, *self.held[0]}
-            read = {value for node in needed_nodes(site.graph, wanted, known) for value in read_by(node)}
-            starts += [value for value in self.held[0] if value in read]
-            self._segment = Segment(site.graph, starts, wanted, num_threads=self.num_threads, lower=True)
-        return self._segment
+    def _outputs_of(self, products: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Runs what lies behind the readers, if anything, on what they make."""
+        readers, found = self.site.readers, []
+        for several, shape, held in zip(products, self.shapes, self.held):
+            whole = [one if more is None else one + more for one, more in zip(several, self._offsets, strict=True)]
+            made = [reader.finished(one) for reader, one in zip(readers, whole, strict=True)]
+            if self._meets is not None:
+                tensors = [one.reshape(*shape[:-1], one.shape[-1]) for one in made]
+                given = dict(zip((reader.node.outputs[0] for reader in readers), tensors, strict=True))
+                made = list(self._segment.run({**held, **given}).values())
+            found.append(_joined(made))
+        return found
+
+    @cached_property
+    def _segment(self) -> Segment:
+        """To where the readers meet: from what they make, or from the tensor and the weights of its readers, and what else is known.
+
+        Of one thread, as several of its runs go side by side."""
+        site = self.site
+        outputs = [reader.node.outputs[0] for reader in site.readers]
+        wanted = [self._meets] if self._meets is not None else outputs
+        starts = outputs if self._multiply else [site.value, *(reader.weight for reader in site.readers)]
+        known = {*starts, *self.held[0]}
+        read = {value for node in needed_nodes(site.graph, wanted, known) for value in read_by(node)}
+        starts += [value for value in self.held[0] if value in read]
+        return Segment(site.graph, starts, wanted, num_threads=1, lower=True)
 
 
 def _as_stored(reader: Reader, matrix: np.ndarray) -> np.ndarray:
     """[N, K] as the operator holds it."""
     laid = matrix.T if reader.layer.along else matrix
     return np.ascontiguousarray(laid, np.float32).reshape(reader.weight.shape or ())
+
+
+def _joined(arrays: Iterable[Any]) -> np.ndarray:
+    """Rows of several, side by side."""
+    several = [_rows(array) for array in arrays]
+    return several[0] if len(several) == 1 else np.concatenate(several, axis=-1)
 
 
 def _rows(array: Any) -> np.ndarray:
@@ -199,11 +243,19 @@ def _difference(one: Any, other: Any) -> float:
     """The largest, as a share of the largest value; infinite where one is a number and the other none."""
     if not isinstance(one, np.ndarray) or one.dtype.kind != "f" or not one.size:
         return 0.0
-    finite = np.isfinite(one)
-    if not np.array_equal(finite, np.isfinite(other)):
+    if one.shape != np.shape(other):
         return np.inf
-    most = float(np.abs(one[finite]).max(initial=0))
-    moved = float(np.abs(one[finite] - other[finite]).max(initial=0))
+    most = moved = 0.0
+    flat, others = one.reshape(-1), np.asarray(other).reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        block, beside = flat[start : start + _BLOCK], others[start : start + _BLOCK]
+        finite = np.isfinite(block)
+        if not np.array_equal(finite, np.isfinite(beside)):
+            return np.inf
+        if not finite.all():
+            block, beside = block[finite], beside[finite]
+        most = max(most, float(np.abs(block).max(initial=0)))
+        moved = max(moved, float(np.abs(block - beside).max(initial=0)))
     return moved / most if most > 0 else moved
 
 

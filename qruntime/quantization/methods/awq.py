@@ -56,17 +56,20 @@ class AWQ:
         if "scale" not in site.allows and not self.insert:
             return Reason("nothing before the tensor can absorb a scale")
         assert site.statistics.mean_abs is not None
-        wanted = site.outputs(site.runs, site.weights)
-        losses = []
-        for step in range(self.grid):
-            scale = self.scale(site.statistics.mean_abs, step / self.grid, site.ties)
-            weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(site.weights, site.schemes, strict=True)]
-            losses.append(_loss(site.outputs(site.runs, weights), wanted))
+        floats = [np.ascontiguousarray(weight, np.float32) for weight in site.weights]
+        wanted = site.outputs(site.runs, floats)
+
+        def loss(scale: np.ndarray) -> float:
+            weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(floats, site.schemes, strict=True)]
+            return _loss(site.outputs(site.runs, weights), wanted)
+
+        scales = [self.scale(site.statistics.mean_abs, step / self.grid, site.ties) for step in range(self.grid)]
+        losses = site.side_by_side(loss, scales)
         best = int(np.argmin(losses))
         facts = {"ratio": best / self.grid, "loss": losses[best], "loss without": losses[0]}
         if best == 0:
             return Equivalence(facts=facts)
-        return Equivalence(scale=self.scale(site.statistics.mean_abs, best / self.grid, site.ties), insert=self.insert, facts=facts)
+        return Equivalence(scale=scales[best], insert=self.insert, facts=facts)
 
     @staticmethod
     def scale(means: np.ndarray, ratio: float, ties: np.ndarray | None) -> np.ndarray:

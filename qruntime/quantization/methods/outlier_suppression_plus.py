@@ -24,7 +24,7 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.quantization.methods.smoothquant import tied
 from qruntime.quantization.reasons import Reason, Unselected
-from qruntime.quantization.rehearsal import rounded_rows, rounded_weight
+from qruntime.quantization.rehearsal import RehearsedLayer, rounded_rows, rounded_weight
 from qruntime.quantization.rounding import power
 from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
@@ -58,15 +58,14 @@ class OutlierSuppressionPlus:
         middle = self.middle(site)
         low, high = site.statistics.low - middle, site.statistics.high - middle
         magnitudes = np.maximum(-low, high)
-        runs = site.first_runs(ROWS)
-        wanted = site.outputs(runs, site.weights)
-        best, losses = np.ones_like(low), []
-        for threshold in thresholds(float(magnitudes.max()), self.grid):
-            scale = tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-            losses.append(_loss(site, runs, middle, scale, low, high, wanted))
-            if losses[-1] == min(losses):
-                best = scale
-        facts = {"threshold": float((magnitudes / best).max()), "loss": min(losses), "loss without": losses[0]}
+        scales = [
+            tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
+            for threshold in thresholds(float(magnitudes.max()), self.grid)
+        ]
+        losses = _losses(site, middle, low, high, scales)
+        least = min(losses)
+        best = next((scale for scale, loss in zip(scales[::-1], losses[::-1], strict=True) if loss == least), np.ones_like(low))
+        facts = {"threshold": float((magnitudes / best).max()), "loss": least, "loss without": losses[0]}
         is_shifted = bool(np.any(middle))
         return Equivalence(scale=best if np.any(best != 1) else None, shift=middle if is_shifted else None, insert=self.insert, facts=facts)
 
@@ -82,19 +81,28 @@ def thresholds(most: float, grid: int) -> np.ndarray:
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
 
 
-def _loss(
-    site: SiteView,
-    runs: Sequence[np.ndarray],
-    middle: np.ndarray,
-    scale: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    wanted: list[np.ndarray],
-) -> float:
-    """Squared error of what the readers compute, of quantized activations and weights. All readers see one tensor: it is
-    rounded as the first that is quantized asks."""
-    inputs = next((scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None), None)
-    changed = [(rows - middle) / scale for rows in runs]
-    rounded = [rounded_rows(rows, inputs, (low / scale).min(), (high / scale).max()) * scale + middle for rows in changed]
-    weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(site.weights, site.schemes, strict=True)]
-    return sum(power(one - other) for one, other in zip(site.outputs(rounded, weights), wanted, strict=True))
+def _losses(site: SiteView, middle: np.ndarray, low: np.ndarray, high: np.ndarray, scales: Sequence[np.ndarray]) -> list[float]:
+    """For each scale the squared error of what the readers compute, of quantized activations and weights. All readers see one
+    tensor: it is rounded as the first that is quantized asks."""
+    inputs = next(scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None)
+    runs = site.first_runs(ROWS)
+    floats = [np.ascontiguousarray(weight, np.float32) for weight in site.weights]
+    wanted = site.outputs(runs, floats)
+    biases = [weight @ middle if middle.any() else None for weight in floats]
+
+    def made(scale: np.ndarray) -> list[np.ndarray]:
+        changed = [(rows - middle) / scale for rows in runs]
+        ends = (low / scale).min(), (high / scale).max()
+        if site.outputs_of is None:
+            rounded = [rounded_rows(rows, inputs, *ends) * scale + middle for rows in changed]
+            weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(floats, site.schemes, strict=True)]
+            return site.outputs(rounded, weights)
+        layers = [
+            RehearsedLayer(weight, scale, scheme, inputs, bias) for weight, scheme, bias in zip(floats, site.schemes, biases, strict=True)
+        ]
+        return site.outputs_of([[layer.product(rows, *ends) for layer in layers] for rows in changed])
+
+    def loss(scale: np.ndarray) -> float:
+        return sum(power(one - other) for one, other in zip(made(scale), wanted, strict=True))
+
+    return site.side_by_side(loss, scales)

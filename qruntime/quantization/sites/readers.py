@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 
 from qruntime.ir import Value
+from qruntime.ops.elementwise import widen
 from qruntime.quantization.layers import RECURRENT, Layer, obstacle, unfit_attributes
 from qruntime.quantization.sites.changes import ORDER, SHIFT, Change, Edit, floats_of, give, replace
 from qruntime.quantization.sites.linears import add_to_bias, check_bias
@@ -38,6 +39,18 @@ class Reader:
     def channels(self) -> int:
         """K"""
         return self.weight.shape[self.layer.across]  # type: ignore[index]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether all that the layer makes is the product of rows and matrix, times a number, and a constant bias."""
+        bias = self.node.input(2)
+        return self.node.is_op("MatMul") or (self.node.is_op("Gemm") and (bias is None or bias.data is not None))
+
+    def finished(self, product: np.ndarray) -> np.ndarray:
+        """What a layer that `multiplies` makes, of the product [T, N] of rows and matrix."""
+        bias, alpha = self.node.input(2), self.node.attr("alpha", 1.0)
+        made = product if alpha == 1 else product * np.float32(alpha)
+        return made if bias is None or bias.data is None else made + np.float32(self.node.attr("beta", 1.0)) * widen(bias.data)
 
     def edits(self, ground: Ground, change: Change, made: dict[Value, Value]) -> list[Edit]:
         """What makes the layer give on the changed tensor what it gave before; Blocked where that cannot be.

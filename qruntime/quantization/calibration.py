@@ -46,11 +46,15 @@ class Calibration:
         self.most_bytes = _quarter_of_free_memory() if calibration_bytes is None else calibration_bytes
         self.batches = [_fed(graph, feed, number) for number, feed in enumerate(feeds_of(data))]
         self.masks = None if mask is None else [_mask(batch, mask) for batch in self.batches]
+        self.places: Sequence[int] = range(len(self.batches))
+        """Which of the data the batches are."""
 
-    def starting_from(self, batches: Sequence[Mapping[Value, Any]]) -> Calibration:
-        """The same runs, from values that are known behind the inputs."""
-        made = copy.copy(self)
-        made.batches = [dict(batch) for batch in batches]
+    def starting_from(self, batches: Sequence[Mapping[Value, Any]], places: Sequence[int] | None = None) -> Calibration:
+        """The same runs, from values that are known behind the inputs; of `places` alone, if those are given."""
+        made, chosen = copy.copy(self), range(len(batches)) if places is None else places
+        made.batches = [dict(batches[place]) for place in chosen]
+        made.masks = None if self.masks is None else [self.masks[place] for place in chosen]
+        made.places = [self.places[place] for place in chosen]
         return made
 
     def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
@@ -104,7 +108,9 @@ class Group:
         if key not in self._measured:
             name = layer.node.input(0)
             text = layer_name(layer.node) if name is None else name.name
-            self._measured[key] = tuple(statistics_of(batches, kinds, text) if batches else None for batches in self.rows(layer))
+            self._measured[key] = tuple(
+                statistics_of(batches, kinds, text, self.calibration.places) if batches else None for batches in self.rows(layer)
+            )
         return self._measured[key]
 
     def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:

@@ -16,8 +16,8 @@ _HASHED = 16
 _ODD = np.random.default_rng(0x5EED).integers(1 << 62, size=_HASHED, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: str) -> Statistics:
-    """Of the rows [T_i, K] float32 that the tensor `name` held in each batch.
+def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: str, places: Sequence[int] | None = None) -> Statistics:
+    """Of the rows [T_i, K] float32 that the tensor `name` held in each batch; `places` are those of the batches in the data, if not all.
 
     Nothing depends on how the rows are cut into batches or on their order. CalibrationError, with the place, where a
     row holds NaN or infinity, and when there is no row.
@@ -28,6 +28,7 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     low, high, peaks = _extremes(rows)
     if not np.isfinite(peaks).all():
         at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
+        at = at if places is None else places[at]
         raise CalibrationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
     sample, greatest = _chosen(rows, peaks) if SAMPLE in kinds else (None, None)
     return Statistics(

@@ -4,7 +4,8 @@
     quantized stream    layer after layer in running order: statistics of what the layers before it make → codes, branches
                         with gradients, block after block: floats that are learned → codes, branches → what is learned around them
 
-Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream.
+Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream. With gradients,
+what layers read is held for one block at a time: where nothing is decided by it, what the blocks before it make of a few feeds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Value, clone
 from qruntime.ir.formats import FLOAT16
+from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.quantization.assignments import Assignment, decide, forget_ranges, misfit, output_errors, rtn_errors_of, worst
 from qruntime.quantization.cache import Clusters, describe_caches, quantize_caches
@@ -93,6 +95,8 @@ def quantize_with(
     dividing = None if request.scheme.cache is None else recipe.dividing
     if data is not None and (assignments or dividing is not None):
         calibration = Calibration(graph, data, num_threads=threads, mask=mask, calibration_bytes=calibration_bytes)
+        # All weights were looked at, and are read again one by one while the data go through.
+        drop_pages(array for one in assignments for value in one.layer.weights if value is not None for array in value.arrays())
     for assignment in assignments:
         forget_ranges(assignment)
     clusters: Clusters = {}
@@ -147,6 +151,8 @@ class _Run:
         self.storing = Storing(graph)
         self.original = graph
         """Of a recipe with gradients the graph in floats, as it was before ranges and codes."""
+        self.is_observed = False
+        """Whether what layers read is known of the float stream."""
 
     @property
     def has_quantized_stream(self) -> bool:
@@ -155,7 +161,9 @@ class _Run:
 
     def prepare(self, assignments: Sequence[Assignment]) -> None:
         """The float stream: statistics, and what steps decide by them before there are codes."""
-        if self.calibration is not None and (self.early or not self.has_quantized_stream or any(one.is_static for one in assignments)):
+        decides = bool(self.early) or any(one.is_static for one in assignments)
+        if self.calibration is not None and (decides or not (self.has_quantized_stream or self.recipe.tuning)):
+            self.is_observed = True
             transforms = self.recipe.transforms
             transforming = Transforming(self.graph, transforms, _linear_layers(self.graph), self.calibration) if transforms else None
             schemes = {one.node: one.scheme for one in assignments}
@@ -183,7 +191,7 @@ class _Run:
         if self.recipe.tuning and self.calibration is not None:
             rows |= self._store_blocks(assignments, self.calibration)
         rest = [one for one in assignments if one not in rows]
-        if self.calibration is not None and self.has_quantized_stream:
+        if self.calibration is not None and (self.has_quantized_stream or not self.is_observed):
             for group, members in self._groups(rest, "quantize", self.calibration):
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
@@ -197,6 +205,9 @@ class _Run:
         rows: dict[Assignment, QuantizedLayer | Reason] = {}
         for part in Blocks(self.graph, self.original, calibration, {node: one.scheme for node, one in by_node.items()}):
             members = [by_node[node] for node in part.block.nodes if node in by_node]
+            if not (self.is_observed or self.has_quantized_stream):
+                for group, several in self._groups(members, "", part.sample):
+                    self._observe(group, several, ())
             for step in self.recipe.tuning:
                 if not step.follows_codes:
                     self._tune(step, part, members)
@@ -213,6 +224,7 @@ class _Run:
                     made = {one: _with_facts(row, facts) for one, row in made.items()}
             rows |= made
             self.progress(part.index + 1, part.count, "tune")
+            del part  # before the streams go on
         return rows
 
     def _tune(self, step: Tune, part: Part, members: Sequence[Assignment]) -> Facts:

@@ -116,6 +116,11 @@ class Frontier:
         inputs = [None if value is None or value.is_constant else value for value in node.inputs]
         return [tuple(None if value is None else batch[value] for value in inputs) for batch in self._batches]
 
+    def know(self, batches: Sequence[Mapping[Value, Any]]) -> None:
+        """What somebody else has computed of each batch: the nodes that make these values need not run any more."""
+        for held, new in zip(self._batches, batches, strict=True):
+            held.update((value, _read_only(made)) for value, made in new.items())
+
     def finish(self) -> list[tuple[Any, ...]]:
         """Run the rest, and return for each batch the outputs, in their order."""
         self._stops = ()

@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import qruntime
 from qruntime.onnx_io.external_data import map_file
 from qruntime.onnx_io.mapped_file import drop_pages
-from tests.small_models import linear_bytes
+from tests.small_models import FLOAT, linear_bytes, model_bytes, random
 
 SIZE = 1 << 20
 
@@ -78,3 +79,18 @@ def test_quantized_weights_leave_memory(tmp_path):
     before = resident(path)
     model.quantize_dynamic()
     assert before - resident(path) >= weight.nbytes - 2 * mmap.PAGESIZE
+
+
+@needs_smaps
+def test_weights_are_not_held_while_data_go_through(tmp_path):
+    """They were looked at before, to see that they are finite."""
+    path = tmp_path / "model.onnx"
+    nodes = [helper.make_node("MatMul", ["x", "first"], ["h"]), helper.make_node("MatMul", ["h", "second"], ["g"])]
+    nodes.append(helper.make_node("ReduceSum", ["g"], ["y"]))
+    weights = {"first": random(64, 512), "second": random(512, 4096, seed=1)}
+    path.write_bytes(model_bytes(nodes, [("x", FLOAT, ["n", 64])], [("y", FLOAT, None)], weights))
+    seen: list[int] = []
+    data = [{"x": random(600, 64)}]
+    qruntime.load(path).quantize("GPTQ", scheme="W4A16", data=data, progress=lambda done, total, what: seen.append(resident(path)))
+    assert len(seen) == 2
+    assert seen[0] < weights["second"].nbytes // 2

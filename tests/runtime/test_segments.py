@@ -363,6 +363,20 @@ def test_a_walk_holds_more_for_a_stop_where_it_is_told_to() -> None:
     assert_same_bits(walk.held[0][more], fed_values(graph, FEEDS[0])[more])
 
 
+def test_what_others_computed_is_not_run_again() -> None:
+    graph = canonical(encoder_bytes())
+    first, *_, last = layers_of(graph)
+    walk = Frontier(graph, [fed_values(graph, feed) for feed in FEEDS], stops=[first, last], num_threads=1)
+    walk.reach(first)
+    made = last.inputs[0]
+    known = [random(*feed["x"].shape[:2], 4 * 32, seed=9) for feed in FEEDS]
+    walk.know([{made: array} for array in known])
+    for (seen, _), array in zip(walk.reach(last), known, strict=True):
+        assert np.shares_memory(seen, array)
+        assert not seen.flags.writeable
+    assert all(set(held) == {made} for held in walk.held)
+
+
 def test_the_last_stop_may_stand_before_nothing() -> None:
     graph = canonical(encoder_bytes())
     last = graph.nodes[-1]

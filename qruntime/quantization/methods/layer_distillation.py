@@ -14,7 +14,8 @@ The student is a copy of one block, not a second model, and no labels are needed
 already make of it, while the teacher sees that of the floats, so that a block also makes good for those before it.
 
 What differs from the paper. A block takes `steps` steps of Adam, without decay of weights, at that of `rates` which leaves the least loss
-on the data; where none lies below that of the beginning nothing changes. Weights are rounded to nearest while they are trained:
+on the data: in the first block, and wherever the one that is kept from there gains nothing. Where none lies below the loss of the
+beginning nothing changes. Weights are rounded to nearest while they are trained:
 of RowGroups(groups) the scales of groups are not seen.
 """
 
@@ -36,7 +37,7 @@ STREAMS = ("float", "quantized")
 
 @dataclass(frozen=True)
 class LayerDistillation:
-    """`steps`: of Adam, for each block. `rates`: all tried."""
+    """`steps`: of Adam, for each block. `rates`: all tried in the first."""
 
     steps: int = 10
     rates: tuple[float, ...] = (1e-4, 3e-4)
@@ -57,7 +58,7 @@ class LayerDistillation:
         return False
 
     def tune(self, part: Part) -> Tuned:
-        from qruntime.quantization.tuning.descent import Objective, descend
+        from qruntime.quantization.tuning.descent import Objective, descend_as_before
         from qruntime.quantization.tuning.losses import SquaredError
         from qruntime.quantization.tuning.student import rounded
 
@@ -71,7 +72,7 @@ class LayerDistillation:
         objective = Objective(part, SquaredError(), shape, stream=self.stream)
         start = {name: one.tensor() for name, one in parameters.items()}
         before = objective.value(start)
-        found = descend(objective, start, self.rates, self.steps)
+        found = descend_as_before(self, objective, start, self.rates, self.steps, before)
         if not found.loss < before:
             return Tuned(facts={"block loss": before, "block loss before": before})
         facts = {"block loss": found.loss, "block loss before": before, "rate": found.rate}

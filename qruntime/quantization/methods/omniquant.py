@@ -10,8 +10,9 @@ The inputs of the float block are those of the float model, the others come from
 begin at 4, where σ is 0.982, s at what SmoothQuant has for α = 0.5.
 
 What differs from the paper. A block takes `steps` steps, not twenty passes. From u = 4 a rate of 0.01 hardly moves in few
-steps (σ′ = 0.018), so that the rate is that of `rates` which leaves the least loss on the data. Where even that lies above the loss
-of full ranges without a transformation these stay. s is learned as its logarithm, behind norms alone: values, queries and keys of
+steps (σ′ = 0.018), so that the rate is that of `rates` which leaves the least loss on the data: in the first block, and wherever the
+one that is kept from there gains nothing. Where even the best lies above the loss of full ranges without a transformation these
+stay. s is learned as its logarithm, behind norms alone: values, queries and keys of
 attention keep theirs. Channels are not shifted: OutlierSuppressionPlus() before this step does that.
 """
 
@@ -39,7 +40,8 @@ SCALES = 0.05
 
 @dataclass(frozen=True)
 class OmniQuant:
-    """`steps`: of Adam, for each block; 0 leaves full ranges. `rates`: of u and v, all tried. `transform`: False for clipping alone."""
+    """`steps`: of Adam, for each block; 0 leaves full ranges. `rates`: of u and v, all tried in the
+    first block. `transform`: False for clipping alone."""
 
     steps: int = 15
     rates: tuple[float, ...] = (0.1, 0.3)
@@ -59,7 +61,7 @@ class OmniQuant:
 
     def tune(self, part: Part) -> Tuned:
         from qruntime.quantization.tuning.clipping import has_ranges
-        from qruntime.quantization.tuning.descent import Objective, descend
+        from qruntime.quantization.tuning.descent import Objective, descend_as_before
         from qruntime.quantization.tuning.losses import SquaredError
 
         facts: Facts = {}
@@ -79,7 +81,7 @@ class OmniQuant:
         objective = Objective(part, SquaredError(), lambda variables: _shaped(variables, clipped, scaled), begin=scaled.begin)
         logarithms = scaled.start(clipped)
         start = logarithms | {key: tensor for one in clipped.values() for key, tensor in one.start().items()}
-        found = descend(objective, start, rates, self.steps, dict.fromkeys(logarithms, SCALES))
+        found = descend_as_before(self, objective, start, rates, self.steps, full, dict.fromkeys(logarithms, SCALES))
         if not found.loss < full:
             return Tuned(facts=facts | {"block loss": full, "block loss of full ranges": full})
         facts |= {"block loss": found.loss, "block loss of full ranges": full, "rate": found.rate}

@@ -10,7 +10,7 @@ number of threads. What is held at a time are the activations of one block for a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,9 +23,6 @@ Variables = Mapping[str, Any]
 
 Shape = Callable[[Variables], tuple[Variables, Variables]]
 """Of variables, what a block runs with: tensors for parameters, and weights for what these become (Part.run)."""
-
-ROWS = 4096
-"""Results are compared on feeds that hold so many rows."""
 
 T = TypeVar("T")
 
@@ -40,7 +37,6 @@ class Objective:
         begin: Callable[[Variables], None] = lambda tensors: None,
     ):  # fmt: skip
         self.part, self.loss, self.shape, self.stream, self.against, self.begin = part, loss, shape, stream, against, begin
-        self.calibration = part.calibration
         self.feeds = list(range(part.batches))
 
     def value(self, variables: Variables) -> float:
@@ -50,7 +46,7 @@ class Objective:
         with torch_threads(1), torch.no_grad():
             tensors, weights = self.shape(variables)
             self.begin(tensors)
-            value = self.loss.value(self._sums(tensors, weights, self._some()))
+            value = self.loss.value(self._sums(tensors, weights, self.part.some))
         return value if math.isfinite(value) else math.inf
 
     def backward(self, variables: Variables, feeds: Sequence[int]) -> None:
@@ -87,38 +83,25 @@ class Objective:
             with torch.no_grad():  # of this thread
                 return self.loss.sums(*self._rows(feed, tensors, weights))
 
-        several = self._of_each(of_feed, feeds)
+        several = list(self._of_each(of_feed, feeds))
         return sum(several[1:], several[0])
 
     def _sums_of_targets(self, feeds: Sequence[int]) -> Any:
-        targets = [self._seen(feed, self.part.target(feed, self.against)) for feed in feeds]
+        targets = [self.part.rows(feed, self.part.target(feed, self.against)) for feed in feeds]
         several = [self.loss.sums(target, target) for target in targets]
         return sum(several[1:], several[0])
 
     def _rows(self, feed: int, tensors: Variables, weights: Variables) -> tuple[Any, Any]:
         """What is made of a feed and what is wanted, [t, C] without padding."""
         made = self.part.run(feed, tensors, weights=weights, stream=self.stream)
-        return self._seen(feed, made), self._seen(feed, self.part.target(feed, self.against))
+        return self.part.rows(feed, made), self.part.rows(feed, self.part.target(feed, self.against))
 
-    def _seen(self, feed: int, made: Any) -> Any:
-        import torch
-
-        rows, masks = made.float().reshape(-1, made.shape[-1]), self.calibration.masks
-        if masks is None or masks[feed].shape != tuple(made.shape[:-1]):
-            return rows
-        return rows[torch.from_numpy(masks[feed].reshape(-1))]
-
-    def _of_each(self, function: Callable[[int], T], feeds: Sequence[int]) -> list[T]:
+    def _of_each(self, function: Callable[[int], T], feeds: Sequence[int]) -> Iterator[T]:
+        """In the order of the feeds, each as soon as it is there."""
         for feed in feeds:  # once, with all threads
             self.part.target(feed, self.against)
-        with ThreadPoolExecutor(max(1, self.calibration.num_threads)) as pool:
-            return list(pool.map(function, feeds))
-
-    def _some(self) -> list[int]:
-        target = self.part.target(0, self.against)
-        rows = max(1, target.numel() // max(1, target.shape[-1]))
-        count = min(len(self.feeds), -(-ROWS // rows))
-        return [place * len(self.feeds) // count for place in range(count)]
+        with ThreadPoolExecutor(max(1, self.part.num_threads)) as pool:
+            yield from pool.map(function, feeds)
 
 
 class Descended(NamedTuple):
@@ -128,18 +111,34 @@ class Descended(NamedTuple):
     rate: float
 
 
+def descend_as_before(
+    step: Any, objective: Objective, start: Variables, rates: Sequence[float], steps: int, below: float,
+    shares: Mapping[str, float] | None = None,
+) -> Descended:  # fmt: skip
+    """`descend` at the rate that did best where `step` descended before, in an earlier block; where there is none, and where it leaves
+    no less than `below`, at all of `rates`. One that leaves less is kept for later blocks."""
+    kept = objective.part.kept
+    first = [kept[id(step)]] if id(step) in kept else list(rates)
+    found = descend(objective, start, first, steps, shares)
+    others = [rate for rate in rates if rate not in first]
+    if not found.loss < below and others:
+        found = min(found, descend(objective, start, others, steps, shares), key=lambda end: end.loss)
+    if found.loss < below:
+        kept[id(step)] = found.rate
+    return found
+
+
 def descend(
     objective: Objective, start: Variables, rates: Sequence[float], steps: int, shares: Mapping[str, float] | None = None
 ) -> Descended:
     """From `start` so many steps of Adam for each of `rates`, and of the ends the one with the least loss. `shares`: of the rate,
     for variables that have another.
 
-    A step sees as many feeds as let `steps` of them see each once; of fewer feeds one, again and again in turn.
+    The steps see each feed once, as many in one as in another or one more; of fewer feeds one, again and again in turn.
     """
     import torch
 
-    feeds = objective.feeds
-    size = -(-len(feeds) // max(1, steps))
+    feeds, count = objective.feeds, len(objective.feeds)
     ends = []
     for rate in rates:
         variables = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.items()}
@@ -147,9 +146,8 @@ def descend(
         optimizer = torch.optim.Adam(groups)
         for step in range(steps):
             optimizer.zero_grad()
-            first = step * size
-            chosen = feeds[first : first + size] if first < len(feeds) else [feeds[step % len(feeds)]]
-            objective.backward(variables, chosen)
+            share = slice(step * count // steps, (step + 1) * count // steps)
+            objective.backward(variables, feeds[share] if steps < count else [feeds[step % count]])
             optimizer.step()
         ends.append(Descended({name: tensor.detach() for name, tensor in variables.items()}, objective.value(variables), rate))
     return min(ends, key=lambda end: end.loss)

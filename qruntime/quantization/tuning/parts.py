@@ -4,18 +4,21 @@
         ...                                                 # tuned and stored: what later blocks see
 
 A block has two streams of inputs: of the float model, and of the model as it is quantized so far. Both go through the graph
-block by block; a batch holds what later blocks read, and nothing else.
+block by block; a batch holds what later blocks read, and nothing else. What the float block makes of its stream, the target of
+most steps, is what the next one reads: whoever computes it first does so for both.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from qruntime.errors import QuantizationError
+from qruntime import _kernels
+from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Node, Value, constant, needed_nodes
 from qruntime.ops.elementwise import widen
 from qruntime.quantization.calibration import Calibration
@@ -33,6 +36,9 @@ from qruntime.runtime.segments import Frontier, Segment
 FLOAT, QUANTIZED = "float", "quantized"
 """Streams."""
 
+ROWS = 4096
+"""What is to be known of a block and not learned (how good it is) is found on feeds that hold so many rows."""
+
 
 class Part:
     """A block, number `index` of `count`, and what is known of its inputs.
@@ -42,8 +48,10 @@ class Part:
 
     def __init__(
         self, graph: Graph, block: Block, original: Graph, twin: Block, schemes: Mapping[Node, Scheme], index: int, count: int,
-        inputs: Mapping[str, Sequence[Mapping[Value, Any]]], calibration: Calibration,
+        inputs: Mapping[str, Sequence[Mapping[Value, Any]]], calibration: Calibration, kept: dict[int, float],
     ):  # fmt: skip
+        self.kept = kept
+        """The rate at which a step descended in the blocks before, by its id (descent.descend_as_before)."""
         self.graph, self.block, self.schemes, self.index, self.count = graph, block, schemes, index, count
         self._original, self._twin, self._inputs, self._calibration = original, twin, inputs, calibration
         self._targets: dict[tuple[int, str], Any] = {}
@@ -52,6 +60,18 @@ class Part:
     def calibration(self) -> Calibration:
         """Of the layers of the block, on the stream of the model as it is quantized so far."""
         return self._calibration.starting_from(self._inputs[QUANTIZED])
+
+    @property
+    def sample(self) -> Calibration:
+        """Likewise of `some` batches."""
+        return self._calibration.starting_from(self._inputs[QUANTIZED], self.some)
+
+    @cached_property
+    def some(self) -> list[int]:
+        """Batches from all over the data that hold `ROWS` rows of the stream, or all."""
+        shape = np.shape(self._inputs[QUANTIZED][0][self.block.start])
+        count = min(self.batches, -(-ROWS // max(1, math.prod(shape[:-1]))))
+        return [place * self.batches // count for place in range(count)]
 
     @cached_property
     def student(self) -> Student:
@@ -65,6 +85,10 @@ class Part:
     def batches(self) -> int:
         return len(self._inputs[QUANTIZED])
 
+    @property
+    def num_threads(self) -> int:
+        return self._calibration.num_threads
+
     def inputs(self, batch: int, stream: str = QUANTIZED) -> dict[Value, Any]:
         """What the block reads in a batch, arrays by the values of `block.inputs`."""
         if stream == QUANTIZED:
@@ -72,14 +96,35 @@ class Part:
         return dict(zip(self.block.inputs, (self._inputs[FLOAT][batch][value] for value in self._twin.inputs), strict=True))
 
     def target(self, batch: int, stream: str = FLOAT) -> Any:
-        """What the float block makes of a batch of that stream, a tensor; kept once it is known."""
+        """What the float block makes of a batch of that stream, a tensor; kept once it is known. CalibrationError for one of the
+        float stream that is no number."""
         import torch
 
         if (batch, stream) not in self._targets:
             given = self.inputs(batch, stream)
             known = {twin: given[value] for value, twin in zip(self.block.inputs, self._twin.inputs, strict=True)}
-            self._targets[batch, stream] = torch.from_numpy(widen(self._float.run(known)[self._twin.end]))
-        return self._targets[batch, stream]
+            made = self._float.run(known)[self._twin.end]
+            rows = self.rows(batch, torch.from_numpy(widen(made)))
+            if stream == FLOAT and not bool(torch.isfinite(rows).all()):
+                what = f"data[{batch}] makes NaN or infinity of {self._twin.end.name!r}"
+                raise CalibrationError(f"{what}; leave that feed out, or exclude the layers before it")
+            self._targets[batch, stream] = made
+        return torch.from_numpy(widen(self._targets[batch, stream]))
+
+    @property
+    def float_outputs(self) -> list[dict[Value, Any]] | None:
+        """What the float block makes of the float stream, if that is known of all batches."""
+        known = [self._targets.get((batch, FLOAT)) for batch in range(self.batches)]
+        return None if any(made is None for made in known) else [{self._twin.end: made} for made in known]
+
+    def rows(self, batch: int, made: Any) -> Any:
+        """Of what is made of a batch the rows [t, C] float32 without padding."""
+        import torch
+
+        rows, masks = made.float().reshape(-1, made.shape[-1]), self._calibration.masks
+        if masks is None or masks[batch].shape != tuple(made.shape[:-1]):
+            return rows
+        return rows[torch.from_numpy(masks[batch].reshape(-1))]
 
     def run(
         self,
@@ -135,6 +180,7 @@ class Blocks:
 
     def __init__(self, graph: Graph, original: Graph, calibration: Calibration, schemes: Mapping[Node, Scheme]):
         self.graph, self.original, self.calibration, self.schemes = graph, original, calibration, schemes
+        self._kept: dict[int, float] = {}
         self.blocks, self._twins = blocks_of(graph), blocks_of(original)
         if not self.blocks or len(self.blocks) != len(self._twins):
             raise QuantizationError(
@@ -146,12 +192,23 @@ class Blocks:
 
     def __iter__(self) -> Iterator[Part]:
         streams = [self._walk(self.graph, self.blocks), self._walk(self.original, self._twins)]
-        for index, (block, twin) in enumerate(zip(self.blocks, self._twins, strict=True)):
-            inputs = {}
-            for name, walk, one in zip((QUANTIZED, FLOAT), streams, (block, twin), strict=True):
-                walk.reach(one.nodes[0])
-                inputs[name] = [{value: held[value] for value in one.inputs} for held in walk.held]
-            yield Part(self.graph, block, self.original, twin, self.schemes, index, len(self.blocks), inputs, self.calibration)
+        for index in range(len(self.blocks)):
+            part = self._part(index, streams)
+            yield part
+            known = part.float_outputs
+            del part  # what it holds is let go while the streams go on
+            _kernels.trim_memory()  # training leaves much that is free, in pieces, to the threads that had it
+            if known is not None:
+                streams[1].know(known)
+            del known
+
+    def _part(self, index: int, streams: Sequence[Frontier]) -> Part:
+        block, twin = self.blocks[index], self._twins[index]
+        inputs = {}
+        for name, walk, one in zip((QUANTIZED, FLOAT), streams, (block, twin), strict=True):
+            walk.reach(one.nodes[0])
+            inputs[name] = [{value: held[value] for value in one.inputs} for held in walk.held]
+        return Part(self.graph, block, self.original, twin, self.schemes, index, len(self.blocks), inputs, self.calibration, self._kept)
 
     def _walk(self, graph: Graph, blocks: Sequence[Block]) -> Frontier:
         named = {value.name: value for value in graph.inputs}

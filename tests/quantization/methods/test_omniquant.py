@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 import qruntime
-from qruntime.errors import QuantizationError
+from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.quantization.methods import OmniQuant
 from qruntime.quantization.scheme import parse
 from qruntime.runtime.segments import Segment, fed_values
@@ -104,6 +104,34 @@ def test_two_numbers_are_learned_for_every_range(scheme: str, per_group: int):
     qruntime.load(encoder_bytes(layers=1)).quantize([step], scheme=scheme, data=feeds())
     groups = 4 * 32 + 128 + 32 if parse(scheme).weights.granularity.size == 0 else 4 * 32 * 2 + 128 * 2 + 32 * 8
     assert step.seen == [per_group * groups]
+
+
+def test_later_blocks_keep_to_the_rate_of_the_first():
+    step = Watched(OmniQuant(rates=(0.3, 0.1)), lambda part, tuned: dict(part.kept))
+    qruntime.load(encoder_bytes(layers=3)).quantize([step], scheme="W3A16-g16", data=feeds())
+    first, *later = step.seen
+    assert list(first.values()) in ([0.3], [0.1])
+    assert later == [first, first]
+
+
+def test_the_report_has_the_errors_of_outputs():
+    """Of layers within blocks and of the head behind them."""
+    made = ARCHITECTURES["decoder"]
+    report = made.load().quantize("OmniQuant", scheme="W3A16-g16", data=made.feeds(6)).report
+    assert len(report.layers) == 15
+    assert sum(not row.facts for row in report.layers) == 1
+    for row in report.layers:
+        assert 0 < row.error < 1
+        assert 0 < row.rtn_error < 1
+
+
+def test_a_feed_that_makes_no_numbers_is_named():
+    """Whether it is among the few that errors of layers are measured on, the first and the third of these, or not."""
+    for bad in (1, 2):
+        data = [{"x": random(1, 2048, 32, seed=i)} for i in range(4)]
+        data[bad]["x"][0, 7] = np.nan
+        with pytest.raises(CalibrationError, match=rf"data\[{bad}\] makes NaN or infinity of"):
+            qruntime.load(encoder_bytes()).quantize("OmniQuant", scheme="W3A16-g16", data=data)
 
 
 def one_layer(k: int = 192) -> tuple[bytes, list[dict[str, np.ndarray]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.small_models import assert_same_bits, encoder_bytes, random
 
 torch = pytest.importorskip("torch", reason="gradients need torch: make test-train installs it")
 
+from qruntime.quantization.tuning import descent  # noqa: E402
 from qruntime.quantization.tuning.descent import Objective, descend  # noqa: E402
 from qruntime.quantization.tuning.losses import ChannelDistance, SquaredError  # noqa: E402
 
@@ -101,7 +103,7 @@ def test_steps_go_through_the_data_once_or_again_and_again():
         return seen
 
     few, each, many = of_first_block(chosen)
-    assert [feed for step in few[:3] for feed in step] == list(range(6))
+    assert few == [[0], [1, 2], [3], [4, 5]]
     assert each == [[feed] for feed in range(6)]
     assert many == [[feed] for feed in (0, 1, 2, 3, 4, 5, 0, 1)]
 
@@ -115,6 +117,25 @@ def test_of_several_rates_the_best_is_taken():
     alone, best, before = of_first_block(ends)
     assert best.rate == 1e-2
     assert best.loss == min(end.loss for end in alone) < before < alone[2].loss
+
+
+def test_blocks_keep_to_the_rate_that_did_best_until_it_gains_nothing():
+    def tried(part: Any) -> Any:
+        objective, start = objective_of(part, SquaredError())
+        before, seen, step = objective.value(start), [], object()
+        for below in (before, before, 0.0):
+            with patch.object(descent, "descend", wraps=descent.descend) as calls:
+                found = descent.descend_as_before(step, objective, start, (1e-4, 1e-2, 10.0), 5, below)
+            seen.append(([list(call.args[2]) for call in calls.call_args_list], found.rate, found.loss))
+        return seen, part.kept == {id(step): 1e-2}, before
+
+    seen, is_kept, before = of_first_block(tried)
+    first, second, hopeless = seen
+    assert first == ([[1e-4, 1e-2, 10.0]], 1e-2, first[2])
+    assert first[2] < before
+    assert second == ([[1e-2]], 1e-2, first[2])
+    assert hopeless == ([[1e-2], [1e-4, 10.0]], 1e-2, first[2])
+    assert is_kept
 
 
 def test_padding_does_not_count():

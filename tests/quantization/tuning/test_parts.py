@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -95,6 +96,28 @@ def test_a_block_sees_both_streams():
     assert np.abs(part.run(0).detach().numpy() - y).max() <= 1e-5 * np.abs(y).max()
     exact = model.run(feeds()[0])["y"]
     assert np.abs(part.target(0).numpy() - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+def test_what_the_float_block_makes_is_computed_once():
+    model, _ = encoder(layers=3)
+    step = Norms(rate=0.0)
+    model.quantize([step], scheme="W3A16", data=feeds())
+    parts = [seen[-1] for seen in step.seen]
+    for part, later in pairwise(parts):
+        for batch in range(part.batches):
+            assert np.shares_memory(part.target(batch).numpy(), later.inputs(batch, "float")[later.block.start])
+
+
+def test_a_sample_has_rows_from_all_over_the_data():
+    model, _ = encoder(layers=1)
+    step = Norms(rate=0.0)
+    data = [{"x": random(1, 1500, 32, seed=i)} for i in range(7)]
+    model.quantize([step], scheme="W4A16", data=data)
+    part = step.seen[0][-1]
+    assert part.some == [0, 2, 4]  # 4,500 rows
+    assert len(part.sample.batches) == 3
+    for place, batch in zip(part.some, part.sample.batches, strict=True):
+        assert batch[part.block.start] is part.inputs(place)[part.block.start]
 
 
 def test_norms_that_begin_alike_are_learned_apart():

@@ -29,12 +29,16 @@ def operators() -> dict[str, Callable[..., Any]]:
         bias, lambd = node.attr("bias", 0.0), node.attr("lambd", 0.5)
         return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, torch.zeros_like(x)))
 
+    def power(node: Node, a: Any, b: Any) -> Any:
+        is_number = b.numel() == 1 and b.ndim <= a.ndim and not b.requires_grad and a.is_floating_point()
+        return a ** (b.item() if is_number else b)  # a square is a product then, and its gradient another
+
     return {
         "Add": lambda node, a, b: a + b,
         "Sub": lambda node, a, b: a - b,
         "Mul": lambda node, a, b: a * b,
         "Div": lambda node, a, b: a / b,
-        "Pow": lambda node, a, b: a**b,
+        "Pow": power,
         "PRelu": lambda node, x, slope: torch.where(x < 0, x * slope, x),
         "Max": lambda node, *x: functools.reduce(torch.maximum, x),
         "Min": lambda node, *x: functools.reduce(torch.minimum, x),

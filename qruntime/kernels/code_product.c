@@ -53,22 +53,47 @@ static void begin_panel(panel_call *call, int64_t panel, char *y) {
     }
 }
 
+static qrt_code_tile tile_of(const panel_call *call, const qrt_q8_row *rows, int64_t count) {
+    const qrt_q8_weights *w = call->layer->w;
+    return (qrt_code_tile){
+        .acc = call->acc, .acc_stride_elems = w->kernel->nr, .rows = rows, .num_rows = count, .columns = call->columns, .base = call->base,
+        .weight_zeros = w->zero_points ? w->zero_points + call->column : NULL, .multipliers = w->scales + call->column, .to = call->layer->to,
+    };
+}
+
 /// The sums of `count` rows from `first` on. `rows` are read where weights have zero points.
 static void store_sums(const panel_call *call, const qrt_q8_row *rows, int64_t first, int64_t count) {
     const qrt_code_layer *layer = call->layer;
-    const qrt_q8_weights *w = layer->w;
-    const qrt_code_tile tile = {
-        .acc = call->acc, .acc_stride_elems = w->kernel->nr, .rows = rows, .num_rows = count, .columns = call->columns, .base = call->base,
-        .weight_zeros = w->zero_points ? w->zero_points + call->column : NULL, .multipliers = w->scales + call->column, .to = layer->to,
-    };
+    const qrt_code_tile tile = tile_of(call, rows, count);
     char *to = call->y + (size_t)(first * call->ldy_elems) * item_bytes(layer);
     if (gives_codes(layer)) qrt_kernels.qlinear.requantize(&tile, (uint8_t *)to, call->ldy_elems);
     else store_plain(layer, &tile, to, call->ldy_elems);
 }
 
+/// Whether sums become codes where they are made.
+static bool goes_straight(const qrt_code_layer *layer) {
+    return layer->w->kernel->window_codes && !layer->w->zero_points && gives_codes(layer);
+}
+
+/// Windows to codes, `first` rows behind the beginning.
+static void store_windows(const panel_call *call, const qrt_q8_windows *windows, int64_t panel, int64_t first) {
+    const qrt_code_tile tile = tile_of(call, NULL, windows->num_windows);
+    const qrt_q8_weights *w = call->layer->w;
+    w->kernel->window_codes(w, windows, panel, &tile, (uint8_t *)call->y + first * call->ldy_elems, call->ldy_elems);
+}
+
 static void run_panel(panel_call *call, const qrt_q8_block *block, int64_t panel, char *y) {
     const qrt_q8_weights *w = call->layer->w;
     begin_panel(call, panel, y);
+    if (goes_straight(call->layer)) {
+        const int64_t place = 0;
+        const qrt_q8_windows rows = {
+            .codes = block->a, .step_bytes = block->a_stride_bytes, .places = &place, .num_pieces = 1, .piece_bytes = w->k_padded,
+            .num_windows = block->num_rows,
+        };
+        store_windows(call, &rows, panel, 0);
+        return;
+    }
     for (int first = 0; first < block->num_rows; first += CHUNK_ROWS) {
         qrt_q8_block chunk = *block;
         chunk.a = (const char *)chunk.a + first * chunk.a_stride_bytes;
@@ -141,16 +166,23 @@ void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *
     call.ldy_elems = ldy_elems;
     for (int64_t panel = 0; panel < w->num_panels; panel++) {
         begin_panel(&call, panel, y);
-        for (int64_t line = 0; line < num_lines; line++)
+        for (int64_t line = 0; line < num_lines; line++) {
+            qrt_q8_windows whole = *windows;
+            whole.codes += line * line_bytes;
+            if (goes_straight(layer)) {
+                store_windows(&call, &whole, panel, line * of_line);
+                continue;
+            }
             for (int first = 0; first < of_line; first += CHUNK_ROWS) {
-                qrt_q8_windows chunk = *windows;
-                chunk.codes += line * line_bytes + first * windows->step_bytes;
+                qrt_q8_windows chunk = whole;
+                chunk.codes += first * windows->step_bytes;
                 chunk.num_windows = of_line - first < CHUNK_ROWS ? of_line - first : CHUNK_ROWS;
                 qrt_q8_row rows[CHUNK_ROWS];
                 for (int r = 0; w->zero_points && r < chunk.num_windows; r++) rows[r].sum = sums[line * of_line + first + r];
                 w->kernel->window_sums(w, &chunk, panel, call.acc);
                 store_sums(&call, rows, line * of_line + first, chunk.num_windows);
             }
+        }
     }
     look_up(layer, num_lines * of_line, y, ldy_elems);
 }

@@ -78,7 +78,7 @@ static inline int64_t qrt_depthwise_room(int64_t rows, int64_t reach) {
 }
 
 /// Sums of a panel of an int8 product, for some rows and all its columns.
-typedef struct {
+typedef struct qrt_code_tile {
     const int32_t *acc;         ///< acc_stride_elems from row to row
     int64_t acc_stride_elems;
     const qrt_q8_row *rows;     ///< read where there are weight_zeros

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../qlinear.h"
 #include "../rungs.h"
 
 #if defined(__x86_64__)
@@ -234,6 +235,7 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 void qrt_amx_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.window_sums = NULL;  // pieces are no multiples of so many
+    t->gemm_q8.window_codes = NULL;
     t->gemm_q8.name = "amx";
     t->gemm_q8.multiply = multiply;
     t->gemm_q8.codes.quantize_pieces = quantize_pieces;

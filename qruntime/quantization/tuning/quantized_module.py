@@ -37,7 +37,7 @@ from qruntime.quantization.tuning import fake_quantization as fake
 from qruntime.quantization.tuning.code_caches import CodeCaches
 from qruntime.quantization.tuning.dropouts import Dropouts, stop_dropping
 from qruntime.quantization.tuning.engine import check_engine
-from qruntime.quantization.tuning.from_codes import Grids, made_float
+from qruntime.quantization.tuning.from_codes import Grids, leaning, made_float
 from qruntime.quantization.tuning.parameters import TABLE, WEIGHT, Parameter, separate
 from qruntime.quantization.tuning.static_inputs import StaticInputs
 from qruntime.quantization.tuning.step_sizes import StepSizes
@@ -205,6 +205,20 @@ def module_class() -> type:
         def step_sizes(self) -> dict[str, list[Any]]:
             """Those that are learned: of each weight by its name, for each matrix [N, K] that it holds, [N or 1, groups]."""
             return {name: [steps.sizes(self.get_parameter(path)).detach() for path, steps in one] for name, one in self._steps.items()}
+
+        def lean(self, floats: Mapping[str, np.ndarray]) -> None:
+            """Move weights that begin as what codes stand for towards the floats that these were made of, given by their names, as far
+            as from_codes.py says: no code changes, and those that nearly were another are the first to change in training."""
+            for name, codes in self._grids_of_codes.items():
+                if name not in floats or name not in self._steps:
+                    continue
+                parameter, master = self._student.parameters[name], self.get_parameter(self._paths[name])
+                given = torch.from_numpy(np.array(widen(floats[name]), np.float32))
+                assert parameter.args is not None
+                matrices = zip(parameter.matrices(master.detach()), parameter.matrices(given), codes, strict=True)
+                moved = [leaning(weight, near, grid, parameter.args) for weight, near, grid in matrices]
+                with torch.no_grad():
+                    master.copy_(parameter.joined(moved))
 
         def freeze_ranges(self, is_frozen: bool = True) -> None:
             """Ranges of static activations stay as they are from now on."""

@@ -60,6 +60,26 @@ def test_training_goes_on():
     assert error(trained) < 0.8 * error(codes)
 
 
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16-sym", "W4A16-g16", "W3A16-g24", "W4A16-tensor"])
+def test_weights_lean_towards_the_floats_that_codes_were_made_of(scheme: str):
+    model, feed = encoder(layers=1)
+    codes = model.quantize("GPTQ", scheme=scheme, data=feeds())
+    module = QuantizedModule(codes, scheme, steps="lsq", from_codes=True)
+    middles = {name: one.detach().clone() for name, one in module.named_parameters()}
+    floats = {value.name: value.data for value in model.graph.constants()}
+    module.lean(floats)
+    assert_same_bits(module.to_model()(feed["x"]), codes(feed["x"]))
+    moved = 0
+    for name, steps in module.step_sizes().items():
+        given, middle, now = torch.from_numpy(np.array(floats[name])), middles[name], dict(module.named_parameters())[name].detach()
+        within = (now - middle).abs() <= 0.3501 * steps[0].max()
+        ends = (now - given).abs() < 1e-7
+        assert bool((within | ends).all())
+        assert bool(((now - given).abs() <= (middle - given).abs() + 1e-7).all())
+        moved += int((now != middle).sum())
+    assert moved > 0
+
+
 def test_what_stands_in_codes_stays_unless_training_goes_on_from_them():
     codes = encoder(layers=1)[0].quantize(scheme="W4A8")
     assert QuantizedModule(codes, "W4A8", steps="lsq").to_quantize == 0

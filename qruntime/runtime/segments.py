@@ -11,7 +11,9 @@ Every node runs once for each batch. A batch keeps only what nodes that are stil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input
 from qruntime.runtime.plan import Planner
 from qruntime.runtime.spilling import Spilling
+
+_BATCHES_OF_A_THREAD = 4
+"""From so many on, batches go side by side: they are of other sizes, and one thread is done before another."""
 
 
 class Segment:
@@ -43,6 +48,14 @@ class Segment:
         part = clone_part(graph, self.starts, self._computed)
         self._executable = Planner(pipeline.lowered(part) if lower else part, num_threads=num_threads).plan().executable
         part.release()  # nobody else sees it: its constants go with this segment, not when cycles are collected
+
+    @property
+    def num_threads(self) -> int:
+        return self._executable.num_threads
+
+    @num_threads.setter
+    def num_threads(self, count: int) -> None:
+        self._executable.num_threads = count
 
     def run(self, known: Mapping[Value, Any]) -> dict[Value, Any]:
         """The wanted values, in their order, from those of all `starts`; `known` may hold more.
@@ -146,12 +159,32 @@ class Frontier:
         if nodes:
             segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
         spilling = Spilling(self.most_bytes)
-        for index, batch in enumerate(self._batches):
-            new = segment.run(batch) if segment is not None else {}
-            kept = {value: held for value, held in batch.items() if value in read}
+        for index, new in enumerate(self._made(segment)):
+            kept = {value: held for value, held in self._batches[index].items() if value in read}
             self._batches[index] = {}
             spilling.take(kept | {value: _read_only(result) for value, result in new.items()})
         self._batches = list(spilling.taken())
+
+    def _made(self, segment: Segment | None) -> Iterator[Mapping[Value, Any]]:
+        """What `segment` makes of each batch, in their order. Where there are enough of them every thread takes batches of its own:
+        none waits for another within a batch, and no more results wait than there are threads."""
+        if segment is None:
+            yield from ({} for _ in self._batches)
+        elif self.num_threads == 1 or len(self._batches) < _BATCHES_OF_A_THREAD * self.num_threads:
+            yield from map(segment.run, self._batches)
+        else:
+            segment.num_threads = 1
+            waiting: deque[Future[dict[Value, Any]]] = deque()
+            with ThreadPoolExecutor(self.num_threads) as pool:
+                for index in range(len(self._batches)):
+                    waiting.append(pool.submit(self._run_batch, segment, index))
+                    if len(waiting) > self.num_threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+
+    def _run_batch(self, segment: Segment, index: int) -> dict[Value, Any]:
+        return segment.run(self._batches[index])
 
     def _why_not(self, node: Node) -> str:
         if node.graph is None:

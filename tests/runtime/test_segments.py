@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import time
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from qruntime.onnx_io.importer import load_graph
 from qruntime.passes import pipeline
 from qruntime.runtime.plan import Planner
 from qruntime.runtime.segments import Frontier, Segment, fed_values
+from qruntime.runtime.spilling import Spilling
 from tests.small_models import FLOAT, assert_same_bits, encoder_bytes, model_bytes, random
 
 FEEDS = [{"x": random(2, 5, 32)}, {"x": random(1, 9, 32, seed=1)}, {"x": random(3, 1, 32, seed=2)}]
@@ -385,3 +389,57 @@ def test_the_last_stop_may_stand_before_nothing() -> None:
     assert set(walk.held[0]) == set(graph.inputs)
     walk.reach(last)
     assert set(walk.held[0]) == set(read)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_batches_side_by_side_give_the_bits_of_one_after_the_other(lower: bool) -> None:
+    graph = canonical(encoder_bytes())
+    feeds = [{name: array[:, : 3 + i % 4] for name, array in FEEDS[0].items()} for i in range(23)]
+    walks = [Frontier(graph, [fed_values(graph, feed) for feed in feeds], num_threads=n, lower=lower) for n in (1, 3)]
+    for layer in layers_of(graph):
+        for one, other in zip(*(walk.reach(layer) for walk in walks), strict=True):
+            for left, right in zip(one, other, strict=True):
+                assert (left is None) == (right is None)
+                assert left is None or np.array_equal(left, right)
+    for one, other in zip(*(walk.finish() for walk in walks), strict=True):
+        assert all(np.array_equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_batches_side_by_side_do_not_run_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made and is not spilled yet lies in memory."""
+    graph, begun, ahead = canonical(encoder_bytes()), [], []
+    run, take = Segment.run, Spilling.take
+
+    def counted(segment: Segment, known: Any) -> Any:
+        begun.append(segment)
+        return run(segment, known)
+
+    def slow(spilling: Spilling, batch: Any) -> None:
+        time.sleep(0.005)
+        taken.append(batch)
+        ahead.append(len(begun) - len(taken))
+        take(spilling, batch)
+
+    taken: list[Any] = []
+    monkeypatch.setattr(Segment, "run", counted)
+    monkeypatch.setattr(Spilling, "take", slow)
+    Frontier(graph, [fed_values(graph, FEEDS[0]) for _ in range(20)], num_threads=2).finish()
+    assert len(taken) == len(begun) == 20
+    assert {segment.num_threads for segment in begun} == {1}
+    assert max(ahead) <= 3
+
+
+def test_a_batch_that_fails_ends_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = canonical(encoder_bytes())
+    walk = Frontier(graph, [fed_values(graph, FEEDS[0]) for _ in range(12)], num_threads=2)
+    run, count = Segment.run, itertools.count()
+
+    def failing(segment: Segment, known: Any) -> Any:
+        if next(count) == 7:
+            raise MemoryError("the eighth")
+        return run(segment, known)
+
+    monkeypatch.setattr(Segment, "run", failing)
+    with pytest.raises(MemoryError, match="the eighth"):
+        walk.finish()
+    assert next(count) < 12

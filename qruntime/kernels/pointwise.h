@@ -54,7 +54,7 @@ extern const char *const qrt_binary_names[];
 /// y[i] = f(x[i]); y may be x.
 typedef void (*qrt_unary_fn)(const float *x, float *y, int64_t n, float p, float q);
 
-/// The same of float64. NULL for what is left to numpy: exponential, logarithm, sine, cosine, erf.
+/// The same of float64. NULL for what is left to numpy: exponential, logarithm, sine, cosine.
 typedef void (*qrt_unary_f64_fn)(const double *x, double *y, int64_t n, double p, double q);
 
 /// An elementwise kernel with its parameters.
@@ -76,6 +76,7 @@ typedef struct qrt_pointwise {
     qrt_binary_fn binary_i32[QRT_NUM_BINARY];
     qrt_binary_fn binary_i64[QRT_NUM_BINARY];
     qrt_binary_fn binary_bool[QRT_NUM_BINARY];                     ///< bytes 0 or 1
+    void (*twice)(const uint32_t *x, uint32_t *y, int64_t n);      ///< y[2 i] = y[2 i + 1] = x[i]; y lies apart from x
     void (*f16_to_f32)(const uint16_t *x, float *y, int64_t n);
     void (*f32_to_f16)(const float *x, uint16_t *y, int64_t n);    ///< half to even
 } qrt_pointwise;

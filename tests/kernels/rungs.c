@@ -960,7 +960,7 @@ static void check_binary_f32(void) {
 
 /// Operations of doubles are a few roundings of the same numbers on every rung, fused on some: within this of each other.
 static const double UNARY_F64_ULP[QRT_NUM_UNARY] = {
-    [QRT_TANH] = 10, [QRT_SIGMOID] = 8, [QRT_GELU_TANH] = 10, [QRT_SILU] = 10, [QRT_SOFTPLUS] = 10, [QRT_ELU] = 6,
+    [QRT_TANH] = 10, [QRT_SIGMOID] = 8, [QRT_ERF] = 7, [QRT_GELU] = 18, [QRT_GELU_TANH] = 10, [QRT_SILU] = 10, [QRT_SOFTPLUS] = 10, [QRT_ELU] = 6,
     [QRT_SELU] = 8, [QRT_CELU] = 10, [QRT_SCALED_TANH] = 13, [QRT_MISH] = 16, [QRT_QUICK_GELU] = 10,
 };
 
@@ -996,6 +996,18 @@ static void check_unary_f64(void) {
             for (int i = 0; i < n; i++) check_same_f64(again[i], y[from + i], name, n, i);
             check_same_f64(again[n], UNTOUCHED, name, n, n);
         }
+    }
+}
+
+static void check_twice(void) {
+    for (int64_t n = 0; n < 150; n++) {
+        uint32_t *x = array(n, sizeof *x), *y = array(2 * n + 1, sizeof *y);
+        for (int64_t i = 0; i < n; i++) x[i] = 0x9e3779b9u * (uint32_t)(i + 1);
+        y[2 * n] = 77;
+        rung.pointwise.twice(x, y, n);
+        for (int64_t i = 0; i < 2 * n; i++) check(y[i] == x[i / 2], "twice", n, i, y[i], x[i / 2]);
+        check(y[2 * n] == 77, "twice, beyond", n, 2 * n, y[2 * n], 77);
+        release();
     }
 }
 
@@ -1151,6 +1163,29 @@ static void check_rows_f64(int64_t n) {
     for (int i = 0; i < 4; i++) check_same_f64(out[i][size], UNTOUCHED, "rows of doubles, beyond", n, i);
 }
 
+/// No multiply-add is in them: the bits are the definition's.
+static void check_reductions_f64(int64_t rows, int64_t n) {
+    const int64_t stride = n + 1;
+    for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++) {
+        double *x = array(rows * stride, sizeof *x), *y = array(n + 1, sizeof *y), *want = array(n + 1, sizeof *want);
+        for (int64_t i = 0; i < rows * stride; i++) x[i] = op == QRT_REDUCE_PROD ? uniform(0.9f, 1.1f) : uniform(-2, 2);
+        for (int has_nan = 0; has_nan < 2 && rows * n > 0; has_nan++) {
+            if (has_nan) x[rows / 2 * stride + n / 2] = NAN;
+            for (int64_t i = 0; i < rows; i++) {
+                double sum = definition.rows.reduce_f64[op](x + i * stride, n);
+                check_same_f64(rung.rows.reduce_f64[op](x + i * stride, n), sum, qrt_reduce_names[op], n, i);
+                check(isnan(sum) == (has_nan && i == rows / 2), "reduction of NaN", n, i, sum, 0);
+            }
+            y[n] = UNTOUCHED;
+            rung.rows.reduce_columns_f64[op](x, stride, rows, n, y);
+            definition.rows.reduce_columns_f64[op](x, stride, rows, n, want);
+            for (int64_t j = 0; j < n; j++) check_same_f64(y[j], want[j], qrt_reduce_names[op], rows, j);
+            check_same_f64(y[n], UNTOUCHED, "columns of doubles, beyond", rows, n);
+        }
+        release();
+    }
+}
+
 static void check_rows(void) {
     static const int64_t widths[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 700, 2047, 2049, 5000};
     for (int w = 0; w < COUNT(widths); w++) {
@@ -1194,6 +1229,9 @@ static void check_rows(void) {
         }
         release();
     }
+    for (int64_t n = 0; n < 80; n += 1 + n / 8)
+        for (int64_t height = 0; height < 140; height += 1 + height / 2) check_reductions_f64(height, n);
+    check_reductions_f64(1, 5000);
     for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++)
         for (int64_t columns = 0; columns < 80; columns += 1 + columns / 8)
             for (int64_t rows = 0; rows < 140; rows += 1 + rows / 2) {
@@ -1847,6 +1885,7 @@ int main(void) {
         check_binary_f32();
         check_unary_f64();
         check_binary_f64();
+        check_twice();
         check_integers(rung.pointwise.binary_i32, definition.pointwise.binary_i32, 4, false);
         check_integers(rung.pointwise.binary_i64, definition.pointwise.binary_i64, 8, false);
         check_integers(rung.pointwise.binary_bool, definition.pointwise.binary_bool, 1, true);

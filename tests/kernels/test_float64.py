@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,22 +12,54 @@ from qruntime import _kernels as kernels
 from tests.kernels.test_pointwise import ARITHMETIC, COMPARISONS, FUNCTIONS, SHAPES, SIZES, SPECIAL, assert_close, binary, unary
 from tests.small_models import one_node
 
-LEFT_TO_NUMPY = ("exp", "log", "sin", "cos", "erf")
+LEFT_TO_NUMPY = ("exp", "log", "sin", "cos")
 NAMES = [name for name in FUNCTIONS if name not in LEFT_TO_NUMPY]
 
 # Of the series 2 ulp, of what is made of one twice as many where the argument's error counts, and a half for each operation.
 ULP = {
-    "tanh": 5, "sigmoid": 4, "gelu_tanh": 5, "silu": 5, "softplus": 5, "elu": 3, "selu": 4, "celu": 5,
+    "tanh": 5, "sigmoid": 4, "erf": 3.5, "gelu": 9, "gelu_tanh": 5, "silu": 5, "softplus": 5, "elu": 3, "selu": 4, "celu": 5,
     "scaled_tanh": 6.5, "mish": 8, "quick_gelu": 5,
 }  # fmt: skip
 PARAMETERS = {"affine": (2.0, -0.5)}  # the product is exact: with another one cancellation shows its rounding
 TINY = 2e-320  # four units of a subnormal e^x, times an x of at most 746
-NEARLY_NOTHING = {"gelu": 6e-17, "gelu_tanh": 6e-17, "quick_gelu": 6e-17, "hard_swish": 2e-15, "silu": TINY, "mish": TINY}
+NEARLY_NOTHING = {"gelu": TINY, "gelu_tanh": 6e-17, "quick_gelu": 6e-17, "hard_swish": 2e-15, "silu": TINY, "mish": TINY}
+
+
+def exact_erf(x: np.ndarray) -> np.ndarray:
+    """erf of |x| ≤ 2 in long double: 2 / √π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1 · 3 · 5 ⋯), whose terms have one sign."""
+    term = total = x
+    for n in range(1, 90):
+        term = term * 2 * x * x / (2 * n + 1)
+        total = total + term
+    return 2 / np.sqrt(np.arccos(np.longdouble(-1))) * np.exp(-x * x) * total
+
+
+def exact_erfc(x: np.ndarray) -> np.ndarray:
+    """erfc in long double: 1 − erf of |x| below 2, beyond e^(−x²) / √π over the continued fraction x + ½ / (x + 1 / (x + 1½ / (x + ⋯)))."""
+    fraction = high = np.clip(np.abs(x), 2, 200)
+    for n in range(400, 0, -1):
+        fraction = high + np.longdouble(n) / 2 / fraction
+    tail = np.exp(-high * high) / fraction / np.sqrt(np.arccos(np.longdouble(-1)))
+    return np.where(x < -2, 2 - tail, np.where(x < 2, 1 - exact_erf(np.clip(x, -2, 2)), tail))
+
+
+def test_the_references_agree_with_python() -> None:
+    x = np.linspace(-30, 27, 5001)
+    for exact, function in ((exact_erfc, math.erfc), (lambda x: 1 - exact_erfc(x), math.erf)):
+        known = np.array([function(value) for value in x])
+        np.testing.assert_allclose(exact(x.astype(np.longdouble)).astype(np.float64), known, rtol=1e-13, atol=1e-19)
+
+
+# Of the error function there are no formulas of enough digits in numpy.
+EXACT = {
+    "erf": lambda x: np.where(np.abs(x) < 2, exact_erf(np.clip(x, -2, 2)), np.copysign(1 - exact_erfc(np.abs(x)), x)),
+    "gelu": lambda x: x / 2 * exact_erfc(-x / np.sqrt(np.longdouble(2))),
+}
 
 
 def case(name: str):
     formula, parameters, ulp, _ = FUNCTIONS[name]
-    return formula, PARAMETERS.get(name, parameters), ULP.get(name, ulp), NEARLY_NOTHING.get(name, 0)
+    return EXACT.get(name, formula), PARAMETERS.get(name, parameters), ULP.get(name, ulp), NEARLY_NOTHING.get(name, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +137,7 @@ def test_prelu(rung: str) -> None:
     np.testing.assert_array_equal(binary("prelu", x, slope), np.where(x < 0, x * slope, x))
 
 
-@pytest.mark.parametrize("op", ["Gelu", "LeakyRelu", "HardSwish", "Sigmoid", "Mish", "Elu"])
+@pytest.mark.parametrize("op", ["Erf", "Gelu", "LeakyRelu", "HardSwish", "Sigmoid", "Mish", "Elu"])
 def test_models_of_float64_run_in_kernels(op: str) -> None:
     double = ("x", 11, [None, 7]), ("y", 11, [None, 7])
     model = one_node(op, [double[0]], [double[1]], opset=20)
@@ -168,6 +202,102 @@ def test_norms(rung: str, name: str) -> None:
             one = kernels.call_node(name, [v if v is None or v.ndim == 1 else v[3:4] for v in inputs], ints=[-1], floats=[1e-5])
             np.testing.assert_array_equal(one[0][0], y[3])
     assert kernels.call_node(name, [x, scale.astype(np.float32)], ints=[-1], floats=[1e-5]) is None
+
+
+REDUCTIONS = {
+    "sum": lambda x, axis: x.sum(axis), "mean": lambda x, axis: x.mean(axis), "max": lambda x, axis: x.max(axis),
+    "min": lambda x, axis: x.min(axis), "prod": lambda x, axis: x.prod(axis), "l1": lambda x, axis: np.abs(x).sum(axis),
+    "l2": lambda x, axis: np.sqrt((x * x).sum(axis)), "sum_square": lambda x, axis: (x * x).sum(axis),
+}  # fmt: skip
+REDUCED = (
+    [((n,), 0) for n in WIDTHS]
+    + [((3, n), 1) for n in (*WIDTHS, 5000)]
+    + [((n, m), 0) for n in (1, 2, 63, 64, 65, 300) for m in WIDTHS[:16]]
+)
+REDUCED += [((2, 3, 4), (0, 2)), ((2, 3, 4), (0, 1, 2)), ((5, 1, 4), 1), ((1, 1), 0), ((3, 70, 5), 1), ((9, 2, 130, 3), (0, 2))]
+
+
+def reduce(op: str, x: np.ndarray, axis: int | tuple[int, ...], threads: int = 1) -> np.ndarray | None:
+    axes = [axis] if isinstance(axis, int) else axis
+    found = kernels.call_node("reduce", [x], ints=[kernels.REDUCE[op], 0, 0, *axes], num_threads=threads)
+    return None if found is None else found[0]
+
+
+@pytest.mark.parametrize("op", REDUCTIONS)
+def test_reductions(rung: str, op: str) -> None:
+    rng = np.random.default_rng(3)
+    for shape, axis in REDUCED:
+        x = rng.uniform(0.5, 1.5, shape) * rng.choice([-1, 1], shape)
+        y, exact = reduce(op, x, axis), REDUCTIONS[op](x.astype(np.longdouble), axis)
+        terms = x.size // max(np.asarray(exact).size, 1)
+        size = np.abs(exact) if op == "prod" else REDUCTIONS["l1" if op in ("sum", "mean") else op](x.astype(np.longdouble), axis)
+        if op == "mean":
+            size = size / terms
+        # In 16 lanes and blocks of 2048, or blocks of 64 rows: what a sum loses. An extreme loses nothing.
+        bound = 0 if op in ("max", "min") else EPSILON * ((terms if op == "prod" else min(terms, 64 + terms / 64)) + 2)
+        assert y is not None and (y.dtype, y.shape) == (np.float64, np.shape(exact))
+        assert (np.abs(y - exact) <= bound * np.abs(size)).all(), (shape, axis)
+        for threads in (2, 3):
+            np.testing.assert_array_equal(reduce(op, x, axis, threads), y)
+
+
+@pytest.mark.parametrize("op", REDUCTIONS)
+def test_nan_and_infinity_in_reductions(rung: str, op: str) -> None:
+    for axis, n in ((1, 40), (1, 3000), (0, 40)):
+        x = np.ones((7, n) if axis else (n, 7))
+        odd = x if axis else x.T
+        odd[1, 5], odd[2, n - 1], odd[3, 2] = np.nan, np.nan, np.inf
+        y = reduce(op, x, axis)
+        assert np.isnan(y[[1, 2]]).all() and not np.isnan(y[[0, 3, 4, 5, 6]]).any()
+        assert y[3] == (1 if op == "min" else np.inf)
+
+
+@pytest.mark.parametrize("op", REDUCTIONS)
+def test_a_reduced_row_stands_alone(rung: str, op: str) -> None:
+    x = np.random.default_rng(4).standard_normal((9, 200, 33))
+    rows, columns = reduce(op, x, (1, 2)), reduce(op, x, 1)
+    for i in range(9):
+        np.testing.assert_array_equal(reduce(op, x[i : i + 1], (1, 2))[0], rows[i])
+        np.testing.assert_array_equal(reduce(op, x[i : i + 1], 1)[0], columns[i])
+
+
+def test_reductions_of_nothing() -> None:
+    empty = np.zeros((3, 0))
+    np.testing.assert_array_equal(reduce("sum", empty, 1), np.zeros(3))
+    np.testing.assert_array_equal(reduce("prod", empty, 1), np.ones(3))
+    assert reduce("max", empty, 1) is None
+    x = np.array([[1.0, -2.0]])
+    for op, expected in (("l1", [[1, 2]]), ("sum_square", [[1, 4]]), ("mean", [[1, -2]]), ("l2", [[1, 2]])):
+        np.testing.assert_array_equal(reduce(op, x[None], 0), expected)
+
+
+def test_batch_normalization(rung: str) -> None:
+    rng = np.random.default_rng(5)
+    for shape in [(3, 4, 5), (1, 33, 7, 2), (9, 6), (2, 1, 5000), (0, 4, 3), (2, 4, 0)]:
+        x, channels = rng.standard_normal(shape) * 3, shape[1]
+        scale, bias, mean, variance = *rng.standard_normal((3, channels)), rng.uniform(0.5, 2, channels)
+        y = [kernels.call_node("batch_norm", [x, scale, bias, mean, variance], floats=[1e-5], num_threads=threads)[0] for threads in (1, 3)]
+        np.testing.assert_array_equal(*y)
+        broad = [v.astype(np.longdouble).reshape(-1, *[1] * (len(shape) - 2)) for v in (scale, bias, mean, variance)]
+        factor = broad[0] / np.sqrt(broad[3] + np.longdouble(1e-5))
+        bound = 3 * EPSILON * (np.abs(x * factor) + np.abs(broad[2] * factor) + np.abs(broad[1]))
+        assert (np.abs(y[0] - ((x - broad[2]) * factor + broad[1])) <= bound).all()
+        for row in range(shape[0]):
+            alone = kernels.call_node("batch_norm", [x[row : row + 1], scale, bias, mean, variance], floats=[1e-5])[0]
+            np.testing.assert_array_equal(alone[0], y[0][row])
+    assert kernels.call_node("batch_norm", [x, scale.astype(np.float32), bias, mean, variance], floats=[1e-5]) is None
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMax", "BatchNormalization"])
+def test_reductions_and_images_of_models_run_in_kernels(op: str) -> None:
+    vectors = {name: np.linspace(1, 2, 4) + i for i, name in enumerate(("scale", "bias", "mean", "variance"))}
+    weights = vectors if op == "BatchNormalization" else {"axes": np.array([1])}
+    model = one_node(op, [("x", 11, [None, 4, 9])], [("y", 11, None)], weights, opset=18)
+    x = np.random.default_rng(0).standard_normal((5, 4, 9))
+    expected = qruntime.ops.registry.find("", op, 18).definition(x, *weights.values())
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    np.testing.assert_allclose(model(x), expected, rtol=1e-13, atol=1e-14)
+    assert "nodes: 1 native" in model.summary({"x": x})
 
 
 @pytest.mark.parametrize("op", ["Softmax", "LayerNormalization"])

@@ -10,20 +10,22 @@ enum { GRAIN = 16384, PIECE = 2048 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static bool is_vector(const qrt_tensor *t, int64_t size) {
-    return t && t->dtype == QRT_F32 && t->rank == 1 && t->size == size;
+static bool is_vector(const qrt_tensor *t, int32_t dtype, int64_t size) {
+    return t && t->dtype == dtype && t->rank == 1 && t->size == size;
 }
 
 static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
-    if (!qrt_may_overwrite(node, in, 0)) return qrt_alloc(run, out, QRT_F32, in[0]->rank, in[0]->dims);
+    if (!qrt_may_overwrite(node, in, 0)) return qrt_alloc(run, out, in[0]->dtype, in[0]->rank, in[0]->dims);
     qrt_alias(out, in[0], in[0]->rank, in[0]->dims);
     return QRT_OK;
 }
 
 /// Rows of n elements. With step 1 element i of every row is of channel i, with step 0 a row is all of one channel.
 typedef struct {
-    const float *x, *factors, *offsets;
-    float *y;
+    const void *x;
+    void *factors, *offsets, *y;
+    size_t item;                    ///< of all: floats or doubles
+    qrt_binary_fn multiply, add;
     int64_t rows, n, channels, rows_per_task;
     int step;
 } scaling;
@@ -31,49 +33,57 @@ typedef struct {
 /// y = x · factor + offset, rounded after each operation: the same bits whether a channel is one element or many.
 static void scale_rows(void *context, int64_t task) {
     const scaling *s = context;
-    const qrt_binary_fn multiply = qrt_kernels.pointwise.binary_f32[QRT_MUL], add = qrt_kernels.pointwise.binary_f32[QRT_ADD];
     int64_t first = task * s->rows_per_task, last = min64(first + s->rows_per_task, s->rows);
     for (int64_t row = first; row < last; row++)
         for (int64_t i = 0; i < s->n; i += PIECE) {
             int64_t count = min64(PIECE, s->n - i), channel = s->step ? i : row % s->channels;
-            float *y = s->y + row * s->n + i;
-            multiply(s->x + row * s->n + i, s->factors + channel, y, count, 1, s->step);
-            add(y, s->offsets + channel, y, count, 1, s->step);
+            size_t at = (size_t)(row * s->n + i) * s->item, of_channel = (size_t)channel * s->item;
+            char *y = (char *)s->y + at;
+            s->multiply((const char *)s->x + at, (const char *)s->factors + of_channel, y, count, 1, s->step);
+            s->add(y, (const char *)s->offsets + of_channel, y, count, 1, s->step);
         }
 }
 
 /// factor = scale / √(variance + epsilon) and offset = bias − mean · factor; false unless all are finite.
-static bool fold_statistics(int64_t channels, const qrt_tensor *const *in, float epsilon, float *factors, float *offsets) {
-    const float *scale = in[1]->data, *bias = in[2]->data, *mean = in[3]->data, *variance = in[4]->data;
-    bool finite = true;
-    for (int64_t c = 0; c < channels; c++) {
-        double factor = scale[c] / sqrt((double)variance[c] + epsilon);
-        factors[c] = (float)factor;
-        offsets[c] = (float)(bias[c] - mean[c] * factor);
-        finite &= isfinite(factors[c]) && isfinite(offsets[c]);
+#define FOLD_STATISTICS(name, T, epsilon_type)                                                                    \
+    static bool name(int64_t channels, const qrt_tensor *const *in, double epsilon, T *factors, T *offsets) {     \
+        const T *scale = in[1]->data, *bias = in[2]->data, *mean = in[3]->data, *variance = in[4]->data;          \
+        bool finite = true;                                                                                       \
+        for (int64_t c = 0; c < channels; c++) {                                                                  \
+            double factor = scale[c] / sqrt((double)variance[c] + (epsilon_type)epsilon);                         \
+            factors[c] = (T)factor;                                                                               \
+            offsets[c] = (T)(bias[c] - mean[c] * factor);                                                         \
+            finite &= isfinite(factors[c]) && isfinite(offsets[c]);                                               \
+        }                                                                                                         \
+        return finite;                                                                                            \
     }
-    return finite;
-}
+FOLD_STATISTICS(fold_floats, float, float)
+FOLD_STATISTICS(fold_doubles, double, double)
 
 /// (x − mean) / √(variance + epsilon) · scale + bias within 3 ε (|x · factor| + |mean · factor| + |bias|).
-/// Inputs: float32 x [N, C, …]; scale, bias, mean, variance [C]. floats: epsilon.
+/// Inputs, all of float32 or of float64: x [N, C, …]; scale, bias, mean, variance [C]. floats: epsilon.
 static qrt_status batch_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 5 || node->num_floats != 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
-    if (!x || x->dtype != QRT_F32 || x->rank < 2) return QRT_DECLINE;
+    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64) || x->rank < 2) return QRT_DECLINE;
     int64_t channels = x->dims[1], inner = qrt_product(x->dims, 2, x->rank);
     for (int i = 1; i < 5; i++)
-        if (!is_vector(in[i], channels)) return QRT_DECLINE;
-    qrt_buffer *scratch = qrt_scratch(run, 2 * (size_t)channels * sizeof(float));
+        if (!is_vector(in[i], x->dtype, channels)) return QRT_DECLINE;
+    const bool is_double = x->dtype == QRT_F64;
+    const size_t item = qrt_itemsize(x->dtype);
+    qrt_buffer *scratch = qrt_scratch(run, 2 * (size_t)channels * item);
     if (!scratch) return QRT_NO_MEMORY;
-    float *factors = scratch->data, *offsets = factors + channels;
+    void *factors = scratch->data, *offsets = (char *)factors + (size_t)channels * item;
     qrt_status status = QRT_DECLINE;
-    if (fold_statistics(channels, in, (float)node->floats[0], factors, offsets))
+    if ((is_double ? fold_doubles(channels, in, node->floats[0], factors, offsets)
+                   : fold_floats(channels, in, node->floats[0], factors, offsets)))
         status = allocate_over_first(node, run, in, &out[0]);
     if (status == QRT_OK && x->size) {
-        bool vectors = inner == 1;
-        scaling s = {x->data, factors, offsets, out[0].data, vectors ? x->dims[0] : x->dims[0] * channels,
-                     vectors ? channels : inner, channels, 0, vectors};
+        const bool vectors = inner == 1;
+        const qrt_binary_fn *binary = is_double ? qrt_kernels.pointwise.binary_f64 : qrt_kernels.pointwise.binary_f32;
+        scaling s = {.x = x->data, .factors = factors, .offsets = offsets, .y = out[0].data, .item = item,
+                     .multiply = binary[QRT_MUL], .add = binary[QRT_ADD], .rows = vectors ? x->dims[0] : x->dims[0] * channels,
+                     .n = vectors ? channels : inner, .channels = channels, .step = vectors};
         s.rows_per_task = 1 + GRAIN / s.n;
         qrt_parallel_for(run->num_threads, (s.rows + s.rows_per_task - 1) / s.rows_per_task, scale_rows, &s);
     }
@@ -118,7 +128,7 @@ static qrt_status group_norm(const qrt_node *node, qrt_run *run, const qrt_tenso
     bool per_group = node->ints[1];
     if (groups < 1 || channels < 1 || channels % groups) return QRT_DECLINE;
     for (int i = 1; i < 3; i++)
-        if (!is_vector(in[i], per_group ? groups : channels)) return QRT_DECLINE;
+        if (!is_vector(in[i], QRT_F32, per_group ? groups : channels)) return QRT_DECLINE;
     qrt_status status = allocate_over_first(node, run, in, &out[0]);
     if (status != QRT_OK || out[0].size == 0) return status;
     grouping g = {

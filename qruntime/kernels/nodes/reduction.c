@@ -10,8 +10,9 @@ enum { GRAIN = 16384 };
 
 /// Input seen as [outer, n, inner], reduced over n.
 typedef struct {
-    const float *x;
-    float *y;
+    const void *x;
+    void *y;
+    int32_t dtype;             ///< QRT_F32 or QRT_F64, of both
     int64_t outer, n, inner;
     int64_t rows_per_task;     ///< inner = 1: rows of a task
     int64_t columns_per_task;  ///< inner > 1: columns of a task, of one outer index
@@ -22,8 +23,11 @@ static void reduce_rows_task(void *context, int64_t task) {
     const reduce_call *call = context;
     int64_t first = task * call->rows_per_task, last = first + call->rows_per_task;
     if (last > call->outer) last = call->outer;
-    for (int64_t row = first; row < last; row++)
-        call->y[row] = qrt_kernels.rows.reduce[call->op](call->x + row * call->n, call->n);
+    for (int64_t row = first, n = call->n; row < last; row++)
+        if (call->dtype == QRT_F64)
+            ((double *)call->y)[row] = qrt_kernels.rows.reduce_f64[call->op]((const double *)call->x + row * n, n);
+        else
+            ((float *)call->y)[row] = qrt_kernels.rows.reduce[call->op]((const float *)call->x + row * n, n);
 }
 
 static void reduce_columns_task(void *context, int64_t task) {
@@ -31,8 +35,12 @@ static void reduce_columns_task(void *context, int64_t task) {
     int64_t pieces = (call->inner + call->columns_per_task - 1) / call->columns_per_task;
     int64_t outer = task / pieces, first = task % pieces * call->columns_per_task;
     int64_t count = call->inner - first < call->columns_per_task ? call->inner - first : call->columns_per_task;
-    const float *x = call->x + outer * call->n * call->inner + first;
-    qrt_kernels.rows.reduce_columns[call->op](x, call->inner, call->n, count, call->y + outer * call->inner + first);
+    int64_t from = outer * call->n * call->inner + first, to = outer * call->inner + first;
+    const qrt_rows *rows = &qrt_kernels.rows;
+    if (call->dtype == QRT_F64)
+        rows->reduce_columns_f64[call->op]((const double *)call->x + from, call->inner, call->n, count, (double *)call->y + to);
+    else
+        rows->reduce_columns[call->op]((const float *)call->x + from, call->inner, call->n, count, (float *)call->y + to);
 }
 
 static void reduce_stage(reduce_call *call, qrt_run *run) {
@@ -62,6 +70,19 @@ static int64_t reduce_i64(qrt_reduce_op op, const int64_t *x, int64_t n, int64_t
     return acc;
 }
 
+/// Means of sums over `count` numbers, roots of sums of squares.
+static void finish(qrt_reduce_op op, double count, qrt_tensor *out) {
+    float *y = out->data;
+    double *z = out->data;
+    bool is_double = out->dtype == QRT_F64;
+    for (int64_t i = 0; op == QRT_REDUCE_MEAN && i < out->size; i++)
+        if (is_double) z[i] /= count;
+        else y[i] = (float)(y[i] / count);
+    for (int64_t i = 0; op == QRT_REDUCE_L2 && i < out->size; i++)
+        if (is_double) z[i] = sqrt(z[i]);
+        else y[i] = sqrtf(y[i]);
+}
+
 /// Which axes are reduced. From input 1 when it is there, else from ints behind the first three.
 static bool read_axes(const qrt_node *node, const qrt_tensor *const *in, int rank, bool *reduced) {
     const int64_t *axes = node->ints + 3;
@@ -83,14 +104,14 @@ static bool read_axes(const qrt_node *node, const qrt_tensor *const *in, int ran
 }
 
 /// ints: opcode (qrt_reduce_op), keepdims, noop_with_empty_axes, axes … ; or the axes as input 1 (int64).
-/// float32, and int64 for sum, max, min, prod. No axes: all of them.
+/// float32, float64, and int64 for sum, max, min, prod. No axes: all of them.
 static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs < 1 || node->num_inputs > 2 || node->num_ints < 3 || !in[0]) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
     int64_t opcode = node->ints[0];
     if (opcode < 0 || opcode >= QRT_NUM_REDUCE) return QRT_DECLINE;
     qrt_reduce_op op = (qrt_reduce_op)opcode;
-    if (x->dtype != QRT_F32 && !(x->dtype == QRT_I64 && op <= QRT_REDUCE_PROD)) return QRT_DECLINE;
+    if (x->dtype != QRT_F32 && x->dtype != QRT_F64 && !(x->dtype == QRT_I64 && op <= QRT_REDUCE_PROD)) return QRT_DECLINE;
     bool reduced[QRT_MAX_RANK];
     if (!read_axes(node, in, x->rank, reduced)) return QRT_DECLINE;
 
@@ -120,6 +141,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
         bool one = op == QRT_REDUCE_PROD;
         for (int64_t i = 0; i < out[0].size; i++) {
             if (x->dtype == QRT_I64) ((int64_t *)out[0].data)[i] = one;
+            else if (x->dtype == QRT_F64) ((double *)out[0].data)[i] = one;
             else ((float *)out[0].data)[i] = one;
         }
         return QRT_OK;
@@ -146,7 +168,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     const void *from = x->data;
     for (int g = groups - 1, stage = 0; g >= 0; g--) {
         if (!group_reduced[g]) continue;
-        reduce_call call = {.x = from, .outer = 1, .n = group[g], .inner = 1, .op = stage_op};
+        reduce_call call = {.x = from, .dtype = x->dtype, .outer = 1, .n = group[g], .inner = 1, .op = stage_op};
         for (int i = 0; i < g; i++) call.outer *= group[i];
         for (int i = g + 1; i < groups; i++) call.inner *= group_reduced[i] ? 1 : group[i];
         size /= group[g];
@@ -155,7 +177,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
             status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
             to = out[0].data;
         } else {
-            if (!scratch[stage % 2]) scratch[stage % 2] = qrt_scratch(run, (size_t)size * sizeof(float));
+            if (!scratch[stage % 2]) scratch[stage % 2] = qrt_scratch(run, (size_t)size * qrt_itemsize(x->dtype));
             if (!scratch[stage % 2]) status = QRT_NO_MEMORY;
             to = scratch[stage % 2] ? scratch[stage % 2]->data : NULL;
         }
@@ -180,11 +202,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
         qrt_alias(&out[0], x, rank, dims);
         return QRT_OK;
     }
-    float *y = out[0].data;
-    if (op == QRT_REDUCE_MEAN)
-        for (int64_t i = 0; i < out[0].size; i++) y[i] = (float)(y[i] / count);
-    if (op == QRT_REDUCE_L2)
-        for (int64_t i = 0; i < out[0].size; i++) y[i] = sqrtf(y[i]);
+    finish(op, count, &out[0]);
     return QRT_OK;
 }
 

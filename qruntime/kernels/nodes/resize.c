@@ -90,26 +90,22 @@ typedef struct {
 /// Four elements in memory. Vectors that are copied to two places with memcpy go through general registers in gcc.
 typedef uint32_t u32x4_there __attribute__((vector_size(16), aligned(4), may_alias));
 
-/// Each of four elements twice, in one line or, unless z is NULL, two.
+/// Each of four elements twice, in two lines.
 static inline void double_four(const uint32_t *x, uint32_t *y, uint32_t *z) {
     const u32x4 v = *(const u32x4_there *)x;
     const u32x4 low = __builtin_shufflevector(v, v, 0, 0, 1, 1), high = __builtin_shufflevector(v, v, 2, 2, 3, 3);
     *(u32x4_there *)y = low;
     *(u32x4_there *)(y + 4) = high;
-    if (!z) return;
     *(u32x4_there *)z = low;
     *(u32x4_there *)(z + 4) = high;
 }
 
-/// Each of n elements twice, in one line or, unless z is NULL, two. Where four do not divide n the last four overlap others,
-/// which beats single elements.
-static inline __attribute__((always_inline)) void double_line(const uint32_t *x, int64_t n, uint32_t *y, uint32_t *z) {
-    for (int64_t i = 0; i + 4 <= n; i += 4) double_four(x + i, y + 2 * i, z ? z + 2 * i : NULL);
-    if (n % 4 && n > 4) double_four(x + n - 4, y + 2 * n - 8, z ? z + 2 * n - 8 : NULL);
-    for (int64_t i = 0; n < 4 && i < n; i++) {
-        y[2 * i] = y[2 * i + 1] = x[i];
-        if (z) z[2 * i] = z[2 * i + 1] = x[i];
-    }
+/// Each of n elements twice, in two short lines. Where four do not divide n the last four overlap others, which beats single
+/// elements.
+static inline void double_lines(const uint32_t *x, int64_t n, uint32_t *y, uint32_t *z) {
+    for (int64_t i = 0; i + 4 <= n; i += 4) double_four(x + i, y + 2 * i, z + 2 * i);
+    if (n % 4 && n > 4) double_four(x + n - 4, y + 2 * n - 8, z + 2 * n - 8);
+    for (int64_t i = 0; n < 4 && i < n; i++) y[2 * i] = y[2 * i + 1] = z[2 * i] = z[2 * i + 1] = x[i];
 }
 
 /// Repeats each element `times` over.
@@ -126,7 +122,7 @@ static inline __attribute__((always_inline)) void double_line(const uint32_t *x,
 static void pick_line(const axis_table *columns, int64_t times, int64_t item, const void *from, void *to) {
     const int64_t n = columns->size;
     if (times == 2 && item == 4) {
-        double_line(from, n, to, NULL);
+        qrt_kernels.pointwise.twice(from, to, n);
         return;
     }
     switch (item) {
@@ -168,7 +164,7 @@ static void pick_task(void *context, int64_t task) {
         const char *from = p->x + (rows ? outer * rows->size + rows->index[o] : line) * row_bytes;
         copies = copies_of(rows, o, rows && rows->output - o < end - line ? rows->output - o : end - line);
         if (doubles && copies == 2) {
-            double_line((const uint32_t *)from, p->row_elems, (uint32_t *)to, (uint32_t *)(to + line_bytes));
+            double_lines((const uint32_t *)from, p->row_elems, (uint32_t *)to, (uint32_t *)(to + line_bytes));
             continue;
         }
         for (int64_t i = 0; i < copies; i++) {

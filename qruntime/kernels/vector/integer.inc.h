@@ -39,7 +39,12 @@ INTEGER(bool, or, uint8_t, uint8_t, a | b)
 INTEGER(bool, xor, uint8_t, uint8_t, a ^ b)
 INTEGER(bool, equal, uint8_t, uint8_t, a == b)
 
+static void twice(const uint32_t *restrict x, uint32_t *restrict y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[2 * i] = y[2 * i + 1] = x[i];
+}
+
 static void set_integer_slots(qrt_pointwise *table) {
+    table->twice = twice;
 #define SET(enumerator, name)                            \
     table->binary_i32[QRT_##enumerator] = i32_##name;    \
     table->binary_i64[QRT_##enumerator] = i64_##name;

@@ -93,7 +93,7 @@ def test_transpose(data: st.DataObject, x: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dims", [(31, 33), (32, 32), (64, 3), (3, 65), (4, 4), (1, 37), (35, 1), (100, 7)])
+@pytest.mark.parametrize("dims", [(31, 33), (32, 32), (64, 3), (3, 65), (4, 4), (1, 37), (35, 1), (100, 7), (1024, 41)])
 def test_transpose_tiles(dims: tuple[int, int], dtype: type) -> None:
     check("Transpose", [filled(dims, dtype)])
     check("Transpose", [filled((3, *dims), dtype)], perm=(0, 2, 1))

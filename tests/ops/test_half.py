@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import qruntime
+from qruntime import _kernels
 from qruntime.ops.registry import find
 from tests.small_models import assert_same_bits, model_bytes
 
@@ -40,6 +41,7 @@ def runs_natively(loaded: qruntime.Model) -> bool:
 
 
 AXIS = np.array([1], np.int64)
+LARGE = (7, 100, 300)  # goes by slices of rows, on three threads too
 # operator, shape of x, further inputs, attributes, outputs
 CASES: list[tuple[str, tuple[int, ...], list[np.ndarray | None], dict[str, Any], int]] = [
     *((op, (5, 33), [], {}, 1) for op in ("Relu", "Erf", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Gelu", "Neg", "Abs", "Round")),
@@ -51,6 +53,13 @@ CASES: list[tuple[str, tuple[int, ...], list[np.ndarray | None], dict[str, Any],
     ("LayerNormalization", (5, 33), [normal(33, seed=1), normal(33, seed=2)], {}, 1),
     ("BatchNormalization", (3, 4, 5), [normal(4), normal(4, seed=1), normal(4, seed=2), np.abs(normal(4, seed=3))], {}, 1),
     ("ReduceSum", (5, 33), [AXIS], {}, 1), ("ReduceMean", (5, 33), [AXIS], {}, 1), ("ReduceMax", (5, 33), [AXIS], {"keepdims": 0}, 1),
+    ("Softmax", LARGE, [], {}, 1), ("LogSoftmax", LARGE, [], {"axis": 1}, 1), ("Softmax", LARGE, [], {"axis": 0}, 1),
+    ("LayerNormalization", LARGE, [normal(300, seed=1), normal(300, seed=2)], {}, 1),
+    ("LayerNormalization", LARGE, [normal(100, 300, seed=1), None], {"axis": -2}, 1),
+    ("ReduceMean", LARGE, [np.array([-1], np.int64)], {"keepdims": 0}, 1), ("ReduceMax", LARGE, [AXIS], {}, 1),
+    ("ReduceL2", LARGE, [np.array([2, -2], np.int64)], {}, 1), ("ReduceSum", LARGE, [np.array([0], np.int64)], {}, 1),
+    ("ReduceProd", (3, 5, 70, 70, 3), [np.array([4, 2], np.int64)], {"keepdims": 0}, 1), ("ReduceSum", LARGE, [], {}, 1),
+    ("BatchNormalization", (3, 4, 70, 70), [normal(4), normal(4, seed=1), normal(4, seed=2), np.abs(normal(4, seed=3))], {}, 1),
     ("ArgMax", (5, 33), [], {"axis": 1}, 1),
     ("MatMul", (5, 300), [normal(300, 33, seed=1)], {}, 1), ("MatMul", (2, 5, 30), [normal(2, 30, 7, seed=1)], {}, 1),
     ("Gemm", (5, 300), [normal(300, 33, seed=1), normal(33, seed=2)], {}, 1),
@@ -116,6 +125,31 @@ def test_every_operator_of_a_chain_rounds():
     y, product, total = qruntime.load(shown)(x)
     assert_same_bits(qruntime.load(data)(x), y)
     assert_same_bits(total, product + b)
+
+
+@pytest.mark.parametrize("kernel", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_slices_have_the_bits_of_the_whole(kernel: str, threads: int):
+    """The residual goes by slices as x does, and the sum that is asked for comes out of them."""
+    x, residual = normal(3, 301, 250), normal(3, 301, 250, seed=1)
+    inputs = [x, normal(250, seed=2), None, residual]
+    for used in (inputs, inputs[:2]):
+        halves = [None if a is None else a.astype(np.float16) for a in used]
+        wide = [None if a is None else a.astype(np.float32) for a in halves]
+        got = _kernels.call_node(kernel, halves, ints=[-1], floats=[1e-5], num_outputs=2, num_threads=threads)
+        wanted = _kernels.call_node(kernel, wide, ints=[2], floats=[1e-5], num_outputs=2)
+        for y, exact in zip(got, wanted, strict=True):
+            assert_same_bits(y, exact.astype(np.float16))
+
+
+def test_what_slices_cannot_do_is_declined():
+    x = normal(70, 2000).astype(np.float16)
+    assert _kernels.call_node("layer_norm", [x, normal(3).astype(np.float16)], ints=[1], floats=[1e-5]) is None
+    assert _kernels.call_node("layer_norm", [x, None, None, x[:5]], ints=[1], floats=[1e-5]) is None
+    assert _kernels.call_node("softmax", [x], ints=[2]) is None
+    for axes in ([2], [1, -1], [1] * 9):
+        assert _kernels.call_node("reduce", [x], ints=[0, 0, 0, *axes]) is None
+    assert _kernels.call_node("reduce", [x, np.array([[1]])], ints=[0, 0, 0]) is None
 
 
 Nodes = list[tuple[str, list[str], str, dict[str, Any]]]

@@ -344,6 +344,14 @@ static qrt_status resize(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     for (int i = 0; i < x->rank; i++) {
         axis_table *t = &tables[i];
         if (t->size == t->output && t->scale == 1) continue;
+        const axis_table *same = NULL;
+        for (int j = 0; j < i; j++)
+            if (tables[j].index && tables[j].size == t->size && tables[j].output == t->output && tables[j].scale == t->scale) same = &tables[j];
+        if (same) {
+            t->index = same->index;
+            t->weight = same->weight;
+            continue;
+        }
         t->index = index;
         t->weight = weight;
         index += t->output * taps;

@@ -109,6 +109,34 @@ static inline void transpose_4x4(char *to, int64_t to_row, const char *from, int
     for (int r = 0; r < 4; r++) memcpy(to + r * to_row, &v[r], sizeof v[r]);
 }
 
+typedef uint16_t u16x8 __attribute__((vector_size(16)));
+typedef uint64_t u64x2 __attribute__((vector_size(16)));
+
+/// The same of elements of 2 bytes, r, c < 8: to interleave the first half of the rows with the second turns the bits of row
+/// and column by one place, so that three times change them over.
+static inline void transpose_8x8(char *to, int64_t to_row, const char *from, int64_t from_column) {
+    u16x8 v[8], w[8];
+    for (int c = 0; c < 8; c++) memcpy(&v[c], from + c * from_column, sizeof v[c]);
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < 4; i++) {
+            w[2 * i] = __builtin_shufflevector(v[i], v[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            w[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        memcpy(v, w, sizeof v);
+    }
+    for (int r = 0; r < 8; r++) memcpy(to + r * to_row, &v[r], sizeof v[r]);
+}
+
+/// Of elements of 8 bytes, r, c < 2.
+static inline void transpose_2x2(char *to, int64_t to_row, const char *from, int64_t from_column) {
+    u64x2 a, b;
+    memcpy(&a, from, sizeof a);
+    memcpy(&b, from + from_column, sizeof b);
+    const u64x2 first = __builtin_shufflevector(a, b, 0, 2), second = __builtin_shufflevector(a, b, 1, 3);
+    memcpy(to, &first, sizeof first);
+    memcpy(to + to_row, &second, sizeof second);
+}
+
 /// to[r][c] = from[c][r] for r, c < 16, bytes.
 static inline void transpose_16x16(char *to, int64_t to_row, const char *from, int64_t from_column) {
     u8x16 v[16];
@@ -138,33 +166,32 @@ static void interleave_bytes(char *to, const char *from, int64_t from_column, in
         for (int64_t i = r; i < rows; i++) to[(i - r) * columns + c] = from[c * from_column + i];
 }
 
+/// By squares of `side` elements, then one by one what is left of the columns and the rows.
+#define TRANSPOSE_SQUARES(T, side, square)                                                                    \
+    do {                                                                                                      \
+        const int64_t item_ = sizeof(T), whole_rows = rows / side * side, whole_columns = columns / side * side; \
+        for (int64_t c = 0; c < whole_columns; c += side)                                                     \
+            for (int64_t r = 0; r < whole_rows; r += side)                                                    \
+                square(to + r * to_row + c * item_, to_row, from + c * from_column + r * item_, from_column); \
+        for (int64_t c = 0; c < columns; c++)                                                                 \
+            for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++)                               \
+                memcpy(to + r * to_row + c * item_, from + c * from_column + r * item_, sizeof(T));           \
+    } while (0)
+
 static void transpose_bytes(char *to, int64_t to_row, const char *from, int64_t from_column, int64_t rows, int64_t columns) {
     if (columns <= 4 && columns == to_row) {
         interleave_bytes(to, from, from_column, rows, columns);
         return;
     }
-    const int64_t whole_rows = rows & ~15, whole_columns = columns & ~15;
-    for (int64_t c = 0; c < whole_columns; c += 16)
-        for (int64_t r = 0; r < whole_rows; r += 16) transpose_16x16(to + r * to_row + c, to_row, from + c * from_column + r, from_column);
-    for (int64_t c = 0; c < columns; c++)
-        for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++) to[r * to_row + c] = from[c * from_column + r];
+    TRANSPOSE_SQUARES(uint8_t, 16, transpose_16x16);
 }
 
 static void transpose_tile(char *to, int64_t to_row, const char *from, int64_t from_column, size_t item, int64_t rows, int64_t columns) {
     switch (item) {
     case 1: transpose_bytes(to, to_row, from, from_column, rows, columns); return;
-    case 2: TRANSPOSE_TILE(uint16_t); return;
-    case 4: {
-        int64_t whole_rows = rows & ~3, whole_columns = columns & ~3;
-        for (int64_t c = 0; c < whole_columns; c += 4)
-            for (int64_t r = 0; r < whole_rows; r += 4)
-                transpose_4x4(to + r * to_row + c * 4, to_row, from + c * from_column + r * 4, from_column);
-        for (int64_t c = 0; c < columns; c++)
-            for (int64_t r = c < whole_columns ? whole_rows : 0; r < rows; r++)
-                memcpy(to + r * to_row + c * 4, from + c * from_column + r * 4, 4);
-        return;
-    }
-    case 8: TRANSPOSE_TILE(uint64_t); return;
+    case 2: TRANSPOSE_SQUARES(uint16_t, 8, transpose_8x8); return;
+    case 4: TRANSPOSE_SQUARES(uint32_t, 4, transpose_4x4); return;
+    case 8: TRANSPOSE_SQUARES(uint64_t, 2, transpose_2x2); return;
     default: TRANSPOSE_TILE(u128); return;
     }
 }

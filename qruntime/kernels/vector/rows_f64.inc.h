@@ -26,7 +26,7 @@ static inline double fold_f64(double *lanes) {
 static inline double greater_or_nan(double a, double x) { return pick((x > a) | (x != x), x, a); }
 static inline double less_or_nan(double a, double x) { return pick((x < a) | (x != x), x, a); }
 
-enum { EXTREME_LANES = 32 };
+enum { EXTREME_LANES = 64 };
 
 /// The extreme of a row, or NaN where there is one; `start` of an empty one. The number of lanes hides from the compiler that
 /// they are as many each time: it makes vectors of loops over any number of them only.

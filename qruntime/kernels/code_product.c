@@ -72,12 +72,12 @@ static void store_sums(const panel_call *call, const qrt_q8_row *rows, int64_t f
 
 /// Whether sums become codes where they are made.
 static bool goes_straight(const qrt_code_layer *layer) {
-    return layer->w->kernel->window_codes && !layer->w->zero_points && gives_codes(layer);
+    return layer->w->kernel->window_codes && gives_codes(layer);
 }
 
-/// Windows to codes, `first` rows behind the beginning.
-static void store_windows(const panel_call *call, const qrt_q8_windows *windows, int64_t panel, int64_t first) {
-    const qrt_code_tile tile = tile_of(call, NULL, windows->num_windows);
+/// Windows to codes, `first` rows behind the beginning. `rows` are read where weights have zero points.
+static void store_windows(const panel_call *call, const qrt_q8_windows *windows, int64_t panel, const qrt_q8_row *rows, int64_t first) {
+    const qrt_code_tile tile = tile_of(call, rows, windows->num_windows);
     const qrt_q8_weights *w = call->layer->w;
     w->kernel->window_codes(w, windows, panel, &tile, (uint8_t *)call->y + first * call->ldy_elems, call->ldy_elems);
 }
@@ -91,7 +91,7 @@ static void run_panel(panel_call *call, const qrt_q8_block *block, int64_t panel
             .codes = block->a, .step_bytes = block->a_stride_bytes, .places = &place, .num_pieces = 1, .piece_bytes = w->k_padded,
             .num_windows = block->num_rows,
         };
-        store_windows(call, &rows, panel, 0);
+        store_windows(call, &rows, panel, block->rows, 0);
         return;
     }
     for (int first = 0; first < block->num_rows; first += CHUNK_ROWS) {
@@ -169,8 +169,8 @@ void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *
         for (int64_t line = 0; line < num_lines; line++) {
             qrt_q8_windows whole = *windows;
             whole.codes += line * line_bytes;
-            if (goes_straight(layer)) {
-                store_windows(&call, &whole, panel, line * of_line);
+            if (goes_straight(layer) && !w->zero_points) {
+                store_windows(&call, &whole, panel, NULL, line * of_line);
                 continue;
             }
             for (int first = 0; first < of_line; first += CHUNK_ROWS) {
@@ -179,6 +179,10 @@ void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *
                 chunk.num_windows = of_line - first < CHUNK_ROWS ? of_line - first : CHUNK_ROWS;
                 qrt_q8_row rows[CHUNK_ROWS];
                 for (int r = 0; w->zero_points && r < chunk.num_windows; r++) rows[r].sum = sums[line * of_line + first + r];
+                if (goes_straight(layer)) {
+                    store_windows(&call, &chunk, panel, rows, line * of_line + first);
+                    continue;
+                }
                 w->kernel->window_sums(w, &chunk, panel, call.acc);
                 store_sums(&call, rows, line * of_line + first, chunk.num_windows);
             }

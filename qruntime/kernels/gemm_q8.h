@@ -101,7 +101,7 @@ typedef struct qrt_gemm_q8 {
     int32_t (*code_offset)(int32_t zero_point);
     /// The same of windows. NULL where codes are not packed as the bytes that they are.
     void (*window_sums)(const qrt_q8_weights *w, const qrt_q8_windows *windows, int64_t panel, int32_t *acc);
-    /// And what qrt_qlinear.requantize makes of them, with sums and rows left out of `to`, for weights without zero points. NULL where
+    /// And what qrt_qlinear.requantize makes of them, with sums left out of `to`. NULL where
     /// the two one after the other are as fast.
     void (*window_codes)(const qrt_q8_weights *w, const qrt_q8_windows *windows, int64_t panel, const struct qrt_code_tile *to, uint8_t *y,
                          int64_t ldy_elems);

@@ -59,12 +59,12 @@ ALWAYS_INLINE void store_block(const block_constants *b, vi *sums, __mmask64 val
     _mm512_mask_storeu_epi8(y, valid, _mm512_xor_si512(_mm512_packus_epi16(low, high), b->flip));
 }
 
-/// `columns` of one group of rows, a constant: their weights stay in registers.
-ALWAYS_INLINE void few_columns(const qrt_depthwise_line *d, const block_constants *b, const int columns, const int8_t *w,
+/// `columns` of one group of rows, and `summands` of each weight, constants: the weights stay in registers.
+ALWAYS_INLINE void few_columns(const qrt_depthwise_line *d, const block_constants *b, const int columns, const int summands, const int8_t *w,
                                const int8_t *woven, __mmask64 valid, uint8_t *y) {
-    vi weights[3][VECTORS];
-#pragma GCC unroll 3
-    for (int t = 0; t < columns; t++)
+    vi weights[6][VECTORS];
+#pragma GCC unroll 6
+    for (int t = 0; t < summands * columns; t++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) weights[t][v] = vi_load((const int32_t *)(const void *)(w + (t * VECTORS + v) * 64));
     const int64_t step = d->stride * WOVEN, apart = d->dilation * WOVEN, outputs = d->outputs, channels = d->channels;
@@ -76,8 +76,11 @@ ALWAYS_INLINE void few_columns(const qrt_depthwise_line *d, const block_constant
 #pragma GCC unroll 3
         for (int t = 0; t < columns; t++)
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++)
-                sums[v] = vi_dot4(sums[v], vi_load((const int32_t *)(const void *)(woven + t * apart + v * 64)), weights[t][v]);
+            for (int v = 0; v < VECTORS; v++) {
+                const vi codes = vi_load((const int32_t *)(const void *)(woven + t * apart + v * 64));
+                sums[v] = vi_dot4(sums[v], codes, weights[t][v]);
+                if (summands > 1) sums[v] = vi_dot4(sums[v], codes, weights[columns + t][v]);
+            }
         store_block(&constants, sums, valid, y);
     }
 }
@@ -115,7 +118,8 @@ static void depthwise_line(const qrt_depthwise_line *d, uint8_t *y) {
             b.multipliers[v] = vf_load(d->multipliers + channel + v * VL);
         }
         const int8_t *w = d->w + channel / BLOCK * d->summands * groups * d->columns * WOVEN;
-        if (groups == 1 && d->summands == 1 && d->columns == 3) few_columns(d, &b, 3, w, woven, valid, y + channel);
+        if (groups == 1 && d->summands == 1 && d->columns == 3) few_columns(d, &b, 3, 1, w, woven, valid, y + channel);
+        else if (groups == 1 && d->columns == 3) few_columns(d, &b, 3, 2, w, woven, valid, y + channel);
         else any_columns(d, &b, groups, reach, w, woven, valid, y + channel);
     }
 }

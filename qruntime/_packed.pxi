@@ -220,14 +220,14 @@ cdef class PackedF32(PackedWeights):
         return weight, _copied(w.bias, np.float32, n)
 
 
-_CONV_KINDS = {"blocks": QRT_CONV_BLOCKS, "columns": QRT_CONV_COLUMNS, "depthwise": QRT_CONV_DEPTHWISE}
+_CONV_KINDS = {"blocks": QRT_CONV_BLOCKS, "columns": QRT_CONV_COLUMNS, "depthwise": QRT_CONV_DEPTHWISE, "winograd": QRT_CONV_WINOGRAD}
 
 
 cdef class PackedConv(PackedWeights):
     """float32 weights [M, C / group, *window] of a convolution of channels in blocks, with an optional bias [M].
 
     `kind` is `blocks` for all channels of an image in blocks, `columns` for an image that is not in blocks, `depthwise` for
-    weights [M, 1, *window] of which each is for a channel of an image in blocks.
+    weights [M, 1, *window] of which each is for a channel of an image in blocks, `winograd` for windows of 3 × 3 by Winograd's products.
     """
 
     cdef qrt_conv_kind conv_kind
@@ -240,6 +240,8 @@ cdef class PackedConv(PackedWeights):
             raise ValueError(f"kind must be one of {', '.join(_CONV_KINDS)}, got {kind!r}")
         if kind == "depthwise" and w.shape[1] != 1:
             raise ValueError(f"depthwise weights must have one input channel each, got {shape_text(w)}")
+        if kind == "winograd" and (w.ndim != 4 or w.shape[2] != 3 or w.shape[3] != 3):
+            raise ValueError(f"Winograd's weights must have windows of 3 × 3, got {shape_text(w)}")
         self.conv_kind = _CONV_KINDS[kind]
         self.weight, self.bias = w, _bias(bias, w.shape[0])
 

@@ -47,20 +47,23 @@ class TensorInfo(NamedTuple):
         return f"{self.name}: {self.dtype}[{dims}]"
 
 
-def load(source: Source, *, threads: int | None = None, external_data_dir: str | os.PathLike[str] | None = None) -> Model:
+def load(
+    source: Source, *, threads: int | None = None, external_data_dir: str | os.PathLike[str] | None = None, exact: bool = False
+) -> Model:
     """Load an ONNX model from a path, bytes or a binary file.
 
     Weights stay memory-mapped. `threads` is the most threads that one run uses, the caller's included
     (default: QRUNTIME_NUM_THREADS, OMP_NUM_THREADS, else the CPUs this process may use). Weights that the model
     keeps in other files are looked for beside it, or only in the folder `external_data_dir`: bytes and files
-    have no folder of their own.
+    have no folder of their own. `exact` leaves out what is faster within a wider bound of error than sums of products have: Winograd's
+    products of convolutions with windows of 3 × 3, whose relative error is about twice as large, 1e-6.
 
     Raises InvalidModel when the bytes are no valid model, UnsupportedOp listing every operator that is
     missing, OSError when the file cannot be read, KernelUnavailable when QRUNTIME_ISA names no kernels of this CPU.
     """
     path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     with _no_collection():
-        model = Model(*importer.load_graph(source, external_data_dir=external_data_dir), path=path, threads=threads)
+        model = Model(*importer.load_graph(source, external_data_dir=external_data_dir), path=path, threads=threads, exact=exact)
     if path is not None:
         model._file = model_file.identity(path)
         model._external_data_dir = None if external_data_dir is None else os.path.abspath(external_data_dir)
@@ -82,6 +85,7 @@ class Model:
         path: str | None = None,
         threads: int | None = None,
         report: Report | None = None,
+        exact: bool = False,
     ):
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, got {threads}")
@@ -91,6 +95,7 @@ class Model:
         self._report = report
         self.path = path
         self.threads = threads or _kernels.default_threads()
+        self.exact = exact
         self._planning = threading.Lock()
         self._external_data_dir: str | None = None  # where it was told to look for the weights of its file
         self._spent: frozenset[str] = frozenset()  # inputs whose default was quantized
@@ -232,7 +237,7 @@ class Model:
 
     def _make_planner(self, fed: tuple[str, ...]) -> Planner:
         graph = clone(self.graph) if not fed else _with_defaults(self._declared, fed=fed)
-        return Planner(pipeline.lowered(graph), num_threads=self.threads)
+        return Planner(pipeline.lowered(graph, exact=self.exact), num_threads=self.threads)
 
     def _make_plan(self, planner: Planner, names: tuple[str, ...]) -> Plan:
         by_name = dict(zip(planner.graph.output_names, planner.graph.outputs))
@@ -422,7 +427,7 @@ class Model:
                 graph, chosen, data, loss=loss, validation=validation, epochs=epochs, steps=steps, lr=lr, batch=batch, seed=seed,
                 threads=self.threads, start=model.adapter, checkpoint=checkpoint, told=told,
             )  # fmt: skip
-        tuned = self if inplace else Model(clone(base), self.info, path=self.path, threads=self.threads)
+        tuned = self if inplace else Model(clone(base), self.info, path=self.path, threads=self.threads, exact=self.exact)
         tuned._report, tuned._spent = model.report, model._spent
         tuned._put_adapter(adapter, base)
         return tuned
@@ -493,7 +498,7 @@ class Model:
 
     def _quantized(self, graph: Graph, fixed: list[FixedInput], report: Report, inplace: bool) -> Model:
         spent = self._spent.union(reopen_defaults(graph, fixed))
-        model = self if inplace else Model(graph, self.info, path=self.path, threads=self.threads, report=report)
+        model = self if inplace else Model(graph, self.info, path=self.path, threads=self.threads, report=report, exact=self.exact)
         if inplace:
             self._adopt(graph)
         model._report, model._spent = report, spent
@@ -540,9 +545,9 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == model_file.identity(self.path):
-            return _load_again, (os.path.abspath(self.path), model_file.digest(self.path), self.threads, self._external_data_dir)
+            return _load_again, (os.path.abspath(self.path), model_file.digest(self.path), self.threads, self._external_data_dir, self.exact)
         declared = self._declared if self._base is None else self._base
-        return _rebuild, (model_file.serialized(declared, self.info), self.path, self.threads, self.report, self.adapter)
+        return _rebuild, (model_file.serialized(declared, self.info), self.path, self.threads, self.report, self.adapter, self.exact)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the tree of `print(model)`."""
@@ -588,15 +593,17 @@ def _with_defaults(declared: Graph, *, fed: Sequence[str] = ()) -> Graph:
     return pipeline.canonical(graph)
 
 
-def _load_again(path: str, digest: str, threads: int, external_data_dir: str | None = None) -> Model:
+def _load_again(path: str, digest: str, threads: int, external_data_dir: str | None = None, exact: bool = False) -> Model:
     if model_file.digest(path) != digest:
         raise InvalidModel(f"{path!r} has changed since the model was pickled")
-    return load(path, threads=threads, external_data_dir=external_data_dir)
+    return load(path, threads=threads, external_data_dir=external_data_dir, exact=exact)
 
 
-def _rebuild(data: bytes, path: str | None, threads: int, report: Report, adapter: Adapter | None = None) -> Model:
+def _rebuild(
+    data: bytes, path: str | None, threads: int, report: Report, adapter: Adapter | None = None, exact: bool = False
+) -> Model:
     graph, info = importer.load_graph(data)
-    model = Model(graph, info, path=path, threads=threads, report=report)
+    model = Model(graph, info, path=path, threads=threads, report=report, exact=exact)
     if adapter is not None:
         model._put_adapter(adapter, model._declared)
     return model

@@ -9,6 +9,17 @@
 /// results do not depend on what is computed beside them.
 ///
 /// Error bound of every rung, before the activation: |y − exact| ≤ K · ε · Σ_k |x·w| + ε · |bias|.
+///
+/// Windows of 3 × 3 without strides may be made with fewer products, by Winograd's minimal filtering F(2 × 2, 3 × 3): Y = Aᵀ [Σ_c (G g Gᵀ) ⊙
+/// (Bᵀ d B)] A of 4 × 4 pixels d and weights g gives 2 × 2 outputs by 16 products of each channel instead of 36, where
+///
+///     Bᵀ = 1  0 −1  0    G = 1    0   0    Aᵀ = 1  1  1  0
+///          0  1  1  0        ½    ½   ½         0  1 −1 −1
+///          0 −1  1  0        ½  −½   ½
+///          0  1  0 −1        0    0   1
+///
+/// Each element of the sum over c is a chain as above. |y − exact| ≤ (C + 12) · ε · |A|ᵀ [Σ_c (|G| |g| |G|ᵀ) ⊙ (|B|ᵀ |d| |B|)] |A| + ε · |bias|:
+/// what no tap of a window reads may show in its last digits, and a NaN or ∞ makes NaN of the 2 × 2 outputs whose pixels hold it.
 #ifndef QRT_CONV_F32_H
 #define QRT_CONV_F32_H
 
@@ -73,6 +84,13 @@ typedef struct qrt_conv_f32 {
     /// Of the same elements, without weights: the greatest (NaN if there is one, −∞ of none), and the sum divided by `divisor`.
     void (*maxima)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const float *x, float *y);
     void (*means)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, float divisor, const float *x, float *y);
+
+    /// Bᵀ d B of n times 4 × 4 pixels of one block: element i of tile t is the 16 floats at v + i · v_stride + t · 16. `places` [n, 16] are
+    /// offsets of pixels in x, or QRT_OUTSIDE.
+    void (*spread)(int64_t n, const int64_t *places, const float *x, float *v, int64_t v_stride);
+
+    /// The epilogue of Aᵀ m A, likewise: `places` [n, 4] are offsets of the outputs in y and in the addend; QRT_OUTSIDE: not stored.
+    void (*collect)(int64_t n, const int64_t *places, const float *m, int64_t m_stride, float *y, const qrt_conv_epilogue *epilogue);
 } qrt_conv_f32;
 
 #endif

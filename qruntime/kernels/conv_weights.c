@@ -15,11 +15,12 @@ static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank
     int64_t size, taps = 1;
     for (int i = 0; i < rank; i++)
         if (dims[i] < 1) return false;
-    // Blocks are filled up with zeros: 16 times as much at most in each of two dims.
-    if (!qrt_num_elements(rank, dims, &size) || size > INT64_MAX / (BLOCK * BLOCK * (int64_t)sizeof(float))) return false;
+    // Blocks are filled up with zeros, 16 times as much at most in each of two dims; 9 taps may become 16.
+    if (!qrt_num_elements(rank, dims, &size) || size > INT64_MAX / (2 * BLOCK * BLOCK * (int64_t)sizeof(float))) return false;
     for (int i = 2; i < rank; i++) taps *= dims[i];
     bool is_depthwise = kind == QRT_CONV_DEPTHWISE;
     if (is_depthwise && dims[1] != 1) return false;
+    if (kind == QRT_CONV_WINOGRAD && (rank != 4 || dims[2] != 3 || dims[3] != 3)) return false;
     *w = (qrt_conv_weights){.base = {&qrt_conv_ops, dims[1] * taps, dims[0], NULL}, .kernel = *kernel, .kind = kind, .rank = rank};
     memcpy(w->dims, dims, (size_t)rank * sizeof *dims);
     w->channels = is_depthwise ? dims[0] : dims[1];
@@ -27,7 +28,7 @@ static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank
     w->groups = is_depthwise ? w->blocks : ceil_div(w->blocks, kernel->blocks);
     w->planes = kind == QRT_CONV_COLUMNS ? dims[1] : is_depthwise ? 1 : ceil_div(dims[1], BLOCK);
     w->floats = kind == QRT_CONV_COLUMNS ? dims[rank - 1] : is_depthwise ? 1 : BLOCK;
-    w->taps = kind == QRT_CONV_COLUMNS ? taps / dims[rank - 1] : taps;
+    w->taps = kind == QRT_CONV_COLUMNS ? taps / dims[rank - 1] : kind == QRT_CONV_WINOGRAD ? 16 : taps;
     *floats = (size_t)(w->planes * w->taps * w->floats) * (size_t)(w->blocks * BLOCK);
     return true;
 }
@@ -62,6 +63,36 @@ static void pack_group(void *context, int64_t group) {
             }
 }
 
+/// G of three.
+static void spread_three(const double *g, int from, double *to, int step) {
+    const double a = g[0], b = g[from], c = g[2 * from];
+    to[0] = a;
+    to[step] = (a + b + c) / 2;
+    to[2 * step] = (a - b + c) / 2;
+    to[3 * step] = c;
+}
+
+/// One window: G g Gᵀ [4, 4] of g [3, 3], rounded once.
+static void spread_window(const float *window, float *to, int64_t stride) {
+    double g[9], rows[12], both[16];
+    for (int i = 0; i < 9; i++) g[i] = window[i];
+    for (int j = 0; j < 3; j++) spread_three(g + j, 3, rows + j, 3);
+    for (int i = 0; i < 4; i++) spread_three(rows + 3 * i, 1, both + 4 * i, 1);
+    for (int i = 0; i < 16; i++) to[i * stride] = (float)both[i];
+}
+
+static void pack_group_of_winograd(void *context, int64_t group) {
+    const packing *p = context;
+    const qrt_conv_weights *w = p->w;
+    const int64_t first = qrt_conv_first_block(w, group), last = qrt_conv_first_block(w, group + 1), columns = (last - first) * BLOCK;
+    const int64_t stride = w->planes * BLOCK * columns;
+    float *to = w->values + first * BLOCK * w->planes * w->taps * BLOCK;
+    memset(to, 0, (size_t)(w->taps * stride) * sizeof *to);
+    for (int64_t channel = 0; channel < w->channels; channel++)
+        for (int64_t j = 0; j < columns && first * BLOCK + j < w->base.n; j++)
+            spread_window(p->from + (first * BLOCK + j) * w->base.k + channel * 9, to + channel * columns + j, stride);
+}
+
 qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, const float *weights,
                                 const float *bias, qrt_arena *arena, int num_threads) {
     size_t bytes = qrt_conv_packed_bytes(kernel, kind, rank, dims), floats;
@@ -76,7 +107,7 @@ qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, 
     w->values = buffer->data;
     w->bias = w->values + floats;
     packing p = {w, weights};
-    qrt_parallel_for(num_threads, w->groups, pack_group, &p);
+    qrt_parallel_for(num_threads, w->groups, kind == QRT_CONV_WINOGRAD ? pack_group_of_winograd : pack_group, &p);
     for (int64_t i = 0; i < w->blocks * BLOCK; i++) w->bias[i] = (bias && i < w->base.n ? bias[i] : 0.0f) + 0.0f;
     return w;
 }

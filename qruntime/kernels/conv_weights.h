@@ -10,6 +10,7 @@ typedef enum {
     QRT_CONV_BLOCKS,     ///< all channels of an image in blocks
     QRT_CONV_COLUMNS,    ///< windows of an image that is not in blocks: of few channels
     QRT_CONV_DEPTHWISE,  ///< each channel of an image in blocks by itself
+    QRT_CONV_WINOGRAD,   ///< all channels of an image in blocks, windows of 3 × 3 by Winograd's products
     QRT_NUM_CONV_KINDS
 } qrt_conv_kind;
 
@@ -17,7 +18,8 @@ typedef enum {
 ///
 /// Output blocks are taken in `groups` of nearly equal numbers, `blocks` of a tile at most; group g starts at block
 /// qrt_conv_first_block(w, g). `values` of a group are [planes, taps, floats, blocks of it · 16], where planes, taps and floats are
-/// those of qrt_conv_sums: [⌈C / 16⌉, taps, 16] or [C, rows of the window, columns of it]. Depthwise ones are [⌈C / 16⌉, taps, 16].
+/// those of qrt_conv_sums: [⌈C / 16⌉, taps, 16] or [C, rows of the window, columns of it]. Depthwise ones are [⌈C / 16⌉, taps, 16]. Winograd's
+/// are G g Gᵀ, element by element: [16, planes, floats, blocks of it · 16].
 typedef struct {
     qrt_weights base;
     qrt_conv_f32 kernel;

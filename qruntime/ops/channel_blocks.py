@@ -125,7 +125,7 @@ def _blocked_conv(node: Node) -> NativeCall | None:
         return None
     kind = node.attr("kind", "blocks")
     ints[2], floats = activation_of(node)
-    kernel = "blocked_depthwise_conv" if kind == "depthwise" else "blocked_conv"
+    kernel = {"depthwise": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(kind, "blocked_conv")
     return NativeCall(
         kernel, ints=ints, floats=floats, packed=[_kernels.PackedConv(weight, bias, kind)], inputs=[0, *range(3, max(5, len(node.inputs)))]
     )

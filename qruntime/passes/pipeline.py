@@ -55,6 +55,7 @@ from qruntime.passes.static_quantization import apply_code_tables, lower_static_
 from qruntime.passes.stored import decode_bare_codes, decode_stored, decode_what_is_left, read_stored
 from qruntime.passes.string_labels import look_up_string_labels
 from qruntime.passes.unsigned_codes import keep_codes_unsigned
+from qruntime.passes.winograd import multiply_less
 
 Pass = Callable[[Graph], None]
 
@@ -105,6 +106,7 @@ LOWERED: list[Pass] = [
     keep_channel_blocks,  # while every operator stands by itself
     fuse_epilogues,
     read_blocks_apart,
+    multiply_less,  # of convolutions that are left as they are now
     merge_linear,
     attend_in_int16,
     fuse_residual_norm,
@@ -113,14 +115,18 @@ LOWERED: list[Pass] = [
 ]
 
 
+SHORTER = frozenset({multiply_less})
+"""Passes for which results are within a wider bound than the sum of products has; exact=True of `load` leaves them out."""
+
+
 def canonical(graph: Graph) -> Graph:
     """Bring `graph` into its portable normal form, in place."""
     return _run(CANONICAL, graph)
 
 
-def lowered(graph: Graph) -> Graph:
+def lowered(graph: Graph, *, exact: bool = False) -> Graph:
     """Turn a canonical `graph` into what the kernels run, in place."""
-    return _run(LOWERED, graph)
+    return _run([one for one in LOWERED if not (exact and one in SHORTER)], graph)
 
 
 def _run(passes: Sequence[Pass], graph: Graph) -> Graph:

@@ -8,9 +8,10 @@ enum { MAX_POSITIONS = 6, MAX_BLOCKS = 1, DEPTHWISE_POSITIONS = 4 };
 
 #include "../vector/simd_avx2.h"
 #include "../vector/conv_f32.inc.h"
+#include "../vector/winograd.inc.h"
 
 void qrt_avx2_conv_f32(qrt_kernel_table *t) {
-    t->conv_f32 = (qrt_conv_f32){"avx2", MAX_BLOCKS, {MAX_POSITIONS}, {MAX_POSITIONS}, tile, depthwise, maxima, means};
+    t->conv_f32 = (qrt_conv_f32){"avx2", MAX_BLOCKS, {MAX_POSITIONS}, {MAX_POSITIONS}, tile, depthwise, maxima, means, spread, collect};
 }
 
 #include "../vector/simd_end.h"

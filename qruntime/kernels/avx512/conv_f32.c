@@ -10,9 +10,10 @@ enum { MAX_POSITIONS = 16, MAX_BLOCKS = 4, DEPTHWISE_POSITIONS = 8 };
 
 #include "../vector/simd_avx512.h"
 #include "../vector/conv_f32.inc.h"
+#include "../vector/winograd.inc.h"
 
 void qrt_avx512_conv_f32(qrt_kernel_table *t) {
-    t->conv_f32 = (qrt_conv_f32){"avx512", MAX_BLOCKS, {8, 6, 6, 6}, {16, 12, 8, 6}, tile, depthwise, maxima, means};
+    t->conv_f32 = (qrt_conv_f32){"avx512", MAX_BLOCKS, {8, 6, 6, 6}, {16, 12, 8, 6}, tile, depthwise, maxima, means, spread, collect};
 }
 
 #include "../vector/simd_end.h"

@@ -8,7 +8,8 @@ enum { MAX_POSITIONS = 5, MAX_BLOCKS = 1, DEPTHWISE_POSITIONS = 4 };
 
 #include "../vector/simd_neon.h"
 #include "../vector/conv_f32.inc.h"
+#include "../vector/winograd.inc.h"
 
 void qrt_neon_conv_f32(qrt_kernel_table *t) {
-    t->conv_f32 = (qrt_conv_f32){"neon", MAX_BLOCKS, {MAX_POSITIONS}, {MAX_POSITIONS}, tile, depthwise, maxima, means};
+    t->conv_f32 = (qrt_conv_f32){"neon", MAX_BLOCKS, {MAX_POSITIONS}, {MAX_POSITIONS}, tile, depthwise, maxima, means, spread, collect};
 }

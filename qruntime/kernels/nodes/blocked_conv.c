@@ -4,6 +4,7 @@
 /// second-level cache keeps while the tiles of the chunk pass by. A unit of work is some positions by some groups.
 #include "../threads.h"
 #include "blocked_epilogue.h"
+#include "blocked_images.h"
 #include "convolution.h"
 
 enum { BLOCK = QRT_CHANNEL_BLOCK };
@@ -242,19 +243,6 @@ static void divide(job *j, int threads) {
     j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(group_floats, KEPT_FLOATS), w->planes));
 }
 
-/// Inputs of an image: the first one, and all behind residual and addend.
-static bool is_image(int input) { return input == 0 || input > 2; }
-
-/// Where the planes of every image are: those of all inputs, one after the other.
-static void list_planes(const job *j, const qrt_node *node, const qrt_tensor *const *in, int64_t plane) {
-    const float **to = j->planes;
-    for (int64_t image = 0; image < j->g->images; image++)
-        for (int i = 0; i < node->num_inputs; i++) {
-            const int64_t count = is_image(i) ? in[i]->dims[1] : 0;
-            for (int64_t p = 0; p < count; p++) *to++ = (const float *)in[i]->data + (image * count + p) * plane;
-        }
-}
-
 /// The same of a copy with padding, which is made.
 static void pad_planes(job *j, int threads, const float *source, float *copy) {
     const qrt_convolution *g = j->g;
@@ -287,30 +275,10 @@ static qrt_status convolve(job *j, const qrt_node *node, qrt_run *run, const qrt
     j->lists = scratch->data;
     j->planes = (const float **)(j->lists + lists);
     if (copies) pad_planes(j, threads, in[0]->data, (float *)(j->planes + planes));
-    else list_planes(j, node, in, g->in[0] * g->in[1] * g->in[2] * (w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK));
+    else qrt_list_planes(node, in, g->images, g->in[0] * g->in[1] * g->in[2] * (w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK), j->planes);
     qrt_parallel_for(threads, j->slots, run_slot, j);
     qrt_scratch_free(run, scratch);
     return QRT_OK;
-}
-
-/// The shape of the image that all inputs are together, out of its blocks; false where they do not fit together or to the weights.
-static bool measure_image(const qrt_node *node, const qrt_tensor *const *in, const qrt_conv_weights *w, qrt_tensor *image) {
-    const bool in_columns = w->kind == QRT_CONV_COLUMNS;
-    const int32_t rank = w->rank;
-    int64_t blocks = 0;
-    for (int i = 0; i < node->num_inputs; i++) {
-        const qrt_tensor *x = in[i], *first = in[0];
-        if (!is_image(i)) continue;
-        if (!x || x->dtype != QRT_F32 || x->rank != rank + !in_columns || (in_columns && i > 0)) return false;
-        if (!in_columns && x->dims[rank] != BLOCK) return false;
-        for (int d = 0; d < rank; d++)
-            if (d != 1 && x->dims[d] != first->dims[d]) return false;
-        if (__builtin_add_overflow(blocks, x->dims[1], &blocks)) return false;
-    }
-    *image = (qrt_tensor){.rank = rank};
-    memcpy(image->dims, in[0]->dims, (size_t)rank * sizeof *image->dims);
-    image->dims[1] = in_columns ? blocks : w->channels;
-    return in_columns || blocks == qrt_ceil_div(w->channels, BLOCK);
 }
 
 /// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights with the bias, but depthwise ones.
@@ -321,7 +289,7 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     const bool in_columns = w->kind == QRT_CONV_COLUMNS;
     qrt_tensor image;
     qrt_convolution g;
-    if (w->kind == QRT_CONV_DEPTHWISE || !measure_image(node, in, w, &image)) return QRT_DECLINE;
+    if ((!in_columns && w->kind != QRT_CONV_BLOCKS) || !qrt_measure_image(node, in, w, &image)) return QRT_DECLINE;
     if (!qrt_measure_convolution(node->ints, node->num_ints, &image, w->rank, w->dims, &g)) return QRT_DECLINE;
     if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
 

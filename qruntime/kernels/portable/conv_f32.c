@@ -76,4 +76,47 @@ static void means(int64_t n, int64_t step, int64_t num_taps, const int64_t *plac
         }
 }
 
-void qrt_portable_conv_f32(qrt_kernel_table *t) { t->conv_f32 = (qrt_conv_f32){"portable", 1, {4}, {4}, tile, depthwise, maxima, means}; }
+/// Bᵀ of four numbers `step` apart.
+static void spread_four(float *d, int step) {
+    const float a = d[0], b = d[step], c = d[2 * step], last = d[3 * step];
+    d[0] = a - c;
+    d[step] = b + c;
+    d[2 * step] = c - b;
+    d[3 * step] = b - last;
+}
+
+static void spread(int64_t n, const int64_t *places, const float *x, float *v, int64_t v_stride) {
+    for (int64_t t = 0; t < n; t++, places += 16, v += BLOCK)
+        for (int lane = 0; lane < BLOCK; lane++) {
+            float d[16];
+            for (int i = 0; i < 16; i++) d[i] = places[i] == QRT_OUTSIDE ? 0.0f : x[places[i] + lane];
+            for (int i = 0; i < 4; i++) spread_four(d + 4 * i, 1);
+            for (int j = 0; j < 4; j++) spread_four(d + j, 4);
+            for (int i = 0; i < 16; i++) v[i * v_stride + lane] = d[i];
+        }
+}
+
+static void collect(int64_t n, const int64_t *places, const float *m, int64_t m_stride, float *y, const qrt_conv_epilogue *epilogue) {
+    for (int64_t t = 0; t < n; t++, places += 4, m += BLOCK) {
+        float outputs[4][BLOCK];
+        for (int lane = 0; lane < BLOCK; lane++) {
+            float s[2][4];
+            for (int j = 0; j < 4; j++) {
+                const float *at = m + j * m_stride + lane;
+                s[0][j] = at[0] + at[4 * m_stride] + at[8 * m_stride];
+                s[1][j] = at[4 * m_stride] - at[8 * m_stride] - at[12 * m_stride];
+            }
+            for (int o = 0; o < 4; o++) {
+                const float *row = s[o / 2];
+                outputs[o][lane] = o % 2 ? row[1] - row[2] - row[3] : row[0] + row[1] + row[2];
+            }
+        }
+        for (int o = 0; o < 4; o++)
+            if (places[o] != QRT_OUTSIDE)
+                finish(y + places[o], outputs[o], epilogue->bias, epilogue->addend ? epilogue->addend + places[o] : NULL, epilogue);
+    }
+}
+
+void qrt_portable_conv_f32(qrt_kernel_table *t) {
+    t->conv_f32 = (qrt_conv_f32){"portable", 1, {4}, {4}, tile, depthwise, maxima, means, spread, collect};
+}

@@ -12,7 +12,10 @@
 enum { BLOCK = QRT_CHANNEL_BLOCK, PRODUCTS = 16, OUTPUTS = 4 };
 
 /// Floats of a chunk's matrices and results; quads of a unit at least; so few multiply-adds do not repay waking a thread.
-enum { KEPT_FLOATS = 128 * 1024, LEAST_QUADS = 24, MIN_PARALLEL_WORK = 1 << 18 };
+enum { KEPT_FLOATS = 384 * 1024, LEAST_QUADS = 24, MIN_PARALLEL_WORK = 1 << 18 };
+
+/// Weights of more floats come from far for every chunk: so many quads share them at least.
+enum { LARGE_WEIGHTS = 512 * 1024, SHARING_QUADS = 64 };
 
 typedef struct {
     const qrt_convolution *g;
@@ -167,7 +170,8 @@ static void divide(job *j, int threads) {
     j->unit_groups = threads > 1 && ranges < 2 * threads ? qrt_ceil_div(w->groups, qrt_ceil_div(wanted / 2, ranges)) : w->groups;
     j->slots = qrt_min(wanted, count_units(j));
     const int64_t group_blocks = qrt_ceil_div(w->blocks, w->groups), wide = w->kernel.in_steps[group_blocks - 1];
-    const int64_t most = qrt_max(wide, KEPT_FLOATS / (PRODUCTS * BLOCK) / (w->planes + group_blocks));
+    const bool is_large = w->planes * w->blocks * BLOCK * BLOCK * PRODUCTS > LARGE_WEIGHTS;
+    const int64_t kept = KEPT_FLOATS / (PRODUCTS * BLOCK) / (w->planes + group_blocks), most = qrt_max(is_large ? SHARING_QUADS : wide, kept);
     const int64_t equal = qrt_ceil_div(j->unit_quads, qrt_ceil_div(j->unit_quads, most));
     j->chunk = qrt_min(j->unit_quads, qrt_ceil_div(equal, wide) * wide);
     // A line more than the matrix, lest elements of one quad fall upon each other in a cache.

@@ -545,7 +545,13 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles as its path and the hash of the file while that holds this graph, else as the whole model."""
         if self._file is not None and self.path is not None and self._file == model_file.identity(self.path):
-            return _load_again, (os.path.abspath(self.path), model_file.digest(self.path), self.threads, self._external_data_dir, self.exact)
+            return _load_again, (
+                os.path.abspath(self.path),
+                model_file.digest(self.path),
+                self.threads,
+                self._external_data_dir,
+                self.exact,
+            )
         declared = self._declared if self._base is None else self._base
         return _rebuild, (model_file.serialized(declared, self.info), self.path, self.threads, self.report, self.adapter, self.exact)
 
@@ -599,9 +605,7 @@ def _load_again(path: str, digest: str, threads: int, external_data_dir: str | N
     return load(path, threads=threads, external_data_dir=external_data_dir, exact=exact)
 
 
-def _rebuild(
-    data: bytes, path: str | None, threads: int, report: Report, adapter: Adapter | None = None, exact: bool = False
-) -> Model:
+def _rebuild(data: bytes, path: str | None, threads: int, report: Report, adapter: Adapter | None = None, exact: bool = False) -> Model:
     graph, info = importer.load_graph(data)
     model = Model(graph, info, path=path, threads=threads, report=report, exact=exact)
     if adapter is not None:

@@ -1,4 +1,4 @@
-"""Windows of 3 × 3 by Winograd's products: 16 multiplications where there were 36, for results within a bound of their own (kernels/conv_f32.h).
+"""Windows of 3 × 3 by Winograd's products: 16 multiplications where there were 36, within a bound of their own (kernels/conv_f32.h).
 
 BlockedConv(kind="blocks", 3 × 3, no strides, no dilations)  →  BlockedConv(kind="winograd")
 """

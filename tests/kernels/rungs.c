@@ -1838,7 +1838,38 @@ static void check_conv_q8(void) {
             for (int32_t zero_point = 0; zero_point < 256; zero_point += 85) check_pieces(pieces, outside, zero_point > 127 ? 127 : zero_point, zero_point > 127 ? 127 : 255);
 }
 
+/// Quads into Winograd's products and out of them: portable's bits, of sums in one order; quads one by one give the same.
+static void check_winograd(int64_t n, bool with_addend) {
+    const int64_t stride = (n + 1) * QRT_CHANNEL_BLOCK, pixels = 40 * QRT_CHANNEL_BLOCK;
+    float *x = floats(pixels), *bias = floats(QRT_CHANNEL_BLOCK), *addend = floats(pixels);
+    float *v[2], *y[2], *alone = floats(16 * QRT_CHANNEL_BLOCK);
+    int64_t *in = array(n * 16, sizeof *in), *out = array(n * 4, sizeof *out);
+    fill_uniform(x, pixels, 1);
+    fill_uniform(bias, QRT_CHANNEL_BLOCK, 1);
+    fill_uniform(addend, pixels, 1);
+    for (int64_t i = 0; i < n * 16; i++) in[i] = i % 5 == 3 ? QRT_OUTSIDE : i * 7 % 40 * QRT_CHANNEL_BLOCK;
+    for (int64_t i = 0; i < n * 4; i++) out[i] = i % 7 == 5 ? QRT_OUTSIDE : i % 40 * QRT_CHANNEL_BLOCK;
+    const qrt_conv_epilogue e = {bias, with_addend ? addend : NULL, pixels, -0.5f, 2.0f};
+    const qrt_conv_f32 *kernels[] = {&rung.conv_f32, &definition.conv_f32};
+    for (int i = 0; i < 2; i++) {
+        v[i] = untouched(16 * stride);
+        y[i] = untouched(pixels);
+        kernels[i]->spread(n, in, x, v[i], stride);
+        kernels[i]->collect(n, out, v[1 - i] ? v[0] : v[i], stride, y[i], &e);
+    }
+    for (int64_t i = 0; i < 16 * stride; i++) check_same(v[0][i], v[1][i], "conv_f32 spread", i, n);
+    for (int64_t i = 0; i < pixels; i++) check_same(y[0][i], y[1][i], "conv_f32 collect", i, n);
+    for (int64_t q = 0; q < n; q++) {
+        rung.conv_f32.spread(1, in + q * 16, x, alone, QRT_CHANNEL_BLOCK);
+        for (int i = 0; i < 16; i++)
+            for (int c = 0; c < QRT_CHANNEL_BLOCK; c++)
+                check_same(alone[i * QRT_CHANNEL_BLOCK + c], v[0][i * stride + q * QRT_CHANNEL_BLOCK + c], "conv_f32, a quad alone", q, i);
+    }
+    release();
+}
+
 static void check_conv_f32(void) {
+    for (int64_t n = 0; n <= 9; n++) check_winograd(n, n % 2);
     static const int64_t steps[] = {1, 2, QRT_CHANNEL_BLOCK, 2 * QRT_CHANNEL_BLOCK}, sizes[] = {1, 3, 7, 16}, window_steps[] = {16, 32, 48};
     for (int blocks = 1; blocks <= rung.conv_f32.blocks; blocks++)
         for (int positions = 1; positions <= WIDE; positions++)

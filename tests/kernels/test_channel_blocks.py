@@ -54,7 +54,7 @@ def blocked_conv(
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     ints = [r, group, activation_code(activation), AUTO[auto_pad], *strides, *pads, *dilations]
     result = _kernels.call_node(
-        "blocked_depthwise_conv" if kind == "depthwise" else "blocked_conv",
+        {"depthwise": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(kind, "blocked_conv"),
         [x, residual, addend, *more],
         ints,
         [*parameters, 0.0, 0.0][:2],
@@ -82,6 +82,21 @@ SLOPES = {"none": 1, "relu": 1, "clip": 1, "tanh": 1, "leaky_relu": 1, "silu": 1
 PARAMETERS = {"clip": (-0.25, 0.75), "leaky_relu": (0.125, 0.0)}
 
 
+def winograd_size(x: np.ndarray, w: np.ndarray, pads: Sequence[int]) -> np.ndarray:
+    """|A|ᵀ [Σ_c (|G| |g| |G|ᵀ) ⊙ (|B|ᵀ |d| |B|)] |A| for every output."""
+    spread = np.abs(np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float64))
+    weight = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5], [0, 0, 1]])
+    collected = np.array([[1, 1, 1, 0], [0, 1, 1, 1]], np.float64)
+    top, left, bottom, right = pads
+    height, width = x.shape[2] + top + bottom - 2, x.shape[3] + left + right - 2
+    padded = np.pad(np.abs(x.astype(np.float64)), [(0, 0), (0, 0), (top, bottom + 1), (left, right + 1)])
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (2, 3))[:, :, : height + height % 2 : 2, : width + width % 2 : 2]
+    v = np.einsum("ai,nchwij,bj->nchwab", spread, patches, spread)
+    u = np.einsum("ai,mcij,bj->mcab", weight, np.abs(w.astype(np.float64)), weight)
+    made = np.einsum("xa,nmhwab,yb->nmhxwy", collected, np.einsum("nchwab,mcab->nmhwab", v, u), collected)
+    return made.reshape(len(x), len(w), 2 * made.shape[2], -1)[:, :, :height, :width]
+
+
 def check(
     x: np.ndarray,
     w: np.ndarray,
@@ -100,12 +115,15 @@ def check(
     if kind == "depthwise":
         geometry["group"] = w.shape[0]
     exact = expected(x, w, b, **geometry)
-    size = expected(np.abs(x), np.abs(w), **geometry)
+    if kind == "winograd":
+        terms, size = w.shape[1] + 12, winograd_size(x, w, geometry.get("pads", (0, 0, 0, 0)))
+    else:
+        terms, size = w[0].size, expected(np.abs(x), np.abs(w), **geometry)
     added = np.zeros(exact.shape)
     for more in (None if b is None else b.reshape(-1, *[1] * (x.ndim - 2)), addend):
         added += 0 if more is None else np.abs(more.astype(np.float64))
     # The sum, and a rounding of all there is so far with each further addition.
-    bound = w[0].size * EPS * size + EPS * added
+    bound = terms * EPS * size + EPS * added
     if addend is not None or residual is not None:
         bound += EPS * (size + added)
     exact = exact if addend is None else exact + addend

@@ -95,7 +95,7 @@ static void pack_group_of_winograd(void *context, int64_t group) {
 
 qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, const float *weights,
                                 const float *bias, qrt_arena *arena, int num_threads) {
-    size_t bytes = qrt_conv_packed_bytes(kernel, kind, rank, dims), floats;
+    size_t bytes = qrt_conv_packed_bytes(kernel, kind, rank, dims), floats = 0;
     qrt_conv_weights *w = bytes ? malloc(sizeof *w) : NULL;
     qrt_buffer *buffer = w ? qrt_arena_take(arena, bytes) : NULL;
     if (!buffer) {

@@ -22,6 +22,7 @@ enum { MR = 32, NR = 32, KR = 64, CODE_OFFSET = 0, HALF = 16 };
 
 #include "../avx512vnni/gemm_q8_u8.inc.h"
 
+#undef VI_SATURATED_BYTES  // windows are copied here, see below
 #include "../vector/gemm_q8_dot4.inc.h"
 
 /// Fewer rows leave the tile unit idle for longer than the weights take to arrive.
@@ -235,7 +236,6 @@ static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t
 void qrt_amx_gemm_q8(qrt_kernel_table *t) {
     t->gemm_q8 = dot4_gemm_q8;
     t->gemm_q8.window_sums = NULL;  // pieces are no multiples of so many
-    t->gemm_q8.window_codes = NULL;
     t->gemm_q8.name = "amx";
     t->gemm_q8.multiply = multiply;
     t->gemm_q8.codes.quantize_pieces = quantize_pieces;

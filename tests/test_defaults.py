@@ -198,7 +198,7 @@ def test_few_sets_of_fed_weights_stay_packed(monkeypatch: pytest.MonkeyPatch) ->
     """The last four in use; each holds packed weights of its own."""
     lowerings: list[object] = []
     lowered = pipeline.lowered
-    monkeypatch.setattr(pipeline, "lowered", lambda graph: lowerings.append(graph) or lowered(graph))
+    monkeypatch.setattr(pipeline, "lowered", lambda graph, **how: lowerings.append(graph) or lowered(graph, **how))
     model, values = qruntime.load(listed_bytes()), {"w": W, "b": BIAS, "v": np.ascontiguousarray(V.T), "scale": np.float32(2)}
     expected = model(X)
     held = []

@@ -27,7 +27,7 @@ def packed(model: qruntime.Model, *outputs: str) -> list[object]:
 def test_plans_of_some_outputs_share_lowered_graph_and_packed_weights(model, monkeypatch):
     lowerings = []
     lowered = pipeline.lowered
-    monkeypatch.setattr(pipeline, "lowered", lambda graph: lowerings.append(graph) or lowered(graph))
+    monkeypatch.setattr(pipeline, "lowered", lambda graph, **how: lowerings.append(graph) or lowered(graph, **how))
     feed = {"x": random(3, 16, seed=2)}
     hidden = model.run(feed, outputs=["hidden"])
     both = model.run(feed)

@@ -21,7 +21,7 @@ SESSION_NAMES = {
 """Those that users of ONNX Runtime look for."""
 
 SIGNATURES = {
-    qruntime.load: "(source, *, threads=None, external_data_dir=None)",
+    qruntime.load: "(source, *, threads=None, external_data_dir=None, exact=False)",
     Model.run: "(self, feed, outputs=None, *, out=None)",
     Model.__call__: "(self, *values, **named)",
     Model.quantize: (
@@ -46,7 +46,7 @@ SIGNATURES = {
     Model.save: "(self, path, *, external_data=None)",
 }
 
-ATTRIBUTES = {"adapter", "graph", "info", "inputs", "metadata", "outputs", "overridable", "path", "report", "threads"}
+ATTRIBUTES = {"adapter", "exact", "graph", "info", "inputs", "metadata", "outputs", "overridable", "path", "report", "threads"}
 
 
 def untyped(function: object) -> str:

@@ -36,13 +36,20 @@ static double original_coordinate(int mode, double size, double scale, double ou
     }
 }
 
-static double rounded(int mode, double x, double scale) {
+/// Where targets have no instruction for it, floor() is a call. Coordinates are far from the ends of int64.
+static inline int64_t floor_of(double x) {
+    int64_t i = (int64_t)x;
+    return i - (x < (double)i);
+}
+static inline int64_t ceil_of(double x) { return -floor_of(-x); }
+
+static int64_t rounded(int mode, double x, double scale) {
     switch (mode) {
-    case ROUND_PREFER_FLOOR: return ceil(x - 0.5);
-    case ROUND_PREFER_CEIL: return floor(x + 0.5);
-    case FLOOR: return floor(x);
-    case CEIL: return ceil(x);
-    default: return scale < 1 ? ceil(x) : floor(x);
+    case ROUND_PREFER_FLOOR: return ceil_of(x - 0.5);
+    case ROUND_PREFER_CEIL: return floor_of(x + 0.5);
+    case FLOOR: return floor_of(x);
+    case CEIL: return ceil_of(x);
+    default: return scale < 1 ? ceil_of(x) : floor_of(x);
     }
 }
 
@@ -54,7 +61,7 @@ static double cubic_kernel(double x, double a) {
     return 0;
 }
 
-static int64_t clamp(double x, int64_t size) { return x < 0 ? 0 : x > (double)(size - 1) ? size - 1 : (int64_t)x; }
+static int64_t clamp(int64_t i, int64_t size) { return i < 0 ? 0 : i > size - 1 ? size - 1 : i; }
 
 static void fill_table(axis_table *t, int mode, int coordinates, int nearest, double a) {
     const double far = 1073741824;  // outside of any image, as in ops/interpolation.py
@@ -66,9 +73,10 @@ static void fill_table(axis_table *t, int mode, int coordinates, int nearest, do
             t->index[o] = clamp(rounded(nearest, x, t->scale), t->size);
             continue;
         }
-        double low = ceil(x) - 1, fraction = x - low;
+        int64_t low = ceil_of(x) - 1;
+        double fraction = x - (double)low;
         for (int i = 0; i < taps; i++) {
-            double offset = mode == CUBIC ? i - 1 : i;
+            int offset = mode == CUBIC ? i - 1 : i;
             double weight = mode == CUBIC ? cubic_kernel(fraction - offset, a) : i ? fraction : 1 - fraction;
             t->index[o * taps + i] = clamp(low + offset, t->size);
             t->weight[o * taps + i] = (float)weight;
@@ -84,6 +92,7 @@ typedef struct {
     int64_t row_elems, line_elems, item;  ///< of the input, of the output
     int64_t num_lines, lines_per_task;
     int taps;
+    int64_t times;                     ///< how often the nearest takes each element along `columns`, 0: not equally often and in order
     char *scratch;                     ///< a row of the input for each task
 } pass;
 
@@ -136,8 +145,9 @@ static void pick_line(const axis_table *columns, int64_t times, int64_t item, co
 static int64_t repetitions(const axis_table *t) {
     int64_t times = t->size ? t->output / t->size : 0;
     if (!times || times * t->size != t->output) return 0;
-    for (int64_t o = 0; o < t->output; o++)
-        if (t->index[o] != o / times) return 0;
+    for (int64_t i = 0, o = 0; i < t->size; i++)
+        for (int64_t j = 0; j < times; j++)
+            if (t->index[o++] != i) return 0;
     return times;
 }
 
@@ -152,9 +162,10 @@ static void pick_task(void *context, int64_t task) {
     const pass *p = context;
     const axis_table *rows = p->rows;
     const int64_t row_bytes = p->row_elems * p->item, line_bytes = p->line_elems * p->item;
-    const int64_t times = p->columns ? repetitions(p->columns) : 0;
-    // Two short lines at once cost less than the call of a copy.
-    const bool doubles = times == 2 && p->item == 4 && line_bytes < SHORT_LINE;
+    const int64_t times = p->times;
+    // From the input, which is half as long, each line costs less than as a copy of the one before it, and two short ones at once
+    // less than two calls.
+    const bool doubles = times == 2 && p->item == 4, at_once = doubles && line_bytes < SHORT_LINE;
     int64_t line = task * p->lines_per_task, end = line + p->lines_per_task;
     if (end > p->num_lines) end = p->num_lines;
     int64_t outer = rows ? line / rows->output : 0, o = rows ? line % rows->output : line;
@@ -163,13 +174,13 @@ static void pick_task(void *context, int64_t task) {
         if (rows && o == rows->output) o = 0, outer++;
         const char *from = p->x + (rows ? outer * rows->size + rows->index[o] : line) * row_bytes;
         copies = copies_of(rows, o, rows && rows->output - o < end - line ? rows->output - o : end - line);
-        if (doubles && copies == 2) {
+        if (at_once && copies == 2) {
             double_lines((const uint32_t *)from, p->row_elems, (uint32_t *)to, (uint32_t *)(to + line_bytes));
             continue;
         }
         for (int64_t i = 0; i < copies; i++) {
             char *y = to + i * line_bytes;
-            if (p->columns && i == 0) pick_line(p->columns, times, p->item, from, y);
+            if (p->columns && (doubles || i == 0)) pick_line(p->columns, times, p->item, from, y);
             else memcpy(y, p->columns ? to : from, (size_t)line_bytes);
         }
     }
@@ -255,6 +266,7 @@ static qrt_status resample(qrt_run *run, const qrt_tensor *x, qrt_tensor *y, con
         bool is_pair = i == rank - 2 && tables[rank - 1].index;
         const axis_table *columns = i == rank - 1 ? &tables[i] : is_pair ? &tables[rank - 1] : NULL;
         pass p = {.x = from, .rows = i == rank - 1 ? NULL : &tables[i], .columns = columns, .item = item, .taps = mode == CUBIC ? 4 : 2};
+        if (columns && mode == NEAREST) p.times = repetitions(columns);
         p.row_elems = p.rows ? qrt_product(dims, i + 1, rank) : dims[i];
         dims[i] = tables[i].output;
         if (is_pair) dims[i + 1] = columns->output;

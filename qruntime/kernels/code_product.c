@@ -105,11 +105,11 @@ static void run_panel(panel_call *call, const qrt_q8_block *block, int64_t panel
     }
 }
 
-/// Rows of codes through the table, if there is one.
-static void look_up(const qrt_code_layer *layer, int64_t rows, void *y, int64_t ldy_elems) {
+/// Rows of the codes of panels first … last − 1 through the table, if there is one.
+static void look_up(const qrt_code_layer *layer, int64_t rows, int64_t first, int64_t last, void *y, int64_t ldy_elems) {
     if (!layer->table || !gives_codes(layer)) return;
-    const int64_t n = layer->w->base.n;
-    uint8_t *line = y;
+    const int64_t begin = first * layer->w->kernel->nr, end = last * layer->w->kernel->nr, n = (end < layer->w->base.n ? end : layer->w->base.n) - begin;
+    uint8_t *line = (uint8_t *)y + begin;
     if (n == ldy_elems) qrt_kernels.qlinear.look_up(layer->table, line, line, rows * n);
     for (int64_t r = 0; n < ldy_elems && r < rows; r++, line += ldy_elems) qrt_kernels.qlinear.look_up(layer->table, line, line, n);
 }
@@ -120,14 +120,20 @@ static int32_t sum_of(const uint8_t *codes, int64_t k) {
     return sum;
 }
 
-void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, int64_t m, void *y, int64_t ldy_elems, void *scratch) {
+static bool takes_as_they_are(const qrt_code_layer *layer) { return layer->w->kernel->takes_codes && !layer->flip; }
+
+bool qrt_code_rows_lie_packed(const qrt_code_layer *layer) {
+    return takes_as_they_are(layer) && layer->w->base.k == layer->w->k_padded;
+}
+
+void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, int64_t m, int64_t first, int64_t last, void *y,
+                      int64_t ldy_elems, void *scratch) {
     const qrt_q8_weights *w = layer->w;
     int64_t most = m < w->block_rows ? m : w->block_rows;
     qrt_q8_row *parameters = scratch;
     char *packed = (char *)scratch + round_up((int64_t)sizeof(qrt_q8_row) * most);
     uint8_t *room = (uint8_t *)packed + most * w->row_bytes;
-    const bool as_they_are = w->kernel->takes_codes && !layer->flip;
-    const bool lies_packed = as_they_are && rows->dense && w->base.k == w->k_padded;
+    const bool as_they_are = takes_as_they_are(layer), lies_packed = rows->dense && qrt_code_rows_lie_packed(layer);
     for (int64_t i = 0; i < m; i += most) {
         int64_t count = m - i < most ? m - i : most;
         for (int64_t r = 0; r < count; r++) {
@@ -152,19 +158,19 @@ void qrt_code_product(const qrt_code_layer *layer, const qrt_code_rows *rows, in
         call.layer = layer;
         call.ldy_elems = ldy_elems;
         char *to = (char *)y + (size_t)(i * ldy_elems) * item_bytes(layer);
-        for (int64_t panel = 0; panel < w->num_panels; panel++) run_panel(&call, &block, panel, to);
-        look_up(layer, count, to, ldy_elems);
+        for (int64_t panel = first; panel < last; panel++) run_panel(&call, &block, panel, to);
+        look_up(layer, count, first, last, to, ldy_elems);
     }
 }
 
 void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *windows, int64_t num_lines, int64_t line_bytes,
-                             const int32_t *sums, void *y, int64_t ldy_elems) {
+                             const int32_t *sums, int64_t first_panel, int64_t last_panel, void *y, int64_t ldy_elems) {
     const qrt_q8_weights *w = layer->w;
     const int of_line = windows->num_windows;
     panel_call call;
     call.layer = layer;
     call.ldy_elems = ldy_elems;
-    for (int64_t panel = 0; panel < w->num_panels; panel++) {
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
         begin_panel(&call, panel, y);
         for (int64_t line = 0; line < num_lines; line++) {
             qrt_q8_windows whole = *windows;
@@ -188,5 +194,5 @@ void qrt_code_window_product(const qrt_code_layer *layer, const qrt_q8_windows *
             }
         }
     }
-    look_up(layer, num_lines * of_line, y, ldy_elems);
+    look_up(layer, num_lines * of_line, first_panel, last_panel, y, ldy_elems);
 }

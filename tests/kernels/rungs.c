@@ -1342,7 +1342,10 @@ static uint8_t *code_product(const qrt_kernel_table *table, const code_case *c, 
     code_walk walk = {a, c->k};
     qrt_code_rows rows = {next_codes, &walk, is_dense ? a : NULL};
     uint8_t *y = array(c->m * c->n * (c->dtype == QRT_I32 ? 4 : 1), 1);
-    qrt_code_product(&layer, &rows, c->m, y, c->n, scratch->data);
+    const int64_t half = packed->num_panels / 2;
+    qrt_code_product(&layer, &rows, c->m, 0, half, y, c->n, scratch->data);
+    walk.a = a;
+    qrt_code_product(&layer, &rows, c->m, half, packed->num_panels, y, c->n, scratch->data);
     qrt_kernels = definition;
     qrt_buffer_drop(scratch);
     qrt_weights_free(&packed->base);

@@ -282,6 +282,30 @@ def test_products_with_few_columns(rung, n, k):
             exact("QLinearConv", inputs, constants=ALL, kernel_shape=(1, 1), strides=strides)
 
 
+@pytest.mark.parametrize(("x_shape", "window", "attributes"), [
+    ((1, 7, 7, 32), (3, 3), {"pads": (1, 1, 1, 1)}),
+    ((3, 5, 7, 64), (1, 1), {}),
+    ((2, 9, 6, 64), (1, 1), {"strides": (2, 2)}),
+    ((1, 40, 30, 16), (3, 3), {}),
+])  # fmt: skip
+def test_threads_divide_weights_or_lines(rung, x_shape, window, attributes):
+    """Weights that outweigh the codes, whose panels are divided, and codes that outweigh them, on every rung."""
+    maps, depth = 330, x_shape[-1] * int(np.prod(window))
+    x, bias, scales = codes(np.uint8, *x_shape), RNG.integers(-3000, 3000, maps).astype(np.int32), scales_for(depth, maps)
+    for w_type, w_zero, table in ((np.int8, np.int8(0), None), (np.uint8, codes(np.uint8, maps), codes(np.uint8, 256))):
+        inputs = layer(x, codes(w_type, maps, x_shape[-1], *window), np.uint8(77), w_zero, scales, np.uint8(5), bias, table)
+        exact("QLinearConv", inputs, constants=ALL, kernel_shape=window, **attributes)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 300])
+def test_threads_divide_columns_or_rows(rung, rows):
+    w, bias, table = codes(np.int8, 512, 1000), RNG.integers(-3000, 3000, 1000).astype(np.int32), codes(np.uint8, 256)
+    for last in (None, table):
+        inputs = layer(codes(np.uint8, rows, 512), w, np.uint8(9), np.int8(0), scales_for(512, 1000), np.uint8(3), bias, last)
+        exact("QLinearMatMul", inputs, constants=ALL)
+    exact("QLinearMatMul", [codes(np.uint8, rows, 512), f32(0.1), np.uint8(3), w, f32(0.3), np.int8(0), None, None, bias], constants=ALL)
+
+
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_multipliers_that_are_not_finite_are_left_to_the_definition(scale):
     x, w = codes(np.uint8, 1, 4, 4, 3), codes(np.int8, 2, 3, 1, 1)

@@ -3,9 +3,10 @@
 #include <string.h>
 
 #include "../threads.h"
+#include "code_division.h"
 
 /// Rows of sums that share a panel of weights while that is in the cache.
-enum { MOST_ROWS = 256, TASKS_PER_THREAD = 4 };
+enum { MOST_ROWS = 256 };
 
 typedef struct {
     const qrt_convolution *g;
@@ -17,7 +18,8 @@ typedef struct {
     qrt_q8_windows windows;     ///< but its codes
     char *y;
     int32_t *pixels, *sums;     ///< where weights have zero points, sums of codes: of pixels of x, of windows less the zero point
-    int64_t item, slices, lines, parts, tasks;  ///< slices of all images, whose lines are cut into parts of `lines`
+    int64_t item;
+    qrt_code_division division;  ///< of the lines of all slices of all images
 } job;
 
 static uint8_t change_of(const qrt_code_layer *layer) {
@@ -72,16 +74,24 @@ static void sum_windows(void *context, int64_t line) {
         }
 }
 
-static void multiply_part(void *context, int64_t task) {
-    const job *j = context;
+/// Lines first … last − 1 of those of all slices, which lie in one.
+static void multiply_lines(const job *j, int64_t first, int64_t last, int64_t first_panel, int64_t last_panel) {
     const qrt_convolution *g = j->g;
-    for (int64_t unit = j->slices * j->parts * task / j->tasks; unit < j->slices * j->parts * (task + 1) / j->tasks; unit++) {
-        const int64_t slice = unit / j->parts, first = unit % j->parts * j->lines;
-        qrt_q8_windows windows = j->windows;
-        windows.codes = j->x + slice / g->out[0] * j->x_image + slice % g->out[0] * g->stride[0] * j->x_slice + first * g->stride[1] * j->x_line;
-        char *y = j->y + (slice * g->out[1] + first) * g->out[2] * g->maps * j->item;
-        const int32_t *sums = j->sums ? j->sums + (slice * g->out[1] + first) * g->out[2] : NULL;
-        qrt_code_window_product(j->layer, &windows, qrt_min(j->lines, g->out[1] - first), g->stride[1] * j->x_line, sums, y, g->maps);
+    const int64_t slice = first / g->out[1], row = first % g->out[1];
+    qrt_q8_windows windows = j->windows;
+    windows.codes = j->x + slice / g->out[0] * j->x_image + slice % g->out[0] * g->stride[0] * j->x_slice + row * g->stride[1] * j->x_line;
+    char *y = j->y + first * g->out[2] * g->maps * j->item;
+    const int32_t *sums = j->sums ? j->sums + first * g->out[2] : NULL;
+    qrt_code_window_product(j->layer, &windows, last - first, g->stride[1] * j->x_line, sums, first_panel, last_panel, y, g->maps);
+}
+
+static void multiply_unit(void *context, int64_t unit) {
+    const job *j = context;
+    const qrt_code_division *d = &j->division;
+    const int64_t of_slice = j->g->out[1], panel = unit / d->blocks * d->panels, end = qrt_block_begin(d, unit % d->blocks + 1);
+    for (int64_t line = qrt_block_begin(d, unit % d->blocks), next; line < end; line = next) {
+        next = qrt_min(end, (line / of_slice + 1) * of_slice);
+        multiply_lines(j, line, next, panel, panel + d->panels);
     }
 }
 
@@ -132,13 +142,10 @@ qrt_status qrt_multiply_windows(const qrt_convolution *g, qrt_run *run, int num_
         qrt_parallel_for(num_threads, lines, sum_pixels, &j);
         qrt_parallel_for(num_threads, g->images * g->out[0] * g->out[1], sum_windows, &j);
     }
-    const int64_t wanted = num_threads > 1 ? TASKS_PER_THREAD * (int64_t)num_threads : 1;
     j.item = layer->dtype == QRT_I32 ? (int64_t)sizeof(int32_t) : 1;
-    j.slices = g->images * g->out[0];
-    j.lines = qrt_max(1, qrt_min(MOST_ROWS / g->out[2], qrt_ceil_div(g->out[1], qrt_ceil_div(wanted, j.slices))));
-    j.parts = qrt_ceil_div(g->out[1], j.lines);
-    j.tasks = qrt_min(wanted, j.slices * j.parts);
-    qrt_parallel_for(num_threads, j.tasks, multiply_part, &j);
+    const int64_t out_lines = g->images * g->out[0] * g->out[1];
+    j.division = qrt_divide_codes(layer->w, num_threads, out_lines, qrt_min(MOST_ROWS / g->out[2], g->out[1]), lines * j.x_line, true);
+    qrt_parallel_for(num_threads, j.division.blocks * j.division.runs, multiply_unit, &j);
     qrt_scratch_free(run, scratch);
     return QRT_OK;
 }

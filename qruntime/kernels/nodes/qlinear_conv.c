@@ -7,10 +7,11 @@
 
 #include "../code_product.h"
 #include "../threads.h"
+#include "code_division.h"
 #include "code_windows.h"
 #include "codes.h"
 
-enum { MIN_PARALLEL_WORK = 1 << 18, TASKS_PER_THREAD = 4, MAX_BLOCK = 128, MIN_BLOCK = 16, MOST_REACH = 1 << 16 };
+enum { MIN_PARALLEL_WORK = 1 << 18, TASKS_PER_THREAD = QRT_BLOCKS_PER_THREAD, MAX_BLOCK = 128, LINE_ROWS = 8, MOST_REACH = 1 << 16 };
 
 /// The windows of all images in order, one channel group of them, and where the next one begins.
 typedef struct {
@@ -105,7 +106,8 @@ typedef struct {
     void *const *packed;        ///< qrt_q8_weights of each group
     const int32_t *bias;        ///< [maps] or NULL
     char *y;
-    int64_t num_rows, block, blocks, tasks, task_bytes;
+    int64_t num_rows, tasks, task_bytes;
+    qrt_code_division division; ///< of each group, in lines of LINE_ROWS
     bool is_dense;              ///< windows of one element, which follow each other as the images have them
     char *scratch;
 } product_job;
@@ -113,10 +115,12 @@ typedef struct {
 static void multiply_task(void *context, int64_t task) {
     const product_job *j = context;
     const qrt_convolution *g = j->windows.g;
+    const qrt_code_division *d = &j->division;
     const size_t item = j->layer.dtype == QRT_I32 ? sizeof(int32_t) : 1;
-    const int64_t units = g->groups * j->blocks;
+    const int64_t of_group = d->blocks * d->runs, units = g->groups * of_group;
     for (int64_t unit = units * task / j->tasks; unit < units * (task + 1) / j->tasks; unit++) {
-        int64_t group = unit / j->blocks, first = unit % j->blocks * j->block;
+        const int64_t group = unit / of_group, block = unit % d->blocks, panel = unit % of_group / d->blocks * d->panels;
+        const int64_t first = qrt_block_begin(d, block) * LINE_ROWS, last = qrt_min(qrt_block_begin(d, block + 1) * LINE_ROWS, j->num_rows);
         qrt_code_layer layer = j->layer;
         layer.w = j->packed[group];
         layer.bias = j->bias ? j->bias + group * g->group_maps : NULL;
@@ -124,8 +128,8 @@ static void multiply_task(void *context, int64_t task) {
         start_at(&rows, first, group * g->group_channels);
         qrt_code_rows source = {next_window, &rows, j->is_dense ? rows.x + first * g->channels : NULL};
         char *y = j->y + (size_t)(first * g->maps + group * g->group_maps) * item;
-        qrt_code_product(&layer, &source, qrt_min(j->block, j->num_rows - first), y, g->maps,
-                         j->scratch + task * j->task_bytes);
+        const int64_t end = d->runs > 1 ? panel + d->panels : layer.w->num_panels;
+        qrt_code_product(&layer, &source, last - first, panel, end, y, g->maps, j->scratch + task * j->task_bytes);
     }
 }
 
@@ -144,19 +148,20 @@ static qrt_status multiply(product_job *j, qrt_run *run, int threads) {
         layer.bias = j->bias;
         return qrt_multiply_windows(g, run, threads, &layer, j->windows.x, j->windows.padding, j->y);
     }
-    int64_t wanted = threads > 1 ? qrt_ceil_div(TASKS_PER_THREAD * (int64_t)threads, g->groups) : 1;
-    j->block = qrt_max(qrt_min(MAX_BLOCK, qrt_ceil_div(j->num_rows, wanted)), MIN_BLOCK);
-    j->block = qrt_min(j->block, j->num_rows);
-    j->blocks = qrt_ceil_div(j->num_rows, j->block);
-    j->tasks = qrt_min(threads > 1 ? TASKS_PER_THREAD * (int64_t)threads : 1, g->groups * j->blocks);
-    size_t most = 0;
+    const qrt_q8_weights *w = j->packed[0];
+    qrt_code_layer layer = j->layer;
+    layer.w = w;
+    const bool has_runs = j->is_dense && qrt_code_rows_lie_packed(&layer);
+    j->division = qrt_divide_codes(w, threads, qrt_ceil_div(j->num_rows, LINE_ROWS), MAX_BLOCK / LINE_ROWS, j->num_rows * g->depth, has_runs);
+    j->tasks = qrt_tasks_of(&j->division, threads, g->groups);
+    size_t most_bytes = 0;
     for (int64_t i = 0; i < g->groups; i++) {  // a group may be packed by a fallback kernel
-        size_t bytes = qrt_code_scratch_bytes(j->packed[i], j->block);
-        most = bytes > most ? bytes : most;
+        const size_t bytes = qrt_code_scratch_bytes(j->packed[i], qrt_min(MAX_BLOCK, j->num_rows));
+        most_bytes = bytes > most_bytes ? bytes : most_bytes;
     }
     int64_t bytes;
-    j->task_bytes = (int64_t)(most + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
-    if (most > INT64_MAX / 4 || __builtin_mul_overflow(j->task_bytes, j->tasks, &bytes)) return QRT_NO_MEMORY;
+    j->task_bytes = (int64_t)(most_bytes + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
+    if (most_bytes > INT64_MAX / 4 || __builtin_mul_overflow(j->task_bytes, j->tasks, &bytes)) return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, (size_t)bytes);
     if (!scratch) return QRT_NO_MEMORY;
     j->scratch = scratch->data;
@@ -400,18 +405,24 @@ typedef struct {
     const uint8_t *x;
     char *y;
     size_t item;
-    int64_t num_rows, block;
+    int64_t num_rows, tasks;
+    qrt_code_division division; ///< in lines of LINE_ROWS
     char *scratch;
     size_t task_bytes;
 } matrix_job;
 
 static void matrix_task(void *context, int64_t task) {
     const matrix_job *j = context;
-    int64_t first = task * j->block, k = j->layer.w->base.k, n = j->layer.w->base.n;
-    matrix_rows rows = {j->x + first * k, k};
-    qrt_code_rows source = {next_row, &rows, rows.x};
-    qrt_code_product(&j->layer, &source, qrt_min(j->block, j->num_rows - first), j->y + (size_t)(first * n) * j->item, n,
-                     j->scratch + (size_t)task * j->task_bytes);
+    const qrt_code_division *d = &j->division;
+    const int64_t k = j->layer.w->base.k, n = j->layer.w->base.n, units = d->blocks * d->runs;
+    for (int64_t unit = units * task / j->tasks; unit < units * (task + 1) / j->tasks; unit++) {
+        const int64_t block = unit % d->blocks, panel = unit / d->blocks * d->panels;
+        const int64_t first = qrt_block_begin(d, block) * LINE_ROWS, last = qrt_min(qrt_block_begin(d, block + 1) * LINE_ROWS, j->num_rows);
+        matrix_rows rows = {j->x + first * k, k};
+        qrt_code_rows source = {next_row, &rows, rows.x};
+        qrt_code_product(&j->layer, &source, last - first, panel, panel + d->panels, j->y + (size_t)(first * n) * j->item, n,
+                         j->scratch + (size_t)task * j->task_bytes);
+    }
 }
 
 /// ints: whether there are biases, a table; element types and zero points of x and y (y float32: sums · multipliers, int32:
@@ -446,16 +457,16 @@ static qrt_status qlinear_matmul(const qrt_node *node, qrt_run *run, const qrt_t
     qrt_status status = qrt_alloc(run, &out[0], y_dtype, x->rank, dims);
     if (status != QRT_OK || out[0].size == 0) return status;
     double work = (double)j.num_rows * (double)w->base.k * (double)w->base.n;
-    int64_t wanted = work < MIN_PARALLEL_WORK ? 1 : TASKS_PER_THREAD * (int64_t)run->num_threads;
-    if (run->num_threads == 1) wanted = 1;
-    j.block = qrt_min(qrt_max(MIN_BLOCK, qrt_ceil_div(j.num_rows, wanted)), j.num_rows);
-    int64_t tasks = qrt_ceil_div(j.num_rows, j.block);
-    j.task_bytes = (qrt_code_scratch_bytes(w, j.block) + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
-    qrt_buffer *scratch = qrt_scratch(run, (size_t)tasks * j.task_bytes);
+    const int threads = work < MIN_PARALLEL_WORK ? 1 : run->num_threads;
+    const bool has_runs = qrt_code_rows_lie_packed(&j.layer);
+    j.division = qrt_divide_codes(w, threads, qrt_ceil_div(j.num_rows, LINE_ROWS), MAX_BLOCK / LINE_ROWS, x->size, has_runs);
+    j.tasks = qrt_tasks_of(&j.division, threads, 1);
+    j.task_bytes = (qrt_code_scratch_bytes(w, qrt_min(MAX_BLOCK, j.num_rows)) + QRT_ALIGNMENT - 1) / QRT_ALIGNMENT * QRT_ALIGNMENT;
+    qrt_buffer *scratch = qrt_scratch(run, (size_t)j.tasks * j.task_bytes);
     if (!scratch) return QRT_NO_MEMORY;
     j.scratch = scratch->data;
     j.y = out[0].data;
-    qrt_parallel_for(run->num_threads, tasks, matrix_task, &j);
+    qrt_parallel_for(threads, j.tasks, matrix_task, &j);
     qrt_scratch_free(run, scratch);
     return QRT_OK;
 }

@@ -101,6 +101,8 @@ cdef class PackedNBits(PackedWeights):
         self.offset, self.high_half_first = offset, high_half_first
         self.scale = _factors(scale, "scale", shape)
         self.zero_point = None if zero_point is None else _factors(zero_point, "zero_point", shape)
+        if self.zero_point is not None and (self.zero_point == (0 if table is not None else 1 << (bits - 1))).all():
+            self.zero_point = None
         self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
         if activations not in ("float", "per_token", "per_tensor", "static"):
             raise ValueError(f"activations must be float, per_token, per_tensor or static, got {activations}")

@@ -88,13 +88,6 @@ static inline vi zero_point_pair(int32_t zero_point) {
     return vi_set((int32_t)((uint16_t)-zero_point | (uint32_t)(uint16_t)(-zero_point * 128) << 16));
 }
 
-#ifndef QRT_EMULATE_VNNI
-static inline vi vi_dot2(vi acc, vi a, vi b) {
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-    return acc;
-}
-#endif
-
 /// Rows t->done … until−1. What all rows share is in registers: y may alias anything, for all the compiler knows.
 static inline __attribute__((always_inline)) void finish_some(tile_sums *t, int until, const int activation) {
     const qrt_q8_weights *w = t->w;

@@ -43,6 +43,10 @@ static inline vi add_wide(vi sums, vi u, const void *a) {
     return vi_add(sums, widened(_mm256_maddubs_epi16(four_at(a), w)));
 }
 
+/// w, sign-extended, is a pair whose upper half is not to count.
+static inline vi add_short(vi sums, vi w, vi factor) { return vi_add(sums, _mm256_madd_epi16(w, factor)); }
+static inline vi short_factor(int32_t x) { return vi_set(x & 0xffff); }
+
 #include "../vector/gemm_nbits_q8.inc.h"
 
 static inline int32_t sum_of_quarters(__m256i v) {

@@ -13,12 +13,8 @@ enum { MR = 14, NV = 2 };
 #include "../vector/attention.inc.h"
 #include "../vector/attention_few.inc.h"
 
-#ifndef QRT_EMULATE_VNNI
-static inline vi vi_dot2(vi acc, vi a, vi b) {
-    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-    return acc;
-}
-#endif
+#include "dot4.inc.h"
+
 static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_dot2(sums, a, b); }
 
 #include "../vector/attention_q16.inc.h"

@@ -6,7 +6,7 @@
 
 #if defined(__x86_64__)
 
-#define TILE_ROWS 8
+#define TILE_ROWS 6
 enum { PANELS = 2, IS_EXACT = true, WIDE_BYTES = 4, WIDE_OFFSET = 0 };
 
 #include "../vector/simd_avx512.h"

@@ -12,3 +12,5 @@ static inline vi add_wide(vi sums, vi u, const void *a) {
 }
 static inline vi widened(vi sums) { return sums; }
 #define MOST_PRODUCTS(most) INT64_MAX
+static inline vi add_short(vi sums, vi w, vi factor) { return vi_add(sums, vi_mul(w, factor)); }
+static inline vi short_factor(int32_t x) { return vi_set(x); }

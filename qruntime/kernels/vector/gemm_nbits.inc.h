@@ -169,22 +169,46 @@ ALWAYS_INLINE void multiply_decoded(const int rows, const int panels, int64_t co
 
 static void decode(const qrt_nbits_weights *w, const uint8_t *codes, int64_t k, float *values, int64_t stride);
 
+/// How far ahead of its use a panel is fetched from memory.
+enum { CODES_AHEAD = 1024, GROUPS_AHEAD = 4 };
+
+/// `ahead` of a stream through one of `panels` panels that goes on in the one behind them; `left` of it are in this one.
+ALWAYS_INLINE int64_t onward(int64_t ahead, int64_t left, const int panels, int64_t panel_length) {
+    return left > ahead ? ahead : ahead + (panels - 1) * panel_length;
+}
+
+ALWAYS_INLINE void fetch_scales(const qrt_nbits_weights *w, const int panels, int64_t panel, int64_t g) {
+    const int64_t ahead = onward(GROUPS_AHEAD, w->num_groups - g, panels, w->num_groups);
+#pragma GCC unroll 16
+    for (int p = 0; p < panels; p++) {
+        const int64_t at = qrt_nbits_group_at(w, panel + p, g + ahead);
+        if (w->half_scales) __builtin_prefetch(w->half_scales + at, 0, 3);
+        else __builtin_prefetch(w->scales + at, 0, 3);
+        if (w->zeros) __builtin_prefetch(w->zeros + at, 0, 3);
+    }
+}
+
 /// Totals of `rows` rows and `panels` panels from `panel` on. `fused`: whole steps are decoded into registers.
 ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const int bits, const int rows, const int panels,
                         const qrt_nbits_weights *w, const float *a, int64_t lda, const float *group_sums, int64_t sums_stride,
                         int64_t panel, float *c, int64_t ldc) {
     float totals[STREAMED_ROWS][MAX_PANELS * NR] = {{0}};
+    const uint8_t *end = qrt_nbits_codes(w, panel + 1, 0);
     for (int64_t g = 0; g < w->num_groups; g++) {
         int64_t depth = qrt_nbits_depth(w, g), i = 0;
         const float *x = a + g * w->group;
         const uint8_t *steps[MAX_PANELS];
         for (int p = 0; p < panels; p++) steps[p] = qrt_nbits_codes(w, panel + p, g);
+        if (rows <= 2) fetch_scales(w, panels, panel, g);
         vf sums[STREAMED_ROWS][MAX_PANELS * NV];
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 16
             for (int v = 0; v < panels * NV; v++) sums[r][v] = vf_zero();
         for (; fused && i + STEP(bits) <= depth; i += STEP(bits)) {
+            const int64_t ahead = onward(CODES_AHEAD, end - steps[0], panels, w->panel_bytes);
+#pragma GCC unroll 16
+            for (int p = 0; rows <= 2 && p < panels; p++) __builtin_prefetch(steps[p] + ahead, 0, 3);
             multiply_step(coding, bits, rows, panels, steps, x + i, lda, w->values, sums);
 #pragma GCC unroll 4
             for (int p = 0; p < panels; p++) steps[p] += STEP_BYTES(bits);

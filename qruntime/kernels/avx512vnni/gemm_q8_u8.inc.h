@@ -87,4 +87,10 @@ static inline vi vi_codes(const void *a) {
     return vi_set(codes);
 }
 
+static inline vi vi_code_pairs(const void *a) {
+    int64_t codes;
+    memcpy(&codes, a, sizeof codes);
+    return _mm512_set1_epi64(codes);
+}
+
 #include "dot4.inc.h"

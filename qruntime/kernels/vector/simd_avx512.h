@@ -184,6 +184,13 @@ static inline void vi_store_bytes_n(uint8_t *p, vi v, int64_t n) { _mm512_mask_c
 static inline void vi_store_bytes4(uint8_t *p, const vi *v) {
     for (int i = 0; i < 4; i++) vi_store_bytes(p + i * VL, v[i]);
 }
+/// Elements of a and b side by side, those of columns 0, 1, 4, 5 … and of 2, 3, 6, 7 …, and the sums of such pairs, column by column.
+static inline vi vi_low_pairs(vi a, vi b) { return _mm512_unpacklo_epi32(a, b); }
+static inline vi vi_high_pairs(vi a, vi b) { return _mm512_unpackhi_epi32(a, b); }
+static inline vi vi_sums_of_pairs(vi low, vi high) {
+    const __m512 l = _mm512_castsi512_ps(low), h = _mm512_castsi512_ps(high);
+    return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(l, h, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(l, h, 0xdd)));
+}
 /// Numbers of four vectors rounded half to even, plus `zero` (all of int16), as bytes 0 … 255 that saturate below; what is
 /// above must be no more than 255 − zero. Packs leave groups of four bytes in the order of their lanes.
 #define VI_SATURATED_BYTES

@@ -140,16 +140,24 @@ ALWAYS_INLINE void encode_row(float *row, int64_t n, float factor) {
     }
     vf c = vf_set(factor);
     int64_t j = 0;
+#ifdef VI_STORE_I16_TWICE
+    for (; j + 2 * VL <= n; j += 2 * VL) {
+        const vi first = vf_to_vi(vf_mul(vf_load(row + j), c)), second = vf_to_vi(vf_mul(vf_load(row + j + VL), c));
+        vi_store_i16_twice(codes + j, first, second);
+    }
+#endif
     for (; j + VL <= n; j += VL) vi_store_i16(codes + j, vf_to_vi(vf_mul(vf_load(row + j), c)));
     if (j < n) vi_store_i16(codes + j, vf_to_vi(vf_mul(vf_load_n(row + j, n - j), c)));
 }
 
-/// One step for many rows, then the next: what comes last in a row is a long chain, and those of the rows overlap.
-enum { TOGETHER = 4 * GROUP };
+/// One step for many rows, then the next: what comes last in a row is a long chain, and those of the rows overlap. But so many that
+/// they stay in the first-level cache from one step to the next.
+enum { TOGETHER = 4 * GROUP, TOGETHER_FLOATS = 1 << 13 };
 
 ALWAYS_INLINE void groups_of(const qrt_mask_kind kind, const bool coded, const block_of_scores *b, int64_t m) {
-    for (int64_t start = 0; start < m; start += TOGETHER) {
-        int64_t end = m - start < TOGETHER ? m : start + TOGETHER, i = start;
+    const int64_t together = b->n <= TOGETHER_FLOATS / TOGETHER ? TOGETHER : b->n <= TOGETHER_FLOATS / (2 * GROUP) ? 2 * GROUP : GROUP;
+    for (int64_t start = 0; start < m; start += together) {
+        int64_t end = m - start < together ? m : start + together, i = start;
         float largest[TOGETHER], weighted[TOGETHER];
         for (; i + GROUP <= end; i += GROUP) mask_group(kind, GROUP, coded, b, i);
         for (; i < end; i++) mask_group(kind, 1, coded, b, i);

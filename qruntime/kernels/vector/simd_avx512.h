@@ -161,6 +161,12 @@ static inline void vi_hmax4(const vi *v, float *greatest) {
     _mm_storeu_ps(greatest, _mm_castsi128_ps(q));
 }
 static inline void vi_store_i16(int16_t *p, vi v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(v)); }
+/// Not every vocabulary has it: both, one behind the other, of numbers that fit.
+#define VI_STORE_I16_TWICE
+static inline void vi_store_i16_twice(int16_t *p, vi a, vi b) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b)));
+}
 static inline vi vi_load_i16(const int16_t *p) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vi vi_hold(vi v) {
     __asm__("" : "+v"(v));

@@ -73,33 +73,28 @@ static inline vi spread_nibbles(vi bits) {
     return vi_add(vi_and(bits, vi_set(0x000f000f)), vi_and(vi_sll(bits, 4), vi_set(0x0f000f00)));
 }
 
-/// u of VL columns of a step, four k a lane.
-ALWAYS_INLINE void unpack(const int kind, const uint8_t *step, int column, vi table, vi *u) {
-    const vi packed = vi_hold(vi_load((const int32_t *)(const void *)(step + 4 * column)));
-    const vi two = vi_set(0x03030303), four = vi_set(0x0f0f0f0f);
-    if (kind == QRT_NBITS_8) {
-        u[0] = packed;
-    } else if (kind == QRT_NBITS_2 || kind == QRT_NBITS_3) {
-        u[0] = vi_and(packed, two);
-        u[1] = vi_and(vi_srl(packed, 2), two);
-        u[2] = vi_and(vi_srl(packed, 4), two);
-        u[3] = vi_and(vi_srl(packed, 6), two);
-    } else {
-        u[0] = vi_and(packed, four);
-        u[1] = vi_and(vi_srl(packed, 4), four);
+/// VL columns of a step as they lie, and of 3 bits the upper ones, four of them in each byte.
+typedef struct {
+    vi packed, high;
+} step_codes;
+
+ALWAYS_INLINE step_codes load_step(const int kind, const uint8_t *step, int column) {
+    step_codes codes = {.packed = vi_hold(vi_load((const int32_t *)(const void *)(step + 4 * column)))};
+    if (kind == QRT_NBITS_3) codes.high = spread_nibbles(vi_load_i16((const int16_t *)(const void *)(step + 64 + 2 * column)));
+    return codes;
+}
+
+/// u of quad q, four k a lane.
+ALWAYS_INLINE vi unpack(const int kind, const step_codes *codes, int q, vi table) {
+    if (kind == QRT_NBITS_8) return codes->packed;
+    if (kind == QRT_NBITS_2 || kind == QRT_NBITS_3) {
+        const vi low = vi_and(q ? vi_srl(codes->packed, 2 * q) : codes->packed, vi_set(0x03030303));
+        if (kind == QRT_NBITS_2) return low;
+        const vi high = q < 2 ? vi_sll(codes->high, 2 - q) : q == 2 ? codes->high : vi_srl(codes->high, 1);
+        return vi_add(low, vi_and(high, vi_set(0x04040404)));
     }
-    if (kind == QRT_NBITS_3) {
-        const vi high = spread_nibbles(vi_load_i16((const int16_t *)(const void *)(step + 64 + 2 * column)));
-        const vi bit = vi_set(0x04040404);
-        u[0] = vi_add(u[0], vi_and(vi_sll(high, 2), bit));
-        u[1] = vi_add(u[1], vi_and(vi_sll(high, 1), bit));
-        u[2] = vi_add(u[2], vi_and(high, bit));
-        u[3] = vi_add(u[3], vi_and(vi_srl(high, 1), bit));
-    }
-    if (IS_TABLE(kind)) {
-        u[0] = vi_lookup16(table, u[0]);
-        u[1] = vi_lookup16(table, u[1]);
-    }
+    const vi u = vi_and(q ? vi_srl(codes->packed, 4) : codes->packed, vi_set(0x0f0f0f0f));
+    return IS_TABLE(kind) ? vi_lookup16(table, u) : u;
 }
 
 #define MOST_U(kind) ((kind) == QRT_NBITS_2 ? 3 : (kind) == QRT_NBITS_3 ? 7 : (kind) == QRT_NBITS_4 ? 15 : 31)
@@ -121,18 +116,23 @@ ALWAYS_INLINE void add_steps(const int kind, const int rows, const int steps, co
 #pragma GCC unroll 8
     for (int s = 0; s < steps; s++, b += STEP_BYTES(kind), a += quads * QUAD_BYTES(kind)) {
         for (int p = 0; p < PANELS; p++) __builtin_prefetch(b + p * panel_stride + ahead, 0, 3);
+        step_codes codes[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) {
-            vi u[4];
-            unpack(kind, b + v / PANEL_VECTORS * panel_stride, v % PANEL_VECTORS * VL, table, u);
+        for (int v = 0; v < VECTORS; v++) codes[v] = load_step(kind, b + v / PANEL_VECTORS * panel_stride, v % PANEL_VECTORS * VL);
 #pragma GCC unroll 4
-            for (int q = 0; q < quads; q++)
+        for (int q = 0; q < quads; q++) {
+            vi u[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) u[v] = unpack(kind, &codes[v], q, table);
 #pragma GCC unroll 8
-                for (int r = 0; r < rows; r++) {
-                    const uint8_t *four = a + r * a_stride + q * QUAD_BYTES(kind);
+            for (int r = 0; r < rows; r++) {
+                const uint8_t *four = a + r * a_stride + q * QUAD_BYTES(kind);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) {
                     vi *sum = &sums[r][v][(s * quads + q) % split];
-                    *sum = IS_WIDE(kind) ? add_wide(*sum, u[q], four) : add_narrow(*sum, u[q], four);
+                    *sum = IS_WIDE(kind) ? add_wide(*sum, u[v], four) : add_narrow(*sum, u[v], four);
                 }
+            }
         }
     }
 }

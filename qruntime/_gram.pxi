@@ -5,7 +5,7 @@ cdef extern from "observed_rows.h" nogil:
 
 cdef extern from "gram.h" nogil:
     enum: QRT_GRAM_CODE
-    bint qrt_gram_of_codes(int64_t, int64_t, const float *, const float *, uint8_t *, int64_t *, int)
+    bint qrt_gram_of_codes(int64_t, int64_t, const float **, const float *, uint8_t *, int64_t *, int)
     void qrt_sum_magnitudes(int64_t, int64_t, const float *, const float *, int64_t *, int)
 
 GRAM_CODE = QRT_GRAM_CODE
@@ -29,20 +29,36 @@ def observe_rows(const float[:, ::1] x, float[::1] low, float[::1] high, float[:
         raise MemoryError(f"no memory for the extremes of {rows} rows of {k} channels")
 
 
-def gram_of_codes(const float[:, ::1] x, const float[::1] inverse_step, int64_t[:, ::1] total, uint8_t[::1] apart):
-    """Add XᵀX of the codes round(x · inverse_step) of the rows [T, K] to the upper triangle of `total` [K, K].
+def gram_of_codes(list batches, const float[::1] inverse_step, int64_t[:, ::1] total, uint8_t[::1] apart):
+    """Add XᵀX of the codes round(x · inverse_step) of the rows of all `batches`, each [T_i, K], to the upper triangle of `total` [K, K].
 
-    A row with a code beyond GRAM_CODE, or with NaN, is left out and gets 1 in `apart` [T].
+    A row with a code beyond GRAM_CODE, or with NaN, is left out and gets 1 in `apart` [Σ T_i].
     """
-    cdef int64_t rows = x.shape[0], k = x.shape[1]
+    cdef int64_t k = inverse_step.shape[0], rows = 0, taken = 0, row
     cdef int num_threads = qrt_definition_threads or qrt_default_threads()
-    cdef bint is_done
-    if inverse_step.shape[0] != k or total.shape[0] != k or total.shape[1] != k or apart.shape[0] != rows:
-        raise ValueError(f"{rows} rows of {k} channels need a step for each channel, sums ({k}, {k}) and a mark for each row")
+    cdef const float[:, ::1] x
+    cdef const float **each
+    cdef bint is_done, fits = total.shape[0] == k and total.shape[1] == k
+    for batch in batches:
+        x = batch
+        rows, fits = rows + x.shape[0], fits and x.shape[1] == k
+    if not fits or apart.shape[0] != rows:
+        raise ValueError(f"{rows} rows of {k} channels need rows of as many, sums ({k}, {k}) and a mark for each row")
     if rows == 0 or k == 0:
         return
-    with nogil:
-        is_done = qrt_gram_of_codes(rows, k, &x[0, 0], &inverse_step[0], &apart[0], &total[0, 0], num_threads)
+    each = <const float **>malloc(rows * sizeof(float *))
+    if each is NULL:
+        raise MemoryError(f"no memory for {rows} rows")
+    try:
+        for batch in batches:
+            x = batch
+            for row in range(x.shape[0]):
+                each[taken + row] = &x[row, 0]
+            taken += x.shape[0]
+        with nogil:
+            is_done = qrt_gram_of_codes(rows, k, each, &inverse_step[0], &apart[0], &total[0, 0], num_threads)
+    finally:
+        free(each)
     if not is_done:
         raise MemoryError(f"no memory for the codes of {rows} rows of {k} channels")
 

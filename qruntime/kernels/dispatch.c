@@ -111,6 +111,7 @@ static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
     qrt_avx_vnni_gemm_nbits_q8(t);
     qrt_avx_vnni_attention(t);
+    qrt_avx_vnni_gram(t);
 }
 static void overlay_avx512(qrt_kernel_table *t) {
     qrt_avx512_gemm_f32(t);
@@ -135,6 +136,7 @@ static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_nbits_q8(t);
     qrt_avx512vnni_attention(t);
     qrt_avx512vnni_qlinear(t);
+    qrt_avx512vnni_gram(t);
 }
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #elif defined(__aarch64__)

@@ -15,7 +15,7 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     int64_t rows, k, panels, blocks;
-    const float *x, *inverse_step;
+    const float *const *x, *inverse_step;
     uint8_t *is_apart;
     int16_t *codes;  ///< [blocks][panels][PANEL_CODES]
     int64_t *total;
@@ -30,22 +30,34 @@ static bool has_code_beyond(int64_t k, const float *x, const float *inverse_step
     return beyond;
 }
 
+/// Codes of a piece of a row, as the first or second number of each pair, which was 0.
+static inline void code_row(int64_t columns, const float *x, const float *inverse_step, bool is_second, int32_t *pairs) {
+    const int shift = is_second ? 16 : 0;
+    for (int64_t j = 0; j < columns; j++) {
+        pairs[j] |= (int32_t)(((uint32_t)rounded(x[j] * inverse_step[j]) & 0xFFFF) << shift);
+    }
+}
+
 static void code_block(void *context, int64_t block) {
     const gram_task *t = context;
     int64_t first = block * QRT_GRAM_ROWS, rows = min64(QRT_GRAM_ROWS, t->rows - first);
     for (int64_t r = 0; r < rows; r++) {
-        t->is_apart[first + r] = has_code_beyond(t->k, t->x + (first + r) * t->k, t->inverse_step);
+        t->is_apart[first + r] = has_code_beyond(t->k, t->x[first + r], t->inverse_step);
     }
     int16_t *panel = t->codes + block * t->panels * PANEL_CODES;
     for (int64_t p = 0; p < t->panels; p++, panel += PANEL_CODES) {
         int64_t columns = min64(QRT_GRAM_PANEL, t->k - p * QRT_GRAM_PANEL);
         const float *inverse_step = t->inverse_step + p * QRT_GRAM_PANEL;
+        int32_t *pairs = (int32_t *)panel;
         memset(panel, 0, PANEL_CODES * sizeof *panel);
-        for (int64_t r = 0; r < rows; r++) {
+        for (int64_t r = 0; r < rows; r++, pairs += r % 2 ? 0 : QRT_GRAM_PANEL) {
             if (t->is_apart[first + r]) continue;
-            const float *x = t->x + (first + r) * t->k + p * QRT_GRAM_PANEL;
-            int16_t *out = panel + r / 2 * 2 * QRT_GRAM_PANEL + r % 2;
-            for (int64_t j = 0; j < columns; j++) out[2 * j] = (int16_t)rounded(x[j] * inverse_step[j]);
+            const float *x = t->x[first + r] + p * QRT_GRAM_PANEL;
+            if (columns == QRT_GRAM_PANEL) {
+                code_row(QRT_GRAM_PANEL, x, inverse_step, r % 2, pairs);
+            } else {
+                code_row(columns, x, inverse_step, r % 2, pairs);
+            }
         }
     }
 }
@@ -72,7 +84,7 @@ static void panel_rows(void *context, int64_t task) {
     }
 }
 
-bool qrt_gram_of_codes(int64_t rows, int64_t k, const float *x, const float *inverse_step, uint8_t *is_apart, int64_t *total,
+bool qrt_gram_of_codes(int64_t rows, int64_t k, const float *const *x, const float *inverse_step, uint8_t *is_apart, int64_t *total,
                        int num_threads) {
     if (rows <= 0 || k <= 0) return true;
     gram_task t = {.rows = rows, .k = k, .panels = (k + QRT_GRAM_PANEL - 1) / QRT_GRAM_PANEL,

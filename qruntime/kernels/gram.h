@@ -16,10 +16,11 @@ typedef struct qrt_gram {
     void (*panels)(const int16_t *a, const int16_t *b, int64_t *sums);
 } qrt_gram;
 
-/// total[i, j] += Σ_t code[t, i] · code[t, j] for i ≤ j in panels of QRT_GRAM_PANEL columns, code = round(x · inverse_step).
+/// total[i, j] += Σ_t code[t, i] · code[t, j] for i ≤ j in panels of QRT_GRAM_PANEL columns, code = round(x[t] · inverse_step):
+/// x [rows] points to rows of k numbers, which may lie anywhere.
 /// A row that holds a code beyond QRT_GRAM_CODE, or NaN, is left out, and `is_apart` [rows] is 1 there. `total` is [k, k].
 /// False without memory.
-bool qrt_gram_of_codes(int64_t rows, int64_t k, const float *x, const float *inverse_step, uint8_t *is_apart, int64_t *total,
+bool qrt_gram_of_codes(int64_t rows, int64_t k, const float *const *x, const float *inverse_step, uint8_t *is_apart, int64_t *total,
                        int num_threads);
 
 /// total[j] += Σ_t |round(x[t, j] · inverse_step[j])|; no code may be beyond 2^21.

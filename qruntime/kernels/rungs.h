@@ -49,7 +49,9 @@ void qrt_neon_conv_q8(qrt_kernel_table *t);
 
 void qrt_portable_gram(qrt_kernel_table *t);
 void qrt_avx2_gram(qrt_kernel_table *t);
+void qrt_avx_vnni_gram(qrt_kernel_table *t);
 void qrt_avx512_gram(qrt_kernel_table *t);
+void qrt_avx512vnni_gram(qrt_kernel_table *t);
 void qrt_neon_gram(qrt_kernel_table *t);
 
 void qrt_portable_outlier_pairs(qrt_kernel_table *t);

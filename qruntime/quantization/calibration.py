@@ -77,14 +77,15 @@ class Calibration:
         )  # fmt: skip
         for group in groups:
             walk.reach(outer[group[0]])
-            yield Group(self, group, walk.held)
+            yield Group(self, group, walk)
 
 
 class Group:
     """Layers that read the same tensor, and the values that are known when the walk stands before the first of them."""
 
-    def __init__(self, calibration: Calibration, layers: Sequence[Layer], held: Sequence[Mapping[Value, Any]]):
-        self.calibration, self.layers, self.held = calibration, layers, held
+    def __init__(self, calibration: Calibration, layers: Sequence[Layer], walk: Frontier):
+        self.calibration, self.layers, self.held = calibration, layers, walk.held
+        self._walk = walk
         self._known: dict[Layer, list[list[np.ndarray]]] = {}
         self._measured: dict[tuple[Layer, frozenset[str]], tuple[Statistics | None, ...]] = {}
 
@@ -92,9 +93,19 @@ class Group:
     def tensor(self) -> Value | None:
         return self.layers[0].node.input(0)
 
+    def renew(self, values: Sequence[Value]) -> None:
+        """Its layers have come to read `values`, which nodes make that were inserted before all of them."""
+        first = self.layers[0].node
+        if first.graph is self.calibration.graph:
+            self._walk.hold(first, values)
+            self._walk.reach(first)
+            self.held = self._walk.held
+        self._known.clear()
+        self._measured.clear()
+
     def rows(self, layer: Layer) -> list[list[np.ndarray]]:
         """For each matrix of the weights, the rows it meets in each batch, without padding."""
-        same = self.layers[0] if layer.kind == "Linear" else layer
+        same = self._alike(layer)
         if same not in self._known:
             calibration = self.calibration
             found = rows_of(calibration.graph, same, self.held, calibration.num_threads)
@@ -103,7 +114,7 @@ class Group:
 
     def statistics(self, layer: Layer, kinds: Collection[str]) -> tuple[Statistics | None, ...]:
         """For each matrix of the weights; None of rows that are not known. CalibrationError for NaN, and for no rows."""
-        same = self.layers[0] if layer.kind == "Linear" else layer
+        same = self._alike(layer)
         key = same, frozenset(kinds)
         if key not in self._measured:
             name = layer.node.input(0)
@@ -112,6 +123,11 @@ class Group:
                 statistics_of(batches, kinds, text, self.calibration.places) if batches else None for batches in self.rows(layer)
             )
         return self._measured[key]
+
+    def _alike(self, layer: Layer) -> Layer:
+        """The first layer that meets the same rows."""
+        tensor = layer.node.input(0)
+        return next(one for one in self.layers if one.node.input(0) is tensor) if layer.kind == "Linear" else layer
 
     def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:
         masks, first = self.calibration.masks, node.input(0)

@@ -4,7 +4,8 @@
     quantized stream    layer after layer in running order: statistics of what the layers before it make → codes, branches
                         with gradients, block after block: floats that are learned → codes, branches → what is learned around them
 
-Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream. With gradients,
+Without steps that look at data nothing runs. A recipe whose codes need no statistics has no quantized stream; one that changes no
+tensors has no float stream where it has the other: schemes and ranges are decided there, by what layers will read. With gradients,
 what layers read is held for one block at a time: where nothing is decided by it, what the blocks before it make of a few feeds.
 """
 
@@ -165,8 +166,18 @@ class _Run:
         """Whether codes depend on what the layers before make of theirs."""
         return any(step.requires for step in self.late)
 
+    @property
+    def decides_late(self) -> bool:
+        """Whether schemes and ranges are decided in the quantized stream: one pass over the graph serves all."""
+        return self.calibration is not None and self.has_quantized_stream and not (self.recipe.transforms or self.recipe.tuning)
+
     def prepare(self, assignments: Sequence[Assignment]) -> None:
         """The float stream: statistics, and what steps decide by them before there are codes."""
+        self._give_grids(assignments, self.trained.grids)
+        for one in assignments:
+            one.facts |= self.trained.facts
+        if self.decides_late:
+            return
         decides = bool(self.early) or any(one.is_static for one in assignments)
         if self.calibration is not None and (decides or not (self.has_quantized_stream or self.recipe.tuning)):
             self.is_observed = True
@@ -179,9 +190,6 @@ class _Run:
                     transforming.look(group, seen, schemes)
             if transforming is not None:
                 self._transform(assignments, transforming)
-        self._give_grids(assignments, self.trained.grids)
-        for one in assignments:
-            one.facts |= self.trained.facts
         for one in assignments:
             self._choose(one)
         if self.recipe.tuning:
@@ -191,6 +199,16 @@ class _Run:
             self.original = clone(self.graph)
         self._insert_ranges([one for one in assignments if one.is_static])
 
+    def _decide(self, group: Group, members: Sequence[Assignment]) -> None:
+        """What `prepare` decides, for layers that read one tensor."""
+        if self.early or any(one.is_static for one in members):
+            self._observe(group, members, self.early)
+        for one in members:
+            self._choose(one)
+        rounded = self._insert_ranges([one for one in members if one.is_static], group.layers[0].node)
+        if rounded:
+            group.renew(rounded)
+
     def store(self, assignments: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
         """The quantized stream where the recipe has one: codes, layer after layer."""
         rows: dict[Assignment, QuantizedLayer | Reason] = {}
@@ -199,9 +217,16 @@ class _Run:
         rest = [one for one in assignments if one not in rows]
         if self.calibration is not None and (self.has_quantized_stream or not self.is_observed):
             for group, members in self._groups(rest, "quantize", self.calibration):
+                if self.decides_late:
+                    self._decide(group, members)
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
-        return rows | self._stored([one for one in rest if one not in rows])
+        rest = [one for one in rest if one not in rows]
+        if self.decides_late:
+            for one in rest:
+                self._choose(one)
+            self._insert_ranges([one for one in rest if one.is_static])
+        return rows | self._stored(rest)
 
     def _store_blocks(self, assignments: Sequence[Assignment], calibration: Calibration) -> dict[Assignment, QuantizedLayer | Reason]:
         """Codes, block after block, with steps that learn before them and behind them."""
@@ -314,14 +339,15 @@ class _Run:
             elif scheme != one.scheme:
                 one.scheme, one.left = scheme, misfit(self.graph, one.layer, scheme)
 
-    def _insert_ranges(self, assignments: Sequence[Assignment]) -> None:
-        """Static activations: layers that read the same tensor share its range."""
+    def _insert_ranges(self, assignments: Sequence[Assignment], before: Node | None = None) -> list[Value]:
+        """Static activations: layers that read the same tensor share its range, which stands before them, or before the node that is
+        given. What they read from now on."""
         by_tensor: dict[tuple[Graph, Value, Inputs], list[Assignment]] = {}
         for one in assignments:
             graph, tensor, inputs = one.node.graph, one.node.input(0), one.scheme.inputs
             assert graph is not None and tensor is not None and inputs is not None
             by_tensor.setdefault((graph, tensor, inputs), []).append(one)
-        choosing = self.recipe.ranges
+        choosing, made = self.recipe.ranges, []
         for (graph, tensor, inputs), members in by_tensor.items():
             known, statistics = self.trained.ranges.get(tensor.name), next(iter(members[0].statistics), None)
             if known is None and statistics is None:
@@ -338,12 +364,14 @@ class _Run:
                     one.left = Reason(str(error))
                 continue
             if inputs.format.is_paired:
-                rounded = insert_pairs(graph, tensor, readers, found)
+                rounded = insert_pairs(graph, tensor, readers, found, before)
             else:
-                rounded = insert_range(graph, tensor, readers, inputs, found)
+                rounded = insert_range(graph, tensor, readers, inputs, found, before)
+            made.append(rounded)
             for one in members:
                 one.rewire(rounded)
                 one.facts |= found.facts
+        return made
 
     def _range(self, inputs: Inputs, statistics: Statistics | None, readers: Sequence[Assignment]) -> InputRange:
         assert statistics is not None

@@ -18,13 +18,13 @@ from qruntime.quantization.steps import InputRange
 _FLOAT = onnx_code(np.float32)
 
 
-def insert_pairs(graph: Graph, value: Value, readers: Sequence[Layer], found: InputRange) -> Value:
-    """`value` of `graph`, which `readers` read as their first input, before them in pairs along its last axis whose integers have
-    the range `found`. Narrower floats are widened before and narrowed behind."""
+def insert_pairs(graph: Graph, value: Value, readers: Sequence[Layer], found: InputRange, before: Node | None = None) -> Value:
+    """`value` of `graph`, which `readers` read as their first input, before them, or the node that is given, in pairs along its last
+    axis whose integers have the range `found`. Narrower floats are widened before and narrowed behind."""
     scale = np.maximum(np.float32(found.high / MOST_NORMAL), np.finfo(np.float32).tiny)
     nodes, code = [reader.node for reader in readers], onnx_code(readers[0].dtype)
     version = next((node.version for node in nodes if not node.domain), LEAST_OPSET)
-    first = min(nodes, key=graph.nodes.index)
+    first = before or min(nodes, key=graph.nodes.index)
     wide = value if code == _FLOAT else _cast(graph, first, value, _FLOAT, version)
     rounded = Value(f"{value.name}_pairs", retyped(wide.type, _FLOAT))
     parts = [wide, constant(f"{value.name}_scale", scale)]

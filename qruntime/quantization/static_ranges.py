@@ -41,8 +41,11 @@ def parameters(found: InputRange, form: Format) -> tuple[np.ndarray, np.ndarray]
     return scale, zero_point.astype(np.uint8)
 
 
-def insert_range(graph: Graph, value: Value, readers: Sequence[Layer], inputs: Inputs, found: InputRange) -> Value:
-    """`value` of `graph`, which `readers` read as their first input, quantized and dequantized in the range `found`, before them."""
+def insert_range(
+    graph: Graph, value: Value, readers: Sequence[Layer], inputs: Inputs, found: InputRange, before: Node | None = None
+) -> Value:
+    """`value` of `graph`, which `readers` read as their first input, quantized and dequantized in the range `found`, before them, or
+    before the node that is given."""
     if inputs.granularity == TENSOR:
         found = InputRange(np.min(found.low), np.max(found.high))
     scale, zero_point = parameters(found, inputs.format)
@@ -74,7 +77,7 @@ def insert_range(graph: Graph, value: Value, readers: Sequence[Layer], inputs: I
     codes = node("QuantizeLinear", [limited, *parts], axis, Value(f"{value.name}_codes"))
     real = node("DequantizeLinear", [codes, *parts], axis, Value(f"{value.name}_rounded", wide.type))
     rounded = cast(real, code, f"{value.name}_narrow")
-    graph.insert_before(min(nodes, key=graph.nodes.index), *made)
+    graph.insert_before(before or min(nodes, key=graph.nodes.index), *made)
     return rounded
 
 

@@ -25,6 +25,7 @@ _ORDINARY = 64.0
 """Times its mean |x|: a row with a channel beyond it is rare, and summed by itself."""
 _CHUNK = 2048
 """Rows that are summed at a time."""
+_SQUARE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +67,25 @@ def exact_gram(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray)
     steps = _steps(np.minimum(absmax, _ORDINARY * exact_mean(batches, low, high)), GRAM_CODE)
     inverse = (1 / steps).astype(np.float32)
     total, left = np.zeros((len(steps), len(steps)), np.int64), []
-    for rows in _chunks(batches):
-        apart = np.zeros(len(rows), np.uint8)
-        gram_of_codes(rows, inverse, total, apart)
-        left.append(rows[apart != 0])
-    total = np.triu(total)
-    sigma = (total + np.triu(total, 1).T) * steps * steps[:, None]
-    return sigma + _gram_of_few(np.concatenate(left), absmax)
+    for several in _chunks(batches):
+        apart = np.zeros(sum(map(len, several)), np.uint8)
+        gram_of_codes(several, inverse, total, apart)
+        marks = np.split(apart != 0, np.cumsum(list(map(len, several)))[:-1])
+        left += [rows[mark] for rows, mark in zip(several, marks, strict=True)]
+    sigma = total * steps
+    sigma *= steps[:, None]
+    _mirror_upper(sigma)
+    sigma += _gram_of_few(np.concatenate(left), absmax)
+    return sigma
+
+
+def _mirror_upper(matrix: np.ndarray) -> None:
+    """What lies above the diagonal of a matrix [K, K] also below it, by blocks that stay in cache."""
+    for a in range(0, len(matrix), _SQUARE):
+        corner = matrix[a : a + _SQUARE, a : a + _SQUARE]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T
+        for b in range(a + _SQUARE, len(matrix), _SQUARE):
+            matrix[b : b + _SQUARE, a : a + _SQUARE] = matrix[a : a + _SQUARE, b : b + _SQUARE].T
 
 
 def _gram_of_few(rows: np.ndarray, absmax: np.ndarray) -> np.ndarray:
@@ -82,7 +95,9 @@ def _gram_of_few(rows: np.ndarray, absmax: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), _CHUNK):
         units = np.rint(rows[start : start + _CHUNK] / steps.astype(np.float32)).astype(np.float64)
         total += units.T @ units
-    return total * steps * steps[:, None]
+    total *= steps
+    total *= steps[:, None]
+    return total
 
 
 def exact_mean(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -90,7 +105,7 @@ def exact_mean(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray)
     steps = _steps(np.maximum(-low, high).astype(np.float64), 1 << 20)
     inverse = (1 / steps).astype(np.float32)
     total = np.zeros(len(steps), np.int64)
-    for rows in _chunks(batches):
+    for rows in batches:
         sum_magnitudes(rows, inverse, total)
     return total * steps / max(1, sum(map(len, batches)))
 
@@ -102,17 +117,17 @@ def _steps(most: np.ndarray, code: int) -> np.ndarray:
     return np.where(steps >= np.finfo(np.float32).tiny, steps, 1.0)
 
 
-def _chunks(batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """All rows, so many at a time that few sums are begun anew and few rows are held twice."""
+def _chunks(batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """All rows, so many at a time that few sums are begun anew and few codes are held."""
     waiting: list[np.ndarray] = []
     for batch in batches:
         for start in range(0, len(batch), _CHUNK):
             waiting.append(batch[start : start + _CHUNK])
             if sum(map(len, waiting)) >= _CHUNK:
-                yield np.concatenate(waiting)
+                yield waiting
                 waiting = []
     if waiting:
-        yield np.concatenate(waiting)
+        yield waiting
 
 
 _MOST_OUTPUTS = 1 << 22

@@ -129,6 +129,10 @@ class Frontier:
         inputs = [None if value is None or value.is_constant else value for value in node.inputs]
         return [tuple(None if value is None else batch[value] for value in inputs) for batch in self._batches]
 
+    def hold(self, node: Node, values: Sequence[Value]) -> None:
+        """Let `values` be known too when the walk reaches the stop `node`: of nodes that were inserted before it."""
+        self._holds = {**self._holds, node: (*self._holds.get(node, ()), *values)}
+
     def know(self, batches: Sequence[Mapping[Value, Any]]) -> None:
         """What somebody else has computed of each batch: the nodes that make these values need not run any more."""
         for held, new in zip(self._batches, batches, strict=True):

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 def gram(x: np.ndarray, inverse_step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total, apart = np.zeros((x.shape[1],) * 2, np.int64), np.zeros(len(x), np.uint8)
-    gram_of_codes(x, inverse_step, total, apart)
+    gram_of_codes([x[: len(x) // 3], x[len(x) // 3 :]], inverse_step, total, apart)
     return total, apart
 
 
@@ -47,12 +47,14 @@ def test_a_row_that_does_not_fit_is_left_out(value: float) -> None:
 def test_arguments_that_do_not_fit_are_refused() -> None:
     x, steps, total, apart = np.ones((4, 6), np.float32), np.ones(6, np.float32), np.zeros((6, 6), np.int64), np.zeros(4, np.uint8)
     for given in (
-        (x, steps[:5], total, apart),
-        (x, steps, total[:5], apart),
-        (x, steps, total[:, :5].copy(), apart),
-        (x, steps, total, apart[:3]),
+        ([x], steps[:5], total, apart),
+        ([x[:, :5].copy(), x], steps, total, np.zeros(8, np.uint8)),
+        ([x], steps, total[:5], apart),
+        ([x], steps, total[:, :5].copy(), apart),
+        ([x], steps, total, apart[:3]),
+        ([x, x], steps, total, apart),
     ):
-        with pytest.raises(ValueError, match="4 rows of 6 channels"):
+        with pytest.raises(ValueError, match="rows of . channels need"):
             gram_of_codes(*given)
     for few in ((x, steps[:5], np.zeros(6, np.int64)), (x, steps, np.zeros(5, np.int64))):
         with pytest.raises(ValueError, match="6 channels need a step and a sum each"):

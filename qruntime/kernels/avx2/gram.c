@@ -5,6 +5,8 @@
 
 static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_add(sums, _mm256_madd_epi16(a, b)); }
 
+enum { GRAM_TALL = 4 };
+
 #include "../vector/gram.inc.h"
 
 void qrt_avx2_gram(qrt_kernel_table *t) { t->gram = (qrt_gram){gram_panels}; }

@@ -8,6 +8,8 @@ static inline vi vi_pairs_add(vi sums, vi a, vi b) {
     return vi_add(sums, vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y)));
 }
 
+enum { GRAM_TALL = 4 };
+
 #include "../vector/gram.inc.h"
 
 void qrt_neon_gram(qrt_kernel_table *t) { t->gram = (qrt_gram){gram_panels}; }

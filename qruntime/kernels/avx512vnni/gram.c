@@ -1,0 +1,15 @@
+/// Products of panels of codes, two rows at a time by vpdpwssd.
+#include "../rungs.h"
+
+#include "../vector/simd_avx512.h"
+#include "dot4.inc.h"
+
+static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_dot2(sums, a, b); }
+
+enum { GRAM_TALL = 8 };
+
+#include "../vector/gram.inc.h"
+
+void qrt_avx512vnni_gram(qrt_kernel_table *t) { t->gram = (qrt_gram){gram_panels}; }
+
+#include "../vector/simd_end.h"

@@ -14,6 +14,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -57,11 +59,11 @@ class Calibration:
         made.places = [self.places[place] for place in chosen]
         return made
 
-    def groups(self, layers: Sequence[Layer]) -> Iterator[Group]:
+    def groups(self, layers: Sequence[Layer], *, ahead: bool = False) -> Iterator[Group]:
         """Layers that read the same tensor, in running order, each when the walk stands before it, or before the node that it lies in.
 
         Between two groups weights may be stored, and nodes be inserted beside the group at hand; what its layers read before
-        it is quantized is known.
+        it is quantized is known. With `ahead` the graph stays as it is: the walk goes on to the next group meanwhile.
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         outer = {layer: outermost(self.graph, layer.node) for layer in layers}
@@ -73,11 +75,21 @@ class Calibration:
         walk = Frontier(
             self.graph, self.batches, stops=[outer[group[0]] for group in groups],
             holds={outer[group[0]]: _read_as_floats(group) for group in groups if group[0].node.graph is self.graph},
-            num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes,
+            num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes // 2 if ahead else self.most_bytes,
         )  # fmt: skip
-        for group in groups:
-            walk.reach(outer[group[0]])
-            yield Group(self, group, walk)
+        if not ahead or self.num_threads == 1:
+            for group in groups:
+                walk.reach(outer[group[0]])
+                yield Group(self, group, walk)
+            return
+        with ThreadPoolExecutor(1) as walker:
+            coming = [walker.submit(walk.reach, outer[group[0]]) for group in groups[:1]]
+            for group, following in zip_longest(groups, groups[1:]):
+                coming.pop().result()
+                reached = Group(self, group, walk)
+                if following is not None:
+                    coming.append(walker.submit(walk.reach, outer[following[0]]))
+                yield reached
 
 
 class Group:

@@ -184,7 +184,7 @@ class _Run:
             transforms = self.recipe.transforms
             transforming = Transforming(self.graph, transforms, _linear_layers(self.graph), self.calibration) if transforms else None
             schemes = {one.node: one.scheme for one in assignments}
-            for group, members in self._groups(assignments, "observe", self.calibration):
+            for group, members in self._groups(assignments, "observe", self.calibration, ahead=True):
                 self._observe(group, members, self.early)
                 if transforming is not None and (seen := members[0].statistics[0]) is not None:
                     transforming.look(group, seen, schemes)
@@ -300,11 +300,13 @@ class _Run:
             one.statistics = (*changed, *one.statistics[first:])
             one.facts |= transforming.facts.get(one.node, {})
 
-    def _groups(self, assignments: Sequence[Assignment], what: str, calibration: Calibration) -> Iterator[tuple[Group, list[Assignment]]]:
+    def _groups(
+        self, assignments: Sequence[Assignment], what: str, calibration: Calibration, *, ahead: bool = False
+    ) -> Iterator[tuple[Group, list[Assignment]]]:
         """The layers that can be calibrated, those that read the same tensor together."""
         by_node = {one.node: one for one in assignments if why_no_rows(self.graph, one.layer) is None}
         done = 0
-        for group in calibration.groups([one.layer for one in by_node.values()]):
+        for group in calibration.groups([one.layer for one in by_node.values()], ahead=ahead):
             members = [by_node[layer.node] for layer in group.layers]
             yield group, members
             done += len(members)

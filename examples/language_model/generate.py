@@ -5,7 +5,7 @@
 
 FOLDER holds smollm2.onnx (inputs: ids [b, s] int64 and a cache; outputs: logits and the cache, longer by s) and
 smollm2.tokenizer.json. --export SCRIPT runs `SCRIPT --out FOLDER` first where they are missing. The last tenth of the text is
-kept for measuring. Needs tokenizers besides qruntime, and some minutes for the calibration.
+kept for measuring. Needs tokenizers besides qruntime, and two minutes for the calibration.
 """
 
 from __future__ import annotations
@@ -90,15 +90,14 @@ def main() -> None:
     held_out = max(1, min(8, len(windows) // 10))
     prompt = tokenizer.encode(given.prompt).ids
 
-    original = qruntime.load(given.folder / "smollm2.onnx", threads=1)
+    original = qruntime.load(given.folder / "smollm2.onnx")
     data = [blank(original, window[None]) for window in windows[: min(given.windows, len(windows) - held_out)]]
     for name, recipe, scheme in MODELS:
-        model = original
+        path = given.folder / "smollm2.onnx"
         if recipe is not None:
-            model = original.quantize(recipe, scheme=scheme, data=data if recipe.requires else None, progress=True)
             path = given.folder / f"smollm2.{scheme}.onnx"
-            model.save(path)
-            model = qruntime.load(path, threads=1)
+            original.quantize(recipe, scheme=scheme, data=data if recipe.requires else None, progress=True).save(path)
+        model = qruntime.load(path, threads=1)
         nats = loss(model, windows[-held_out:])
         start = time.perf_counter()
         written = list(tokens(model, prompt, given.tokens))

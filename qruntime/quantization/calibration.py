@@ -59,11 +59,12 @@ class Calibration:
         made.places = [self.places[place] for place in chosen]
         return made
 
-    def groups(self, layers: Sequence[Layer], *, ahead: bool = False) -> Iterator[Group]:
+    def groups(self, layers: Sequence[Layer], *, ahead: bool = False, finished: dict[int, Sequence[Any]] | None = None) -> Iterator[Group]:
         """Layers that read the same tensor, in running order, each when the walk stands before it, or before the node that it lies in.
 
         Between two groups weights may be stored, and nodes be inserted beside the group at hand; what its layers read before
-        it is quantized is known. With `ahead` the graph stays as it is: the walk goes on to the next group meanwhile.
+        it is quantized is known. With `ahead` the graph stays as it is: the walk goes on to the next group meanwhile. `finished` receives,
+        when all groups are done, the outputs of the batches whose numbers are its keys.
         """
         order = {node: i for i, node in enumerate(self.graph.nodes)}
         outer = {layer: outermost(self.graph, layer.node) for layer in layers}
@@ -75,20 +76,28 @@ class Calibration:
         walk = Frontier(
             self.graph, self.batches, stops=[outer[group[0]] for group in groups],
             holds={outer[group[0]]: _read_as_floats(group) for group in groups if group[0].node.graph is self.graph},
-            num_threads=self.num_threads, lower=True, most_bytes=self.most_bytes // 2 if ahead else self.most_bytes,
+            finishing=tuple(finished or ()), num_threads=self.num_threads, lower=True,
+            most_bytes=self.most_bytes // 2 if ahead else self.most_bytes,
         )  # fmt: skip
-        if not ahead or self.num_threads == 1:
-            for group in groups:
-                walk.reach(outer[group[0]])
+        stops = [outer[group[0]] for group in groups]
+        if ahead and self.num_threads > 1 and groups:
+            yield from self._reached_meanwhile(walk, groups, stops)
+        else:
+            for group, stop in zip(groups, stops, strict=True):
+                walk.reach(stop)
                 yield Group(self, group, walk)
-            return
+        if finished:
+            finished.update(zip(finished, walk.finish(), strict=True))
+
+    def _reached_meanwhile(self, walk: Frontier, groups: Sequence[Sequence[Layer]], stops: Sequence[Node]) -> Iterator[Group]:
+        """Groups one after the other, while a thread takes the walk to the next."""
         with ThreadPoolExecutor(1) as walker:
-            coming = [walker.submit(walk.reach, outer[group[0]]) for group in groups[:1]]
-            for group, following in zip_longest(groups, groups[1:]):
-                coming.pop().result()
+            coming = walker.submit(walk.reach, stops[0])
+            for group, following in zip_longest(groups, stops[1:]):
+                coming.result()
                 reached = Group(self, group, walk)
                 if following is not None:
-                    coming.append(walker.submit(walk.reach, outer[following[0]]))
+                    coming = walker.submit(walk.reach, following)
                 yield reached
 
 

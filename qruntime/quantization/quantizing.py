@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qruntime.errors import CalibrationError, QuantizationError
-from qruntime.ir import Graph, Value, clone
+from qruntime.ir import Graph, Node, Value, clone
 from qruntime.ir.formats import FLOAT16
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.cleanup import remove_dead_nodes
@@ -184,7 +184,8 @@ class _Run:
             transforms = self.recipe.transforms
             transforming = Transforming(self.graph, transforms, _linear_layers(self.graph), self.calibration) if transforms else None
             schemes = {one.node: one.scheme for one in assignments}
-            for group, members in self._groups(assignments, "observe", self.calibration, ahead=True):
+            unchanged = None if transforming is None else transforming.unchanged
+            for group, members in self._groups(assignments, "observe", self.calibration, ahead=True, finished=unchanged):
                 self._observe(group, members, self.early)
                 if transforming is not None and (seen := members[0].statistics[0]) is not None:
                     transforming.look(group, seen, schemes)
@@ -301,12 +302,12 @@ class _Run:
             one.facts |= transforming.facts.get(one.node, {})
 
     def _groups(
-        self, assignments: Sequence[Assignment], what: str, calibration: Calibration, *, ahead: bool = False
+        self, assignments: Sequence[Assignment], what: str, calibration: Calibration, **how: Any
     ) -> Iterator[tuple[Group, list[Assignment]]]:
-        """The layers that can be calibrated, those that read the same tensor together."""
+        """The layers that can be calibrated, those that read the same tensor together; `how` as `Calibration.groups` has it."""
         by_node = {one.node: one for one in assignments if why_no_rows(self.graph, one.layer) is None}
         done = 0
-        for group in calibration.groups([one.layer for one in by_node.values()], ahead=ahead):
+        for group in calibration.groups([one.layer for one in by_node.values()], **how):
             members = [by_node[layer.node] for layer in group.layers]
             yield group, members
             done += len(members)

@@ -47,6 +47,8 @@ class Transforming:
         unserved: Facts = {type(step).__name__: "its weight can follow no change of what it reads" for step in steps}
         self.facts: dict[Node, Facts] = {layer.node: {} if layer.node in served else dict(unserved) for layer in layers}
         self._order = _order(calibration.batches)
+        self.unchanged: dict[int, Sequence[Any]] = dict.fromkeys(self._order[:CHECKED], ())
+        """Of feeds that are checked, by their numbers, the outputs of the graph as it is."""
 
     def look(self, group: Group, statistics: Statistics, schemes: Mapping[Node, Scheme]) -> None:
         """Let every step choose for the tensor that `group` reads, each on top of those before it."""
@@ -90,6 +92,8 @@ class Transforming:
 
     def _drop_faults(self, numbers: list[int]) -> None:
         """Leave out what cannot be made, and what moves the outputs: of several changes together, the halves are tried."""
+        if not numbers:
+            return
         moved = self._moved(numbers)
         numbers = [number for number in numbers if number in self._chosen]
         if moved <= TOLERANCE or not numbers:
@@ -109,19 +113,14 @@ class Transforming:
         for number in numbers:
             if (reason := _apply(sites[number], self._chosen[number])) is not None:
                 self._drop(number, reason)
-        pairs = zip(self._unchanged, self._checked(copy), strict=True)
+        pairs = zip(self.unchanged.values(), self._checked(copy), strict=True)
         return max((_difference(one, other) for before, after in pairs for one, other in zip(before, after, strict=True)), default=0.0)
 
-    @cached_property
-    def _unchanged(self) -> list[list[Any]]:
-        """Outputs of the graph as it is, on the feeds that are checked."""
-        return list(self._checked(self.graph))
-
-    def _checked(self, graph: Graph) -> Iterator[list[Any]]:
-        """Outputs of the graph, or of a copy of it, on each feed that is checked."""
-        segment = Segment(graph, graph.inputs, graph.outputs, num_threads=self.calibration.num_threads, lower=True)
-        inputs = dict(zip(self.graph.inputs, graph.inputs, strict=True))
-        for number in self._order[:CHECKED]:
+    def _checked(self, copy: Graph) -> Iterator[list[Any]]:
+        """Outputs of a copy of the graph on each feed that is checked."""
+        segment = Segment(copy, copy.inputs, copy.outputs, num_threads=self.calibration.num_threads, lower=True)
+        inputs = dict(zip(self.graph.inputs, copy.inputs, strict=True))
+        for number in self.unchanged:
             made = segment.run({inputs[value]: array for value, array in self.calibration.batches[number].items()})
             yield list(made.values())
 

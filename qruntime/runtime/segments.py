@@ -77,7 +77,8 @@ class Frontier:
     `batches` are the values each batch starts from: of the inputs of the graph (`fed_values`), or of what lies behind
     them. What the walk is for are the inputs of the nodes `stops`, if those are given, and else `outputs` (default: those of
     the graph): nodes that it does not need do not run. `holds`: values that are known beside its inputs when the walk reaches a
-    stop. What is held is read-only; beyond `most_bytes` it lies in a temporary file that is mapped into memory.
+    stop. What is held is read-only; beyond `most_bytes` it lies in a temporary file that is mapped into memory. `finishing`: the batches,
+    by their numbers, that go on behind the last stop to the outputs of the graph, if anybody asks for them (`finish`).
 
     The graph may change while the walk stands before a node: what follows may read other weights, or other nodes. What
     has run stays as it ran.
@@ -91,6 +92,7 @@ class Frontier:
         outputs: Sequence[Value] | None = None,
         stops: Sequence[Node] = (),
         holds: Mapping[Node, Sequence[Value]] | None = None,
+        finishing: Sequence[int] = (),
         num_threads: int,
         lower: bool = False,
         most_bytes: int | None = None,
@@ -102,6 +104,7 @@ class Frontier:
         self.most_bytes = most_bytes
         self._stops = tuple(stops)
         self._holds = holds or {}
+        self._finishing = tuple(finishing)
         self._batches = [{value: _read_only(given) for value, given in batch.items()} for batch in batches]
         first = set(self._batches[0]) if self._batches else set()
         for index, batch in enumerate(self._batches):
@@ -139,8 +142,11 @@ class Frontier:
             held.update((value, _read_only(made)) for value, made in new.items())
 
     def finish(self) -> list[tuple[Any, ...]]:
-        """Run the rest, and return for each batch the outputs, in their order."""
+        """Run the rest, and return for each batch, or for those that are `finishing`, the outputs, in their order."""
         self._stops = ()
+        if self._finishing:
+            self.outputs = tuple(self.graph.outputs)
+            self._batches, self._finishing = [self._batches[number] for number in self._finishing], ()
         self._run(self._remaining(), [])
         return [tuple(batch[value] if value in batch else _held_by(value) for value in self.outputs) for batch in self._batches]
 
@@ -156,18 +162,28 @@ class Frontier:
             return
         made = {value for node in nodes for value in node.outputs}
         read = dict.fromkeys([*(value for node in rest for value in read_by(node)), *self._targets()])
+        later = read.keys() | self._read_later(nodes)
         known = self._batches[0].keys()
         starts = [value for value in dict.fromkeys(value for node in nodes for value in read_by(node)) if value in known]
-        wanted = [value for value in read if value in made and value not in known]
+        wanted = [value for value in dict.fromkeys([*read, *later]) if value in made and value not in known]
         segment = None
         if nodes:
             segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
         spilling = Spilling(self.most_bytes)
         for index, new in enumerate(self._made(segment)):
-            kept = {value: held for value, held in self._batches[index].items() if value in read}
+            still = later if index in self._finishing else read
+            kept = {value: held for value, held in self._batches[index].items() if value in still}
             self._batches[index] = {}
-            spilling.take(kept | {value: _read_only(result) for value, result in new.items()})
+            spilling.take(kept | {value: _read_only(result) for value, result in new.items() if value in still})
         self._batches = list(spilling.taken())
+
+    def _read_later(self, nodes: Sequence[Node]) -> set[Value]:
+        """When `nodes` have run, what batches that finish need besides what all need."""
+        if not self._finishing:
+            return set()
+        gone = set(nodes)
+        left = (node for node in needed_nodes(self.graph, self.graph.outputs, self._batches[self._finishing[0]]) if node not in gone)
+        return {*self.graph.outputs, *(value for node in left for value in read_by(node))}
 
     def _made(self, segment: Segment | None) -> Iterator[Mapping[Value, Any]]:
         """What `segment` makes of each batch, in their order. Where there are enough of them every thread takes batches of its own:

@@ -57,6 +57,9 @@ typedef void (*qrt_unary_fn)(const float *x, float *y, int64_t n, float p, float
 /// The same of float64. NULL for what is left to numpy: exponential, logarithm, sine, cosine.
 typedef void (*qrt_unary_f64_fn)(const double *x, double *y, int64_t n, double p, double q);
 
+/// The same of float16, computed in float and rounded once, to the bits of `f32_to_f16` of it.
+typedef void (*qrt_unary_f16_fn)(const uint16_t *x, uint16_t *y, int64_t n, float p, float q);
+
 /// An elementwise kernel with its parameters.
 typedef struct {
     qrt_unary_fn fn;
@@ -71,6 +74,7 @@ typedef void (*qrt_binary_fn)(const void *a, const void *b, void *y, int64_t n, 
 typedef struct qrt_pointwise {
     qrt_unary_fn unary[QRT_NUM_UNARY];
     qrt_unary_f64_fn unary_f64[QRT_NUM_UNARY];
+    qrt_unary_f16_fn unary_f16[QRT_NUM_UNARY];
     qrt_binary_fn binary_f32[QRT_NUM_BINARY];
     qrt_binary_fn binary_f64[QRT_NUM_BINARY];                      ///< neither powers nor remainders
     qrt_binary_fn binary_i32[QRT_NUM_BINARY];

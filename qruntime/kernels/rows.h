@@ -71,6 +71,9 @@ typedef struct qrt_rows {
     /// y[c] = op over r of x[r·stride_elems + c], for c < columns, in ascending r (sums in blocks of 64 rows).
     void (*reduce_columns[QRT_NUM_REDUCE_KERNELS])(const float *x, int64_t stride_elems, int64_t rows,
                                                      int64_t columns, float *y);
+    /// The same of float16, to the bits of what it is in float.
+    float (*reduce_f16[QRT_NUM_REDUCE_KERNELS])(const uint16_t *x, int64_t n);
+    void (*reduce_columns_f16[QRT_NUM_REDUCE_KERNELS])(const uint16_t *x, int64_t stride_elems, int64_t rows, int64_t columns, float *y);
     /// The same of doubles: of a row in 16 lanes, also in blocks of 2048.
     double (*reduce_f64[QRT_NUM_REDUCE_KERNELS])(const double *x, int64_t n);
     void (*reduce_columns_f64[QRT_NUM_REDUCE_KERNELS])(const double *x, int64_t stride_elems, int64_t rows, int64_t columns,

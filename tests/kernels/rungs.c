@@ -1084,7 +1084,53 @@ static void check_half_precision(void) {
     }
 }
 
+/// Of every number what the rung does in float, rounded once.
+static void check_unary_f16(void) {
+    enum { N = 1 << 16 };
+    static uint16_t x[N], y[N + 1], want[N], again[41];
+    static float wide[N];
+    for (int i = 0; i < N; i++) x[i] = (uint16_t)i;
+    for (int op = 0; op < QRT_NUM_UNARY; op++) {
+        y[N] = 77;
+        rung.pointwise.unary_f16[op](x, y, N, 0.75f, 1.25f);
+        rung.pointwise.f16_to_f32(x, wide, N);
+        rung.pointwise.unary[op](wide, wide, N, 0.75f, 1.25f);
+        rung.pointwise.f32_to_f16(wide, want, N);
+        for (int i = 0; i < N; i++) {
+            bool nan = (want[i] & 0x7fff) > 0x7c00;
+            check(nan ? (y[i] & 0x7fff) > 0x7c00 : y[i] == want[i], qrt_unary_names[op], i, 16, y[i], want[i]);
+        }
+        check(y[N] == 77, "unary of float16, beyond", op, N, y[N], 77);
+        for (int n = 0, from = 15000; n < 40; from += n++) {  // split anywhere and in place: the same bits
+            memcpy(again, x + from, sizeof *x * (size_t)n);
+            again[n] = 77;
+            rung.pointwise.unary_f16[op](again, again, n, 0.75f, 1.25f);
+            for (int i = 0; i < n; i++) check(again[i] == y[from + i], qrt_unary_names[op], n, i, again[i], y[from + i]);
+            check(again[n] == 77, "unary of float16 in place, beyond", op, n, again[n], 77);
+        }
+    }
+}
+
 // --------------------------------------------------------------------------------------------- rows
+
+/// The bits of the same numbers in float.
+static void check_reductions_f16(int64_t rows, int64_t n) {
+    const int64_t stride = n + 1;
+    uint16_t *x = array(rows * stride, sizeof *x);
+    float *wide = floats(rows * stride), *y = untouched(n + 1), *want = floats(n);
+    for (int64_t i = 0; i < rows * stride; i++) wide[i] = uniform(-2, 2);
+    definition.pointwise.f32_to_f16(wide, x, rows * stride);
+    definition.pointwise.f16_to_f32(x, wide, rows * stride);
+    for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++) {
+        for (int64_t i = 0; i < rows; i++)
+            check_same(rung.rows.reduce_f16[op](x + i * stride, n), rung.rows.reduce[op](wide + i * stride, n), qrt_reduce_names[op], n, i);
+        rung.rows.reduce_columns_f16[op](x, stride, rows, n, y);
+        rung.rows.reduce_columns[op](wide, stride, rows, n, want);
+        for (int64_t j = 0; j < n; j++) check_same(y[j], want[j], qrt_reduce_names[op], rows, j);
+        check_same(y[n], UNTOUCHED, "columns of float16, beyond", rows, n);
+    }
+    release();
+}
 
 static void check_softmax(const float *x, int64_t n, double spread) {
     float *y = untouched(n + 1);
@@ -1230,8 +1276,12 @@ static void check_rows(void) {
         release();
     }
     for (int64_t n = 0; n < 80; n += 1 + n / 8)
-        for (int64_t height = 0; height < 140; height += 1 + height / 2) check_reductions_f64(height, n);
+        for (int64_t height = 0; height < 140; height += 1 + height / 2) {
+            check_reductions_f64(height, n);
+            check_reductions_f16(height, n);
+        }
     check_reductions_f64(1, 5000);
+    check_reductions_f16(1, 5000);
     for (int op = 0; op < QRT_NUM_REDUCE_KERNELS; op++)
         for (int64_t columns = 0; columns < 80; columns += 1 + columns / 8)
             for (int64_t rows = 0; rows < 140; rows += 1 + rows / 2) {
@@ -1924,6 +1974,7 @@ int main(void) {
         check_integers(rung.pointwise.binary_i64, definition.pointwise.binary_i64, 8, false);
         check_integers(rung.pointwise.binary_bool, definition.pointwise.binary_bool, 1, true);
         check_half_precision();
+        check_unary_f16();
         check_rows();
         check_rnn();
         check_dft();

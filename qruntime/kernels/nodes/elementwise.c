@@ -10,11 +10,11 @@ enum { HALVES = 1024 };
 
 typedef struct {
     qrt_unary_fn fn;
+    qrt_unary_f16_fn half_fn;    ///< NULL but for float16
     qrt_unary_f64_fn double_fn;  ///< NULL but for float64
     const void *x;
     void *y;
     int64_t size;
-    bool is_half;
     double p, q;
 } unary_call;
 
@@ -22,21 +22,12 @@ static void unary_task(void *context, int64_t task) {
     const unary_call *call = context;
     int64_t start = task * QRT_GRAIN, left = call->size - start, n = left < QRT_GRAIN ? left : QRT_GRAIN;
     const float p = (float)call->p, q = (float)call->q;
-    if (call->double_fn) {
+    if (call->double_fn)
         call->double_fn((const double *)call->x + start, (double *)call->y + start, n, call->p, call->q);
-        return;
-    }
-    if (!call->is_half) {
+    else if (call->half_fn)
+        call->half_fn((const uint16_t *)call->x + start, (uint16_t *)call->y + start, n, p, q);
+    else
         call->fn((const float *)call->x + start, (float *)call->y + start, n, p, q);
-        return;
-    }
-    float wide[HALVES];
-    for (int64_t i = start; i < start + n; i += HALVES) {
-        int64_t count = start + n - i < HALVES ? start + n - i : HALVES;
-        qrt_kernels.pointwise.f16_to_f32((const uint16_t *)call->x + i, wide, count);
-        call->fn(wide, wide, count, p, q);
-        qrt_kernels.pointwise.f32_to_f16(wide, (uint16_t *)call->y + i, count);
-    }
 }
 
 /// ints: opcode. floats: p, q (where the operation has them; clip defaults to no bounds, the rest to 0).
@@ -46,7 +37,8 @@ static qrt_status unary(const qrt_node *node, qrt_run *run, const qrt_tensor *co
     int32_t dtype = in[0]->dtype;
     int64_t op = node->ints[0];
     if ((dtype != QRT_F32 && dtype != QRT_F16 && dtype != QRT_F64) || op < 0 || op >= QRT_NUM_UNARY) return QRT_DECLINE;
-    unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size, .is_half = dtype == QRT_F16};
+    unary_call call = {.fn = qrt_kernels.pointwise.unary[op], .x = in[0]->data, .size = in[0]->size};
+    if (dtype == QRT_F16) call.half_fn = qrt_kernels.pointwise.unary_f16[op];
     if (dtype == QRT_F64 && !(call.double_fn = qrt_kernels.pointwise.unary_f64[op])) return QRT_DECLINE;
     double parameters[2] = {op == QRT_CLIP ? -INFINITY : 0, op == QRT_CLIP ? INFINITY : 0};
     for (int i = 0; i < 2; i++) {

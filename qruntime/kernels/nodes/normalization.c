@@ -25,22 +25,34 @@ typedef struct {
     const void *x;
     void *factors, *offsets, *y;
     size_t item;                    ///< of all: floats or doubles
+    bool is_half;                   ///< x and y are float16, factors and offsets floats
     qrt_binary_fn multiply, add;
     int64_t rows, n, channels, rows_per_task;
     int step;
 } scaling;
 
-/// y = x · factor + offset, rounded after each operation: the same bits whether a channel is one element or many.
+/// `count` elements from `from` to `to`: y = x · factor + offset, rounded after each operation, so that bits are the same whether a
+/// channel is one element or many.
+static void scale_piece(const scaling *s, const void *from, int64_t channel, void *to, int64_t count) {
+    const size_t of_channel = (size_t)channel * s->item;
+    s->multiply(from, (const char *)s->factors + of_channel, to, count, 1, s->step);
+    s->add(to, (const char *)s->offsets + of_channel, to, count, 1, s->step);
+}
+
 static void scale_rows(void *context, int64_t task) {
     const scaling *s = context;
+    float wide[PIECE];
     int64_t first = task * s->rows_per_task, last = min64(first + s->rows_per_task, s->rows);
     for (int64_t row = first; row < last; row++)
         for (int64_t i = 0; i < s->n; i += PIECE) {
-            int64_t count = min64(PIECE, s->n - i), channel = s->step ? i : row % s->channels;
-            size_t at = (size_t)(row * s->n + i) * s->item, of_channel = (size_t)channel * s->item;
-            char *y = (char *)s->y + at;
-            s->multiply((const char *)s->x + at, (const char *)s->factors + of_channel, y, count, 1, s->step);
-            s->add(y, (const char *)s->offsets + of_channel, y, count, 1, s->step);
+            const int64_t count = min64(PIECE, s->n - i), channel = s->step ? i : row % s->channels, at = row * s->n + i;
+            if (s->is_half) {
+                qrt_kernels.pointwise.f16_to_f32((const uint16_t *)s->x + at, wide, count);
+                scale_piece(s, wide, channel, wide, count);
+                qrt_kernels.pointwise.f32_to_f16(wide, (uint16_t *)s->y + at, count);
+            } else {
+                scale_piece(s, (const char *)s->x + (size_t)at * s->item, channel, (char *)s->y + (size_t)at * s->item, count);
+            }
         }
 }
 
@@ -60,28 +72,41 @@ static void scale_rows(void *context, int64_t task) {
 FOLD_STATISTICS(fold_floats, float, float)
 FOLD_STATISTICS(fold_doubles, double, double)
 
+/// The same of float16, whose four vectors are widened to `wide` before.
+static bool fold_halves(int64_t channels, const qrt_tensor *const *in, double epsilon, float *factors, float *offsets, float *wide) {
+    qrt_tensor tensors[5];
+    const qrt_tensor *floats[5] = {NULL};
+    for (int i = 1; i < 5; i++, wide += channels) {
+        qrt_kernels.pointwise.f16_to_f32(in[i]->data, wide, channels);
+        tensors[i] = (qrt_tensor){.data = wide};
+        floats[i] = &tensors[i];
+    }
+    return fold_floats(channels, floats, epsilon, factors, offsets);
+}
+
 /// (x − mean) / √(variance + epsilon) · scale + bias within 3 ε (|x · factor| + |mean · factor| + |bias|).
-/// Inputs, all of float32 or of float64: x [N, C, …]; scale, bias, mean, variance [C]. floats: epsilon.
+/// Inputs, all of float32, of float64 or of float16: x [N, C, …]; scale, bias, mean, variance [C]. floats: epsilon.
 static qrt_status batch_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs != 5 || node->num_floats != 1) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
-    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64) || x->rank < 2) return QRT_DECLINE;
+    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64 && x->dtype != QRT_F16) || x->rank < 2) return QRT_DECLINE;
     int64_t channels = x->dims[1], inner = qrt_product(x->dims, 2, x->rank);
     for (int i = 1; i < 5; i++)
         if (!is_vector(in[i], x->dtype, channels)) return QRT_DECLINE;
-    const bool is_double = x->dtype == QRT_F64;
-    const size_t item = qrt_itemsize(x->dtype);
-    qrt_buffer *scratch = qrt_scratch(run, 2 * (size_t)channels * item);
+    const bool is_double = x->dtype == QRT_F64, is_half = x->dtype == QRT_F16;
+    const size_t item = is_double ? sizeof(double) : sizeof(float), of_channels = (size_t)channels * item;
+    qrt_buffer *scratch = qrt_scratch(run, (is_half ? 6 : 2) * of_channels);
     if (!scratch) return QRT_NO_MEMORY;
-    void *factors = scratch->data, *offsets = (char *)factors + (size_t)channels * item;
-    qrt_status status = QRT_DECLINE;
-    if ((is_double ? fold_doubles(channels, in, node->floats[0], factors, offsets)
-                   : fold_floats(channels, in, node->floats[0], factors, offsets)))
-        status = allocate_over_first(node, run, in, &out[0]);
+    char *factors = scratch->data, *offsets = factors + of_channels, *wide = offsets + of_channels;
+    const double epsilon = node->floats[0];
+    const bool is_finite = is_double ? fold_doubles(channels, in, epsilon, (double *)factors, (double *)offsets)
+                           : is_half ? fold_halves(channels, in, epsilon, (float *)factors, (float *)offsets, (float *)wide)
+                                     : fold_floats(channels, in, epsilon, (float *)factors, (float *)offsets);
+    qrt_status status = is_finite ? allocate_over_first(node, run, in, &out[0]) : QRT_DECLINE;
     if (status == QRT_OK && x->size) {
         const bool vectors = inner == 1;
         const qrt_binary_fn *binary = is_double ? qrt_kernels.pointwise.binary_f64 : qrt_kernels.pointwise.binary_f32;
-        scaling s = {.x = x->data, .factors = factors, .offsets = offsets, .y = out[0].data, .item = item,
+        scaling s = {.x = x->data, .factors = factors, .offsets = offsets, .y = out[0].data, .item = item, .is_half = is_half,
                      .multiply = binary[QRT_MUL], .add = binary[QRT_ADD], .rows = vectors ? x->dims[0] : x->dims[0] * channels,
                      .n = vectors ? channels : inner, .channels = channels, .step = vectors};
         s.rows_per_task = 1 + GRAIN / s.n;

@@ -12,7 +12,7 @@ enum { GRAIN = 16384 };
 typedef struct {
     const void *x;
     void *y;
-    int32_t dtype;             ///< QRT_F32 or QRT_F64, of both
+    int32_t dtype;             ///< of x: QRT_F32, QRT_F64 as y, or QRT_F16, whose y is of floats
     int64_t outer, n, inner;
     int64_t rows_per_task;     ///< inner = 1: rows of a task
     int64_t columns_per_task;  ///< inner > 1: columns of a task, of one outer index
@@ -26,6 +26,8 @@ static void reduce_rows_task(void *context, int64_t task) {
     for (int64_t row = first, n = call->n; row < last; row++)
         if (call->dtype == QRT_F64)
             ((double *)call->y)[row] = qrt_kernels.rows.reduce_f64[call->op]((const double *)call->x + row * n, n);
+        else if (call->dtype == QRT_F16)
+            ((float *)call->y)[row] = qrt_kernels.rows.reduce_f16[call->op]((const uint16_t *)call->x + row * n, n);
         else
             ((float *)call->y)[row] = qrt_kernels.rows.reduce[call->op]((const float *)call->x + row * n, n);
 }
@@ -39,6 +41,8 @@ static void reduce_columns_task(void *context, int64_t task) {
     const qrt_rows *rows = &qrt_kernels.rows;
     if (call->dtype == QRT_F64)
         rows->reduce_columns_f64[call->op]((const double *)call->x + from, call->inner, call->n, count, (double *)call->y + to);
+    else if (call->dtype == QRT_F16)
+        rows->reduce_columns_f16[call->op]((const uint16_t *)call->x + from, call->inner, call->n, count, (float *)call->y + to);
     else
         rows->reduce_columns[call->op]((const float *)call->x + from, call->inner, call->n, count, (float *)call->y + to);
 }
@@ -71,14 +75,13 @@ static int64_t reduce_i64(qrt_reduce_op op, const int64_t *x, int64_t n, int64_t
 }
 
 /// Means of sums over `count` numbers, roots of sums of squares.
-static void finish(qrt_reduce_op op, double count, qrt_tensor *out) {
-    float *y = out->data;
-    double *z = out->data;
-    bool is_double = out->dtype == QRT_F64;
-    for (int64_t i = 0; op == QRT_REDUCE_MEAN && i < out->size; i++)
+static void finish(qrt_reduce_op op, double count, bool is_double, void *numbers, int64_t size) {
+    float *y = numbers;
+    double *z = numbers;
+    for (int64_t i = 0; op == QRT_REDUCE_MEAN && i < size; i++)
         if (is_double) z[i] /= count;
         else y[i] = (float)(y[i] / count);
-    for (int64_t i = 0; op == QRT_REDUCE_L2 && i < out->size; i++)
+    for (int64_t i = 0; op == QRT_REDUCE_L2 && i < size; i++)
         if (is_double) z[i] = sqrt(z[i]);
         else y[i] = sqrtf(y[i]);
 }
@@ -104,14 +107,15 @@ static bool read_axes(const qrt_node *node, const qrt_tensor *const *in, int ran
 }
 
 /// ints: opcode (qrt_reduce_op), keepdims, noop_with_empty_axes, axes … ; or the axes as input 1 (int64).
-/// float32, float64, and int64 for sum, max, min, prod. No axes: all of them.
+/// float32, float16, float64, and int64 for sum, max, min, prod. No axes: all of them.
 static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     if (node->num_inputs < 1 || node->num_inputs > 2 || node->num_ints < 3 || !in[0]) return QRT_DECLINE;
     const qrt_tensor *x = in[0];
     int64_t opcode = node->ints[0];
     if (opcode < 0 || opcode >= QRT_NUM_REDUCE) return QRT_DECLINE;
     qrt_reduce_op op = (qrt_reduce_op)opcode;
-    if (x->dtype != QRT_F32 && x->dtype != QRT_F64 && !(x->dtype == QRT_I64 && op <= QRT_REDUCE_PROD)) return QRT_DECLINE;
+    const bool is_half = x->dtype == QRT_F16;
+    if (x->dtype != QRT_F32 && x->dtype != QRT_F64 && !is_half && !(x->dtype == QRT_I64 && op <= QRT_REDUCE_PROD)) return QRT_DECLINE;
     bool reduced[QRT_MAX_RANK];
     if (!read_axes(node, in, x->rank, reduced)) return QRT_DECLINE;
 
@@ -135,7 +139,7 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     }
     if (x->size == 0) {
         // An extreme or mean of nothing is for the definition to judge.
-        if (op != QRT_REDUCE_SUM && op != QRT_REDUCE_PROD) return QRT_DECLINE;
+        if (is_half || (op != QRT_REDUCE_SUM && op != QRT_REDUCE_PROD)) return QRT_DECLINE;
         qrt_status status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
         if (status != QRT_OK) return status;
         bool one = op == QRT_REDUCE_PROD;
@@ -161,23 +165,25 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
     for (int i = 0; i < groups; i++) stages += group_reduced[i];
     if (x->dtype == QRT_I64 && stages > 1) return QRT_DECLINE;
 
-    // From the innermost reduced group outwards; what lies between goes to scratch.
+    // From the innermost reduced group outwards; what lies between goes to scratch, as does all that becomes float16 in the end.
+    const size_t item = is_half ? sizeof(float) : qrt_itemsize(x->dtype);
+    int32_t dtype = x->dtype;
     qrt_buffer *scratch[2] = {NULL, NULL};
     int64_t size = x->size;
     qrt_status status = QRT_OK;
     const void *from = x->data;
     for (int g = groups - 1, stage = 0; g >= 0; g--) {
         if (!group_reduced[g]) continue;
-        reduce_call call = {.x = from, .dtype = x->dtype, .outer = 1, .n = group[g], .inner = 1, .op = stage_op};
+        reduce_call call = {.x = from, .dtype = dtype, .outer = 1, .n = group[g], .inner = 1, .op = stage_op};
         for (int i = 0; i < g; i++) call.outer *= group[i];
         for (int i = g + 1; i < groups; i++) call.inner *= group_reduced[i] ? 1 : group[i];
         size /= group[g];
         void *to;
-        if (++stage == stages) {
+        if (++stage == stages && !is_half) {
             status = qrt_alloc(run, &out[0], x->dtype, rank, dims);
             to = out[0].data;
         } else {
-            if (!scratch[stage % 2]) scratch[stage % 2] = qrt_scratch(run, (size_t)size * qrt_itemsize(x->dtype));
+            if (!scratch[stage % 2]) scratch[stage % 2] = qrt_scratch(run, (size_t)size * item);
             if (!scratch[stage % 2]) status = QRT_NO_MEMORY;
             to = scratch[stage % 2] ? scratch[stage % 2]->data : NULL;
         }
@@ -192,17 +198,20 @@ static qrt_status reduce(const qrt_node *node, qrt_run *run, const qrt_tensor *c
             reduce_stage(&call, run);
         }
         from = to;
+        if (is_half) dtype = QRT_F32;
         // Absolute values and squares are taken once.
         if (stage_op == QRT_REDUCE_L1 || stage_op == QRT_REDUCE_SUM_SQUARE) stage_op = QRT_REDUCE_SUM;
+    }
+    if (status == QRT_OK && stages && is_half) {
+        finish(op, count, false, (void *)from, size);
+        status = qrt_alloc(run, &out[0], QRT_F16, rank, dims);
+        if (status == QRT_OK) qrt_kernels.pointwise.f32_to_f16(from, out[0].data, size);
     }
     for (int i = 0; i < 2; i++)
         if (scratch[i]) qrt_scratch_free(run, scratch[i]);
     if (status != QRT_OK) return status;
-    if (stages == 0) {
-        qrt_alias(&out[0], x, rank, dims);
-        return QRT_OK;
-    }
-    finish(op, count, &out[0]);
+    if (stages == 0) qrt_alias(&out[0], x, rank, dims);
+    else if (!is_half) finish(op, count, dtype == QRT_F64, out[0].data, out[0].size);
     return QRT_OK;
 }
 

@@ -7,6 +7,9 @@
 /// Elements of one task: whole rows, at least this much together.
 enum { GRAIN = 8192 };
 
+/// Rows of float16 up to this length are widened in the first-level cache; longer ones in slices (widening.c).
+enum { WIDE = 4096 };
+
 typedef void (*norm_fn)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                         const qrt_norm_params *params);
 
@@ -55,6 +58,15 @@ static void softmax_rows_f64(const rows_call *call, int64_t first, int64_t last)
     for (int64_t row = first; row < last; row++) call->softmax_f64(x + row * call->n, (double *)call->y + row * call->n, call->n);
 }
 
+static void softmax_rows_f16(const rows_call *call, int64_t first, int64_t last) {
+    float wide[WIDE];
+    for (int64_t row = first; row < last; row++) {
+        qrt_kernels.pointwise.f16_to_f32((const uint16_t *)call->x + row * call->n, wide, call->n);
+        call->softmax(wide, wide, call->n);
+        qrt_kernels.pointwise.f32_to_f16(wide, (uint16_t *)call->y + row * call->n, call->n);
+    }
+}
+
 static void softmax_columns(const rows_call *call, int64_t first, int64_t last) {
     for (int64_t row = first, count; row < last; row += count) {
         const int64_t column = row % call->inner, at = row / call->inner * call->n * call->inner + column;
@@ -84,11 +96,11 @@ static qrt_status allocate_over_first(const qrt_node *node, qrt_run *run, const 
     return qrt_alloc(run, out, in[0]->dtype, in[0]->rank, in[0]->dims);
 }
 
-/// ints: axis. Input: float32, or float64 along its last axis.
+/// ints: axis. Input: float32, or float64 or float16 along its last axis.
 static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out, softmax_fn kernel,
                                softmax_columns_fn of_columns, softmax_f64_fn of_doubles) {
     const qrt_tensor *x = node->num_inputs == 1 ? in[0] : NULL;
-    if (!x || node->num_ints < 1 || (x->dtype != QRT_F32 && x->dtype != QRT_F64)) return QRT_DECLINE;
+    if (!x || node->num_ints < 1 || (x->dtype != QRT_F32 && x->dtype != QRT_F64 && x->dtype != QRT_F16)) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
     rows_call call = {.rows_of = softmax_rows, .softmax = kernel, .softmax_columns = of_columns, .softmax_f64 = of_doubles,
@@ -98,9 +110,9 @@ static qrt_status softmax_with(const qrt_node *node, qrt_run *run, const qrt_ten
         call.inner = product(x->dims, axis + 1, x->rank);
     }
     if (call.inner > 1) call.rows_of = softmax_columns;
-    if (x->dtype == QRT_F64) {
-        if (call.inner > 1) return QRT_DECLINE;
-        call.rows_of = softmax_rows_f64;
+    if (x->dtype != QRT_F32) {
+        if (call.inner > 1 || (x->dtype == QRT_F16 && call.n > WIDE)) return QRT_DECLINE;
+        call.rows_of = x->dtype == QRT_F64 ? softmax_rows_f64 : softmax_rows_f16;
     }
     qrt_status status = allocate_over_first(node, run, in, &out[0]);
     if (status != QRT_OK) return status;
@@ -133,6 +145,22 @@ static void norm_rows_f64(const rows_call *call, int64_t first, int64_t last) {
     call->norm_f64(last - first, (const double *)call->x + at, residual, sum, (double *)call->y + at, call->n, &call->params_f64);
 }
 
+static void norm_rows_f16(const rows_call *call, int64_t first, int64_t last) {
+    const qrt_pointwise *convert = &qrt_kernels.pointwise;
+    const uint16_t *x = call->x, *residual = call->residual;
+    uint16_t *y = call->y, *sum = call->sum;
+    float wide[WIDE], wide_residual[WIDE], wide_sum[WIDE];
+    const int64_t n = call->n, at_once = WIDE / n;
+    for (int64_t row = first, rows; row < last; row += rows) {
+        rows = last - row < at_once ? last - row : at_once;
+        convert->f16_to_f32(x + row * n, wide, rows * n);
+        if (residual) convert->f16_to_f32(residual + row * n, wide_residual, rows * n);
+        call->norm(rows, wide, residual ? wide_residual : NULL, sum ? wide_sum : NULL, wide, n, &call->params);
+        convert->f32_to_f16(wide, y + row * n, rows * n);
+        if (sum) convert->f32_to_f16(wide_sum, sum + row * n, rows * n);
+    }
+}
+
 static bool same_shape(const qrt_tensor *a, const qrt_tensor *b) {
     return a->rank == b->rank && !memcmp(a->dims, b->dims, (size_t)a->rank * sizeof *a->dims);
 }
@@ -147,7 +175,27 @@ static bool is_vector_of(const qrt_tensor *t, const qrt_tensor *x, int axis) {
     return true;
 }
 
-/// Inputs, all of float32 or of float64: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
+/// The vectors of float16 as floats: constants have been widened before, others are in `scratch` afterwards. False without memory.
+static bool widen_vectors(const qrt_node *node, qrt_run *run, const qrt_tensor *const *vectors, int64_t n, qrt_norm_params *params,
+                          qrt_buffer **scratch) {
+    const float *wide[2] = {NULL, NULL};
+    for (int i = 0; i < 2; i++) {
+        if (!vectors[i]) continue;
+        if (node->widened && node->widened[i + 1]) {
+            wide[i] = node->widened[i + 1]->data;
+            continue;
+        }
+        if (!*scratch && !(*scratch = qrt_scratch(run, 2 * (size_t)n * sizeof(float)))) return false;
+        float *to = (float *)(*scratch)->data + i * n;
+        qrt_kernels.pointwise.f16_to_f32(vectors[i]->data, to, n);
+        wide[i] = to;
+    }
+    params->scale = wide[0];
+    params->bias = wide[1];
+    return true;
+}
+
+/// Inputs, all of float32, of float64 or of float16: x, scale, bias, residual (all but x optional). Outputs: y, and x + residual when asked for.
 /// ints: axis, the first that is normalised. floats: epsilon.
 static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out,
                                 norm_fn kernel, norm_f64_fn of_doubles) {
@@ -155,42 +203,43 @@ static qrt_status normalization(const qrt_node *node, qrt_run *run, const qrt_te
     const qrt_tensor *x = in[0], *vectors[2] = {NULL, NULL}, *residual = NULL;
     for (int i = 1; i < node->num_inputs && i < 3; i++) vectors[i - 1] = in[i];
     if (node->num_inputs > 3) residual = in[3];
-    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64) || node->num_outputs > 2) return QRT_DECLINE;
+    if (!x || (x->dtype != QRT_F32 && x->dtype != QRT_F64 && x->dtype != QRT_F16) || node->num_outputs > 2) return QRT_DECLINE;
     int axis = normal_axis(node->ints[0], x->rank);
     if (axis < 0) return QRT_DECLINE;
     for (int i = 0; i < 2; i++)
         if (vectors[i] && !is_vector_of(vectors[i], x, axis)) return QRT_DECLINE;
     if (residual && (residual->dtype != x->dtype || !same_shape(residual, x))) return QRT_DECLINE;
 
-    const void *scale = vectors[0] ? vectors[0]->data : NULL, *bias = vectors[1] ? vectors[1]->data : NULL;
-    rows_call call = {.rows_of = x->dtype == QRT_F64 ? norm_rows_f64 : norm_rows, .norm = kernel, .norm_f64 = of_doubles,
-                      .x = x->data, .residual = residual ? residual->data : NULL};
-    call.params = (qrt_norm_params){scale, bias, (float)node->floats[0]};
-    call.params_f64 = (qrt_norm_params_f64){scale, bias, node->floats[0]};
+    rows_call call = {.rows_of = x->dtype == QRT_F64 ? norm_rows_f64 : x->dtype == QRT_F16 ? norm_rows_f16 : norm_rows,
+                      .norm = kernel, .norm_f64 = of_doubles, .x = x->data, .residual = residual ? residual->data : NULL};
     if (x->size) {
         call.n = product(x->dims, axis, x->rank);
         call.rows = x->size / call.n;
     }
+    if (x->dtype == QRT_F16 && call.n > WIDE) return QRT_DECLINE;
+    const void *scale = vectors[0] ? vectors[0]->data : NULL, *bias = vectors[1] ? vectors[1]->data : NULL;
+    call.params = (qrt_norm_params){scale, bias, (float)node->floats[0]};
+    call.params_f64 = (qrt_norm_params_f64){scale, bias, node->floats[0]};
+    qrt_buffer *scratch = NULL;
     qrt_tensor sum = {0};
-    if (node->num_outputs == 2) {
-        if (residual) {
-            qrt_status status = qrt_alloc(run, &sum, x->dtype, x->rank, x->dims);
-            if (status != QRT_OK) return status;
-            call.sum = sum.data;
-        } else {
-            qrt_alias(&sum, x, x->rank, x->dims);
-        }
+    qrt_status status = QRT_OK;
+    if (x->dtype == QRT_F16 && !widen_vectors(node, run, vectors, call.n, &call.params, &scratch)) status = QRT_NO_MEMORY;
+    if (status == QRT_OK && node->num_outputs == 2) {
+        if (residual) status = qrt_alloc(run, &sum, x->dtype, x->rank, x->dims);
+        else qrt_alias(&sum, x, x->rank, x->dims);
+        if (residual) call.sum = sum.data;
     }
     // With an alias of x among the outputs, x is no longer ours alone and will not be overwritten.
-    qrt_status status = allocate_over_first(node, run, in, &out[0]);
-    if (status != QRT_OK) {
+    if (status == QRT_OK) status = allocate_over_first(node, run, in, &out[0]);
+    if (status == QRT_OK) {
+        if (node->num_outputs == 2) out[1] = sum;
+        call.y = out[0].data;
+        run_rows(&call, run);
+    } else {
         qrt_release(run, &sum);
-        return status;
     }
-    if (node->num_outputs == 2) out[1] = sum;
-    call.y = out[0].data;
-    run_rows(&call, run);
-    return QRT_OK;
+    if (scratch) qrt_scratch_free(run, scratch);
+    return status;
 }
 
 static qrt_status layer_norm(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {

@@ -10,6 +10,21 @@ const char *const qrt_unary_names[] = {QRT_UNARY_OPS(X) NULL};
 const char *const qrt_binary_names[] = {QRT_BINARY_OPS(X) NULL};
 #undef X
 
+static uint16_t f16_of_f32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff));
+    if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and more round to inf
+    if (bits < 0x38800000) {                       // below 2^-14: a multiple of 2^-24
+        memcpy(&x, &bits, sizeof x);
+        return (uint16_t)(sign | (uint16_t)rintf(x * 0x1p24f));
+    }
+    bits += 0xfff + (bits >> 13 & 1);
+    return (uint16_t)(sign | (bits - (112u << 23)) >> 13);
+}
+
 static inline float sigmoid(float x) {
     float z = expf(-fabsf(x));
     return (x < 0 ? z : 1) / (1 + z);
@@ -32,13 +47,20 @@ static inline float clip(float x, float low, float high) {
 static inline float shrink(float x, float p, float q) { return x < -p ? x + q : x > p ? x - q : 0; }
 static inline float sign(float x) { return x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x; }
 
-#define UNARY(name, expression)                                                              \
-    static void unary_##name(const float *input, float *y, int64_t n, float p, float q) { \
-        (void)p, (void)q;                                                                    \
-        for (int64_t i = 0; i < n; i++) {                                                    \
-            float x = input[i];                                                         \
-            y[i] = expression;                                                               \
-        }                                                                                    \
+#define UNARY(name, expression)                                                                \
+    static void unary_##name(const float *input, float *y, int64_t n, float p, float q) {      \
+        (void)p, (void)q;                                                                      \
+        for (int64_t i = 0; i < n; i++) {                                                      \
+            float x = input[i];                                                                \
+            y[i] = expression;                                                                 \
+        }                                                                                      \
+    }                                                                                          \
+    static void half_unary_##name(const uint16_t *input, uint16_t *y, int64_t n, float p, float q) { \
+        (void)p, (void)q;                                                                      \
+        for (int64_t i = 0; i < n; i++) {                                                      \
+            float x = qrt_f32_of_f16(input[i]);                                                \
+            y[i] = f16_of_f32(expression);                                                     \
+        }                                                                                      \
     }
 
 UNARY(relu, x < 0 ? 0 : x)
@@ -124,21 +146,6 @@ static void f32_pow(const void *va, const void *vb, void *vy, int64_t n, int a_s
 #include "../vector/integer.inc.h"
 #include "../vector/float64.inc.h"
 
-static uint16_t f16_of_f32(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff));
-    if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and more round to inf
-    if (bits < 0x38800000) {                       // below 2^-14: a multiple of 2^-24
-        memcpy(&x, &bits, sizeof x);
-        return (uint16_t)(sign | (uint16_t)rintf(x * 0x1p24f));
-    }
-    bits += 0xfff + (bits >> 13 & 1);
-    return (uint16_t)(sign | (bits - (112u << 23)) >> 13);
-}
-
 static void f16_to_f32(const uint16_t *x, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = qrt_f32_of_f16(x[i]);
 }
@@ -149,7 +156,9 @@ static void f32_to_f16(const float *x, uint16_t *y, int64_t n) {
 
 void qrt_portable_pointwise(qrt_kernel_table *t) {
     qrt_pointwise *table = &t->pointwise;
-#define X(enumerator, name) table->unary[QRT_##enumerator] = unary_##name;
+#define X(enumerator, name)                             \
+    table->unary[QRT_##enumerator] = unary_##name;      \
+    table->unary_f16[QRT_##enumerator] = half_unary_##name;
     QRT_UNARY_OPS(X)
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../half.h"
 #include "../rungs.h"
 
 #define X(enumerator, name) #name,
@@ -85,19 +86,22 @@ static void rms_norm(int64_t rows, const float *x, const float *residual, float 
     }
 }
 
-#define REDUCE(name, start, step)                                                                            \
-    static double strided_##name(const float *px, int64_t stride, int64_t n) {                               \
+#define REDUCE_OF(prefix, T, wide, name, start, step)                                                        \
+    static double prefix##strided_##name(const T *px, int64_t stride, int64_t n) {                           \
         double acc = start;                                                                                  \
         for (int64_t i = 0; i < n; i++) {                                                                    \
-            double x = px[i * stride];                                                                       \
+            double x = wide(px[i * stride]);                                                                 \
             acc = step;                                                                                      \
         }                                                                                                    \
         return acc;                                                                                          \
     }                                                                                                        \
-    static float reduce_##name(const float *x, int64_t n) { return (float)strided_##name(x, 1, n); }         \
-    static void columns_##name(const float *x, int64_t stride, int64_t rows, int64_t columns, float *y) {    \
-        for (int64_t c = 0; c < columns; c++) y[c] = (float)strided_##name(x + c, stride, rows);             \
+    static float prefix##reduce_##name(const T *x, int64_t n) { return (float)prefix##strided_##name(x, 1, n); } \
+    static void prefix##columns_##name(const T *x, int64_t stride, int64_t rows, int64_t columns, float *y) { \
+        for (int64_t c = 0; c < columns; c++) y[c] = (float)prefix##strided_##name(x + c, stride, rows);     \
     }
+#define REDUCE(name, start, step)                             \
+    REDUCE_OF(, float, (double), name, start, step)           \
+    REDUCE_OF(half_, uint16_t, qrt_f32_of_f16, name, start, step)
 
 REDUCE(sum, 0, acc + x)
 REDUCE(max, -INFINITY, isnan(acc) || acc > x ? acc : x)
@@ -117,9 +121,11 @@ void qrt_portable_rows(qrt_kernel_table *t) {
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
     set_f64_rows(table);
-#define SET(enumerator, name)                                       \
-    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;         \
-    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;
+#define SET(enumerator, name)                                                   \
+    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;                     \
+    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;            \
+    table->reduce_f16[QRT_REDUCE_##enumerator] = half_reduce_##name;            \
+    table->reduce_columns_f16[QRT_REDUCE_##enumerator] = half_columns_##name;
     SET(SUM, sum) SET(MAX, max) SET(MIN, min) SET(PROD, prod) SET(L1, l1) SET(SUM_SQUARE, sum_square)
 #undef SET
 }

@@ -1,5 +1,6 @@
 /// Elementwise kernels, written once: include after simd_*.h and math.inc.h, with RUNG defined.
 #include "../kernels.h"
+#include "half.inc.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -8,20 +9,20 @@ typedef vf (*unary_step)(vf x, vf p, vf q);
 typedef vf (*binary_step)(vf a, vf b);
 typedef vm (*compare_step)(vf a, vf b);
 
-static inline __attribute__((always_inline)) void map_unary(unary_step f, const float *x, float *y, int64_t n,
+static inline __attribute__((always_inline)) void map_unary(unary_step f, bool half, const void *x, void *y, int64_t n,
                                                             float p, float q) {
     vf vp = vf_set(p), vq = vf_set(q);
     int64_t i = 0;
     for (; i + 2 * VL <= n; i += 2 * VL) {
-        vf first = f(vf_load(x + i), vp, vq), second = f(vf_load(x + i + VL), vp, vq);
-        vf_store(y + i, first);
-        vf_store(y + i + VL, second);
+        vf first = f(load_of(half, x, i), vp, vq), second = f(load_of(half, x, i + VL), vp, vq);
+        store_of(half, y, i, first);
+        store_of(half, y, i + VL, second);
     }
     if (i + VL <= n) {
-        vf_store(y + i, f(vf_load(x + i), vp, vq));
+        store_of(half, y, i, f(load_of(half, x, i), vp, vq));
         i += VL;
     }
-    if (i < n) vf_store_n(y + i, f(vf_load_n(x + i, n - i), vp, vq), n - i);
+    if (i < n) store_of_n(half, y, i, f(load_of_n(half, x, i, n - i), vp, vq), n - i);
 }
 
 #define UNARY(name, expression)                                                              \
@@ -30,7 +31,10 @@ static inline __attribute__((always_inline)) void map_unary(unary_step f, const 
         return expression;                                                                   \
     }                                                                                        \
     static void unary_##name(const float *x, float *y, int64_t n, float p, float q) {        \
-        map_unary(unary_##name##_step, x, y, n, p, q);                                       \
+        map_unary(unary_##name##_step, false, x, y, n, p, q);                                \
+    }                                                                                        \
+    static void half_unary_##name(const uint16_t *x, uint16_t *y, int64_t n, float p, float q) { \
+        map_unary(unary_##name##_step, true, x, y, n, p, q);                                 \
     }
 
 static inline vf below_zero(vf x, vf negative, vf positive) {
@@ -144,25 +148,21 @@ COMPARE(greater_equal, vf_le(b, a))
 
 static void f16_to_f32(const uint16_t *x, float *y, int64_t n) {
     int64_t i = 0;
-    for (; i + VL <= n; i += VL) vf_store(y + i, vf_load_f16(x + i));
-    if (i == n) return;
-    uint16_t lanes[VL] = {0};
-    memcpy(lanes, x + i, (size_t)(n - i) * sizeof *x);
-    vf_store_n(y + i, vf_load_f16(lanes), n - i);
+    for (; i + VL <= n; i += VL) vf_store(y + i, load_of(true, x, i));
+    if (i < n) vf_store_n(y + i, load_of_n(true, x, i, n - i), n - i);
 }
 
 static void f32_to_f16(const float *x, uint16_t *y, int64_t n) {
     int64_t i = 0;
-    for (; i + VL <= n; i += VL) vf_store_f16(y + i, vf_load(x + i));
-    if (i == n) return;
-    uint16_t lanes[VL];
-    vf_store_f16(lanes, vf_load_n(x + i, n - i));
-    memcpy(y + i, lanes, (size_t)(n - i) * sizeof *y);
+    for (; i + VL <= n; i += VL) store_of(true, y, i, vf_load(x + i));
+    if (i < n) store_of_n(true, y, i, vf_load_n(x + i, n - i), n - i);
 }
 
 void JOIN(qrt_, JOIN(RUNG, _pointwise))(qrt_kernel_table *t) {
     qrt_pointwise *table = &t->pointwise;
-#define X(enumerator, name) table->unary[QRT_##enumerator] = unary_##name;
+#define X(enumerator, name)                             \
+    table->unary[QRT_##enumerator] = unary_##name;      \
+    table->unary_f16[QRT_##enumerator] = half_unary_##name;
     QRT_UNARY_OPS(X)
 #undef X
 #define SET(enumerator, name) table->binary_f32[QRT_##enumerator] = f32_##name;

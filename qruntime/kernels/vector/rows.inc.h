@@ -2,6 +2,7 @@
 ///
 /// Element j of a row always goes to lane j mod (4·VL): four accumulators hide the latency of an add.
 #include "../kernels.h"
+#include "half.inc.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -20,15 +21,15 @@ ALWAYS_INLINE lanes lanes_combine(combine_step f, lanes a, lanes b) {
 }
 ALWAYS_INLINE vf lanes_fold(combine_step f, lanes a) { return f(f(a.v[0], a.v[1]), f(a.v[2], a.v[3])); }
 
-/// acc = combine(acc, value(x[j], p)) over a row; what lies behind its end counts as `fill`. The values
-/// are stored in y when `keep` (a constant) says so.
-ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc, const float *x, float *y, bool keep,
+/// acc = combine(acc, value(x[j], p)) over a row, of float16 when `half` (a constant) says so; what lies behind its end counts as
+/// `fill`. The values are stored in y when `keep` (a constant) says so.
+ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc, bool half, const void *x, float *y, bool keep,
                                int64_t n, vf p, vf fill) {
     int64_t i = 0;
     for (; i + STEP <= n; i += STEP) {
 #pragma GCC unroll 4
         for (int u = 0; u < 4; u++) {
-            vf v = value(vf_load(x + i + u * VL), p);
+            vf v = value(load_of(half, x, i + u * VL), p);
             acc.v[u] = combine(acc.v[u], v);
             if (keep) vf_store(y + i + u * VL, v);
         }
@@ -37,8 +38,8 @@ ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc
     for (int u = 0; u < 4; u++) {
         int64_t left = n - i - u * VL;
         if (left <= 0) break;
-        vf v = value(left >= VL ? vf_load(x + i + u * VL)
-                                : vf_blend(vm_first(left), vf_load_n(x + i + u * VL, left), fill), p);
+        vf v = value(left >= VL ? load_of(half, x, i + u * VL)
+                                : vf_blend(vm_first(left), load_of_n(half, x, i + u * VL, left), fill), p);
         acc.v[u] = combine(acc.v[u], v);
         if (keep && left >= VL) vf_store(y + i + u * VL, v);
         else if (keep) vf_store_n(y + i + u * VL, v, left);
@@ -47,12 +48,13 @@ ALWAYS_INLINE lanes accumulate(combine_step combine, value_step value, lanes acc
 }
 
 /// The sum of value(x[j], p): each block into fresh lanes, which are then added up.
-ALWAYS_INLINE float sum_of(value_step value, const float *x, float *y, bool keep, int64_t n, float p, float fill) {
+ALWAYS_INLINE float sum_of(value_step value, bool half, const void *x, float *y, bool keep, int64_t n, float p, float fill) {
+    const size_t item = half ? sizeof(uint16_t) : sizeof(float);
     lanes total = lanes_set(0);
     for (int64_t i = 0; i < n; i += BLOCK) {
         int64_t count = n - i < BLOCK ? n - i : BLOCK;
         lanes block = lanes_set(0);
-        block = accumulate(vf_add, value, block, x + i, keep ? y + i : NULL, keep, count, vf_set(p), vf_set(fill));
+        block = accumulate(vf_add, value, block, half, (const char *)x + (size_t)i * item, keep ? y + i : NULL, keep, count, vf_set(p), vf_set(fill));
         total = lanes_combine(vf_add, total, block);
     }
     return vf_sum(lanes_fold(vf_add, total));
@@ -66,13 +68,13 @@ static inline vf value_exp_below(vf x, vf p) { return vf_exp_nonpositive(vf_sub(
 
 /// A NaN may or may not come out: it shows up in the sum of exponentials anyway.
 static inline float max_of_numbers(const float *x, int64_t n) {
-    lanes top = accumulate(vf_max, value_itself, lanes_set(-INFINITY), x, NULL, false, n, vf_zero(), vf_set(-INFINITY));
+    lanes top = accumulate(vf_max, value_itself, lanes_set(-INFINITY), false, x, NULL, false, n, vf_zero(), vf_set(-INFINITY));
     return vf_hmax(lanes_fold(vf_max, top));
 }
 
 static void softmax(const float *x, float *y, int64_t n) {
     float top = max_of_numbers(x, n);
-    vf factor = vf_set(1.0f / sum_of(value_exp_below, x, y, true, n, top, -INFINITY));
+    vf factor = vf_set(1.0f / sum_of(value_exp_below, false, x, y, true, n, top, -INFINITY));
     int64_t i = 0;
     for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_load(y + i), factor));
     if (i < n) vf_store_n(y + i, vf_mul(vf_load_n(y + i, n - i), factor), n - i);
@@ -80,7 +82,7 @@ static void softmax(const float *x, float *y, int64_t n) {
 
 static void log_softmax(const float *x, float *y, int64_t n) {
     float top = max_of_numbers(x, n);
-    vf vtop = vf_set(top), log_sum = vf_log(vf_set(sum_of(value_exp_below, x, NULL, false, n, top, -INFINITY)));
+    vf vtop = vf_set(top), log_sum = vf_log(vf_set(sum_of(value_exp_below, false, x, NULL, false, n, top, -INFINITY)));
     int64_t i = 0;
     for (; i + VL <= n; i += VL) vf_store(y + i, vf_sub(vf_sub(vf_load(x + i), vtop), log_sum));
     if (i < n) vf_store_n(y + i, vf_sub(vf_sub(vf_load_n(x + i, n - i), vtop), log_sum), n - i);
@@ -188,10 +190,10 @@ ALWAYS_INLINE void norm_rows(bool centred, int64_t rows, const float *x, const f
         float means[GROUP] = {0}, variances[GROUP];
         for (int64_t i = 0; i < count; i++, at += n)
             s[i] = add_residual(x + at, residual ? residual + at : NULL, sum ? sum + at : NULL, y + at, n);
-        for (int64_t i = 0; i < count && centred; i++) means[i] = sum_of(value_itself, s[i], NULL, false, n, 0, 0) / (float)n;
+        for (int64_t i = 0; i < count && centred; i++) means[i] = sum_of(value_itself, false, s[i], NULL, false, n, 0, 0) / (float)n;
         for (int64_t i = 0; i < count; i++)
-            variances[i] = (centred ? sum_of(value_centred_square, s[i], NULL, false, n, means[i], means[i])
-                                    : sum_of(value_square, s[i], NULL, false, n, 0, 0)) / (float)n;
+            variances[i] = (centred ? sum_of(value_centred_square, false, s[i], NULL, false, n, means[i], means[i])
+                                    : sum_of(value_square, false, s[i], NULL, false, n, 0, 0)) / (float)n;
         for (int64_t i = 0; i < count; i++) normalize(s[i], y + (r + i) * n, n, means[i], variances[i], params);
     }
 }
@@ -206,42 +208,49 @@ static void rms_norm(int64_t rows, const float *x, const float *residual, float 
     norm_rows(false, rows, x, residual, sum, y, n, params);
 }
 
-static float reduce_sum(const float *x, int64_t n) { return sum_of(value_itself, x, NULL, false, n, 0, 0); }
-static float reduce_l1(const float *x, int64_t n) { return sum_of(value_abs, x, NULL, false, n, 0, 0); }
-static float reduce_sum_square(const float *x, int64_t n) { return sum_of(value_square, x, NULL, false, n, 0, 0); }
+/// One number of a row of floats, or of float16.
+#define REDUCE_ROWS(prefix, T, half)                                                                                          \
+    static float prefix##_sum(const T *x, int64_t n) { return sum_of(value_itself, half, x, NULL, false, n, 0, 0); }          \
+    static float prefix##_l1(const T *x, int64_t n) { return sum_of(value_abs, half, x, NULL, false, n, 0, 0); }              \
+    static float prefix##_sum_square(const T *x, int64_t n) { return sum_of(value_square, half, x, NULL, false, n, 0, 0); }   \
+    static float prefix##_max(const T *x, int64_t n) { return greatest(half, x, n); }                                         \
+    static float prefix##_min(const T *x, int64_t n) { return least(half, x, n); }                                            \
+    static float prefix##_prod(const T *x, int64_t n) { return product(half, x, n); }
 
-static float reduce_max(const float *x, int64_t n) {
+ALWAYS_INLINE float greatest(bool half, const void *x, int64_t n) {
     vf lowest = vf_set(-INFINITY);
-    lanes acc = accumulate(vf_max_nan, value_itself, lanes_set(-INFINITY), x, NULL, false, n, vf_zero(), lowest);
+    lanes acc = accumulate(vf_max_nan, value_itself, lanes_set(-INFINITY), half, x, NULL, false, n, vf_zero(), lowest);
     vf v = lanes_fold(vf_max_nan, acc);
     return vm_bits(vf_is_nan(v)) ? NAN : vf_hmax(v);
 }
-static float reduce_min(const float *x, int64_t n) {
+ALWAYS_INLINE float least(bool half, const void *x, int64_t n) {
     vf highest = vf_set(INFINITY);
-    lanes acc = accumulate(vf_min_nan, value_itself, lanes_set(INFINITY), x, NULL, false, n, vf_zero(), highest);
+    lanes acc = accumulate(vf_min_nan, value_itself, lanes_set(INFINITY), half, x, NULL, false, n, vf_zero(), highest);
     vf v = lanes_fold(vf_min_nan, acc);
     return vm_bits(vf_is_nan(v)) ? NAN : vf_hmin(v);
 }
-static float reduce_prod(const float *x, int64_t n) {
+ALWAYS_INLINE float product(bool half, const void *x, int64_t n) {
     float values[VL], product = 1;
-    lanes acc = accumulate(vf_mul, value_itself, lanes_set(1), x, NULL, false, n, vf_zero(), vf_set(1));
+    lanes acc = accumulate(vf_mul, value_itself, lanes_set(1), half, x, NULL, false, n, vf_zero(), vf_set(1));
     vf_store(values, lanes_fold(vf_mul, acc));
     for (int i = 0; i < VL; i++) product *= values[i];
     return product;
 }
+REDUCE_ROWS(reduce, float, false)
+REDUCE_ROWS(half_reduce, uint16_t, true)
 
 /// All rows of `vectors` whole vectors of columns, or of the first `partial` lanes of one.
-ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float start, const float *x, int64_t stride,
-                                int64_t rows, int vectors, int64_t partial, float *y) {
+ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float start, bool half, const void *x, int64_t first,
+                                int64_t stride, int64_t rows, int vectors, int64_t partial, float *y) {
     lanes total = lanes_set(start);
     for (int64_t r = 0; r < rows; r += BLOCK_ROWS) {
         int64_t end = rows - r < BLOCK_ROWS ? rows : r + BLOCK_ROWS;
         lanes block = lanes_set(start);
         for (int64_t k = r; k < end; k++) {
-            const float *row = x + k * stride;
+            const int64_t row = k * stride + first;
 #pragma GCC unroll 4
             for (int u = 0; u < vectors; u++) {
-                vf v = partial ? vf_load_n(row, partial) : vf_load(row + u * VL);
+                vf v = partial ? load_of_n(half, x, row, partial) : load_of(half, x, row + u * VL);
                 block.v[u] = combine(block.v[u], value(v, vf_zero()));
             }
         }
@@ -254,17 +263,20 @@ ALWAYS_INLINE void reduce_panel(combine_step combine, value_step value, float st
     }
 }
 
-ALWAYS_INLINE void reduce_all_columns(combine_step combine, value_step value, float start, const float *x,
+ALWAYS_INLINE void reduce_all_columns(combine_step combine, value_step value, float start, bool half, const void *x,
                                       int64_t stride, int64_t rows, int64_t columns, float *y) {
     int64_t c = 0;
-    for (; c + 4 * VL <= columns; c += 4 * VL) reduce_panel(combine, value, start, x + c, stride, rows, 4, 0, y + c);
-    for (; c + VL <= columns; c += VL) reduce_panel(combine, value, start, x + c, stride, rows, 1, 0, y + c);
-    if (c < columns) reduce_panel(combine, value, start, x + c, stride, rows, 1, columns - c, y + c);
+    for (; c + 4 * VL <= columns; c += 4 * VL) reduce_panel(combine, value, start, half, x, c, stride, rows, 4, 0, y + c);
+    for (; c + VL <= columns; c += VL) reduce_panel(combine, value, start, half, x, c, stride, rows, 1, 0, y + c);
+    if (c < columns) reduce_panel(combine, value, start, half, x, c, stride, rows, 1, columns - c, y + c);
 }
 
 #define COLUMNS(name, combine, value, start)                                                                      \
     static void columns_##name(const float *x, int64_t stride, int64_t rows, int64_t columns, float *y) {         \
-        reduce_all_columns(combine, value, start, x, stride, rows, columns, y);                                   \
+        reduce_all_columns(combine, value, start, false, x, stride, rows, columns, y);                            \
+    }                                                                                                             \
+    static void half_columns_##name(const uint16_t *x, int64_t stride, int64_t rows, int64_t columns, float *y) { \
+        reduce_all_columns(combine, value, start, true, x, stride, rows, columns, y);                             \
     }
 COLUMNS(sum, vf_add, value_itself, 0)
 COLUMNS(max, vf_max_nan, value_itself, -INFINITY)
@@ -284,9 +296,11 @@ void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
     set_f64_rows(table);
-#define SET(enumerator, name)                                       \
-    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;         \
-    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;
+#define SET(enumerator, name)                                                   \
+    table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;                     \
+    table->reduce_columns[QRT_REDUCE_##enumerator] = columns_##name;            \
+    table->reduce_f16[QRT_REDUCE_##enumerator] = half_reduce_##name;            \
+    table->reduce_columns_f16[QRT_REDUCE_##enumerator] = half_columns_##name;
     SET(SUM, sum) SET(MAX, max) SET(MIN, min) SET(PROD, prod) SET(L1, l1) SET(SUM_SQUARE, sum_square)
 #undef SET
 }

@@ -116,15 +116,15 @@ ALWAYS_INLINE void decode_steps(const qrt_nbits_coding coding, const int bits, c
         }
 }
 
-/// A step times its activations, for `rows` rows and `panels` panels.
+/// A step times its activations, for `rows` rows and `panels` panels, `panel_bytes` from one to the next.
 ALWAYS_INLINE void multiply_step(const qrt_nbits_coding coding, const int bits, const int rows, const int panels,
-                                 const uint8_t *const *steps, const float *a, int64_t lda, const float *values,
+                                 const uint8_t *codes, int64_t panel_bytes, const float *a, int64_t lda, const float *values,
                                  vf sums[][MAX_PANELS * NV]) {
     const int step = STEP(bits);
     vi words[MAX_PANELS * NV][2];
     if (coding != QRT_NBITS_UNIFORM) {
 #pragma GCC unroll 16
-        for (int i = 0; i < panels * NV; i++) load_words(bits, steps[i / NV], i % NV, words[i]);
+        for (int i = 0; i < panels * NV; i++) load_words(bits, codes + i / NV * panel_bytes, i % NV, words[i]);
     }
 #pragma GCC unroll 16
     for (int j = 0; j < step; j++) {
@@ -139,7 +139,7 @@ ALWAYS_INLINE void multiply_step(const qrt_nbits_coding coding, const int bits, 
         }
 #pragma GCC unroll 16
         for (int i = 0; i < panels * NV; i++) {
-            const uint8_t *columns = steps[i / NV] + 4 * VL * (i % NV);
+            const uint8_t *columns = codes + i / NV * panel_bytes + 4 * VL * (i % NV);
             vf value;
             if (coding == QRT_NBITS_UNIFORM)  // the words are read anew for every code: that is cheaper than keeping them
                 value = uniform(at, is_upper(bits, j) ? vi_load_upper(columns) : vi_load((const int32_t *)columns));
@@ -197,8 +197,7 @@ ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const i
     for (int64_t g = 0; g < w->num_groups; g++) {
         int64_t depth = qrt_nbits_depth(w, g), i = 0;
         const float *x = a + g * w->group;
-        const uint8_t *steps[MAX_PANELS];
-        for (int p = 0; p < panels; p++) steps[p] = qrt_nbits_codes(w, panel + p, g);
+        const uint8_t *codes = qrt_nbits_codes(w, panel, g);
         if (rows <= 2) fetch_scales(w, panels, panel, g);
         vf sums[STREAMED_ROWS][MAX_PANELS * NV];
 #pragma GCC unroll 4
@@ -206,21 +205,18 @@ ALWAYS_INLINE void flow(const bool fused, const qrt_nbits_coding coding, const i
 #pragma GCC unroll 16
             for (int v = 0; v < panels * NV; v++) sums[r][v] = vf_zero();
         for (; fused && i + STEP(bits) <= depth; i += STEP(bits)) {
-            const int64_t ahead = onward(CODES_AHEAD, end - steps[0], panels, w->panel_bytes);
+            const int64_t ahead = onward(CODES_AHEAD, end - codes, panels, w->panel_bytes);
 #pragma GCC unroll 16
-            for (int p = 0; rows <= 2 && p < panels; p++) __builtin_prefetch(steps[p] + ahead, 0, 3);
-            multiply_step(coding, bits, rows, panels, steps, x + i, lda, w->values, sums);
-#pragma GCC unroll 4
-            for (int p = 0; p < panels; p++) steps[p] += STEP_BYTES(bits);
+            for (int p = 0; rows <= 2 && p < panels; p++) __builtin_prefetch(codes + p * w->panel_bytes + ahead, 0, 3);
+            multiply_step(coding, bits, rows, panels, codes, w->panel_bytes, x + i, lda, w->values, sums);
+            codes += STEP_BYTES(bits);
         }
         const int step = qrt_nbits_step(w->bits);
         for (; i < depth; i += DECODED_STEPS) {
             float values[DECODED_STEPS * MAX_PANELS * NR];
             int64_t count = depth - i < DECODED_STEPS ? depth - i : DECODED_STEPS;
-            for (int p = 0; p < panels; p++) {
-                decode(w, steps[p], count, values + p * NR, panels * NR);
-                steps[p] += DECODED_STEPS / step * qrt_nbits_step_bytes(w->bits);
-            }
+            for (int p = 0; p < panels; p++) decode(w, codes + p * w->panel_bytes, count, values + p * NR, panels * NR);
+            codes += DECODED_STEPS / step * qrt_nbits_step_bytes(w->bits);
             multiply_decoded(rows, panels, count, values, x + i, lda, sums);
         }
 #pragma GCC unroll 16

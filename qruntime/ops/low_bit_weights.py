@@ -105,7 +105,7 @@ def _outliers(rows: StoredTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray] |
 
 
 def _by_group(values: np.ndarray, groups: tuple[int, int], repeats: int) -> np.ndarray:
-    wide = values.astype(np.float32)
+    wide = values.astype(np.float32, copy=False)
     return np.broadcast_to(np.repeat(wide, repeats, axis=1)[:, : groups[1]] if repeats > 1 else wide, groups)
 
 

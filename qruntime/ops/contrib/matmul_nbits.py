@@ -62,7 +62,7 @@ def blocks_of(
         raise ValueError(f"B must be uint8 [{N}, {blocks}, {block_size * bits // 8}], got {b.dtype} of shape {b.shape}")
     if scales.size != N * blocks:
         raise ValueError(f"scales must have {N} × {blocks} values, got shape {scales.shape}")
-    zero = np.full((N, blocks), 1 << (bits - 1), np.uint8)
+    zero = np.broadcast_to(np.uint8(1 << (bits - 1)), (N, blocks))
     if zero_points is not None:
         packed = -(-blocks * bits // 8)
         if zero_points.dtype == np.uint8 and zero_points.size == N * packed:

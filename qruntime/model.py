@@ -103,8 +103,11 @@ class Model:
 
     def _adopt(self, graph: Graph, base: Graph | None = None, adapter: Adapter | None = None) -> None:
         """Become `graph`; with an `adapter`, `base` is the same without it."""
+        graph.exact = self.exact
         self._declared = pipeline.canonical(graph)  # what is saved: inputs may have defaults
         self._base, self.adapter = base, adapter
+        if base is not None:
+            base.exact = self.exact
         self.graph = _with_defaults(self._declared)
         self._shares = [*shares_of(self._declared), *shares_of(self.graph)]
         check_supported(self.graph)
@@ -237,7 +240,7 @@ class Model:
 
     def _make_planner(self, fed: tuple[str, ...]) -> Planner:
         graph = clone(self.graph) if not fed else _with_defaults(self._declared, fed=fed)
-        return Planner(pipeline.lowered(graph, exact=self.exact), num_threads=self.threads)
+        return Planner(pipeline.lowered(graph), num_threads=self.threads)
 
     def _make_plan(self, planner: Planner, names: tuple[str, ...]) -> Plan:
         by_name = dict(zip(planner.graph.output_names, planner.graph.outputs))

@@ -28,7 +28,9 @@ def clone_part(graph: Graph, starts: Sequence[Value], outputs: Sequence[Value]) 
                 raise InputError(f"{reader} needs {value.name!r}, which is not computed from {listed}; start from it too")
     copies = {value: Value(value.name, value.type) for value in starts}
     inputs = list(copies.values())
-    return Graph(inputs, *_copied(nodes, outputs, copies, set(starts)), name=graph.name)
+    result = Graph(inputs, *_copied(nodes, outputs, copies, set(starts)), name=graph.name)
+    result.exact = graph.exact
+    return result
 
 
 def needed_nodes(graph: Graph, outputs: Sequence[Value], starts: Collection[Value] = ()) -> list[Node]:
@@ -52,6 +54,7 @@ def read_by(node: Node) -> list[Value]:
 def _clone(graph: Graph, copies: dict[Value, Value]) -> Graph:
     inputs = [_copy(v, copies) for v in graph.inputs]
     result = Graph(inputs, *_copied(graph.nodes, graph.outputs, copies), name=graph.name, doc=graph.doc)
+    result.exact = graph.exact
     result.output_names = list(graph.output_names)
     result.output_types = list(graph.output_types)
     result.input_defaults = {_copy(v, copies): data for v, data in graph.input_defaults.items()}

@@ -277,6 +277,7 @@ class Graph:
         self.output_names = [value.name for value in self.outputs]  # the public names: survive any rewrite
         self.output_types = [value.type for value in self.outputs]  # as declared; likewise
         self.input_defaults: dict[Value, np.ndarray] = {}  # inputs that need not be fed
+        self.exact = False  # kernels are to keep the bound that sums of products have: exact=True of load, here for every copy and part
         self.nodes: list[Node] = []
         for node in nodes:
             self.append(node)

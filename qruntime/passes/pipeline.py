@@ -116,7 +116,7 @@ LOWERED: list[Pass] = [
 
 
 SHORTER = frozenset({multiply_less})
-"""Passes for which results are within a wider bound than the sum of products has; exact=True of `load` leaves them out."""
+"""Passes for which results are within a wider bound than the sum of products has; graphs that are `exact` do without."""
 
 
 def canonical(graph: Graph) -> Graph:
@@ -124,9 +124,9 @@ def canonical(graph: Graph) -> Graph:
     return _run(CANONICAL, graph)
 
 
-def lowered(graph: Graph, *, exact: bool = False) -> Graph:
+def lowered(graph: Graph) -> Graph:
     """Turn a canonical `graph` into what the kernels run, in place."""
-    return _run([one for one in LOWERED if not (exact and one in SHORTER)], graph)
+    return _run([one for one in LOWERED if not (graph.exact and one in SHORTER)], graph)
 
 
 def _run(passes: Sequence[Pass], graph: Graph) -> Graph:

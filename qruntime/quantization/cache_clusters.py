@@ -34,9 +34,8 @@ def measured_clusters(graph: Graph, form: Format, step: Divide, calibration: Cal
     seen = 0
     for number, batch in enumerate(calibration.batches):
         made = segment.run(batch)
-        mask = None if calibration.masks is None else calibration.masks[number]
         for cache in caches:
-            rows = np.concatenate([_rows(cache, value, made[value], mask) for value in cache.new])
+            rows = np.concatenate([_without_padding(calibration, number, value, _rows(cache, made[value])) for value in cache.new])
             seen += len(rows) if cache is caches[0] else 0
             if not len(rows):
                 continue
@@ -64,11 +63,14 @@ def _is_laid_out(cache: Cache) -> bool:
     return is_attention(cache.join) or (len(cache.axes) == 4 and cache.axis in (1, 2))
 
 
-def _rows(cache: Cache, value: Value, array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """[tokens, heads, channels] of what is appended; without those that are padding in a `mask` [batch, tokens] of its shape."""
+def _rows(cache: Cache, array: np.ndarray) -> np.ndarray:
+    """[batch, tokens, heads, channels] of what is appended."""
     if array.ndim == 3:
-        rows = array.reshape(*array.shape[:2], num_heads(cache.join), cache.channels)
-    else:
-        rows = np.moveaxis(array, 1 if is_attention(cache.join) or cache.axis == 2 else 2, 2)
-    kept = rows.reshape(-1, *rows.shape[2:]) if mask is None or mask.shape != rows.shape[:2] else rows[mask]
-    return np.asarray(kept, np.float32)
+        return array.reshape(*array.shape[:2], num_heads(cache.join), cache.channels)
+    return np.moveaxis(array, 1 if is_attention(cache.join) or cache.axis == 2 else 2, 2)
+
+
+def _without_padding(calibration: Calibration, number: int, value: Value, rows: np.ndarray) -> np.ndarray:
+    """[tokens, heads, channels], without those that are padding in a mask [batch, tokens]."""
+    mask = calibration.kept(number, value.name, rows.shape[:2])
+    return np.asarray(rows.reshape(-1, *rows.shape[2:]) if mask is None else rows[mask], np.float32)

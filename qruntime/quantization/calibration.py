@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -48,6 +49,9 @@ class Calibration:
         self.most_bytes = _quarter_of_free_memory() if calibration_bytes is None else calibration_bytes
         self.batches = [_fed(graph, feed, number) for number, feed in enumerate(feeds_of(data))]
         self.masks = None if mask is None else [_mask(batch, mask) for batch in self.batches]
+        self._mask_name = mask
+        self._met: dict[bool, tuple[str, tuple[int, ...]]] = {}
+        """The first tensor that began with the shape of its mask, and the first that did not."""
         self.places: Sequence[int] = range(len(self.batches))
         """Which of the data the batches are."""
 
@@ -58,6 +62,27 @@ class Calibration:
         made.masks = None if self.masks is None else [self.masks[place] for place in chosen]
         made.places = [self.places[place] for place in chosen]
         return made
+
+    def kept(self, number: int, name: str, leading: tuple[int, ...]) -> np.ndarray | None:
+        """Which rows of a tensor that begins with the dims `leading` are no padding in a batch; None for all, as without a mask."""
+        if self.masks is None:
+            return None
+        mask = self.masks[number]
+        self._met.setdefault(leading == mask.shape, (name, leading))
+        return mask if leading == mask.shape else None
+
+    def warn_of_padding(self) -> None:
+        """Say so where there is padding and no tensor began with the shape of the mask."""
+        padded = next((mask for mask in self.masks or () if not mask.all()), None)
+        if padded is None or True in self._met or False not in self._met:
+            return
+        name, leading = self._met[False]
+        shape, begins = list(padded.shape), list(leading)
+        warnings.warn(
+            f"mask={self._mask_name!r} of shape {shape} left out no padding: no tensor that was observed begins with its shape "
+            f"({name!r} begins with {begins}), so what is known of activations is of padding too; give a mask of [batch, tokens]",
+            stacklevel=4,
+        )
 
     def groups(self, layers: Sequence[Layer], *, ahead: bool = False, finished: dict[int, Sequence[Any]] | None = None) -> Iterator[Group]:
         """Layers that read the same tensor, in running order, each when the walk stands before it, or before the node that it lies in.
@@ -151,13 +176,13 @@ class Group:
         return next(one for one in self.layers if one.node.input(0) is tensor) if layer.kind == "Linear" else layer
 
     def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:
-        masks, first = self.calibration.masks, node.input(0)
-        if masks is None or first is None or node.op_type not in ("MatMul", "Gemm"):
+        first = node.input(0)
+        if first is None or node.op_type not in ("MatMul", "Gemm"):
             return batches
         kept = []
-        for rows, mask, held in zip(batches, masks, self.held, strict=True):
-            fits = first in held and np.shape(held[first])[:-1] == mask.shape
-            kept.append(rows[mask.reshape(-1)] if fits else rows)
+        for number, (rows, held) in enumerate(zip(batches, self.held, strict=True)):
+            mask = self.calibration.kept(number, first.name, np.shape(held[first])[:-1]) if first in held else None
+            kept.append(rows if mask is None else rows[mask.reshape(-1)])
         return kept
 
 

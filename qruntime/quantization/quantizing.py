@@ -108,6 +108,8 @@ def quantize_with(
     run = _Run(graph, recipe, calibration, progress or (lambda done, total, what: None), threads, trained or Trained(), made_of)
     run.prepare(assignments)
     rows = run.store(assignments)
+    if calibration is not None:
+        calibration.warn_of_padding()
     made, skipped = [], held_by_others(nodes)
     for node, one in decided.items():
         row = rows[one] if isinstance(one, Assignment) else one

@@ -11,6 +11,7 @@ from onnx import helper
 import qruntime
 from qruntime.passes import pipeline
 from qruntime.passes.winograd import multiply_less
+from qruntime.runtime.segments import Frontier, Segment
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 
@@ -25,8 +26,8 @@ def two_convolutions(channels: int = 40, window: tuple[int, int] = (3, 3), **att
     return model_bytes(nodes, [("x", FLOAT, [None, channels, None, None])], [("y", FLOAT, None)], weights)
 
 
-def kinds(model: qruntime.Model, *, exact: bool = False) -> list[str]:
-    graph = pipeline.lowered(qruntime.ir.clone(model.graph), exact=exact)
+def kinds(model: qruntime.Model) -> list[str]:
+    graph = pipeline.lowered(qruntime.ir.clone(model.graph))
     return [node.attr("kind") for node in graph.nodes if node.op_type == "BlockedConv"]
 
 
@@ -57,8 +58,18 @@ def test_it_declines(attributes: dict, why: str, monkeypatch: pytest.MonkeyPatch
 
 def test_exact_goes_without():
     model = qruntime.load(two_convolutions(), exact=True)
-    assert kinds(model, exact=True) == ["blocks", "blocks"]
+    assert kinds(model) == ["blocks", "blocks"]
     assert multiply_less in pipeline.SHORTER <= set(pipeline.LOWERED)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_calibration_sees_is_as_exact(exact: bool):
+    model, x = qruntime.load(two_convolutions(pads=[1, 1, 1, 1]), exact=exact), random(1, 40, 9, 9, seed=3)
+    graph = model.graph
+    segment = Segment(graph, graph.inputs, graph.outputs, num_threads=1, lower=True)
+    assert_same_bits(segment.run({graph.inputs[0]: x})[graph.outputs[0]], model(x))
+    (walked,) = Frontier(graph, [{graph.inputs[0]: x}], num_threads=1, lower=True).finish()
+    assert_same_bits(walked[0], model(x))
 
 
 def test_exact_stays_with_copies(tmp_path):

@@ -105,7 +105,7 @@ def test_errors_from_sigma_are_those_of_rows():
     assert output_error(weight, weight, seen) == 0
 
 
-def encoder(mask: bool = False) -> qruntime.Model:
+def encoder(mask: bool = False, mask_dims: tuple[object, ...] = ("b", "s")) -> qruntime.Model:
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["p"], name="a"),
         helper.make_node("MatMul", ["x", "b"], ["q"], name="b"),
@@ -115,7 +115,7 @@ def encoder(mask: bool = False) -> qruntime.Model:
     ]
     inputs = [("x", FLOAT, ["b", "s", 16])]
     if mask:
-        inputs.append(("mask", INT64, ["b", "s"]))
+        inputs.append(("mask", INT64, list(mask_dims)))
         nodes += [helper.make_node("Cast", ["mask"], ["m"], to=FLOAT), helper.make_node("ReduceSum", ["m"], ["used"], keepdims=0)]
     nodes.append(helper.make_node("Add", ["s", "used"], ["y"]) if mask else helper.make_node("Identity", ["s"], ["y"]))
     weights = {"a": random(16, 8), "b": random(16, 8, seed=1), "c": random(4, 8, seed=2), "shape": np.int64([-1, 8])}
@@ -158,6 +158,18 @@ def test_padding_is_left_out():
     assert observed(model, feeds)["a"][0].high.max() == 1000
     with pytest.raises(QuantizationError, match="mask='z' is no input; the inputs are: x, mask"):
         observed(model, feeds, mask="z")
+
+
+def test_a_mask_that_fits_no_tensor_is_told(recwarn: pytest.WarningsRecorder):
+    x = random(2, 5, 16)
+    mask = np.int64([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with pytest.warns(UserWarning, match=r"mask='mask' of shape \[2, 1, 5\] left out no padding: .*'x' begins with \[2, 5\]") as told:
+        encoder(True, ("b", 1, "s")).quantize(scheme="W8A8-static", data=[{"x": x, "mask": mask[:, None]}], mask="mask")
+    assert told[0].filename == __file__
+    recwarn.clear()
+    encoder(True).quantize(scheme="W8A8-static", data=[{"x": x, "mask": mask}], mask="mask")
+    encoder(True, ("b", 1, "s")).quantize(scheme="W8A8-static", data=[{"x": x, "mask": np.ones_like(mask[:, None])}], mask="mask")
+    assert not recwarn.list  # it fits, or there is no padding
 
 
 def lstm(direction: str) -> qruntime.Model:

@@ -121,10 +121,9 @@ class Part:
         """Of what is made of a batch the rows [t, C] float32 without padding."""
         import torch
 
-        rows, masks = made.float().reshape(-1, made.shape[-1]), self._calibration.masks
-        if masks is None or masks[batch].shape != tuple(made.shape[:-1]):
-            return rows
-        return rows[torch.from_numpy(masks[batch].reshape(-1))]
+        rows = made.float().reshape(-1, made.shape[-1])
+        mask = self._calibration.kept(batch, self.block.end.name, tuple(made.shape[:-1]))
+        return rows if mask is None else rows[torch.from_numpy(mask.reshape(-1))]
 
     def run(
         self,

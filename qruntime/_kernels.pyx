@@ -303,6 +303,7 @@ include "_outlier_pairs.pxi"
 include "_weight_codes.pxi"
 include "_column_rounding.pxi"
 include "_gram.pxi"
+include "_nearest_centers.pxi"
 include "_dictionaries.pxi"
 include "_executor.pxi"
 

@@ -62,15 +62,9 @@ def input_range(statistics: Statistics, ratios: tuple[float, ...] = (1.0,), weig
     The rows of greatest numbers count once; what the sample holds beside them stands for all others, with at most 2^18 numbers.
     A channel counts as much as an error of it moves the outputs of layers with `weights` [N, K].
     """
-    sample, greatest = statistics.sample, statistics.greatest
+    sample = statistics.sample
     assert sample is not None
-    rows, times = sample, np.ones(len(sample))
-    if greatest is not None:
-        others = sample[_peaks(sample) < _peaks(greatest).min(initial=np.inf)]
-        others = others[:: max(1, -(-others.size // _MOST_NUMBERS))]
-        rows = np.concatenate([others, greatest])
-        times = np.ones(len(rows))
-        times[: len(others)] = (statistics.rows - len(greatest)) / max(1, len(others))
+    rows, times = statistics.rows_with_times(_MOST_NUMBERS)
     scale = scale_of(rows, ratios, times, np.sum([powers(weight) for weight in weights], axis=0) if weights else None)
     return InputRange(-MOST_NORMAL * scale, MOST_NORMAL * scale, {"outlier pairs of inputs": outlier_share(rounded(sample, scale))})
 
@@ -78,10 +72,6 @@ def input_range(statistics: Statistics, ratios: tuple[float, ...] = (1.0,), weig
 def powers(rows: np.ndarray) -> np.ndarray:
     """[K] float64: sums of squares of the columns of `rows` [T, K] float32."""
     return np.einsum("tk,tk->k", rows, rows, dtype=np.float64)
-
-
-def _peaks(rows: np.ndarray) -> np.ndarray:
-    return np.abs(rows).max(axis=1, initial=0)
 
 
 def _groups(k: int, size: int) -> Iterator[slice]:

@@ -12,9 +12,13 @@ import numpy as np
 from qruntime import _kernels
 from qruntime.ir.formats import FP8, INT8
 from qruntime.quantization.grid import channel_codes, nearest_entry, nearest_values
+from qruntime.quantization.rounding import power
 from qruntime.quantization.scheme import CHANNEL, FLOAT32, TOKEN, Inputs, QArgs, Scheme
 from qruntime.quantization.static_ranges import parameters
-from qruntime.quantization.steps import InputRange
+from qruntime.quantization.steps import InputRange, SiteView
+
+ROWS = 512
+"""Scales are tried on the runs that hold so many rows."""
 
 
 class RehearsedLayer:
@@ -102,3 +106,31 @@ def rounded_weight(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
 
 def _above_zero(scale: np.ndarray) -> np.ndarray:
     return np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
+
+
+def losses_of_scales(site: SiteView, middle: np.ndarray, low: np.ndarray, high: np.ndarray, scales: Sequence[np.ndarray]) -> list[float]:
+    """For each scale [K] of the channels of a tensor less `middle` [K], which lies between `low` and `high` then: the squared error of
+    what the readers compute, of quantized activations and weights, on the runs that hold `ROWS` rows. All readers see one tensor: it
+    is rounded as the first that is quantized asks."""
+    inputs = next(scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None)
+    runs = site.first_runs(ROWS)
+    floats = [np.ascontiguousarray(weight, np.float32) for weight in site.weights]
+    wanted = site.outputs(runs, floats)
+    biases = [weight @ middle if middle.any() else None for weight in floats]
+
+    def made(scale: np.ndarray) -> list[np.ndarray]:
+        changed = [(rows - middle) / scale for rows in runs]
+        ends = (low / scale).min(), (high / scale).max()
+        if site.outputs_of is None:
+            rounded = [rounded_rows(rows, inputs, *ends) * scale + middle for rows in changed]
+            weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(floats, site.schemes, strict=True)]
+            return site.outputs(rounded, weights)
+        layers = [
+            RehearsedLayer(weight, scale, scheme, inputs, bias) for weight, scheme, bias in zip(floats, site.schemes, biases, strict=True)
+        ]
+        return site.outputs_of([[layer.product(rows, *ends) for layer in layers] for rows in changed])
+
+    def loss(scale: np.ndarray) -> float:
+        return sum(power(one - other) for one, other in zip(made(scale), wanted, strict=True))
+
+    return site.side_by_side(loss, scales)

@@ -53,6 +53,23 @@ class Statistics:
         """[K] float32: max |x|."""
         return np.maximum(-self.low, self.high)
 
+    def rows_with_times(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [t, K] that stand for all, and for how many each does [t]: those of the greatest numbers for themselves, others of the
+        sample, with at most `most` numbers, for the rest. A sample is needed."""
+        sample, greatest = self.sample, self.greatest
+        assert sample is not None
+        if greatest is None:
+            return sample, np.ones(len(sample))
+        others = sample[_peaks(sample) < _peaks(greatest).min(initial=np.inf)]
+        others = others[:: max(1, -(-others.size // most))]
+        times = np.ones(len(others) + len(greatest))
+        times[: len(others)] = (self.rows - len(greatest)) / max(1, len(others))
+        return np.concatenate([others, greatest]), times
+
+
+def _peaks(rows: np.ndarray) -> np.ndarray:
+    return np.abs(rows).max(axis=1, initial=0)
+
 
 def exact_gram(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Σ = XᵀX of the rows in `batches` (each [T_i, K], float32), the same bits for every order and every cut of the rows.

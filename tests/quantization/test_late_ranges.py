@@ -11,10 +11,12 @@ from onnx import helper, numpy_helper
 
 import qruntime
 from qruntime.ir.formats import FORMATS
+from qruntime.quantization import GPTQ
+from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges
 from qruntime.quantization.rehearsal import rounded_rows
 from qruntime.quantization.scheme import TENSOR, Inputs
 from qruntime.quantization.static_ranges import parameters
-from qruntime.quantization.steps import InputRange
+from qruntime.quantization.steps import InputRange, Step
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 K, HIDDEN, N = 24, 20, 12
@@ -45,8 +47,8 @@ def scale_of(model: qruntime.Model, tensor: str, path: Path) -> np.ndarray:
     return next(numpy_helper.to_array(one) for one in file.graph.initializer if one.name == node.input[1])
 
 
-@pytest.mark.parametrize("recipe", ["GPTQ", ["RPTQ"]])
-def test_ranges_are_those_of_what_quantized_layers_make(recipe: str | list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["GPTQ", (ClusterInputs(), ClusterRanges(), GPTQ())], ids=["GPTQ", "RPTQ"])
+def test_ranges_are_those_of_what_quantized_layers_make(recipe: str | tuple[Step, ...], tmp_path: Path) -> None:
     scheme = {"scheme": "W2A8-static"} if recipe == "GPTQ" else {"scheme": "W2A4"}
     first = chain(1).quantize(recipe, data=DATA, **scheme)
     made, floats = (np.concatenate([model(feed["x"]) for feed in DATA]) for model in (first, chain(1)))

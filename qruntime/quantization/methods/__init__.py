@@ -36,7 +36,7 @@ RECIPES = Recipes(
         Recipe("SmoothQuant", "W8A8-static", (SmoothQuant(),)),
         Recipe("Outlier Suppression+", "W6A6-static", (OutlierSuppressionPlus(),)),
         Recipe("FPTQ", "W4A8-g128", (LogEqualize(), ActivationMode())),
-        Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(), ClusterCaches(), GPTQ())),
+        Recipe("RPTQ", "W4A4", (ClusterInputs(), ClusterRanges(clip=True), ClusterCaches(), GPTQ())),
         Recipe("OliVe", "Wovp4Aovp4", (OliVe(),)),
         Recipe("OmniQuant", "W3A16-g128", (OmniQuant(),)),
         Recipe("Norm Tweaking", "W4A16-g128", (NormTweaking(),)),

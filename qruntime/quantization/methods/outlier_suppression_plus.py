@@ -16,7 +16,6 @@ without one (RMSNorm) are scaled only, as in the authors' code.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +23,11 @@ import numpy as np
 from qruntime.errors import QuantizationError
 from qruntime.quantization.methods.smoothquant import tied
 from qruntime.quantization.reasons import Reason, Unselected
-from qruntime.quantization.rehearsal import RehearsedLayer, rounded_rows, rounded_weight
-from qruntime.quantization.rounding import power
+from qruntime.quantization.rehearsal import losses_of_scales
 from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
 REACH = 256.0
-ROWS = 512
-"""Thresholds are tried on the runs that hold so many rows."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class OutlierSuppressionPlus:
             tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
             for threshold in thresholds(float(magnitudes.max()), self.grid)
         ]
-        losses = _losses(site, middle, low, high, scales)
+        losses = losses_of_scales(site, middle, low, high, scales)
         least = min(losses)
         best = next((scale for scale, loss in zip(scales[::-1], losses[::-1], strict=True) if loss == least), np.ones_like(low))
         facts = {"threshold": float((magnitudes / best).max()), "loss": least, "loss without": losses[0]}
@@ -79,30 +75,3 @@ class OutlierSuppressionPlus:
 def thresholds(most: float, grid: int) -> np.ndarray:
     """From the largest magnitude down, in equal ratios; of a tensor of zeros 1."""
     return np.geomspace(most, most / REACH, grid) if most > 0 else np.ones(1)
-
-
-def _losses(site: SiteView, middle: np.ndarray, low: np.ndarray, high: np.ndarray, scales: Sequence[np.ndarray]) -> list[float]:
-    """For each scale the squared error of what the readers compute, of quantized activations and weights. All readers see one
-    tensor: it is rounded as the first that is quantized asks."""
-    inputs = next(scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None)
-    runs = site.first_runs(ROWS)
-    floats = [np.ascontiguousarray(weight, np.float32) for weight in site.weights]
-    wanted = site.outputs(runs, floats)
-    biases = [weight @ middle if middle.any() else None for weight in floats]
-
-    def made(scale: np.ndarray) -> list[np.ndarray]:
-        changed = [(rows - middle) / scale for rows in runs]
-        ends = (low / scale).min(), (high / scale).max()
-        if site.outputs_of is None:
-            rounded = [rounded_rows(rows, inputs, *ends) * scale + middle for rows in changed]
-            weights = [rounded_weight(weight * scale, scheme) / scale for weight, scheme in zip(floats, site.schemes, strict=True)]
-            return site.outputs(rounded, weights)
-        layers = [
-            RehearsedLayer(weight, scale, scheme, inputs, bias) for weight, scheme, bias in zip(floats, site.schemes, biases, strict=True)
-        ]
-        return site.outputs_of([[layer.product(rows, *ends) for layer in layers] for rows in changed])
-
-    def loss(scale: np.ndarray) -> float:
-        return sum(power(one - other) for one, other in zip(made(scale), wanted, strict=True))
-
-    return site.side_by_side(loss, scales)

@@ -4,13 +4,13 @@ arXiv 2211.10438.
     s_j = max|X_j|^α / max|W_j|^(1−α)          eq. 4; W_j over all layers that read the tensor
     X ← X / s,   W ← W · s                     eq. 3
 
-The outliers of activations become those of weights, which bear them better. The default α = 0.5 is the paper's for OPT and
-BLOOM; models with larger outliers want 0.75 to 0.9. Scales that must be the same (heads that read the same values) are the
-largest of their channels.
+The outliers of activations become those of weights, which bear them better, the more so with a scale for each output. Scales that must
+be the same (heads that read the same values) are the largest of their channels.
 
-What differs: the paper folds scales into the norm or layer before. Where a residual sum reads the norm too, as in post-norm encoders
-(BERT), that would change the model, and a Mul is put before the layers where their ranges are static. MiniLM in static int8 loses 0.0009 of
-Spearman's ρ on STS-B with it, 0.0047 without.
+What differs: the paper has one α for a model, 0.5 for OPT and BLOOM and 0.75 to 0.9 for models with larger outliers, found by trying some;
+here that is done for each tensor, by what its readers lose together with quantized activations and weights. The paper folds scales into
+the norm or layer before. Where a residual sum reads the norm too, as in post-norm encoders (BERT), that would change the model, and a Mul
+is put before the layers where their ranges are static.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ import numpy as np
 
 from qruntime.errors import QuantizationError
 from qruntime.quantization.reasons import Reason, Unselected
+from qruntime.quantization.rehearsal import losses_of_scales
 from qruntime.quantization.statistics import EXTREMES
 from qruntime.quantization.steps import Equivalence, SiteView
 
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
 SMALLEST = 1e-5
 """Of maxima and scales, as in the authors' code."""
 
 
 @dataclass(frozen=True)
 class SmoothQuant:
-    """`alpha`: how much of the outliers goes to the weights, 0 to 1. `insert`: also where nothing before the tensor can absorb
-    the scales, by a Mul before the layers; None does that for static ranges, and not for those of a token, which bear more."""
+    """`alpha`: how much of the outliers goes to the weights, 0 to 1; None takes for each tensor what loses least of 0.5 to 0.9.
+    `insert`: also where nothing before the tensor can absorb the scales, by a Mul before the layers; None does that for static
+    ranges, and not for those of a token, which bear more."""
 
-    alpha: float = 0.5
+    alpha: float | None = None
     insert: bool | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise QuantizationError(f"alpha of SmoothQuant must be 0 to 1, got {self.alpha}")
 
     @property
@@ -53,9 +56,16 @@ class SmoothQuant:
             return Reason("nothing before the tensor can absorb a scale")
         activations = np.maximum(site.statistics.absmax.astype(np.float64), SMALLEST)
         weights = np.maximum(np.max([np.abs(weight).max(axis=0) for weight in site.weights], axis=0).astype(np.float64), SMALLEST)
-        scale = np.maximum(activations**self.alpha / weights ** (1 - self.alpha), SMALLEST)
-        scale = tied(scale, site.ties)
-        return Equivalence(scale=scale.astype(np.float32), insert=insert, facts={"alpha": self.alpha})
+        tried = ALPHAS if self.alpha is None else (self.alpha,)
+        scales = [tied(np.maximum(activations**a / weights ** (1 - a), SMALLEST), site.ties).astype(np.float32) for a in tried]
+        best = _least(site, scales) if len(scales) > 1 else 0
+        return Equivalence(scale=scales[best], insert=insert, facts={"alpha": tried[best]})
+
+
+def _least(site: SiteView, scales: list[np.ndarray]) -> int:
+    """Which scale loses least; of equals the first."""
+    statistics = site.statistics
+    return int(np.argmin(losses_of_scales(site, np.zeros_like(statistics.low), statistics.low, statistics.high, scales)))
 
 
 def tied(scale: np.ndarray, ties: np.ndarray | None) -> np.ndarray:

@@ -7,10 +7,11 @@ import pytest
 
 from qruntime.errors import QuantizationError
 from qruntime.ir.formats import FORMATS
-from qruntime.quantization.methods.rptq import ClusterInputs, ClusterRanges, clusters_of
+from qruntime.quantization.methods.rptq import SHARES, ClusterInputs, ClusterRanges, clusters_of
 from qruntime.quantization.observing import statistics_of
 from qruntime.quantization.rehearsal import rounded_rows
 from qruntime.quantization.scheme import CLUSTER, TENSOR, Inputs, parse
+from qruntime.quantization.statistics import SAMPLE
 from tests.quantization.methods.sites import rows
 
 UINT4 = FORMATS["uint4"]
@@ -56,6 +57,39 @@ def test_more_clusters_lose_less():
     losses = [lost(count) for count in (1, 4, 16, 64)]
     assert losses == sorted(losses, reverse=True)
     assert losses[1] < 0.3 * losses[0]
+
+
+def test_clipped_ranges_are_the_shares_that_lose_least():
+    """Of every cluster by itself, errors of a channel counted by the weights that read it, each row for as many as it stands for."""
+    rng = np.random.default_rng(3)
+    x = (rng.standard_t(2, (700, 24)) * np.linspace(1, 9, 24) + np.linspace(0, 4, 24)).astype(np.float32)
+    weights = [rng.standard_normal((n, 24)).astype(np.float32) for n in (5, 8)]
+    seen, inputs = statistics_of([x[:400], x[400:]], {SAMPLE}, "x"), clustered(4)
+    whole, clipped = (ClusterRanges(0, clip=clip).range(inputs, seen, weights) for clip in (False, True))
+    rows, times = seen.rows_with_times(1 << 18)
+    counts = sum((weight.astype(np.float64) ** 2).sum(axis=0) for weight in weights)
+
+    def lost(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return counts * (times @ (rounded_rows(rows, inputs, low, high) - rows) ** 2)
+
+    each = np.stack([lost(np.float32(share) * whole.low, np.float32(share) * whole.high) for share in SHARES])
+    for low, high in np.unique(np.stack([whole.low, whole.high], axis=1), axis=0):
+        members = (whole.low == low) & (whole.high == high)
+        best = np.float32(SHARES[int(each[:, members].sum(axis=1).argmin())])
+        assert (clipped.low[members] == best * low).all() and (clipped.high[members] == best * high).all()
+    assert lost(clipped.low, clipped.high).sum() < 0.8 * lost(whole.low, whole.high).sum()
+    assert clipped.facts["least share of a range"] < 1
+
+
+def test_rows_of_a_sample_stand_for_all():
+    x = np.random.default_rng(4).standard_normal((3000, 8)).astype(np.float32)
+    x[7] *= 1000
+    seen = statistics_of([x], {SAMPLE}, "x")
+    for most in (1 << 18, 800):
+        rows, times = seen.rows_with_times(most)
+        assert times.sum() == pytest.approx(3000)
+        assert times[(rows == x[7]).all(axis=1)].tolist() == [1.0]
+    assert len(rows) < 300
 
 
 def test_k_means_is_repeatable_and_leaves_no_cluster_empty():

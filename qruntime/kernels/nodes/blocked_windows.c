@@ -14,8 +14,11 @@ enum { BLOCK = QRT_CHANNEL_BLOCK };
 /// Positions of a task; so few taps do not repay waking a thread.
 enum { TASK_POSITIONS = 512, MIN_PARALLEL_TAPS = 1 << 14 };
 
-/// Images whose rows have so few outputs at most are narrow.
-enum { NARROW = 32 };
+/// Images whose rows have so few outputs at most are narrow; copies that stay in the first-level cache cost little.
+enum { NARROW = 32, KEPT_BYTES = 1 << 15 };
+
+/// Columns at the border whose taps are kept from one row to the next.
+enum { MOST_BORDERS = 8 };
 
 typedef enum { CONVOLUTION, MAXIMUM, MEAN } summing;
 
@@ -30,12 +33,25 @@ typedef struct {
     int64_t task_rows, tasks;              ///< the latter for each block
     const qrt_convolution *source;         ///< of an image that is copied: what it is without the copy, else NULL
     int64_t slots, slot_numbers, list;     ///< the latter the length of a list
-    int64_t *scratch;                      ///< of each slot: places, taps, and a copy of one block
+    int64_t whole, behind;                 ///< output columns whose windows are inside: whole … behind − 1
+    int64_t num_lists;                     ///< a list for those and one for each other column, or one for all
+    int64_t *scratch;                      ///< of each slot: lists of places and taps, and a copy of one block
 } job;
+
+/// Lists of a slot, made for rows of which the taps inside [0] … [1] − 1 and [2] … [3] − 1 of the first two axes are inside.
+typedef struct {
+    int64_t *places;                       ///< [num_lists][places, taps][list]
+    int64_t inside[4], counts[MOST_BORDERS + 1];
+} tap_lists;
 
 /// Taps begin … end − 1 of axis i are inside when the first one is at `place`.
 static void find_inside(const qrt_convolution *g, int i, int64_t place, int64_t *begin, int64_t *end) {
     const int64_t dilation = g->dilation[i], window = g->window[i];
+    if (dilation == 1) {  // divisions would take as long as a window
+        *begin = qrt_min(window, qrt_max(-place, 0));
+        *end = qrt_max(*begin, qrt_min(window, g->in[i] - place));
+        return;
+    }
     *begin = place < 0 ? qrt_min(window, qrt_ceil_div(-place, dilation)) : 0;
     *end = place < g->in[i] ? qrt_min(window, (g->in[i] - 1 - place) / dilation + 1) : 0;
     *end = qrt_max(*begin, *end);
@@ -74,54 +90,49 @@ static void slide(const job *j, int64_t image, int64_t block, int64_t row, int64
     kernel->means(count, step, num_taps, lists, counted ? (float)counted : 1, x, y);
 }
 
-/// One output row of a block of pixels `from`. `listed` says of which taps inside of the first two axes `lists` has the whole width.
-static void slide_row(const job *j, const float *from, int64_t image, int64_t block, int64_t row, int64_t *lists, int64_t *listed,
-                      int64_t *num_taps) {
+/// One output row, `line_out` of slice `slice_out`, of a block of pixels `from`.
+static void slide_row(const job *j, const float *from, int64_t image, int64_t block, int64_t slice_out, int64_t line_out, tap_lists *lists) {
     const qrt_convolution *g = j->g;
-    int64_t begin[3], end[3], whole, behind;
-    const int64_t slice = row / g->out[1] * g->stride[0] - g->begin[0], line = row % g->out[1] * g->stride[1] - g->begin[1];
+    int64_t begin[3], end[3];
+    const int64_t slice = slice_out * g->stride[0] - g->begin[0], line = line_out * g->stride[1] - g->begin[1];
+    const int64_t row = slice_out * g->out[1] + line_out;
     find_inside(g, 0, slice, &begin[0], &end[0]);
     find_inside(g, 1, line, &begin[1], &end[1]);
-    qrt_find_whole_columns(g, &whole, &behind);
     const int64_t inside[4] = {begin[0], end[0], begin[1], end[1]};
+    const bool are_others = memcmp(lists->inside, inside, sizeof inside) != 0;
+    memcpy(lists->inside, inside, sizeof inside);
     const float *x = from + (slice * g->in[1] + line) * g->in[2] * BLOCK;
+    int64_t border = 0;
     for (int64_t column = 0, count; column < g->out[2]; column += count) {
-        const bool is_whole = column >= whole && column < behind;
-        const int64_t place = column * g->stride[2] - g->begin[2];
-        count = is_whole ? behind - column : 1;
-        if (!is_whole || memcmp(listed, inside, sizeof inside)) {
+        const bool is_whole = column >= j->whole && column < j->behind;
+        const int64_t place = column * g->stride[2] - g->begin[2], at = j->num_lists == 1 || is_whole ? 0 : ++border;
+        int64_t *list = lists->places + 2 * at * j->list;
+        count = is_whole ? j->behind - column : 1;
+        if (are_others || (j->num_lists == 1 && j->behind - j->whole < g->out[2])) {
             begin[2] = 0, end[2] = g->window[2];
             if (!is_whole) find_inside(g, 2, place, &begin[2], &end[2]);
-            *num_taps = list_taps(g, begin, end, lists, lists + j->list);
-            memcpy(listed, inside, sizeof inside);
-            if (!is_whole) listed[0] = -1;
+            lists->counts[at] = list_taps(g, begin, end, list, list + j->list);
         }
-        slide(j, image, block, row, column, count, *num_taps, lists, x + place * BLOCK);
+        slide(j, image, block, row, column, count, lists->counts[at], list, x + place * BLOCK);
     }
 }
 
-/// A block of pixels with its padding.
+/// A block of pixels into the midst of zeros.
 static void copy_block(const qrt_convolution *g, const float *from, float *to) {
-    const size_t begin = (size_t)(g->begin[2] * BLOCK), width = (size_t)(g->in[2] * BLOCK), row = (size_t)(g->padded[2] * BLOCK);
-    for (int64_t d = 0; d < g->padded[0]; d++)
-        for (int64_t h = 0; h < g->padded[1]; h++, to += row) {
-            const int64_t slice = d - g->begin[0], line = h - g->begin[1];
-            if (slice < 0 || slice >= g->in[0] || line < 0 || line >= g->in[1]) {
-                memset(to, 0, row * sizeof *to);
-                continue;
-            }
-            memset(to, 0, begin * sizeof *to);
-            memcpy(to + begin, from + (size_t)(slice * g->in[1] + line) * width, width * sizeof *to);
-            memset(to + begin + width, 0, (row - begin - width) * sizeof *to);
-        }
+    const size_t width = (size_t)(g->in[2] * BLOCK), row = (size_t)(g->padded[2] * BLOCK);
+    for (int64_t d = 0; d < g->in[0]; d++) {
+        float *line = to + (size_t)((d + g->begin[0]) * g->padded[1] + g->begin[1]) * row + (size_t)(g->begin[2] * BLOCK);
+        for (int64_t h = 0; h < g->in[1]; h++, line += row, from += width) memcpy(line, from, width * sizeof *line);
+    }
 }
 
 static void run_slot(void *context, int64_t slot) {
     const job *j = context;
     const qrt_convolution *g = j->g, *source = j->source ? j->source : g;
-    int64_t *lists = j->scratch + slot * j->slot_numbers, listed[4] = {-1, -1, -1, -1}, num_taps = 0;
-    float *copy = (float *)(lists + 2 * j->list);
+    tap_lists lists = {.places = j->scratch + slot * j->slot_numbers, .inside = {-1, -1, -1, -1}};
+    float *copy = (float *)(lists.places + 2 * j->num_lists * j->list);
     const int64_t units = g->images * j->blocks * j->tasks;
+    if (j->source) memset(copy, 0, (size_t)(g->in[0] * g->in[1] * g->in[2] * BLOCK) * sizeof *copy);
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++) {
         const int64_t first = unit % j->tasks * j->task_rows, last = qrt_min(first + j->task_rows, j->rows), plane = unit / j->tasks;
         const int64_t image = plane / j->blocks, block = plane % j->blocks;
@@ -130,22 +141,39 @@ static void run_slot(void *context, int64_t slot) {
             copy_block(source, from, copy);
             from = copy;
         }
-        for (int64_t row = first; row < last; row++) slide_row(j, from, image, block, row, lists, listed, &num_taps);
+        int64_t slice = first / g->out[1], line = first % g->out[1];
+        for (int64_t row = first; row < last; row++) {
+            slide_row(j, from, image, block, slice, line, &lists);
+            if (++line == g->out[1]) line = 0, slice++;
+        }
         qrt_finish_block(j->epilogue, image, block, first * g->out[2], (last - first) * g->out[2]);
     }
+}
+
+/// Whether a copy with its padding costs less than columns at the border one by one.
+static bool copies(const job *j) {
+    const qrt_convolution *g = j->g;
+    if (j->what != CONVOLUTION || g->out[2] > NARROW || !memcmp(g->in, g->padded, sizeof g->in)) return false;
+    const int64_t borders = g->out[2] - (j->behind - j->whole);
+    const double bytes = (double)g->padded[0] * (double)g->padded[1] * (double)g->padded[2] * BLOCK * sizeof(float);
+    return bytes <= KEPT_BYTES || (double)borders * (double)g->taps >= 3.0 * (double)g->in[2];
 }
 
 static qrt_status run_all(job *j, qrt_run *run) {
     const qrt_convolution *g = j->g;
     qrt_convolution padded = *g;
     int64_t copy = 0, numbers;
-    if (j->what == CONVOLUTION && g->out[2] <= NARROW && memcmp(g->in, g->padded, sizeof g->in)) {
+    qrt_find_whole_columns(g, &j->whole, &j->behind);
+    if (copies(j)) {
         j->source = g;
         j->g = &padded;
         memcpy(padded.in, g->padded, sizeof padded.in);
         memset(padded.begin, 0, sizeof padded.begin);
         if (!qrt_num_elements(4, (const int64_t[]){g->padded[0], g->padded[1], g->padded[2], BLOCK / 2}, &copy)) return QRT_NO_MEMORY;
     }
+    qrt_find_whole_columns(j->g, &j->whole, &j->behind);
+    const int64_t borders = g->out[2] - (j->behind - j->whole);
+    j->num_lists = borders <= MOST_BORDERS ? 1 + borders : 1;
     j->rows = g->out[0] * g->out[1];
     j->task_rows = j->source ? j->rows : qrt_max(1, qrt_min(j->rows, TASK_POSITIONS / qrt_max(1, g->out[2])));
     j->tasks = qrt_ceil_div(j->rows, j->task_rows);
@@ -154,7 +182,7 @@ static qrt_status run_all(job *j, qrt_run *run) {
     j->slots = qrt_min(threads > 1 ? 8 * (int64_t)threads : 1, g->images * j->blocks * j->tasks);
     size_t bytes;
     j->list = (g->taps + 7) & ~(int64_t)7;  // copies behind lists are to be aligned as vectors are
-    if (__builtin_mul_overflow(2, j->list, &j->slot_numbers) || __builtin_add_overflow(j->slot_numbers, copy, &j->slot_numbers) ||
+    if (__builtin_mul_overflow(2 * j->num_lists, j->list, &j->slot_numbers) || __builtin_add_overflow(j->slot_numbers, copy, &j->slot_numbers) ||
         __builtin_mul_overflow(j->slots, j->slot_numbers, &numbers) || __builtin_mul_overflow((size_t)numbers, sizeof(int64_t), &bytes))
         return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, bytes);

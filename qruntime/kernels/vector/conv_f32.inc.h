@@ -137,8 +137,10 @@ ALWAYS_INLINE void depthwise_of(const int positions, int64_t step, int64_t num_t
 
 ALWAYS_INLINE void depthwise_rows(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const int64_t *taps, const float *w,
                                   const float *x, float *y, qrt_conv_epilogue e) {
-    for (int64_t left = (n + DEPTHWISE_POSITIONS - 1) / DEPTHWISE_POSITIONS, count; n > 0; n -= count, left--) {
-        count = (n + left - 1) / left;
+    if (n <= 0) return;
+    const int64_t tiles = (n + DEPTHWISE_POSITIONS - 1) / DEPTHWISE_POSITIONS, least = n / tiles, larger = n % tiles;
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t count = i < larger ? least + 1 : least;
         switch (count) {
             QRT_CONV_SLIDES
         }

@@ -173,7 +173,7 @@ typedef struct {
 /// What a tile reads, from some group on.
 typedef struct {
     const qrt_nbits_q8_weights *w;
-    fetching fetch;
+    const fetching *fetch;
     const uint8_t *b, *end;      ///< codes of the first panel, and where they end
     int64_t panel_stride;        ///< in bytes from one panel to the next
     int64_t at, group_stride;    ///< scales and sums of the first panel, and from there to the next
@@ -187,9 +187,9 @@ typedef struct {
 /// end of a panel that is in the one behind those of this tile.
 ALWAYS_INLINE int64_t fetch_group(const place *in, int64_t g) {
     const qrt_nbits_weights *w = &in->w->w;
-    if (g < in->fetch.first || g >= in->fetch.last) return 0;
+    if (g < in->fetch->first || g >= in->fetch->last) return 0;
     int64_t bytes = PANELS * w->panel_bytes, groups = PANELS * w->num_groups;
-    if (in->fetch.near) {
+    if (in->fetch->near) {
         bytes = PREFETCH_BYTES + (in->b + PREFETCH_BYTES < in->end ? 0 : (PANELS - 1) * w->panel_bytes);
         groups = GROUPS_AHEAD + (g + GROUPS_AHEAD < w->num_groups ? 0 : (PANELS - 1) * w->num_groups);
     }
@@ -250,7 +250,7 @@ ALWAYS_INLINE void add_groups(const int kind, const int rows, const int known_st
 
 /// totals[rows][PANELS · NR] of rows `first` … of the block; of panels up to last-1, an odd one beside itself.
 ALWAYS_INLINE void tile(const int kind, const int rows, const qrt_nbits_q8_weights *w, const qrt_q8_block *block,
-                        int64_t panel, int64_t last, int first, fetching fetch, float *totals) {
+                        int64_t panel, int64_t last, int first, const fetching *fetch, float *totals) {
     const int64_t a_stride = block->a_stride_bytes, num_groups = w->w.num_groups;
     const bool beside = PANELS > 1 && panel + 1 < last;
     const uint8_t *b = w->w.codes + panel * w->w.panel_bytes, *a = (const uint8_t *)block->a + first * a_stride;
@@ -276,13 +276,13 @@ ALWAYS_INLINE void tile(const int kind, const int rows, const qrt_nbits_q8_weigh
 }
 
 typedef void (*tile_fn)(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t last, int first,
-                        fetching fetch, float *totals);
+                        const fetching *fetch, float *totals);
 
 #define TILE(kind, rows)                                                                                               \
     static __attribute__((noinline)) void tile_##kind##_##rows(const qrt_nbits_q8_weights *w,                          \
                                                                const qrt_q8_block *block, int64_t panel, int64_t last, \
-                                                               int first, fetching fetch, float *totals) {             \
-        tile(QRT_NBITS_##kind, rows, w, block, panel, last, first, fetch, totals);                                            \
+                                                               int first, const fetching *fetch, float *totals) {      \
+        tile(QRT_NBITS_##kind, rows, w, block, panel, last, first, fetch, totals);                                     \
     }
 #if TILE_ROWS == 6
 #define TILES(kind) TILE(kind, 1) TILE(kind, 2) TILE(kind, 3) TILE(kind, 4) TILE(kind, 6)
@@ -318,7 +318,8 @@ ALWAYS_INLINE void finish_with(const qrt_activation activation, const qrt_nbits_
             if (bias) x = vf_add(x, vf_load(bias + j));
             x = vf_activate(x, activation);
             if (residual) x = vf_add(x, vf_load_n(residual + j, count));
-            vf_store_n(y + j, x, count);
+            if (count == VL) vf_store(y + j, x);  // one with a mask that misses the caches holds up all others on Zen 5
+            else vf_store_n(y + j, x, count);
         }
         if (residual) residual += residual_stride;
     }
@@ -335,6 +336,17 @@ static __attribute__((noinline)) void finish_tile(const qrt_nbits_q8_weights *w,
     }
 }
 
+/// What the end of the next tile reads and writes: stores that miss the caches hold up those of sums.
+static inline void fetch_outputs(const qrt_q8_block *block, int64_t panel, int first) {
+    const qrt_epilogue *epilogue = &block->epilogue;
+    const int last = first + TILE_ROWS < block->num_rows ? first + TILE_ROWS : block->num_rows;
+    for (int i = first; i < last; i++)
+        for (int p = 0; p < PANELS; p++) {
+            __builtin_prefetch(block->y + i * block->ldy_elems + (panel + p) * NR, 1, 3);
+            if (epilogue->residual) __builtin_prefetch(epilogue->residual + i * epilogue->residual_stride_elems + (panel + p) * NR, 0, 3);
+        }
+}
+
 static void multiply(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
     const bool near = block->num_rows <= TILE_ROWS;
     for (int64_t panel = first; panel < last; panel += PANELS)
@@ -342,8 +354,10 @@ static void multiply(const qrt_nbits_q8_weights *w, const qrt_q8_block *block, i
             const int left = block->num_rows - r;
             rows = left >= TILE_ROWS ? TILE_ROWS : left > 4 ? 4 : left;
             float totals[TILE_ROWS * PANELS * NR];
+            if (r + rows < block->num_rows) fetch_outputs(block, panel, r + rows);
+            else fetch_outputs(block, panel + PANELS, 0);
             const fetching fetch = {r * w->w.num_groups / block->num_rows, (r + rows) * w->w.num_groups / block->num_rows, near};
-            tiles[w->kind][rows](w, block, panel, last, r, fetch, totals);
+            tiles[w->kind][rows](w, block, panel, last, r, &fetch, totals);
             finish_tile(w, block, panel, last, r, rows, totals);
         }
 }

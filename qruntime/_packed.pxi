@@ -18,6 +18,11 @@ cdef class Packed:
         raise NotImplementedError
 
 
+cdef tuple _place_of(array):
+    """What tells an array from others while it lives."""
+    return array.__array_interface__["data"][0], array.shape, array.strides
+
+
 cdef class PackedWeights(Packed):
     """Weights [K, N] of one layer with an optional bias [N], packed for the rung in force when the first `Executable` that
     reads them is made.
@@ -32,9 +37,7 @@ cdef class PackedWeights(Packed):
     def source(self):
         """(constant, what tells these weights from others while that lives), before they are packed."""
         origin = self.weight if self.origin is None else self.origin
-        where = origin
-        if isinstance(origin, cnp.ndarray):
-            where = origin.__array_interface__["data"][0], origin.shape, origin.strides
+        where = _place_of(origin) if isinstance(origin, cnp.ndarray) else origin
         vectors = [None if vector is None else vector.tobytes() for vector in self._vectors()]
         return origin, (type(self), where, self.shape, *vectors)
 
@@ -270,25 +273,31 @@ cdef class PackedConv(PackedWeights):
 
 
 cdef class PackedArray(Packed):
-    """An array of a native element type that a binder made of attributes; the node function gets it as a `qrt_tensor`.
+    """An array of a native element type that a binder made of attributes, or of a constant and vectors beside it, `made_of`; the
+    node function gets it as a `qrt_tensor`.
 
     It is read where it lies, and must not be written to from then on.
     """
 
     cdef object array
+    cdef tuple made_of
     cdef qrt_tensor tensor
 
-    def __cinit__(self, array):
+    def __cinit__(self, array, tuple made_of=()):
         cdef cnp.ndarray held = np.require(array, requirements="CA")
         cdef int code = _native_code(held)
         if code == 0 or held.ndim > QRT_MAX_RANK:
             raise ValueError(f"a native element type and at most {QRT_MAX_RANK} axes are needed, got {shape_text(held)}")
         self.array = held
+        self.made_of = made_of
         _describe(&self.tensor, held, code)
         self.handle = &self.tensor
 
     def source(self):
-        return self.array, (type(self), id(self.array))
+        if not self.made_of:
+            return self.array, (type(self), id(self.array))
+        constant, *vectors = self.made_of
+        return constant, (type(self), _place_of(constant), self.shape, *[None if vector is None else vector.tobytes() for vector in vectors])
 
     @property
     def nbytes(self):

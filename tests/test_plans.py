@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 import qruntime
 from qruntime.passes import pipeline
@@ -38,6 +38,24 @@ def test_plans_of_some_outputs_share_lowered_graph_and_packed_weights(model, mon
     first, second = packed(model, "hidden", "y")
     assert packed(model, "hidden") == [first]
     assert packed(model, "y") == [first, second]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers_that_share_weights_share_what_is_packed(op: str, gates: int, kind: str):
+    code, rows = FLOAT if kind == "float32" else TensorProto.DOUBLE, gates * 8
+    shapes = {"w": (1, rows, 16), "r": (1, rows, 8), "b": (1, 2 * rows), "other": (1, 2 * rows)}
+    weights = {name: random(*shape, seed=i).astype(kind) for i, (name, shape) in enumerate(shapes.items())}
+    nodes = [helper.make_node(op, ["x", "w", "r", bias], [f"y{i}"], hidden_size=8) for i, bias in enumerate(("b", "b", "other"))]
+    outputs = [(f"y{i}", code, None) for i in range(3)]
+    model = qruntime.load(model_bytes(nodes, [("x", code, ["t", "b", 16])], outputs, weights))
+    x = random(5, 2, 16, seed=9).astype(kind)
+    y0, y1, y2 = model.run({"x": x}).values()
+    assert_same_bits(y0, y1)
+    assert not np.array_equal(y0, y2)
+    first, second, third = (call.native.packed for call in model._plan(("y0", "y1", "y2")).nodes)
+    assert all(a is b for a, b in zip(first, second, strict=True))
+    assert first[0] is not third[0]
 
 
 def test_a_model_that_is_quantized_in_place_is_lowered_anew():

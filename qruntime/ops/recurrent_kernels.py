@@ -124,7 +124,7 @@ def _pack_doubles(weight: np.ndarray) -> Pack:
         padded = np.zeros((-(-n // _PANEL) * _PANEL, 1 + k))
         padded[:n, 0] = 0 if bias is None else bias
         padded[:n, 1:] = weight[d, rows]
-        return _kernels.PackedArray(padded.reshape(-1, _PANEL, 1 + k).transpose(0, 2, 1))
+        return _kernels.PackedArray(padded.reshape(-1, _PANEL, 1 + k).transpose(0, 2, 1), (weight[d, rows], bias))
 
     return one
 

@@ -212,7 +212,8 @@ class _View:
         known = {*starts, *self.held[0]}
         read = {value for node in needed_nodes(site.graph, wanted, known) for value in read_by(node)}
         starts += [value for value in self.held[0] if value in read]
-        return Segment(site.graph, starts, wanted, num_threads=1, lower=True)
+        like = {**dict.fromkeys(outputs, np.empty(0, np.float32)), **self.held[0]}
+        return Segment(site.graph, starts, wanted, num_threads=1, lower=True, like=like)
 
 
 def _as_stored(reader: Reader, matrix: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from qruntime.errors import InputError
-from qruntime.ir import Graph, Node, Value, clone_part, needed_nodes, read_by
+from qruntime.ir import Graph, Node, TypeInfo, Value, clone_part, needed_nodes, read_by
+from qruntime.ir.dtypes import onnx_code
 from qruntime.passes import pipeline
 from qruntime.runtime.inputs import convert_input
 from qruntime.runtime.plan import Planner
@@ -34,18 +35,32 @@ class Segment:
 
     It is made of the graph as that is now; changes to the graph later, a new weight for one, are for segments made later.
     `lower` hands the part to the kernels by the passes of a whole model, for graphs in canonical form. A lowered graph, and
-    one whose every node is to run as it stands, with the bits of a run of that graph, needs none.
+    one whose every node is to run as it stands, with the bits of a run of that graph, needs none. `like` has arrays of starts whose
+    element types the graph does not say: passes do not put one node in place of several where they have to guess.
 
     `num_threads` is the most threads that one run uses. InputError when `wanted` cannot be computed from `starts`.
     """
 
-    def __init__(self, graph: Graph, starts: Iterable[Value], wanted: Iterable[Value], *, num_threads: int, lower: bool = False):
+    def __init__(
+        self,
+        graph: Graph,
+        starts: Iterable[Value],
+        wanted: Iterable[Value],
+        *,
+        num_threads: int,
+        lower: bool = False,
+        like: Mapping[Value, Any] | None = None,
+    ):
         self.starts = tuple(dict.fromkeys(starts))
         self.wanted = tuple(dict.fromkeys(wanted))
         known = set(self.starts)
         self._constants = {value: _held_by(value) for value in self.wanted if value.is_constant and value not in known}
         self._computed = tuple(value for value in self.wanted if value not in self._constants)
         part = clone_part(graph, self.starts, self._computed)
+        for value, copy in zip(self.starts, part.inputs, strict=True):
+            array = None if like is None else like.get(value)
+            if copy.type is None and isinstance(array, np.ndarray):
+                copy.type = TypeInfo("tensor", onnx_code(array.dtype))
         self._executable = Planner(pipeline.lowered(part) if lower else part, num_threads=num_threads).plan().executable
         part.release()  # nobody else sees it: its constants go with this segment, not when cycles are collected
 
@@ -168,7 +183,7 @@ class Frontier:
         wanted = [value for value in dict.fromkeys([*read, *later]) if value in made and value not in known]
         segment = None
         if nodes:
-            segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower)
+            segment = Segment(self.graph, starts, wanted, num_threads=self.num_threads, lower=self.lower, like=self._batches[0])
         spilling = Spilling(self.most_bytes)
         for index, new in enumerate(self._made(segment)):
             still = later if index in self._finishing else read

@@ -443,3 +443,50 @@ def test_a_batch_that_fails_ends_the_walk(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MemoryError, match="the eighth"):
         walk.finish()
     assert next(count) < 12
+
+
+def test_types_of_starts_come_from_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them a norm in several nodes stays several: a float16 in between would be rounded."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["s"]),
+        helper.make_node("ReduceMean", ["s"], ["m"], axes=[-1]),
+        helper.make_node("Add", ["m", "eps"], ["e"]),
+        helper.make_node("Sqrt", ["e"], ["r"]),
+        helper.make_node("Div", ["h", "r"], ["y"]),
+    ]
+    constants = {"eps": np.float32(1e-5)}
+    graph = canonical(model_bytes(nodes, [("x", FLOAT, ["b", 32])], [("y", FLOAT, ["b", 32])], constants))
+    h, y = value_named(graph, "h"), graph.outputs[0]
+    for node in graph.nodes:
+        for value in node.outputs:
+            value.type = None
+    seen: list[list[str]] = []
+    lowered = pipeline.lowered
+    monkeypatch.setattr(pipeline, "lowered", lambda part: (lowered(part), seen.append([node.op_type for node in part.nodes]))[0])
+    given = random(4, 32)
+    results = [Segment(graph, [h], [y], num_threads=1, lower=True, like=like).run({h: given})[y] for like in (None, {h: given})]
+    assert "RMSNormalization" not in seen[0]
+    assert seen[1] == ["RMSNormalization"]
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-6)
+    walk = Frontier(graph, [fed_values(graph, {"x": given})], stops=[graph.nodes[1]], num_threads=1, lower=True)
+    walk.reach(graph.nodes[1])
+    Frontier(graph, [{h: given}], num_threads=1, lower=True).finish()
+    assert seen[-1] == ["RMSNormalization"]
+
+
+def test_some_batches_go_on_to_the_outputs() -> None:
+    """The others hold what stops read and no more; what those that finish put out are the bits of a whole run."""
+    graph = canonical(encoder_bytes())
+    layers = layers_of(graph)
+    batches = [fed_values(graph, feed) for feed in FEEDS]
+    wanted = [Frontier(graph, [batch], num_threads=1).finish()[0] for batch in batches]
+    walk = Frontier(graph, batches, stops=layers, finishing=[2, 0], num_threads=1)
+    plain = Frontier(graph, batches, stops=layers, num_threads=1)
+    for layer in layers:
+        for one, other in zip(walk.reach(layer), plain.reach(layer), strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+        assert walk.held[1].keys() == plain.held[1].keys()
+    for made, number in zip(walk.finish(), [2, 0], strict=True):
+        assert_same_bits(made[0], wanted[number][0])

@@ -177,7 +177,7 @@ class Group:
 
     def _without_padding(self, node: Node, batches: list[np.ndarray]) -> list[np.ndarray]:
         first = node.input(0)
-        if first is None or node.op_type not in ("MatMul", "Gemm"):
+        if not batches or first is None or node.op_type not in ("MatMul", "Gemm"):
             return batches
         kept = []
         for number, (rows, held) in enumerate(zip(batches, self.held, strict=True)):

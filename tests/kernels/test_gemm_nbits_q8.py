@@ -254,6 +254,18 @@ def test_bytes_per_weight() -> None:
     assert packed.nbytes <= 1024 * 512 * (4 + (32 + 16) / 32) / 8 * 1.02
 
 
+@pytest.mark.parametrize("activations", ["float", "per_token"])
+def test_zero_points_that_say_nothing_are_not_kept(activations: str) -> None:
+    rng = np.random.default_rng(0)
+    codes, scale = rng.integers(0, 16, (48, 100), np.uint8), np.full((48, 4), 0.1, np.float32)
+    sizes = {}
+    for name, zero in {"none": None, "middle": np.full((48, 4), 8), "another": np.full((48, 4), 7)}.items():
+        packed = _kernels.PackedNBits(codes, scale, zero, bits=4, group=32, activations=activations)
+        packed.unpacked()
+        sizes[name] = packed.nbytes
+    assert sizes["middle"] == sizes["none"] < sizes["another"]
+
+
 def test_packed_sources() -> None:
     layer = Layer("4", 64, 20, 32)
     halves = layer.codes[:, ::2] | layer.codes[:, 1::2] << 4

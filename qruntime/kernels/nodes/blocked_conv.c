@@ -10,8 +10,8 @@
 enum { BLOCK = QRT_CHANNEL_BLOCK };
 
 /// Positions of a chunk, and so few at least of a unit that has all groups; weights that are read again for every tile of a chunk, and
-/// sums that weights of the next planes are added to, in floats; so few multiply-adds and weights do not repay waking a thread.
-enum { CHUNK = 96, LEAST_POSITIONS = 48, KEPT_FLOATS = 96 * 1024, KEPT_SUMS = 64 * 1024, MIN_PARALLEL_WORK = 1 << 18, MIN_PARALLEL_WEIGHTS = 1 << 16 };
+/// sums that weights of the next planes are added to, and what groups read of an image one after the other, in floats; so few multiply-adds and weights do not repay waking a thread.
+enum { CHUNK = 96, LEAST_POSITIONS = 48, KEPT_FLOATS = 96 * 1024, KEPT_SUMS = 64 * 1024, UNIT_FLOATS = 128 * 1024, MIN_PARALLEL_WORK = 1 << 18, MIN_PARALLEL_WEIGHTS = 1 << 16 };
 
 typedef struct job job;
 struct job {
@@ -231,6 +231,7 @@ static void divide(job *j, int threads) {
     int64_t ranges = qrt_min(qrt_ceil_div(wanted, images), qrt_ceil_div(positions, LEAST_POSITIONS));
     j->unit_groups = w->groups;
     j->unit_images = 1;
+    if (w->groups > 1) ranges = qrt_max(ranges, qrt_min(qrt_ceil_div(j->x_image, UNIT_FLOATS), qrt_ceil_div(positions, LEAST_POSITIONS)));
     if (w->base.k * w->base.n > j->x_image || (threads > 1 && images * ranges < 2 * threads)) {
         const int64_t parts = qrt_ceil_div(wanted / 2, w->groups);
         j->unit_groups = 1;

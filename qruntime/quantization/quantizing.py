@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qruntime import _kernels
 from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Node, Value, clone
 from qruntime.ir.formats import FLOAT16
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 
 UNREACHED = "no feed reaches it"
 """A layer of a branch that no run takes."""
+
+_GROUPS_BETWEEN_TRIMS = 4
+"""Groups with codes after which free memory goes back to the system: it lies in pieces that the next group does not fit into."""
 
 
 def quantize_with(
@@ -219,11 +223,13 @@ class _Run:
             rows |= self._store_blocks(assignments, self.calibration)
         rest = [one for one in assignments if one not in rows]
         if self.calibration is not None and (self.has_quantized_stream or not self.is_observed):
-            for group, members in self._groups(rest, "quantize", self.calibration):
+            for number, (group, members) in enumerate(self._groups(rest, "quantize", self.calibration), 1):
                 if self.decides_late:
                     self._decide(group, members)
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
+                if number % _GROUPS_BETWEEN_TRIMS == 0:
+                    _kernels.trim_memory()
         rest = [one for one in rest if one not in rows]
         if self.decides_late:
             for one in rest:
@@ -415,6 +421,7 @@ class _Run:
         one.errors = output_errors(flat, restored, one.statistics)
         if not one.rtn_errors:
             one.rtn_errors = rtn_errors_of(one)
+        drop_pages(array for value in one.layer.weights if value is not None for array in value.arrays())
 
     def _branch(self, one: Assignment, weights: Sequence[np.ndarray], restored: list[np.ndarray]) -> None:
         """Makes branches for what the codes have lost, and adds to `restored` what they add."""

@@ -45,6 +45,7 @@ from qruntime.passes.linear import fuse_epilogues, lower_linear
 from qruntime.passes.merged_linear import merge_linear
 from qruntime.passes.onnx_attention import lower_attention
 from qruntime.passes.outlier_pairs import lower_outlier_pairs
+from qruntime.passes.padding import fold_padding
 from qruntime.passes.quantized_pairs import compute_on_codes
 from qruntime.passes.recurrent import lower_recurrent
 from qruntime.passes.rewriting import trace
@@ -100,6 +101,7 @@ LOWERED: list[Pass] = [
     round_to_float8,
     lower_linear,
     lower_recurrent,
+    fold_padding,  # while convolutions are ONNX's
     lower_convolution,
     decode_what_is_left,
     fold_channel_counts,

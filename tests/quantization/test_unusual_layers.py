@@ -182,7 +182,10 @@ def test_models_in_float16(name: str, tmp_path: Path):
         load(nodes, {one: data.astype(np.float16).astype(np.float32) for one, data in weights.items()}, {"y": 24}), name, rows()
     )
     (half_row, *_), (wide_row, *_) = made.report.layers, wide.report.layers
-    assert half_row.error == pytest.approx(wide_row.error, rel=0.3)
+    if any("is float16" in str(facts.get("transform")) for facts in half_row.facts):  # what a change would make of it is rounded
+        assert half_row.error == pytest.approx(wide_row.rtn_error, rel=1e-3)
+    else:
+        assert half_row.error == pytest.approx(wide_row.error, rel=0.3)
     again = made.quantize("RTN", scheme="W8A16")
     assert {node.op_type for node in again.graph.nodes} == {"MatMul", "Add", "Relu"}
 

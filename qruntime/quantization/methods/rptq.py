@@ -98,7 +98,7 @@ def _shares(
     lost = []
     for share in SHARES:
         difference = rounded_rows(rows, inputs, share * low, share * high) - rows
-        lost.append(np.bincount(labels, counts * (times @ np.square(difference))))
+        lost.append(np.bincount(labels, counts * (times @ np.square(difference, dtype=np.float64))))
     return np.array(SHARES, np.float32)[np.argmin(lost, axis=0)][labels]
 
 

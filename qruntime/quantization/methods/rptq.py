@@ -28,6 +28,7 @@ import numpy as np
 from qruntime._kernels import nearest_centers
 from qruntime.errors import QuantizationError
 from qruntime.ops.cache_codes import MOST_CLUSTERS
+from qruntime.quantization.outlier_pairs import powers
 from qruntime.quantization.reasons import Reason
 from qruntime.quantization.rehearsal import rounded_rows
 from qruntime.quantization.scheme import CLUSTER, Inputs, Scheme
@@ -94,7 +95,7 @@ def _shares(
 ) -> np.ndarray:
     """[K] float32: the share of the range of its cluster at which rounding loses least of what layers with `weights` make."""
     rows, times = statistics.rows_with_times(MOST_NUMBERS)
-    counts = np.sum([np.einsum("nk,nk->k", weight, weight, dtype=np.float64) for weight in weights], axis=0) if weights else 1.0
+    counts = np.sum([powers(weight) for weight in weights], axis=0) if weights else 1.0
     lost = []
     for share in SHARES:
         difference = rounded_rows(rows, inputs, share * low, share * high) - rows

@@ -60,6 +60,19 @@ typedef struct {
     const float *ahead;                   ///< weights that will be needed soon, for the cache; need not be valid
 } qrt_conv_sums;
 
+/// Windows of a row of outputs in one block: `rows` rows of `window` pixels, one window every `step` pixels.
+typedef struct {
+    const float *x;                ///< the first pixel of the first window; it may be outside
+    int64_t x_row;                 ///< floats between rows of a window
+    const float *w;                ///< [rows, window, 16]
+    int64_t rows, window, step;    ///< the latter two such that QRT_CONV_WINDOWS lists them
+    int64_t begin, end;            ///< pixels of a row from x on that are inside; others are zeros. Every window has one.
+} qrt_conv_row;
+
+/// Window and step of qrt_conv_row.
+#define QRT_CONV_WINDOWS(X) X(3, 1) X(3, 2) X(5, 1) X(5, 2) X(7, 1)
+enum { QRT_CONV_MAX_WINDOW = 7 };
+
 /// Distances of positions in a row, next to each other or every other, in an image that is not in blocks and in one that is.
 #define QRT_CONV_STEPS(X) X(1) X(2) X(QRT_CHANNEL_BLOCK) X(2 * QRT_CHANNEL_BLOCK)
 
@@ -81,7 +94,11 @@ typedef struct qrt_conv_f32 {
     void (*depthwise)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const int64_t *taps, const float *w,
                       const float *x, float *y, const qrt_conv_epilogue *epilogue);
 
-    /// Of the same elements, without weights: the greatest (NaN if there is one, −∞ of none), and the sum divided by `divisor`.
+    /// One block of a depthwise convolution at n positions of a row: y[p][16] = epilogue(Σ_h Σ_k w[h][k][16] · x[h · x_row + (p · step + k) · 16]),
+    /// over ascending h, then k.
+    void (*depthwise_row)(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue);
+
+    /// Of the elements of `depthwise`, without weights: the greatest (NaN if there is one, −∞ of none), and the sum divided by `divisor`.
     void (*maxima)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const float *x, float *y);
     void (*means)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, float divisor, const float *x, float *y);
 

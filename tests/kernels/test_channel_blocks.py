@@ -196,7 +196,7 @@ WIDTHS = (1, 5, 6, 7, 8, 12, 16, 17, 32, 33, 97)
 
 @pytest.mark.parametrize("kind", ["blocks", "columns", "depthwise"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("window", [(1, 1), (3, 3), (1, 5), (7, 7)])
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (1, 5), (5, 5), (7, 7)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_widths_windows_and_strides(kind: str, width: int, window: tuple[int, int], stride: int) -> None:
     rng = np.random.default_rng(width)
@@ -311,6 +311,10 @@ CASES = {
     "deep": ("blocks", (700, 33, 1, 1), (13, 17), {}),
     "columns": ("columns", (3, 70, 7, 7), (60, 61), {"pads": [3, 3, 3, 3], "strides": [2, 2]}),
     "narrow depthwise": ("depthwise", (90, 90, 3, 3), (40, 17), {"pads": [1, 1, 1, 1]}),
+    "depthwise of 7 x 7": ("depthwise", (40, 40, 5, 5), (7, 7), {"pads": [2, 2, 2, 2]}),
+    "strided depthwise": ("depthwise", (40, 40, 3, 3), (29, 38), {"pads": [1, 0, 1, 1], "strides": [2, 2]}),
+    "depthwise of 7 columns": ("depthwise", (20, 20, 3, 7), (11, 50), {"pads": [2, 6, 2, 3], "dilations": [2, 1]}),
+    "dilated depthwise": ("depthwise", (20, 20, 3, 3), (19, 30), {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
     "wide depthwise": ("depthwise", (90, 90, 5, 3), (31, 71), {"pads": [2, 1, 2, 1], "strides": [1, 2]}),
 }
 

@@ -33,6 +33,7 @@ typedef struct {
     int64_t task_rows, tasks;              ///< the latter for each block
     const qrt_convolution *source;         ///< of an image that is copied: what it is without the copy, else NULL
     int64_t slots, slot_numbers, list;     ///< the latter the length of a list
+    bool in_rows;                          ///< of a convolution: depthwise_row makes its rows
     int64_t whole, behind;                 ///< output columns whose windows are inside: whole … behind − 1
     int64_t num_lists;                     ///< a list for those and one for each other column, or one for all
     int64_t *scratch;                      ///< of each slot: lists of places and taps, and a copy of one block
@@ -90,12 +91,42 @@ static void slide(const job *j, int64_t image, int64_t block, int64_t row, int64
     kernel->means(count, step, num_taps, lists, counted ? (float)counted : 1, x, y);
 }
 
+/// Whether depthwise_row takes the rows of a convolution: of windows that it knows, each with a pixel of every row.
+static bool is_in_rows(const job *j) {
+    const qrt_convolution *g = j->g;
+    if (j->what != CONVOLUTION || g->window[0] > 1 || g->dilation[2] > 1 || g->begin[2] >= g->window[2]) return false;
+    if ((g->out[2] - 1) * g->stride[2] - g->begin[2] >= g->in[2]) return false;
+#define IS_WINDOW(SIZE, STEP) (g->window[2] == SIZE && g->stride[2] == STEP) ||
+    return QRT_CONV_WINDOWS(IS_WINDOW) false;
+}
+
+/// One output row in one piece.
+static void convolve_row(const job *j, const float *from, int64_t image, int64_t block, int64_t slice, int64_t line, int64_t row) {
+    const qrt_convolution *g = j->g;
+    int64_t first, last;
+    const bool is_outside = slice < 0 || slice >= g->in[0];
+    find_inside(g, 1, line, &first, &last);
+    const qrt_conv_row sums = {
+        .x = from + ((slice * g->in[1] + line + first * g->dilation[1]) * g->in[2] - g->begin[2]) * BLOCK,
+        .x_row = g->dilation[1] * g->in[2] * BLOCK, .w = j->w->values + (block * g->taps + first * g->window[2]) * BLOCK,
+        .rows = is_outside ? 0 : last - first, .window = g->window[2], .step = g->stride[2], .begin = g->begin[2], .end = g->begin[2] + g->in[2],
+    };
+    const int64_t at = row * g->out[2];
+    const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
+    float *y = j->epilogue->y + image * j->epilogue->image + block * j->epilogue->plane + at * BLOCK;
+    j->w->kernel.depthwise_row(g->out[2], &sums, y, &e);
+}
+
 /// One output row, `line_out` of slice `slice_out`, of a block of pixels `from`.
 static void slide_row(const job *j, const float *from, int64_t image, int64_t block, int64_t slice_out, int64_t line_out, tap_lists *lists) {
     const qrt_convolution *g = j->g;
     int64_t begin[3], end[3];
     const int64_t slice = slice_out * g->stride[0] - g->begin[0], line = line_out * g->stride[1] - g->begin[1];
     const int64_t row = slice_out * g->out[1] + line_out;
+    if (j->in_rows) {
+        convolve_row(j, from, image, block, slice, line, row);
+        return;
+    }
     find_inside(g, 0, slice, &begin[0], &end[0]);
     find_inside(g, 1, line, &begin[1], &end[1]);
     const int64_t inside[4] = {begin[0], end[0], begin[1], end[1]};
@@ -153,7 +184,7 @@ static void run_slot(void *context, int64_t slot) {
 /// Whether a copy with its padding costs less than columns at the border one by one.
 static bool copies(const job *j) {
     const qrt_convolution *g = j->g;
-    if (j->what != CONVOLUTION || g->out[2] > NARROW || !memcmp(g->in, g->padded, sizeof g->in)) return false;
+    if (j->what != CONVOLUTION || j->in_rows || g->out[2] > NARROW || !memcmp(g->in, g->padded, sizeof g->in)) return false;
     const int64_t borders = g->out[2] - (j->behind - j->whole);
     const double bytes = (double)g->padded[0] * (double)g->padded[1] * (double)g->padded[2] * BLOCK * sizeof(float);
     return bytes <= KEPT_BYTES || (double)borders * (double)g->taps >= 3.0 * (double)g->in[2];
@@ -164,6 +195,7 @@ static qrt_status run_all(job *j, qrt_run *run) {
     qrt_convolution padded = *g;
     int64_t copy = 0, numbers;
     qrt_find_whole_columns(g, &j->whole, &j->behind);
+    j->in_rows = is_in_rows(j);
     if (copies(j)) {
         j->source = g;
         j->g = &padded;

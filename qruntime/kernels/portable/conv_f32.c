@@ -55,6 +55,20 @@ static void depthwise(int64_t n, int64_t step, int64_t num_taps, const int64_t *
     }
 }
 
+static void depthwise_row(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue) {
+    for (int64_t p = 0; p < n; p++) {
+        float sums[BLOCK] = {0};
+        for (int64_t h = 0; h < row->rows; h++)
+            for (int64_t k = 0; k < row->window; k++) {
+                const int64_t i = p * row->step + k;
+                const float *x = i >= row->begin && i < row->end ? row->x + h * row->x_row + i * BLOCK : zeros;
+                const float *w = row->w + (h * row->window + k) * BLOCK;
+                for (int v = 0; v < BLOCK; v++) sums[v] += x[v] * w[v];
+            }
+        finish(y + p * BLOCK, sums, epilogue->bias, epilogue->addend ? epilogue->addend + p * BLOCK : NULL, epilogue);
+    }
+}
+
 static void maxima(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const float *x, float *y) {
     for (int64_t p = 0; p < n; p++)
         for (int v = 0; v < BLOCK; v++) {
@@ -118,5 +132,5 @@ static void collect(int64_t n, const int64_t *places, const float *m, int64_t m_
 }
 
 void qrt_portable_conv_f32(qrt_kernel_table *t) {
-    t->conv_f32 = (qrt_conv_f32){"portable", 1, {4}, {4}, tile, depthwise, maxima, means, spread, collect};
+    t->conv_f32 = (qrt_conv_f32){"portable", 1, {4}, {4}, tile, depthwise, depthwise_row, maxima, means, spread, collect};
 }

@@ -1,0 +1,68 @@
+/// Depthwise windows along a row over any vector, after conv_f32.inc.h: define before ROW_POSITIONS and the list QRT_CONV_ROWS with
+/// ROW(count) from 1 to that.
+///
+/// Windows next to each other share pixels: each is loaded once for a row of a tile, whose weights and sums stay in registers.
+
+/// `positions`, `window`, `step` and `is_whole` (no pixel is outside) are constants at every call.
+ALWAYS_INLINE void row_tile(const int positions, const int window, const int step, const bool is_whole, int64_t begin, int64_t end, const qrt_conv_row *row,
+                            const float *x, float *y, const float *addend, const qrt_conv_epilogue *e) {
+    const int last = (positions - 1) * step;
+    const vf low = vf_set(e->low), high = vf_set(e->high);
+    for (int v = 0; v < QRT_CHANNEL_BLOCK; v += VL) {
+        vf sums[ROW_POSITIONS];
+#pragma GCC unroll 16
+        for (int p = 0; p < positions; p++) sums[p] = vf_zero();
+        const float *line = x + v, *w = row->w + v;
+        for (int64_t h = 0; h < row->rows; h++, line += row->x_row, w += window * QRT_CHANNEL_BLOCK) {
+            vf weights[QRT_CONV_MAX_WINDOW];
+#pragma GCC unroll 8
+            for (int k = 0; k < window; k++) weights[k] = vf_load(w + k * QRT_CHANNEL_BLOCK);
+#pragma GCC unroll 32
+            for (int i = 0; i < last + window; i++) {
+                const float *at = line + i * QRT_CHANNEL_BLOCK;
+                if (!is_whole && (i < window - 1 || i > last)) at = i >= begin && i < end ? at : zeros + v;
+                const vf pixel = vf_load(at);
+#pragma GCC unroll 8
+                for (int k = 0; k < window; k++)
+                    if (i >= k && (i - k) % step == 0 && i - k <= last) sums[(i - k) / step] = vf_fma(pixel, weights[k], sums[(i - k) / step]);
+            }
+        }
+#pragma GCC unroll 16
+        for (int p = 0; p < positions; p++) {
+            const int64_t place = p * QRT_CHANNEL_BLOCK + v;
+            vf_store(y + place, finished(sums[p], e->bias ? e->bias + v : NULL, addend ? addend + place : NULL, low, high));
+        }
+    }
+}
+
+#define ROW(COUNT) \
+    case 2 * COUNT: row_tile(COUNT, window, step, false, begin, end, row, x, y, addend, &e); break; \
+    case 2 * COUNT + 1: row_tile(COUNT, window, step, true, begin, end, row, x, y, addend, &e); break;
+
+ALWAYS_INLINE void row_of(const int window, const int step, int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue e) {
+    const float *x = row->x, *addend = e.addend;
+    int64_t begin = row->begin, end = row->end;
+    for (int64_t left = (n + ROW_POSITIONS - 1) / ROW_POSITIONS, count; n > 0; n -= count, left--) {
+        count = (n + left - 1) / left;
+        const bool is_whole = begin <= 0 && end >= (count - 1) * step + window;
+        switch (2 * count + is_whole) {
+            QRT_CONV_ROWS
+        }
+        const int64_t pixels = count * step;
+        x += pixels * QRT_CHANNEL_BLOCK;
+        begin -= pixels;
+        end -= pixels;
+        y += count * QRT_CHANNEL_BLOCK;
+        if (addend) addend += count * QRT_CHANNEL_BLOCK;
+    }
+}
+
+static void depthwise_row(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue) {
+#define WINDOW(SIZE, STEP) \
+    if (row->window == SIZE && row->step == STEP) { \
+        row_of(SIZE, STEP, n, row, y, *epilogue); \
+        return; \
+    }
+    QRT_CONV_WINDOWS(WINDOW)
+#undef WINDOW
+}

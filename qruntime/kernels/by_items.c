@@ -23,7 +23,7 @@ typedef struct {
     qrt_tensor *slots;
     qrt_lanes *lanes;
     int64_t items, next, end;  ///< the threads take the items next … end − 1
-    int64_t first_nanoseconds;  ///< what the first item took
+    int64_t item_nanoseconds;  ///< what an item took on one thread
     int failed;
     bool is_interrupted;
 } job;
@@ -62,7 +62,7 @@ static int64_t item_bytes(const job *j, const qrt_step *step, const qrt_lane *la
     for (int i = 0; i < step->node.num_inputs; i++) {
         const int slot = j->plan->input_refs[step->first_input + i];
         if (slot < 0 || j->plan->is_constant[slot]) continue;
-        const bool is_made = j->lanes->states[slot] == MADE;
+        const bool is_made = lane->states[slot] == MADE;
         const qrt_tensor *t = is_made ? &lane->slots[slot] : &j->slots[slot];
         if (!is_made && !is_batch(t, j->items)) return -1;
         bytes += t->size / (is_made ? 1 : j->items) * (int64_t)qrt_itemsize(t->dtype);
@@ -76,15 +76,15 @@ static bool is_light(const qrt_step *step, int64_t bytes) {
 
 static bool is_worth_while(const job *j, int most) {
     if (most < 2 || !step_of(j, 1)->is_itemwise) return false;
-    const int64_t bytes = item_bytes(j, step_of(j, 0), NULL);
+    const int64_t bytes = item_bytes(j, step_of(j, 0), &j->lanes->lanes[0]);
     return bytes >= LEAST_BATCH_BYTES / j->items && is_light(step_of(j, 0), bytes) && is_light(step_of(j, 1), bytes);
 }
 
 static void enter(const job *j, const qrt_step *step, qrt_lane *lane, int64_t item) {
     for (int i = 0; i < step->node.num_inputs; i++) {
         const int slot = j->plan->input_refs[step->first_input + i];
-        if (slot < 0 || j->plan->is_constant[slot] || j->lanes->states[slot] > BEFORE) continue;
-        j->lanes->states[slot] = BEFORE;
+        if (slot < 0 || j->plan->is_constant[slot] || lane->states[slot] > BEFORE) continue;
+        lane->states[slot] = BEFORE;
         view_item(&j->slots[slot], j->items, item, &lane->slots[slot]);
     }
 }
@@ -100,34 +100,46 @@ static void leave(const job *j, const qrt_step *step, qrt_lane *lane) {
 
 static void empty(const job *j, qrt_lane *lane) {
     for (int slot = 0; slot < j->plan->num_slots; slot++)
-        if (j->lanes->states[slot]) qrt_release(&lane->run, &lane->slots[slot]);
+        if (lane->states[slot]) qrt_release(&lane->run, &lane->slots[slot]);
 }
 
-/// The first item, which says how many steps go so.
-static void run_first(job *j, int most) {
-    qrt_lane *lane = j->lanes->lanes;
-    char *states = j->lanes->states;
-    for (j->count = 0; j->count < most; j->count++) {
-        const qrt_step *step = step_of(j, j->count);
+/// The first item of a lane, which says how many of the steps go so.
+static void run_first(void *context, int64_t at) {
+    const job *j = context;
+    qrt_lane *lane = &j->lanes->lanes[at];
+    for (lane->count = 0; lane->count < j->count; lane->count++) {
+        const qrt_step *step = step_of(j, lane->count);
         const int64_t bytes = step->is_itemwise ? item_bytes(j, step, lane) : -1;
         if (bytes < 0 || !is_light(step, bytes)) return;
-        enter(j, step, lane, 0);
+        enter(j, step, lane, at);
         if (!run_step(j, step, lane)) return;
-        for (int i = 0; i < step->node.num_outputs; i++) states[step->first_output + i] = MADE;
+        for (int i = 0; i < step->node.num_outputs; i++) lane->states[step->first_output + i] = MADE;
         leave(j, step, lane);
         for (int i = 0; i < step->num_releases; i++) {
-            char *state = &states[j->plan->releases[step->first_release + i]];
+            char *state = &lane->states[j->plan->releases[step->first_release + i]];
             if (*state == MADE) *state = GONE;
         }
     }
 }
 
+/// An item for each lane. False when they do not agree how many steps go so, or none does.
+static bool run_firsts(job *j, int num_lanes) {
+    const int64_t began = now();
+    qrt_parallel_for(num_lanes, num_lanes, run_first, j);
+    j->item_nanoseconds = now() - began;
+    j->count = j->lanes->lanes[0].count;
+    for (int at = 1; at < num_lanes; at++)
+        if (j->lanes->lanes[at].count != j->count) return false;
+    return j->count > 0;
+}
+
 /// Room for all items of what is needed after the steps.
 static bool allocate(const job *j, qrt_run *run) {
     for (int slot = 0; slot < j->plan->num_slots; slot++) {
-        const qrt_tensor *of_first = &j->lanes->lanes[0].slots[slot];
+        const qrt_lane *first = &j->lanes->lanes[0];
+        const qrt_tensor *of_first = &first->slots[slot];
         int64_t dims[QRT_MAX_RANK];
-        if (j->lanes->states[slot] != MADE) continue;
+        if (first->states[slot] != MADE) continue;
         if (!is_batch(of_first, 1)) return false;
         memcpy(dims, of_first->dims, sizeof dims);
         dims[0] = j->items;
@@ -139,7 +151,7 @@ static bool allocate(const job *j, qrt_run *run) {
 static bool hand_over(const job *j, qrt_lane *lane, int64_t item) {
     for (int slot = 0; slot < j->plan->num_slots; slot++) {
         const qrt_tensor *from = &lane->slots[slot], *to = &j->slots[slot];
-        if (j->lanes->states[slot] != MADE) continue;
+        if (lane->states[slot] != MADE) continue;
         if (!is_batch(from, 1) || from->size != to->size / j->items) return false;
         const size_t bytes = (size_t)from->size * qrt_itemsize(from->dtype);
         memcpy((char *)to->data + (size_t)item * bytes, from->data, bytes);
@@ -150,7 +162,7 @@ static bool hand_over(const job *j, qrt_lane *lane, int64_t item) {
 static bool run_item(const job *j, qrt_lane *lane, int64_t item) {
     bool is_done = true;
     for (int slot = 0; slot < j->plan->num_slots; slot++)
-        if (j->lanes->states[slot] == BEFORE) view_item(&j->slots[slot], j->items, item, &lane->slots[slot]);
+        if (lane->states[slot] == BEFORE) view_item(&j->slots[slot], j->items, item, &lane->slots[slot]);
     for (int at = 0; at < j->count && is_done; at++) {
         const qrt_step *step = step_of(j, at);
         is_done = run_step(j, step, lane);
@@ -175,12 +187,11 @@ static bool goes_on(job *j, const qrt_interrupt *interrupt) {
     return !j->failed && !j->is_interrupted;
 }
 
-/// All items but the first: as many as threads can share evenly in lanes of their own, the others by all threads together.
+/// All items but the first of each lane: as many as threads can share evenly in lanes of their own, the others by all threads together.
 static bool run_others(job *j, int num_threads, const qrt_interrupt *interrupt) {
-    for (int at = 0; at < num_threads; at++) qrt_run_begin(&j->lanes->lanes[at].run, 1);
-    const int64_t shared = 1 + (j->items - 1) / num_threads * num_threads;
-    const int64_t rounds = ASK_NANOSECONDS / (j->first_nanoseconds * num_threads + 1);  // an item has one thread now
-    for (j->end = 1; j->end < shared && goes_on(j, interrupt);) {
+    const int64_t shared = j->items / num_threads * num_threads;
+    const int64_t rounds = ASK_NANOSECONDS / (j->item_nanoseconds + 1);
+    for (j->end = num_threads; j->end < shared && goes_on(j, interrupt);) {
         j->next = j->end;
         j->end += num_threads * (rounds > 1 ? rounds : 1);
         if (j->end > shared) j->end = shared;
@@ -192,8 +203,6 @@ static bool run_others(job *j, int num_threads, const qrt_interrupt *interrupt) 
 }
 
 static bool prepare(qrt_lanes *lanes, const qrt_steps *plan, qrt_tensor *slots, int count) {
-    if (!lanes->states) lanes->states = malloc((size_t)plan->num_slots);
-    if (!lanes->states) return false;
     if (lanes->count < count) {
         qrt_lane *grown = realloc(lanes->lanes, (size_t)count * sizeof *grown);
         if (!grown) return false;
@@ -202,10 +211,12 @@ static bool prepare(qrt_lanes *lanes, const qrt_steps *plan, qrt_tensor *slots, 
     for (; lanes->count < count; lanes->count++) {
         qrt_lane *lane = &lanes->lanes[lanes->count];
         *lane = (qrt_lane){.slots = calloc((size_t)plan->num_slots, sizeof *lane->slots),
-                           .inputs = calloc((size_t)plan->num_input_refs + 1, sizeof *lane->inputs)};
-        if (!lane->slots || !lane->inputs) {
+                           .inputs = calloc((size_t)plan->num_input_refs + 1, sizeof *lane->inputs),
+                           .states = malloc((size_t)plan->num_slots + 1)};
+        if (!lane->slots || !lane->inputs || !lane->states) {
             free(lane->slots);
             free(lane->inputs);
+            free(lane->states);
             return false;
         }
         for (int i = 0; i < plan->num_input_refs; i++) {
@@ -226,25 +237,26 @@ static void count_lanes(const qrt_lanes *lanes, int num_lanes, qrt_run *run) {
 
 int qrt_run_by_items(const qrt_steps *plan, const int *order, int count, qrt_run *run, qrt_tensor *slots, qrt_lanes *lanes,
                      const qrt_interrupt *interrupt) {
-    job j = {.plan = plan, .order = order, .slots = slots, .lanes = lanes};
+    job j = {.plan = plan, .order = order, .count = count, .slots = slots, .lanes = lanes};
     const int num_threads = run->num_threads;
     j.items = items_of(&j);
     // With fewer items than threads, threads share each step.
     if (j.items < 2 || j.items < num_threads || !prepare(lanes, plan, slots, num_threads)) return 0;
-    memset(lanes->states, UNSEEN, (size_t)plan->num_slots);
+    for (int at = 0; at < num_threads; at++) {
+        memset(lanes->lanes[at].states, UNSEEN, (size_t)plan->num_slots);
+        qrt_run_begin(&lanes->lanes[at].run, 1);
+    }
     if (!is_worth_while(&j, count)) return 0;
-    qrt_lane *first = lanes->lanes;
-    qrt_run_begin(&first->run, num_threads);
-    const int64_t began = now();
-    run_first(&j, count);
-    j.first_nanoseconds = now() - began;
-    bool is_done = j.count > 0 && allocate(&j, run) && hand_over(&j, first, 0);
-    empty(&j, first);
+    bool is_done = run_firsts(&j, num_threads) && allocate(&j, run);
+    for (int at = 0; at < num_threads; at++) {
+        is_done = is_done && hand_over(&j, &lanes->lanes[at], at);
+        empty(&j, &lanes->lanes[at]);
+    }
     is_done = is_done && run_others(&j, num_threads, interrupt);
     count_lanes(lanes, num_threads, run);
     if (is_done) return j.count;
     for (int slot = 0; slot < plan->num_slots; slot++)
-        if (lanes->states[slot] == MADE) qrt_release(run, &slots[slot]);
+        if (lanes->lanes[0].states[slot] == MADE) qrt_release(run, &slots[slot]);
     return j.is_interrupted ? -1 : 0;
 }
 
@@ -260,8 +272,8 @@ void qrt_lanes_clear(qrt_lanes *lanes) {
         qrt_run_clear(&lanes->lanes[at].run);
         free(lanes->lanes[at].slots);
         free(lanes->lanes[at].inputs);
+        free(lanes->lanes[at].states);
     }
     free(lanes->lanes);
-    free(lanes->states);
     *lanes = (qrt_lanes){0};
 }

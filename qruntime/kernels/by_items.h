@@ -36,13 +36,14 @@ typedef struct {
     qrt_run run;
     qrt_tensor *slots;
     const qrt_tensor **inputs;
+    char *states;  ///< by slot
+    int count;     ///< how many steps its first item took
 } qrt_lane;
 
 /// The lanes of a frame, made when first needed. Starts as zeros.
 typedef struct {
     qrt_lane *lanes;
     int count;
-    char *states;  ///< by slot
 } qrt_lanes;
 
 /// Asked by the calling thread between items, about twenty times a second: another answer than 0 ends the run.

@@ -8,8 +8,9 @@
 #include "kernels.h"
 #include "threads.h"
 
-/// Lane groups that go through a block of columns one after the other while its panels are in cache, and columns of a block.
-enum { GROUPS = 4, ROWS = GROUPS * QRT_LANES, BLOCK = 32 };
+/// Lane groups that go through a block of columns one after the other while its panels are in cache, columns of a block, and
+/// entries of a table that are all looked at.
+enum { GROUPS = 4, ROWS = GROUPS * QRT_LANES, BLOCK = 32, FEW_ENTRIES = 16 };
 
 typedef double (*lanes)[QRT_LANES];
 
@@ -44,10 +45,18 @@ static void round_to_integers(const qrt_code_grid *grid, const grid_lanes *own, 
 }
 
 static void round_to_entries(const qrt_code_grid *grid, const grid_lanes *own, const double *x, float *real, uint8_t *codes) {
+    float share[QRT_LANES];
+    int32_t entry[QRT_LANES] = {0};
+    for (int l = 0; l < QRT_LANES; l++) share[l] = (float)x[l] / own->divisor[l];
+    if (grid->num_entries <= FEW_ENTRIES) {
+        for (int64_t e = 0; e + 1 < grid->num_entries; e++)
+            for (int l = 0; l < QRT_LANES; l++) entry[l] += grid->middles[e] < share[l];
+    } else {
+        for (int l = 0; l < QRT_LANES; l++) entry[l] = (int32_t)qrt_nearest_entry(grid, share[l]);
+    }
     for (int l = 0; l < QRT_LANES; l++) {
-        int64_t entry = qrt_nearest_entry(grid, (float)x[l] / own->divisor[l]);
-        real[l] = grid->entries[entry] * own->scale[l];
-        codes[l] = grid->codes[entry];
+        real[l] = grid->entries[entry[l]] * own->scale[l];
+        codes[l] = grid->codes[entry[l]];
     }
 }
 
@@ -65,7 +74,7 @@ typedef struct {
     int64_t first;  ///< row
     lanes x;        ///< what is to be rounded, or (w − ŵ) Σ
     lanes change;   ///< of the columns that are done, for those to come
-    lanes now;      ///< ŵ; of descent alone
+    lanes now;      ///< w of feedback, ŵ of descent
     uint8_t (*codes)[QRT_LANES];
     grid_lanes *grid;
     int32_t *columns;  ///< those whose changes count
@@ -183,12 +192,11 @@ static void keep_apart(const feedback *f, row_lanes *rows, int64_t j, const grid
 static void finish_columns(const feedback *f, row_lanes *rows, int64_t a, int64_t b) {
     const qrt_column_rounding *r = f->of;
     for (int64_t j = a; j < b; j++) {
-        double weight[QRT_LANES];
         float real[QRT_LANES];
+        const double *weight = rows->now[j];
         const grid_lanes *own = &rows->grid[r->grid->group[r->order[j]]];
         round_lanes(r->grid, own, rows->x[j], real, rows->codes[j]);
         if (f->apart) keep_apart(f, rows, j, own, real);
-        read_column(r, rows, r->weight, j, weight);
         for (int l = 0; l < QRT_LANES; l++) rows->change[j][l] = weight[l] - (double)real[l];
         add_change(rows, r->k, f->coupling, j, j + 1, b);
     }
@@ -200,7 +208,8 @@ static void round_with_feedback(const void *context, row_lanes *rows, int64_t co
     for (int64_t g = 0; g < count; g++)
         for (int64_t j = 0; j < padded(r->k); j++) {
             rows[g].columns[j] = (int32_t)j;
-            read_column(r, &rows[g], r->weight, min64(j, r->k - 1), rows[g].x[j]);
+            read_column(r, &rows[g], r->weight, min64(j, r->k - 1), rows[g].now[j]);
+            memcpy(rows[g].x[j], rows[g].now[j], sizeof *rows[g].x);
         }
     for (int64_t a = 0; a < r->k; a += f->block) {
         int64_t b = min64(a + f->block, r->k);

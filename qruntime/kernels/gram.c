@@ -6,67 +6,45 @@
 #include "kernels.h"
 #include "threads.h"
 
-enum { PANEL_CODES = QRT_GRAM_ROWS * QRT_GRAM_PANEL, NEAR = 4, COLUMNS = 256, SHORT_SUM = 64 };
-
-/// Adding and taking away 1.5 · 2^23 rounds half to even what is below 2^22, with instructions that every target has.
-static inline int32_t rounded(float x) { return (int32_t)((x + 12582912.0f) - 12582912.0f); }
+/// Blocks of rows that are coded before they are multiplied, and panels that stay in cache meanwhile.
+enum { PAIRS = QRT_GRAM_ROWS / 2, PANEL_CODES = QRT_GRAM_ROWS * QRT_GRAM_PANEL, BLOCKS = 32, NEAR = 2 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct {
     int64_t rows, k, panels, blocks;
-    const float *const *x, *inverse_step;
+    const float *const *x, *inverse_step, *zeros;
     uint8_t *is_apart;
-    int16_t *codes;  ///< [blocks][panels][PANEL_CODES]
+    int16_t *codes;  ///< [panels][BLOCKS][PANEL_CODES]
     int64_t *total;
 } gram_task;
 
-static bool has_code_beyond(int64_t k, const float *x, const float *inverse_step) {
-    int beyond = 0;
-    for (int64_t j = 0; j < k; j++) {
-        float code = x[j] * inverse_step[j];
-        beyond |= !(code >= -QRT_GRAM_CODE && code <= QRT_GRAM_CODE);
+/// Two rows as pairs in all panels of a block. False where one of them holds what has no code.
+static bool code_two(const gram_task *t, const float *x, const float *y, int32_t *pairs) {
+    bool fit = true;
+    for (int64_t j = 0; j < t->k; j += QRT_GRAM_PANEL, pairs += BLOCKS * PAIRS * QRT_GRAM_PANEL) {
+        fit &= qrt_kernels.gram.code_pairs(min64(QRT_GRAM_PANEL, t->k - j), x + j, y + j, t->inverse_step + j, pairs);
     }
-    return beyond;
-}
-
-/// Codes of a piece of a row, as the first or second number of each pair, which was 0.
-static inline void code_row(int64_t columns, const float *x, const float *inverse_step, bool is_second, int32_t *pairs) {
-    const int shift = is_second ? 16 : 0;
-    for (int64_t j = 0; j < columns; j++) {
-        pairs[j] |= (int32_t)(((uint32_t)rounded(x[j] * inverse_step[j]) & 0xFFFF) << shift);
-    }
+    return fit;
 }
 
 static void code_block(void *context, int64_t block) {
     const gram_task *t = context;
-    int64_t first = block * QRT_GRAM_ROWS, rows = min64(QRT_GRAM_ROWS, t->rows - first);
-    for (int64_t r = 0; r < rows; r++) {
-        t->is_apart[first + r] = has_code_beyond(t->k, t->x[first + r], t->inverse_step);
-    }
-    int16_t *panel = t->codes + block * t->panels * PANEL_CODES;
-    for (int64_t p = 0; p < t->panels; p++, panel += PANEL_CODES) {
-        int64_t columns = min64(QRT_GRAM_PANEL, t->k - p * QRT_GRAM_PANEL);
-        const float *inverse_step = t->inverse_step + p * QRT_GRAM_PANEL;
-        int32_t *pairs = (int32_t *)panel;
-        memset(panel, 0, PANEL_CODES * sizeof *panel);
-        for (int64_t r = 0; r < rows; r++, pairs += r % 2 ? 0 : QRT_GRAM_PANEL) {
-            if (t->is_apart[first + r]) continue;
-            const float *x = t->x[first + r] + p * QRT_GRAM_PANEL;
-            if (columns == QRT_GRAM_PANEL) {
-                code_row(QRT_GRAM_PANEL, x, inverse_step, r % 2, pairs);
-            } else {
-                code_row(columns, x, inverse_step, r % 2, pairs);
-            }
-        }
+    int32_t *pairs = (int32_t *)(t->codes + block * PANEL_CODES);
+    for (int64_t r = block * QRT_GRAM_ROWS, end = r + QRT_GRAM_ROWS; r < end; r += 2, pairs += QRT_GRAM_PANEL) {
+        const float *x = r < t->rows ? t->x[r] : t->zeros, *y = r + 1 < t->rows ? t->x[r + 1] : t->zeros;
+        if (code_two(t, x, y, pairs)) continue;
+        if (!code_two(t, x, t->zeros, pairs)) t->is_apart[r] = 1, x = t->zeros;
+        if (!code_two(t, t->zeros, y, pairs)) t->is_apart[r + 1] = 1, y = t->zeros;
+        code_two(t, x, y, pairs);
     }
 }
 
 static void panel_pair(const gram_task *t, int64_t i, int64_t j) {
     int64_t sums[QRT_GRAM_PANEL][QRT_GRAM_PANEL] __attribute__((aligned(64))) = {{0}};
     for (int64_t block = 0; block < t->blocks; block++) {
-        const int16_t *codes = t->codes + block * t->panels * PANEL_CODES;
-        qrt_kernels.gram.panels(codes + i * PANEL_CODES, codes + j * PANEL_CODES, sums[0]);
+        const int16_t *codes = t->codes + block * PANEL_CODES;
+        qrt_kernels.gram.panels(codes + i * BLOCKS * PANEL_CODES, codes + j * BLOCKS * PANEL_CODES, sums[0]);
     }
     int64_t top = i * QRT_GRAM_PANEL, height = min64(QRT_GRAM_PANEL, t->k - top);
     int64_t left = j * QRT_GRAM_PANEL, width = min64(QRT_GRAM_PANEL, t->k - left);
@@ -86,42 +64,42 @@ static void panel_rows(void *context, int64_t task) {
 
 bool qrt_gram_of_codes(int64_t rows, int64_t k, const float *const *x, const float *inverse_step, uint8_t *is_apart, int64_t *total,
                        int num_threads) {
-    if (rows <= 0 || k <= 0) return true;
-    gram_task t = {.rows = rows, .k = k, .panels = (k + QRT_GRAM_PANEL - 1) / QRT_GRAM_PANEL,
-                   .blocks = (rows + QRT_GRAM_ROWS - 1) / QRT_GRAM_ROWS,
-                   .x = x, .inverse_step = inverse_step, .is_apart = is_apart, .total = total};
-    t.codes = aligned_alloc(64, (size_t)(t.blocks * t.panels * PANEL_CODES) * sizeof *t.codes);
-    if (!t.codes) return false;
-    qrt_parallel_for(num_threads, t.blocks, code_block, &t);
-    qrt_parallel_for(num_threads, (t.panels + NEAR - 1) / NEAR, panel_rows, &t);
-    free(t.codes);
-    return true;
+    memset(total, 0, (size_t)(k * k) * sizeof *total);
+    memset(is_apart, 0, (size_t)rows);
+    if (rows == 0 || k == 0) return true;
+    const int64_t panels = (k + QRT_GRAM_PANEL - 1) / QRT_GRAM_PANEL;
+    int16_t *codes = aligned_alloc(64, (size_t)(panels * BLOCKS * PANEL_CODES) * sizeof *codes);
+    float *zeros = calloc((size_t)k, sizeof *zeros);
+    for (int64_t first = 0; codes && zeros && first < rows; first += BLOCKS * QRT_GRAM_ROWS) {
+        const int64_t some = min64(BLOCKS * QRT_GRAM_ROWS, rows - first), blocks = (some + QRT_GRAM_ROWS - 1) / QRT_GRAM_ROWS;
+        gram_task t = {some, k, panels, blocks, x + first, inverse_step, zeros, is_apart + first, codes, total};
+        qrt_parallel_for(num_threads, blocks, code_block, &t);
+        qrt_parallel_for(num_threads, (panels + NEAR - 1) / NEAR, panel_rows, &t);
+    }
+    bool is_done = codes && zeros;
+    free(codes);
+    free(zeros);
+    return is_done;
 }
 
 typedef struct {
     int64_t rows, k;
-    const float *x, *inverse_step;
+    const float *const *x, *inverse_step;
     int64_t *total;
 } magnitude_task;
 
 static void sum_columns(void *context, int64_t task) {
     const magnitude_task *t = context;
-    int64_t first = task * COLUMNS, columns = min64(COLUMNS, t->k - first);
-    const float *inverse_step = t->inverse_step + first;
-    for (int64_t r = 0; r < t->rows; r += SHORT_SUM) {
-        int32_t sums[COLUMNS] = {0};
-        for (int64_t s = r; s < min64(r + SHORT_SUM, t->rows); s++) {
-            const float *x = t->x + s * t->k + first;
-            for (int64_t j = 0; j < columns; j++) {
-                int32_t code = rounded(x[j] * inverse_step[j]);
-                sums[j] += code < 0 ? -code : code;
-            }
-        }
-        for (int64_t j = 0; j < columns; j++) t->total[first + j] += sums[j];
+    int64_t first = task * QRT_MAGNITUDE_COLUMNS, n = min64(QRT_MAGNITUDE_COLUMNS, t->k - first);
+    for (int64_t r = 0; r < t->rows; r += QRT_MAGNITUDE_ROWS) {
+        int32_t sums[QRT_MAGNITUDE_COLUMNS];
+        qrt_kernels.gram.magnitudes(min64(QRT_MAGNITUDE_ROWS, t->rows - r), n, t->x + r, first, t->inverse_step + first, sums);
+        for (int64_t j = 0; j < n; j++) t->total[first + j] += sums[j];
     }
 }
 
-void qrt_sum_magnitudes(int64_t rows, int64_t k, const float *x, const float *inverse_step, int64_t *total, int num_threads) {
+void qrt_sum_magnitudes(int64_t rows, int64_t k, const float *const *x, const float *inverse_step, int64_t *total, int num_threads) {
+    memset(total, 0, (size_t)k * sizeof *total);
     magnitude_task t = {rows, k, x, inverse_step, total};
-    qrt_parallel_for(num_threads, (k + COLUMNS - 1) / COLUMNS, sum_columns, &t);
+    qrt_parallel_for(num_threads, (k + QRT_MAGNITUDE_COLUMNS - 1) / QRT_MAGNITUDE_COLUMNS, sum_columns, &t);
 }

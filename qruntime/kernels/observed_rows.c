@@ -10,7 +10,7 @@ enum { ROWS = 64, COLUMNS = 256, MAX_TASKS = 16 };
 
 typedef struct {
     int64_t rows, k, rows_of_task;
-    const float *x;
+    const float *const *x;
     float *ends;  ///< [tasks][2][k]
     float *peaks;
 } observation;
@@ -38,10 +38,10 @@ static void widen(int64_t n, const float *restrict x, float *restrict low, float
     peaks[0] = peak;
 }
 
-/// The same by pieces of four rows, k apart, so that extremes are loaded and stored once for them.
-static void widen_by_four(int64_t n, const float *restrict x, int64_t k, float *restrict low, float *restrict high,
+/// The same by pieces of four rows, so that extremes are loaded and stored once for them.
+static void widen_by_four(int64_t n, const float *const *rows, int64_t first, float *restrict low, float *restrict high,
                           int32_t *restrict peaks) {
-    const float *restrict x1 = x + k, *restrict x2 = x1 + k, *restrict x3 = x2 + k;
+    const float *restrict x = rows[0] + first, *restrict x1 = rows[1] + first, *restrict x2 = rows[2] + first, *restrict x3 = rows[3] + first;
     int32_t peak0 = peaks[0], peak1 = peaks[1], peak2 = peaks[2], peak3 = peaks[3];
     for (int64_t j = 0; j < n; j++) {
         low[j] = least(least(least(x[j], x1[j]), least(x2[j], x3[j])), low[j]);
@@ -56,23 +56,23 @@ static void take_rows(void *context, int64_t task) {
     const observation *o = context;
     const int64_t first = task * o->rows_of_task, last = min64(o->rows, first + o->rows_of_task);
     float *low = o->ends + task * 2 * o->k, *high = low + o->k;
-    memcpy(low, o->x + first * o->k, (size_t)o->k * sizeof *low);
+    memcpy(low, o->x[first], (size_t)o->k * sizeof *low);
     memcpy(high, low, (size_t)o->k * sizeof *high);
     for (int64_t block = first; block < last; block += ROWS) {
         const int64_t rows = min64(ROWS, last - block);
         int32_t peaks[ROWS] = {0};
         for (int64_t j = 0; j < o->k; j += COLUMNS) {
-            const float *x = o->x + block * o->k + j;
+            const float *const *x = o->x + block;
             const int64_t n = min64(COLUMNS, o->k - j);
             int64_t r = 0;
-            for (; r + 4 <= rows; r += 4) widen_by_four(n, x + r * o->k, o->k, low + j, high + j, peaks + r);
-            for (; r < rows; r++) widen(n, x + r * o->k, low + j, high + j, peaks + r);
+            for (; r + 4 <= rows; r += 4) widen_by_four(n, x + r, j, low + j, high + j, peaks + r);
+            for (; r < rows; r++) widen(n, x[r] + j, low + j, high + j, peaks + r);
         }
         memcpy(o->peaks + block, peaks, (size_t)rows * sizeof *peaks);
     }
 }
 
-bool qrt_observe_rows(int64_t rows, int64_t k, const float *x, float *low, float *high, float *peaks, int num_threads) {
+bool qrt_observe_rows(int64_t rows, int64_t k, const float *const *x, float *low, float *high, float *peaks, int num_threads) {
     int64_t tasks = min64(MAX_TASKS, (rows + ROWS - 1) / ROWS);
     observation call = {.rows = rows, .k = k, .rows_of_task = (rows + tasks - 1) / tasks, .x = x, .peaks = peaks};
     tasks = (rows + call.rows_of_task - 1) / call.rows_of_task;

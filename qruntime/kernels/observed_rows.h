@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/// low[j] and high[j] [k] become the least and greatest of column j of x [rows, k], rows > 0; peaks[r] the greatest |x| of row
-/// r, NaN where the row holds one. With NaN in a column its extremes mean nothing. False without memory.
-bool qrt_observe_rows(int64_t rows, int64_t k, const float *x, float *low, float *high, float *peaks, int num_threads);
+/// low[j] and high[j] [k] become the least and greatest of column j of rows > 0 rows of k numbers, to which x [rows] points;
+/// peaks[r] the greatest |x| of row r, NaN where the row holds one. With NaN in a column its extremes mean nothing. False without memory.
+bool qrt_observe_rows(int64_t rows, int64_t k, const float *const *x, float *low, float *high, float *peaks, int num_threads);
 
 #endif

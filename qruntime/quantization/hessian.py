@@ -27,7 +27,7 @@ T = TypeVar("T")
 _MOST_DAMPING = 10.0
 """Of the mean of the diagonal: with that a matrix that Σ can be has a factor, whatever was rounded."""
 
-_CORNER, _STRIP = 64, 256
+_CORNER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def _checked(statistics: Statistics) -> np.ndarray:
 def _factor(sigma: np.ndarray, dampening_frac: float, descending: bool) -> Factor:
     order = _column_order(sigma.diagonal(), descending)
     upper, damping = _damped_upper(sigma, order, dampening_frac)
-    return Factor(order, _panels(upper / upper.diagonal()), sigma.diagonal() <= 0, damping)
+    return Factor(order, _panels(upper, upper.diagonal()), sigma.diagonal() <= 0, damping)
 
 
 def _grouped(sigma: np.ndarray, dampening_frac: float, size: int) -> GroupedFactor:
@@ -151,7 +151,7 @@ def _grouped(sigma: np.ndarray, dampening_frac: float, size: int) -> GroupedFact
         own = slice(first, first + int(np.sum(owner == index)))
         corner = upper[own, own]
         carry = _over(upper[:first, own], corner)
-        groups.append(ColumnGroup(int(index), own, carry, _panels(corner / corner.diagonal())))
+        groups.append(ColumnGroup(int(index), own, carry, _panels(corner, corner.diagonal())))
         first = own.stop
     return GroupedFactor(order, tuple(groups), upper.diagonal() ** 2, diagonal <= 0, damping)
 
@@ -161,13 +161,14 @@ def _damped_upper(sigma: np.ndarray, order: np.ndarray, dampening_frac: float) -
     diagonal = sigma.diagonal()
     dead = diagonal <= 0
     mean = float(diagonal[~dead].mean())
-    hessian = sigma[np.ix_(order, order)]
-    own = np.where(dead, mean, diagonal)[order]
+    backwards = order[::-1]
+    own = np.where(dead, mean, diagonal)[backwards]
     damping = dampening_frac
     while True:
+        hessian = _in_order(sigma, backwards)
         np.fill_diagonal(hessian, own + damping * mean)
         try:
-            return _cholesky(hessian[::-1, ::-1])[::-1, ::-1], damping
+            return _cholesky(hessian)[::-1, ::-1], damping
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-6)
             if damping > _MOST_DAMPING:
@@ -185,24 +186,25 @@ def _over(rows: np.ndarray, upper: np.ndarray) -> np.ndarray:
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:
-    """L with L Lᵀ = `matrix` [K, K] float64. Raises LinAlgError when it is not positive.
+    """L with L Lᵀ = `matrix` [K, K] float64, in its place. Raises LinAlgError when it is not positive.
 
     Corners of 64 rows by LAPACK, which has no threads for so few, the rest by our own product: a factor of large matrices by
     LAPACK alone would depend on the number of its threads, and takes several times as long beside other work.
     """
-    lower, k = matrix.copy(), len(matrix)
+    k = len(matrix)
     for a in range(0, k, _CORNER):
         b = min(a + _CORNER, k)
-        corner = lower[a:b, a:b] = np.linalg.cholesky(lower[a:b, a:b])
-        below = lower[b:, a:b] = matmul(lower[b:, a:b], np.linalg.inv(corner).T)
-        for c in range(b, k, _STRIP):  # below the diagonal, in strips
-            lower[c:, c : c + _STRIP] -= matmul(below[c - b :], below[c - b : c - b + _STRIP].T)
-    return np.tril(lower)
+        if a:
+            matrix[a:, a:b] -= matmul(matrix[a:, :a], matrix[a:b, :a].T)
+        corner = matrix[a:b, a:b] = np.linalg.cholesky(matrix[a:b, a:b])
+        matrix[b:, a:b] = matmul(matrix[b:, a:b], np.linalg.inv(corner).T)
+        matrix[a:b, b:] = 0
+    return matrix
 
 
 def _ordered(sigma: np.ndarray, descending: bool) -> Ordered:
     order = _column_order(sigma.diagonal(), descending)
-    return Ordered(order, _panels(sigma[np.ix_(order, order)]), np.ascontiguousarray(sigma.diagonal()[order]), _most(sigma))
+    return Ordered(order, _panels(_in_order(sigma, order)), np.ascontiguousarray(sigma.diagonal()[order]), _most(sigma))
 
 
 def _column_order(diagonal: np.ndarray, descending: bool) -> np.ndarray:
@@ -210,12 +212,23 @@ def _column_order(diagonal: np.ndarray, descending: bool) -> np.ndarray:
     return (np.argsort(-diagonal, kind="stable") if descending else np.arange(len(diagonal))).astype(np.int32)
 
 
-def _panels(matrix: np.ndarray) -> np.ndarray:
-    """A matrix [K, K] as [⌈K / COLUMN_PANEL⌉, K, COLUMN_PANEL] float64: so many of its columns each, the last filled up with zeros."""
+def _in_order(sigma: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Rows and columns of Σ in an order."""
+    return sigma.take(order, axis=0).take(order, axis=1)
+
+
+def _panels(matrix: np.ndarray, divisors: np.ndarray | float = 1.0) -> np.ndarray:
+    """A matrix [K, K], its columns divided by `divisors` [K], as [⌈K / COLUMN_PANEL⌉, K, COLUMN_PANEL] float64: so many of its columns
+    each, the last filled up with zeros."""
     k = len(matrix)
-    padded = np.zeros((k, -(-k // COLUMN_PANEL) * COLUMN_PANEL))
-    padded[:, :k] = matrix
-    return np.ascontiguousarray(padded.reshape(k, -1, COLUMN_PANEL).transpose(1, 0, 2))
+    whole, rest = divmod(k, COLUMN_PANEL)
+    panels = np.zeros((whole + (rest > 0), k, COLUMN_PANEL)) if rest else np.empty((whole, k, COLUMN_PANEL))
+    by = np.broadcast_to(divisors, k)
+    columns = matrix[:, : k - rest].reshape(k, whole, COLUMN_PANEL)
+    np.divide(columns.transpose(1, 0, 2), by[: k - rest].reshape(whole, 1, COLUMN_PANEL), out=panels[:whole])
+    if rest:
+        panels[-1, :, :rest] = matrix[:, k - rest :] / by[k - rest :]
+    return panels
 
 
 def _most(sigma: np.ndarray) -> float:

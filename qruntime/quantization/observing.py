@@ -44,11 +44,10 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
 
 def _extremes(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The least and greatest of each channel [K], and the greatest magnitude of each row [T]."""
-    ends = np.empty((2, len(batches), batches[0].shape[1]), np.float32)
-    peaks = [np.empty(len(batch), np.float32) for batch in batches]
-    for batch, low, high, peak in zip(batches, *ends, peaks, strict=True):
-        observe_rows(batch, low, high, peak)
-    return ends[0].min(axis=0), ends[1].max(axis=0), np.concatenate(peaks)
+    low, high = np.empty((2, batches[0].shape[1]), np.float32)
+    peaks = np.empty(sum(map(len, batches)), np.float32)
+    observe_rows(list(batches), low, high, peaks)
+    return low, high, peaks
 
 
 def _chosen(batches: Sequence[np.ndarray], peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Recipes: a scheme and the steps that turn a float model into one of it, under the name of the paper that proposes them.
 
 qruntime.quantization.recipes["GPTQ"]           scheme W4A16-g128
-                                                1. GPTQ(block_size=128, dampening_frac=0.01, actorder='static', mse=False)
+                                                1. GPTQ(block_size=8, dampening_frac=0.01, actorder='static', mse=False)
 """
 
 from __future__ import annotations

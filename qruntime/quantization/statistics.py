@@ -7,7 +7,7 @@ each channel is rounded to a step of its own, a power of two, so coarse that no 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,17 +82,14 @@ def exact_gram(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray)
     if sum(map(len, batches)) <= _CHUNK:
         return _gram_of_few(np.concatenate(batches), absmax)
     steps = _steps(np.minimum(absmax, _ORDINARY * exact_mean(batches, low, high)), GRAM_CODE)
-    inverse = (1 / steps).astype(np.float32)
-    total, left = np.zeros((len(steps), len(steps)), np.int64), []
-    for several in _chunks(batches):
-        apart = np.zeros(sum(map(len, several)), np.uint8)
-        gram_of_codes(several, inverse, total, apart)
-        marks = np.split(apart != 0, np.cumsum(list(map(len, several)))[:-1])
-        left += [rows[mark] for rows, mark in zip(several, marks, strict=True)]
+    total, apart = np.empty((len(steps), len(steps)), np.int64), np.empty(sum(map(len, batches)), np.uint8)
+    gram_of_codes(list(batches), (1 / steps).astype(np.float32), total, apart)
     sigma = total * steps
     sigma *= steps[:, None]
     _mirror_upper(sigma)
-    sigma += _gram_of_few(np.concatenate(left), absmax)
+    if apart.any():
+        marks = np.split(apart != 0, np.cumsum(list(map(len, batches)))[:-1])
+        sigma += _gram_of_few(np.concatenate([rows[mark] for rows, mark in zip(batches, marks, strict=True)]), absmax)
     return sigma
 
 
@@ -110,20 +107,16 @@ def _gram_of_few(rows: np.ndarray, absmax: np.ndarray) -> np.ndarray:
     steps = _steps(absmax, math.isqrt((1 << _EXACT_BITS) // max(1, len(rows))) - 1)
     total = np.zeros((len(steps), len(steps)))
     for start in range(0, len(rows), _CHUNK):
-        units = np.rint(rows[start : start + _CHUNK] / steps.astype(np.float32)).astype(np.float64)
-        total += units.T @ units
-    total *= steps
-    total *= steps[:, None]
+        rounded = np.rint(rows[start : start + _CHUNK] / steps.astype(np.float32)) * steps
+        total += matmul(np.ascontiguousarray(rounded.T), rounded)
     return total
 
 
 def exact_mean(batches: Sequence[np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Mean |x| of each channel [K], as `exact_gram` sums, in steps of 2⁻²⁰ of the extreme."""
     steps = _steps(np.maximum(-low, high).astype(np.float64), 1 << 20)
-    inverse = (1 / steps).astype(np.float32)
-    total = np.zeros(len(steps), np.int64)
-    for rows in batches:
-        sum_magnitudes(rows, inverse, total)
+    total = np.empty(len(steps), np.int64)
+    sum_magnitudes(list(batches), (1 / steps).astype(np.float32), total)
     return total * steps / max(1, sum(map(len, batches)))
 
 
@@ -132,19 +125,6 @@ def _steps(most: np.ndarray, code: int) -> np.ndarray:
     with np.errstate(divide="ignore"):
         steps = np.exp2(np.ceil(np.log2(most / max(1, code))))
     return np.where(steps >= np.finfo(np.float32).tiny, steps, 1.0)
-
-
-def _chunks(batches: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """All rows, so many at a time that few sums are begun anew and few codes are held."""
-    waiting: list[np.ndarray] = []
-    for batch in batches:
-        for start in range(0, len(batch), _CHUNK):
-            waiting.append(batch[start : start + _CHUNK])
-            if sum(map(len, waiting)) >= _CHUNK:
-                yield waiting
-                waiting = []
-    if waiting:
-        yield waiting
 
 
 _MOST_OUTPUTS = 1 << 22

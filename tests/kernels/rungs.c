@@ -568,7 +568,51 @@ static void check_gemm_f64(void) {
 
 // --------------------------------------------------------------------------------------------- gram
 
+static void check_gram_codes(int64_t n, int kind) {
+    float *x = array(n, sizeof *x), *y = array(n, sizeof *y), *inverse_step = array(n, sizeof *inverse_step);
+    int32_t *pairs = array(QRT_GRAM_PANEL, sizeof *pairs);
+    for (int64_t j = 0; j < n; j++) {
+        inverse_step[j] = (float)(1 << random_bits() % 4);
+        x[j] = (float)((int)(random_bits() % 4000) - 2000) / 4.0f, y[j] = -x[j] / 2;
+    }
+    const int64_t at = n - 1;
+    if (kind == 1) x[at] = 4095.0f / inverse_step[at];
+    if (kind == 2) y[at] = -4095.25f / inverse_step[at];
+    if (kind == 3) x[at] = NAN;
+    if (kind == 4) y[at] = -INFINITY;
+    const bool fit = rung.gram.code_pairs(n, x, y, inverse_step, pairs);
+    check(fit == (kind < 2), "gram codes fit", n, kind, fit, kind < 2);
+    for (int64_t j = 0; fit && j < QRT_GRAM_PANEL; j++) {
+        const int first = j < n ? (int)rintf(x[j] * inverse_step[j]) : 0, second = j < n ? (int)rintf(y[j] * inverse_step[j]) : 0;
+        const int16_t *got = (int16_t *)(pairs + j);
+        check(got[0] == first && got[1] == second, "gram codes", j, n, got[0], first);
+    }
+    release();
+}
+
+static void check_magnitudes(int64_t rows, int64_t n) {
+    const float **x = array(rows, sizeof *x);
+    float *inverse_step = array(n, sizeof *inverse_step), *values = array(rows * (n + 3), sizeof *values);
+    int32_t *sums = array(n, sizeof *sums);
+    for (int64_t j = 0; j < n; j++) inverse_step[j] = (float)(1 << random_bits() % 9);
+    for (int64_t t = 0; t < rows; t++) {
+        x[t] = values + t * (n + 3);
+        for (int64_t j = 0; j < n + 3; j++) values[t * (n + 3) + j] = (float)((int)(random_bits() % 16000) - 8000) / 16.0f;
+    }
+    rung.gram.magnitudes(rows, n, x, 3, inverse_step, sums);
+    for (int64_t j = 0; j < n; j++) {
+        int64_t sum = 0;
+        for (int64_t t = 0; t < rows; t++) sum += labs(lrintf(x[t][3 + j] * inverse_step[j]));
+        check(sums[j] == sum, "magnitudes", j, rows, sums[j], (double)sum);
+    }
+    release();
+}
+
 static void check_gram(void) {
+    for (int64_t n = 1; n <= QRT_GRAM_PANEL; n++)
+        for (int kind = 0; kind < 5; kind++) check_gram_codes(n, kind);
+    for (int64_t n = 1; n <= QRT_MAGNITUDE_COLUMNS; n++) check_magnitudes(n % 7 + 1, n);
+    check_magnitudes(QRT_MAGNITUDE_ROWS, QRT_MAGNITUDE_COLUMNS);
     enum { CODES = QRT_GRAM_ROWS * QRT_GRAM_PANEL, SUMS = QRT_GRAM_PANEL * QRT_GRAM_PANEL };
     for (int kind = 0; kind < 4; kind++) {
         int16_t *a = array(CODES, sizeof *a), *b = array(CODES, sizeof *b);

@@ -11,7 +11,7 @@ from tests.small_models import assert_same_bits, random
 
 def observed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low, high, peaks = (np.full(size, 7, np.float32) for size in (x.shape[1], x.shape[1], len(x)))
-    observe_rows(x, low, high, peaks)
+    observe_rows([x[: len(x) // 3], x[len(x) // 3 :]], low, high, peaks)
     return low, high, peaks
 
 
@@ -38,6 +38,8 @@ def test_a_row_that_is_not_finite_is_seen_and_no_other(row: int, value: float) -
 def test_no_columns_and_what_does_not_fit() -> None:
     assert observed(np.empty((3, 0), np.float32))[2].tolist() == [0, 0, 0]
     x, ends, peaks = random(4, 6), np.empty(6, np.float32), np.empty(4, np.float32)
-    for given in ((x[:0], ends, ends, peaks[:0]), (x, ends[:5], ends, peaks), (x, ends, ends[:5], peaks), (x, ends, ends, peaks[:3])):
+    for rows, *given in ((x[:0], ends, ends, peaks[:0]), (x, ends, ends[:5], peaks), (x, ends, ends, peaks[:3])):
         with pytest.raises(ValueError, match="rows of 6 channels need a row at least"):
-            observe_rows(*given)
+            observe_rows([rows], *given)
+    with pytest.raises(ValueError, match="rows of 5 channels are needed, got some of 6"):
+        observe_rows([x], ends[:5], ends, peaks)

@@ -1,4 +1,4 @@
-/// Products of panels of codes, two rows at a time by vpdpwssd.
+/// Codes of rows and products of panels of codes, two rows at a time by vpdpwssd.
 #include "../rungs.h"
 
 #include "../vector/simd_avx512.h"
@@ -6,10 +6,10 @@
 
 static inline vi vi_pairs_add(vi sums, vi a, vi b) { return vi_dot2(sums, a, b); }
 
-enum { GRAM_TALL = 8 };
+enum { GRAM_TALL = 8, GRAM_WIDE = 2 };
 
 #include "../vector/gram.inc.h"
 
-void qrt_avx512vnni_gram(qrt_kernel_table *t) { t->gram = (qrt_gram){gram_panels}; }
+void qrt_avx512vnni_gram(qrt_kernel_table *t) { t->gram = (qrt_gram){gram_code_pairs, gram_panels, gram_magnitudes}; }
 
 #include "../vector/simd_end.h"

@@ -4,7 +4,7 @@ Columns are rounded one after the other, and what one loses is made good by thos
 
     q_j = quant(w_j)      w_k ← w_k − (w_j − q_j) [H⁻¹]_jk / [H⁻¹]_jj  for k > j      H = 2 XᵀX + λI
 
-for the H⁻¹ of what is left. Defaults are the paper's: blocks of 128 columns, λ = 1 % of the mean diagonal, inputs that are
+for the H⁻¹ of what is left. Defaults are the paper's: λ = 1 % of the mean diagonal, inputs that are
 always 0 taken out, and their weights with them before scales are chosen. `mse` clips the ranges of scales where that loses less
 (the authors' program has it, without default): with few bits a channel and weights far apart.
 
@@ -35,11 +35,11 @@ STATIC_GROUPS = "static"
 
 @dataclass(frozen=True)
 class GPTQ:
-    """`block_size`: columns between two updates of those to come, for speed alone. `dampening_frac`: λ over the mean of the
-    diagonal of H. `actorder`: "static" takes columns in the order of H_jj, None as they are. `mse`: ranges at which rounding to
-    nearest loses least, in place of the extremes."""
+    """`block_size`: columns between two updates of those to come, for speed alone (128 in the paper). `dampening_frac`: λ over the
+    mean of the diagonal of H. `actorder`: "static" takes columns in the order of H_jj, None as they are. `mse`: ranges at which
+    rounding to nearest loses least, in place of the extremes."""
 
-    block_size: int = 128
+    block_size: int = 8
     dampening_frac: float = 0.01
     actorder: str | None = STATIC_GROUPS
     mse: bool = False

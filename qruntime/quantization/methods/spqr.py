@@ -40,6 +40,9 @@ from qruntime.quantization.second_level import Part, side_by_side
 from qruntime.quantization.statistics import SIGMA, Statistics
 from qruntime.quantization.steps import Solved
 
+_BLOCK = 8
+"""Columns between two updates of those to come, for speed alone."""
+
 
 @dataclass(frozen=True)
 class SpQR:
@@ -108,7 +111,7 @@ class _Rounding:
         shift = None if zero_point is None else numbers(zero_point)
         grid = code_grid(self.of_group, numbers(scale), shift, now.shape)
         order, limits = np.arange(now.shape[1], dtype=np.int32), self.threshold / self.pivots[own]
-        round_with_feedback(now, order, group.coupling, grid, codes.view(np.uint8), now.shape[1], limits, reals, apart)
+        round_with_feedback(now, order, group.coupling, grid, codes.view(np.uint8), _BLOCK, limits, reals, apart)
         self.codes[:, own], self.reals[:, own], self.apart[:, own] = codes, reals, apart
         self.lost[:, own] = weight.astype(np.float64) - reals
         return scale, zero_point

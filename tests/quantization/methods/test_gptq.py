@@ -196,7 +196,7 @@ def test_one_factor_serves_all_that_read_one_input() -> None:
 
 def test_a_step_says_what_it_needs_and_refuses_what_it_is_not() -> None:
     assert GPTQ().requires == {SIGMA}
-    assert GPTQ() == GPTQ(128, 0.01, "static")
+    assert GPTQ() == GPTQ(8, 0.01, "static")
     for wrong in ({"block_size": 0}, {"dampening_frac": -1.0}, {"dampening_frac": float("nan")}, {"actorder": "group"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             GPTQ(**wrong)  # type: ignore[arg-type]

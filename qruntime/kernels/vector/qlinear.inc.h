@@ -41,6 +41,51 @@ ALWAYS_INLINE void store_codes(uint8_t *y, int64_t n, vi code) {
 
 typedef vf (*join_fn)(vf a, vf b);
 
+#ifdef VI_SATURATED_BYTES
+/// The float whose last bits are a byte is so much plus the byte, which saves a conversion.
+enum { BYTE_IN_FLOAT = 0x4b000000, FLOAT_OF_BYTE = 1 << 23 };
+
+typedef struct {
+    vf scale, zero;
+    vi flip;
+} real_bytes;
+
+ALWAYS_INLINE real_bytes bytes_at(qrt_code_scale s, uint8_t flip) {
+    return (real_bytes){vf_set(s.scale), vf_set((float)FLOAT_OF_BYTE + s.zero), vi_set(BYTE_IN_FLOAT | flip)};
+}
+
+ALWAYS_INLINE vf real_of_bytes(const uint8_t *p, real_bytes s) {
+    return vf_mul(vf_sub(vi_as_vf(vi_xor(vi_load_bytes(p), s.flip)), s.zero), s.scale);
+}
+
+/// As many as come by 64, and how many that are. With `is_bounded` every quotient is an int32, so that bytes saturate by themselves.
+ALWAYS_INLINE int64_t binary_by_64(join_fn join, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n, const int a_step, const int b_step,
+                                   const bool is_bounded, const qrt_qlinear_pair *pair) {
+    const real_bytes sa = bytes_at(pair->a, pair->flip), sb = bytes_at(pair->b, pair->flip);
+    const vf scale = vf_set(pair->y.scale), high = vf_set(255.0f - pair->y.zero);
+    const vi zero = vi_set((int32_t)pair->y.zero * 0x10001), flips = vi_set(pair->flip * 0x01010101);
+    const vf one_a = vf_mul(vf_set((float)(*a ^ pair->flip) - pair->a.zero), sa.scale);
+    const vf one_b = vf_mul(vf_set((float)(*b ^ pair->flip) - pair->b.zero), sb.scale);
+    int64_t i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL) {
+        vf quotient[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const vf x = a_step ? real_of_bytes(a + i + v * VL, sa) : one_a, z = b_step ? real_of_bytes(b + i + v * VL, sb) : one_b;
+            quotient[v] = vf_div(join(x, z), scale);
+            if (!is_bounded) quotient[v] = vf_min(quotient[v], high);
+        }
+        vi_store_64_bytes(y + i, vi_xor(vi_saturated_bytes(quotient, zero), flips), 4 * VL);
+    }
+    return i;
+}
+
+static inline bool has_int32_quotients(const qrt_qlinear_pair *pair, bool is_sum) {
+    const float a = 255.0f * fabsf(pair->a.scale), b = 255.0f * fabsf(pair->b.scale);
+    return (is_sum ? a + b : a * b) / fabsf(pair->y.scale) < (float)(1 << 30);
+}
+#endif
+
 /// `a_step` and `b_step` are constants at every call.
 ALWAYS_INLINE void binary(join_fn join, const uint8_t *a, const uint8_t *b, uint8_t *y, int64_t n, const int a_step,
                           const int b_step, const qrt_qlinear_pair *pair) {
@@ -49,20 +94,11 @@ ALWAYS_INLINE void binary(join_fn join, const uint8_t *a, const uint8_t *b, uint
     const qrt_requantize to_codes = qrt_requantize_to((int32_t)pair->y.zero, pair->flip);
     const code_limits limits = limits_of(&to_codes);
     if (n <= 0) return;
-    vf one_a = real_of(vi_xor(vi_set(*a), flip), sa), one_b = real_of(vi_xor(vi_set(*b), flip), sb);
+    const vf one_a = real_of(vi_xor(vi_set(*a), flip), sa), one_b = real_of(vi_xor(vi_set(*b), flip), sb);
     int64_t i = 0;
 #ifdef VI_SATURATED_BYTES
-    const vi zero = vi_set(to_codes.zero * 0x10001), flips = vi_set(pair->flip * 0x01010101);
-    for (; i + 4 * VL <= n; i += 4 * VL) {
-        vf quotient[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++) {
-            vf x = a_step ? real_of(vi_xor(vi_load_bytes(a + i + v * VL), flip), sa) : one_a;
-            vf z = b_step ? real_of(vi_xor(vi_load_bytes(b + i + v * VL), flip), sb) : one_b;
-            quotient[v] = vf_min(vf_div(join(x, z), to.scale), limits.high);
-        }
-        vi_store_64_bytes(y + i, vi_xor(vi_saturated_bytes(quotient, zero), flips), 4 * VL);
-    }
+    if (has_int32_quotients(pair, join == vf_add)) i = binary_by_64(join, a, b, y, n, a_step, b_step, true, pair);
+    else i = binary_by_64(join, a, b, y, n, a_step, b_step, false, pair);
 #endif
     for (; i < n; i += VL) {
         int64_t left = n - i;

@@ -29,7 +29,8 @@ _FEW_CHANNELS = 4
 """So few are read as they are: blocks of them would be empty for the greater part."""
 
 _LEAST_MAPS = BLOCK // 2
-"""With fewer outputs more than half of the work in blocks would be for nothing."""
+"""With fewer outputs more than half of the work in blocks would be for nothing. Where an image is in blocks and there is one product
+for each of its numbers, that costs less than taking it out of them."""
 
 
 def keep_channel_blocks(graph: Graph) -> None:
@@ -199,7 +200,7 @@ def _in_island(islands: _Islands, node: Node, op_type: str, attributes: Mapping[
         if shape[0] != group or shape[1] != 1:
             return Skip(f"{group} groups that are no single channels")
         kind = "depthwise"
-    elif shape[0] < _LEAST_MAPS:
+    elif shape[0] < _LEAST_MAPS and (image is None or math.prod(shape[2:]) > 1):
         return Skip(f"{shape[0]} outputs fill too little of a block")
     elif image is None and shape[1] <= _FEW_CHANNELS and (node.attr("dilations", ()) or (1,))[-1] == 1:
         kind = "columns"

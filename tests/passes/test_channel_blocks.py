@@ -144,6 +144,15 @@ def test_an_image_of_few_channels_is_read_as_it_is() -> None:
     }
 
 
+@pytest.mark.parametrize("maps", [1, 4, 7])
+def test_few_outputs_of_one_product_for_each_number_stay_in_blocks(maps: int) -> None:
+    constants = {**C, "last": numbers(maps, 32, 1, 1), "bias": numbers(maps)}
+    ops = compared([conv("x", "w0", "h"), relu("h", "i"), ("Conv", ["i", "last", "bias"], ["y"], {})], X, constants)
+    assert (ops["BlockedConv"], ops["Conv"], ops["UnblockChannels"]) == (2, 0, 1)
+    alone = compared([("Conv", ["x", "last", "bias"], ["y"], {})], X, constants)
+    assert (alone["BlockedConv"], alone["Conv"]) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("last", "reason"),
     [

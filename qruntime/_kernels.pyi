@@ -155,6 +155,7 @@ class PackedNBits(PackedWeights):
         activations: str = "float",
         origin: np.ndarray | tuple[Any, ...] | None = None,
         outliers: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        clusters: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None: ...
     @property
     def activations(self) -> str: ...

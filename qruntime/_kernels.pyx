@@ -185,6 +185,10 @@ cdef extern from "gemm_nbits_q8.h" nogil:
     ctypedef struct qrt_gemm_nbits_q8:
         pass
 
+cdef extern from "gemm_clusters.h" nogil:
+    ctypedef struct qrt_gemm_clusters:
+        pass
+
 cdef extern from "gemm_nbits.h" nogil:
     ctypedef struct qrt_gemm_nbits:
         const char *name
@@ -217,6 +221,7 @@ cdef extern from "kernels.h" nogil:
         qrt_gemm_q8 gemm_q8
         qrt_gemm_nbits gemm_nbits
         qrt_gemm_nbits_q8 gemm_nbits_q8
+        qrt_gemm_clusters gemm_clusters
         qrt_gemm_f32 gemm_f32
         qrt_conv_f32 conv_f32
         qrt_outlier_pairs outlier_pairs

@@ -43,6 +43,19 @@ cdef extern from "gemm_nbits_q8.h" nogil:
     qrt_nbits_q8_weights *qrt_nbits_q8_new(const qrt_nbits_q8_spec *, const qrt_gemm_nbits_q8 *, qrt_arena *)
     void qrt_nbits_q8_finish(qrt_nbits_q8_weights *, int)
 
+cdef extern from "gemm_clusters.h" nogil:
+    ctypedef struct qrt_cluster_weights:
+        pass
+    ctypedef struct qrt_cluster_spec:
+        qrt_nbits_spec weights
+        const uint8_t *weight_zeros
+        int64_t num_clusters
+        const float *scales
+        const uint8_t *zero_points
+        const int32_t *fours
+    size_t qrt_clusters_packed_bytes(const qrt_cluster_spec *)
+    qrt_cluster_weights *qrt_clusters_new(const qrt_cluster_spec *, const qrt_gemm_clusters *, qrt_arena *)
+
 
 cdef class PackedNBits(PackedWeights):
     """Weights [K, N] of 2, 3, 4 or 8 bits: decoded[n, k] = scale[n, g] · (value(code[n, k]) − zero[n, g]), g = k // group.
@@ -59,11 +72,16 @@ cdef class PackedNBits(PackedWeights):
     With `activations` "per_token" or "per_tensor" instead of "float" the layer quantizes them to 8 bits, by the range that the node
     is told. Then zero points have to be codes, and a table of 16 entries, without zero points: whole numbers from −128 to 127 times
     a power of two from 1 to 1 / 128.
+
+    With `activations` "clusters" it reads codes whose channels, and K with them, stand in the order of clusters (kernels/gemm_clusters.h).
+    `clusters` are float32 scales, uint8 zero points, and int32 numbers: how many times four channels each has. Then weights are uniform,
+    have scales of rows, and zero points from which codes differ by −128 … 127.
     """
 
     cdef cnp.ndarray scale, zero_point, table
     cdef cnp.ndarray integers      # of a table, for quantized activations; `scale` is theirs then
     cdef cnp.ndarray outlier_starts, outlier_inputs, outlier_values
+    cdef cnp.ndarray cluster_scale, cluster_zero_point, cluster_fours
     cdef readonly str activations
     cdef int64_t k, n, group
     cdef int bits, source_bits
@@ -71,7 +89,8 @@ cdef class PackedNBits(PackedWeights):
     cdef bint high_half_first
 
     def __cinit__(self, codes, scale, zero_point=None, bias=None, *, int bits=0, table=None, group=None, k=None, int offset=0,
-                  bint high_half_first=False, str activations="float", origin=None, outliers=None):
+                  bint high_half_first=False, str activations="float", origin=None, outliers=None,
+                  clusters=None):
         cdef cnp.ndarray q = np.asarray(codes)
         if q.dtype != np.uint8 or q.ndim != 2:
             raise ValueError(f"codes must be uint8 [N, K], got {shape_text(q)}")
@@ -104,13 +123,17 @@ cdef class PackedNBits(PackedWeights):
         if self.zero_point is not None and (self.zero_point == (0 if table is not None else 1 << (bits - 1))).all():
             self.zero_point = None
         self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
-        if activations not in ("float", "per_token", "per_tensor", "static"):
-            raise ValueError(f"activations must be float, per_token, per_tensor or static, got {activations}")
+        if activations not in ("float", "per_token", "per_tensor", "static", "clusters"):
+            raise ValueError(f"activations must be float, per_token, per_tensor, static or clusters, got {activations}")
         self.activations = activations
         if outliers is not None:
             self._with_outliers(*outliers)
         if activations != "float":
             self._for_codes()
+        if (clusters is not None) != (activations == "clusters"):
+            raise ValueError("clusters are for activations of that name, which need them")
+        if clusters is not None:
+            self._with_clusters(*clusters)
         self.scale = _half_where_exact(self.scale)
         if self._bytes_to_pack() == 0:
             raise ValueError(f"weights [{self.k}, {self.n}] in groups of {self.group} are too large")
@@ -128,6 +151,16 @@ cdef class PackedNBits(PackedWeights):
         if (inputs >= self.k).any() or (np.diff(places) <= 0).any():
             raise ValueError(f"outliers of a column need ascending k below {self.k}")
         self.outlier_starts, self.outlier_inputs, self.outlier_values = starts, inputs, values
+
+    def _with_clusters(self, scale, zero_point, fours):
+        self.cluster_scale, self.cluster_zero_point, self.cluster_fours = map(np.ascontiguousarray, (scale, zero_point, fours))
+        parts = [self.cluster_scale, self.cluster_zero_point, self.cluster_fours]
+        if [part.dtype for part in parts] != [np.float32, np.uint8, np.int32] or len({part.shape for part in parts}) != 1 or scale.ndim != 1:
+            raise ValueError("clusters need scales float32, zero points uint8 and numbers int32, one of each")
+        if self.table is not None or self.group < self.k or self.outlier_starts is not None:
+            raise ValueError("clusters need uniform weights with scales of rows, without outliers")
+        if self._bytes_to_pack() == 0:
+            raise ValueError(f"clusters of {self.cluster_fours.tolist()} times four channels are none of {self.k} channels")
 
     cdef int _for_codes(self) except -1:
         """Zero points and table in integers."""
@@ -159,6 +192,19 @@ cdef class PackedNBits(PackedWeights):
             spec.integers = <const signed char *>cnp.PyArray_DATA(self.integers)
         return spec
 
+    cdef qrt_cluster_spec _cluster_spec(self):
+        cdef qrt_cluster_spec spec
+        memset(&spec, 0, sizeof(spec))
+        spec.weights = self._spec()
+        spec.weights.zero_points = NULL
+        if self.zero_point is not None:
+            spec.weight_zeros = <const uint8_t *>cnp.PyArray_DATA(self.zero_point)
+        spec.num_clusters = self.cluster_scale.size
+        spec.scales = <const float *>cnp.PyArray_DATA(self.cluster_scale)
+        spec.zero_points = <const uint8_t *>cnp.PyArray_DATA(self.cluster_zero_point)
+        spec.fours = <const int32_t *>cnp.PyArray_DATA(self.cluster_fours)
+        return spec
+
     cdef qrt_nbits_spec _spec(self):
         cdef qrt_nbits_spec spec
         memset(&spec, 0, sizeof(spec))
@@ -182,26 +228,36 @@ cdef class PackedNBits(PackedWeights):
     cdef tuple _vectors(self):
         quantized = self.activations != "float"
         kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first, quantized])
-        parts = [self.scale, self.zero_point, self.table, self.bias, kind, self.outlier_starts, self.outlier_inputs, self.outlier_values]
+        parts = [self.scale, self.zero_point, self.table, self.bias, kind, self.outlier_starts, self.outlier_inputs, self.outlier_values,
+                 self.cluster_scale, self.cluster_zero_point, self.cluster_fours]
         digests = [b"" if part is None else blake2b(np.ascontiguousarray(part).view(np.uint8).reshape(-1)).digest() for part in parts]
         return (np.frombuffer(b"".join(digests), np.uint8),)
 
     cdef size_t _bytes_to_pack(self):
         cdef qrt_nbits_spec spec
         cdef qrt_nbits_q8_spec codes_spec
+        cdef qrt_cluster_spec cluster_spec
         if self.activations == "float":
             spec = self._spec()
             return qrt_nbits_packed_bytes(&spec)
+        if self.activations == "clusters":
+            cluster_spec = self._cluster_spec()
+            return qrt_clusters_packed_bytes(&cluster_spec)
         codes_spec = self._codes_spec()
         return qrt_nbits_q8_packed_bytes(&codes_spec)
 
     cdef qrt_nbits_weights *_new(self, qrt_arena *arena):
         cdef qrt_nbits_spec spec
         cdef qrt_nbits_q8_spec codes_spec
+        cdef qrt_cluster_spec cluster_spec
         if self.activations == "float":
             spec = self._spec()
             with nogil:
                 return qrt_nbits_new(&spec, &qrt_kernels.gemm_nbits, &qrt_kernels.gemm_f32, arena)
+        if self.activations == "clusters":
+            cluster_spec = self._cluster_spec()
+            with nogil:
+                return <qrt_nbits_weights *>qrt_clusters_new(&cluster_spec, &qrt_kernels.gemm_clusters, arena)
         codes_spec = self._codes_spec()
         with nogil:
             return <qrt_nbits_weights *>qrt_nbits_q8_new(&codes_spec, &qrt_kernels.gemm_nbits_q8, arena)
@@ -210,7 +266,7 @@ cdef class PackedNBits(PackedWeights):
         cdef qrt_nbits_weights *made = self._new(arena)
         cdef cnp.ndarray q = self.weight
         cdef qrt_nbits_source source
-        cdef bint fits, quantized = self.activations != "float"
+        cdef bint fits, quantized = self.activations not in ("float", "clusters")
         if made == NULL:
             return NULL
         source.rows, source.row_stride_bytes = <const uint8_t *>cnp.PyArray_DATA(q), q.strides[0]
@@ -228,6 +284,7 @@ cdef class PackedNBits(PackedWeights):
     cdef void _forget(self):
         self.weight = self.origin = self.bias = self.scale = self.zero_point = self.table = self.integers = None
         self.outlier_starts = self.outlier_inputs = self.outlier_values = None
+        self.cluster_scale = self.cluster_zero_point = self.cluster_fours = None
 
     def unpacked(self):
         """The codes again, uint8 [N, K], `offset` added."""

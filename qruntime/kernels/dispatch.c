@@ -73,6 +73,7 @@ static void overlay_portable(qrt_kernel_table *t) {
     qrt_portable_gemm_q8(t);
     qrt_portable_gemm_nbits(t);
     qrt_portable_gemm_nbits_q8(t);
+    qrt_portable_gemm_clusters(t);
     qrt_portable_pointwise(t);
     qrt_portable_qlinear(t);
     qrt_portable_outlier_pairs(t);
@@ -95,6 +96,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
     qrt_avx2_gemm_q8(t);
     qrt_avx2_gemm_nbits(t);
     qrt_avx2_gemm_nbits_q8(t);
+    qrt_avx2_gemm_clusters(t);
     qrt_avx2_pointwise(t);
     qrt_avx2_qlinear(t);
     qrt_avx2_outlier_pairs(t);
@@ -110,6 +112,7 @@ static void overlay_avx2(qrt_kernel_table *t) {
 static void overlay_avx_vnni(qrt_kernel_table *t) {
     qrt_avx_vnni_gemm_q8(t);
     qrt_avx_vnni_gemm_nbits_q8(t);
+    qrt_avx_vnni_gemm_clusters(t);
     qrt_avx_vnni_attention(t);
     qrt_avx_vnni_gram(t);
 }
@@ -134,6 +137,7 @@ static void overlay_avx512(qrt_kernel_table *t) {
 static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_gemm_q8(t);
     qrt_avx512vnni_gemm_nbits_q8(t);
+    qrt_avx512vnni_gemm_clusters(t);
     qrt_avx512vnni_attention(t);
     qrt_avx512vnni_qlinear(t);
     qrt_avx512vnni_gram(t);
@@ -148,6 +152,7 @@ static void overlay_neon(qrt_kernel_table *t) {
     qrt_neon_gemm_q8(t);
     qrt_neon_gemm_nbits(t);
     qrt_neon_gemm_nbits_q8(t);
+    qrt_neon_gemm_clusters(t);
     qrt_neon_pointwise(t);
     qrt_neon_qlinear(t);
     qrt_neon_rows(t);
@@ -158,6 +163,7 @@ static void overlay_neon(qrt_kernel_table *t) {
 static void overlay_neon_dotprod(qrt_kernel_table *t) {
     qrt_neon_dotprod_gemm_q8(t);
     qrt_neon_dotprod_gemm_nbits_q8(t);
+    qrt_neon_dotprod_gemm_clusters(t);
 }
 #endif
 

@@ -25,6 +25,7 @@
 #include "conv_f32.h"
 #include "conv_q8.h"
 #include "dft.h"
+#include "gemm_clusters.h"
 #include "gemm_f32.h"
 #include "gemm_f64.h"
 #include "gemm_nbits.h"
@@ -42,6 +43,7 @@ typedef struct qrt_kernel_table {
     qrt_codes_q8 codes_q8;    ///< activations as codes of a byte each; nothing to `pack`
     qrt_gemm_q8 gemm_q8;      ///< int8 weights, dynamically quantized activations
     qrt_gemm_nbits_q8 gemm_nbits_q8;  ///< weights of 2 to 8 bits in groups, dynamically quantized activations
+    qrt_gemm_clusters gemm_clusters;  ///< weights of 2 to 8 bits, codes of activations in clusters of channels
     qrt_gemm_f32 gemm_f32;    ///< float GEMM
     qrt_conv_f32 conv_f32;    ///< convolutions of channels in blocks
     qrt_conv_q8 conv_q8;      ///< ranges of the windows of such images, the same bits on every rung

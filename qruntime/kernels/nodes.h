@@ -39,6 +39,7 @@ extern const qrt_node_entry qrt_dft_nodes[];
 extern const qrt_node_entry qrt_generate_nodes[];
 extern const qrt_node_entry qrt_pooling_nodes[];
 extern const qrt_node_entry qrt_linear_nodes[];
+extern const qrt_node_entry qrt_clustered_linear_nodes[];
 extern const qrt_node_entry qrt_append_nodes[];
 extern const qrt_node_entry qrt_attention_nodes[];
 extern const qrt_node_entry qrt_group_query_attention_nodes[];

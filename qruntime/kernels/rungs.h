@@ -12,6 +12,13 @@ void qrt_avx512vnni_gemm_nbits_q8(qrt_kernel_table *t);
 void qrt_neon_gemm_nbits_q8(qrt_kernel_table *t);
 void qrt_neon_dotprod_gemm_nbits_q8(qrt_kernel_table *t);
 
+void qrt_portable_gemm_clusters(qrt_kernel_table *t);
+void qrt_avx2_gemm_clusters(qrt_kernel_table *t);
+void qrt_avx_vnni_gemm_clusters(qrt_kernel_table *t);
+void qrt_avx512vnni_gemm_clusters(qrt_kernel_table *t);
+void qrt_neon_gemm_clusters(qrt_kernel_table *t);
+void qrt_neon_dotprod_gemm_clusters(qrt_kernel_table *t);
+
 void qrt_portable_gemm_f32(qrt_kernel_table *t);
 void qrt_portable_gemm_f64(qrt_kernel_table *t);
 void qrt_portable_gemm_nbits(qrt_kernel_table *t);

@@ -22,6 +22,7 @@ FAMILIES = {
     "channel_blocks": {
         "qruntime": "BlockChannels BlockedAveragePool BlockedConv BlockedGlobalAveragePool BlockedMaxPool BlockedShape UnblockChannels",
     },
+    "clustered_linear": {"qruntime": "ClusteredLinear"},
     "control_flow": {"": "If Loop Scan"},
     "convolution": {"": "CausalConvWithState Col2Im Conv ConvInteger ConvTranspose DeformConv QLinearConv"},
     "detection": {"": "NonMaxSuppression"},

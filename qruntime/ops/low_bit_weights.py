@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from qruntime.ir import StoredTensor
 from qruntime.ir.formats import FP4, Format
 from qruntime.ir.narrow import NarrowArray
 from qruntime.ir.stored import numbers
+
+if TYPE_CHECKING:
+    from qruntime.ops.clustered_linear import Clusters
 
 _KERNEL_BITS = (2, 3, 4, 8)
 _LONGEST_SUM = 256
@@ -68,6 +71,21 @@ def pack_nbits(
         codes = (codes.astype(np.int16) + up).astype(np.uint8)
     whole = {"codes": codes, "offset": offset, "origin": origin}
     return _packed(stored, whole, scale, zero, bias, bits, group, up, activations)
+
+
+def pack_clusters(stored: StoredTensor, bias: np.ndarray | None, clusters: Clusters) -> _kernels.PackedNBits:
+    """A weight [K, N] that `fits_clusters` (clustered_linear.py), for codes of activations in that order."""
+    rows = stored.transposed()
+    assert rows.scale is not None
+    groups = rows.shape[0], 1
+    bits, up = _kernel_codes(stored.format)
+    codes = (rows.unpacked().astype(np.int16) + up).astype(np.uint8)
+    zero = np.full(groups, up) if rows.zero_point is None else np.broadcast_to(numbers(rows.zero_point).astype(np.int64) + up, groups)
+    ordered = np.where(clusters.fills, zero.astype(np.uint8), codes[:, clusters.places])
+    return _kernels.PackedNBits(
+        ordered, np.broadcast_to(numbers(rows.scale), groups), zero, bias, bits=bits, activations="clusters",
+        clusters=(clusters.scale, clusters.zero_point, clusters.fours), origin=(stored.held, stored.is_turned, clusters.places.tobytes()),
+    )  # fmt: skip
 
 
 def unpack_nbits(packed: _kernels.PackedNBits, form: Format) -> np.ndarray:

@@ -16,7 +16,7 @@ from qruntime.passes.activations import activation_in
 from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, only_reader, splice, trace
 
-_LINEAR = ("Linear", "DynamicQuantizedLinear")
+_LINEAR = ("Linear", "DynamicQuantizedLinear", "ClusteredLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
 _BLOCKED = ("BlockedConv", "BlockedQuantizedConv")
 _ADDING = (*_LINEAR, *_BLOCKED)

@@ -31,6 +31,7 @@ from qruntime.passes.cleanup import (
     remove_dead_nodes,
     remove_identities,
 )
+from qruntime.passes.clustered_linear import multiply_clusters
 from qruntime.passes.code_tables import fold_code_tables
 from qruntime.passes.contrib import expand_contrib
 from qruntime.passes.convolution import lower_convolution
@@ -100,6 +101,7 @@ LOWERED: list[Pass] = [
     # Weights meet their kernels; whatever follows a linear layer then folds into its epilogue.
     round_to_float8,
     lower_linear,
+    multiply_clusters,
     lower_recurrent,
     fold_padding,  # while convolutions are ONNX's
     lower_convolution,

@@ -31,7 +31,7 @@ from qruntime.quantization.nested_rows import outermost
 from qruntime.quantization.observing import statistics_of
 from qruntime.quantization.selection import layer_name
 from qruntime.quantization.statistics import Statistics
-from qruntime.runtime.segments import Frontier, fed_values
+from qruntime.runtime.segments import Frontier, codes_behind, fed_values
 
 Progress = Callable[[int, int, str], None]
 """progress(done, total, what): called as layers are done."""
@@ -143,7 +143,7 @@ class Group:
         """Its layers have come to read `values`, which nodes make that were inserted before all of them."""
         first = self.layers[0].node
         if first.graph is self.calibration.graph:
-            self._walk.hold(first, values)
+            self._walk.hold(first, [*values, *(codes for value in values if (codes := codes_behind(value)) is not None)])
             self._walk.reach(first)
             self.held = self._walk.held
         self._known.clear()

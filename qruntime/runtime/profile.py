@@ -11,7 +11,7 @@ from qruntime.ops.registry import NativeCall
 from qruntime.runtime.plan import PlannedNode
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn"})
-_WEIGHT_KERNELS = _RECURRENT | {"linear"}
+_WEIGHT_KERNELS = _RECURRENT | {"linear", "clustered_linear"}
 
 
 class NodeTime(NamedTuple):

@@ -137,6 +137,8 @@ class Frontier:
 
         InputError for a node that has run, that no output needs, or that lies in a subgraph.
         """
+        if self._stops and node is not self._stops[0]:
+            self._forget_decoded()
         remaining = self._remaining()
         if node.graph is not self.graph or (node not in self._stops and node not in remaining):
             raise InputError(f"the walk cannot stop before {node.label}: {self._why_not(node)}")
@@ -164,6 +166,11 @@ class Frontier:
             self._batches, self._finishing = [self._batches[number] for number in self._finishing], ()
         self._run(self._remaining(), [])
         return [tuple(batch[value] if value in batch else _held_by(value) for value in self.outputs) for batch in self._batches]
+
+    def _forget_decoded(self) -> None:
+        """What is known twice, as codes too, is known as codes from now on: kernels that multiply them can have them."""
+        for index, batch in enumerate(self._batches):
+            self._batches[index] = {value: held for value, held in batch.items() if codes_behind(value) not in batch}
 
     def _remaining(self) -> list[Node]:
         return needed_nodes(self.graph, self._targets(), self._batches[0] if self._batches else self.graph.inputs)
@@ -238,6 +245,15 @@ def fed_values(graph: Graph, feed: Mapping[str, Any]) -> dict[Value, Any]:
         what = f"unknown input {unknown[0]!r}" if unknown else f"missing input {missing[0]!r}"
         raise InputError(f"{what}; the inputs are: {', '.join(inputs) or 'none'}")
     return {value: convert_input(value, feed.get(name)) for name, value in inputs.items()}
+
+
+def codes_behind(value: Value) -> Value | None:
+    """The codes, with a scale for each channel, that `value` was made of; None of other values."""
+    node = value.producer
+    if node is None or not node.is_op("DequantizeLinear") or node.attr("axis", 1) != -1:
+        return None
+    scale = node.input(1)
+    return node.input(0) if scale is not None and scale.data is not None and scale.data.ndim == 1 else None
 
 
 def _held_by(constant: Value) -> Any:

@@ -322,6 +322,117 @@ static void check_gemm_nbits_q8(void) {
         }
 }
 
+// ------------------------------------------------------------------ low-bit weights, codes in clusters
+
+typedef struct {
+    int64_t m, n, clusters, most_fours;
+    int bits;
+    bool weight_zeros, with_bias, residual, half_scales;
+    qrt_activation activation;
+    code_fill activations, weights;
+} clusters_case;
+
+static uint8_t filled(code_fill fill, int64_t i, int least, int most) {
+    return (uint8_t)(fill == RANDOM_CODES ? least + (int)(random_bits() % (uint32_t)(most - least + 1))
+                     : fill == LOWEST     ? least
+                     : fill == HIGHEST    ? most
+                     : i & 1              ? least
+                                          : most);
+}
+
+static float *clusters_linear(const qrt_gemm_clusters *kernel, const clusters_case *c, int64_t m, const uint8_t *a, const qrt_cluster_spec *spec,
+                              const uint8_t *codes, const float *residual, int64_t ldy) {
+    qrt_cluster_weights *packed = qrt_clusters_new(spec, kernel, NULL);
+    const int64_t k = spec->weights.k;
+    const qrt_nbits_source source = {.rows = codes, .row_stride_bytes = k, .bits = 8};
+    if (!packed || !qrt_nbits_fill(&packed->w, 0, c->n, &source, 1)) abort();
+    qrt_buffer *scratch = qrt_buffer_new(kernel->scratch_bytes(packed));
+    if (!scratch) abort();
+    float *y = untouched(m * ldy);
+    const qrt_q8_block block = {
+        .a = a, .a_stride_bytes = k, .num_rows = (int)m, .y = y, .ldy_elems = ldy,
+        .epilogue = {.activation = c->activation, .residual = c->residual ? residual : NULL, .residual_stride_elems = c->n},
+    };
+    kernel->multiply(packed, &block, 0, packed->w.num_panels, scratch->data);
+    qrt_buffer_drop(scratch);
+    qrt_weights_free(&packed->w.base);
+    return y;
+}
+
+static void check_clusters(const clusters_case *c) {
+    int64_t m = c->m, n = c->n, ldy = n + 3, k = 0;
+    const int most = (1 << c->bits) - 1;
+    int32_t *fours = array(c->clusters, sizeof *fours);
+    float *cluster_scales = floats(c->clusters), *scales = floats(n), *bias = floats(n), *residual = floats(m * n);
+    uint16_t *halves = array(n, sizeof *halves);
+    uint8_t *zero_points = array(c->clusters, 1), *weight_zeros = array(n, 1);
+    for (int64_t i = 0; i < c->clusters; i++) {
+        fours[i] = 1 + (int32_t)(random_bits() % (uint32_t)c->most_fours);
+        k += 4 * fours[i];
+        cluster_scales[i] = uniform(1e-3f, 1e-1f);
+        zero_points[i] = (uint8_t)random_bits();
+    }
+    uint8_t *codes = array(n * k, 1), *a = array(m * k, 1);
+    for (int64_t i = 0; i < m * k; i++) a[i] = filled(c->activations, i, 0, 255);
+    for (int64_t i = 0; i < n * k; i++) codes[i] = filled(c->weights, i, 0, most);
+    for (int64_t i = 0; i < n; i++) {
+        halves[i] = (uint16_t)(0x2000 + random_bits() % 0x1000);
+        scales[i] = uniform(1e-3f, 1e-1f);
+        weight_zeros[i] = c->bits == 8 ? 128 : (uint8_t)(random_bits() & (uint32_t)most);
+    }
+    fill_uniform(bias, n, 2);
+    fill_uniform(residual, m * n, 2);
+    const qrt_cluster_spec spec = {
+        .weights = {.k = k, .n = n, .group = k, .bits = c->bits, .scales = c->half_scales ? NULL : scales,
+                    .half_scales = c->half_scales ? halves : NULL, .bias = c->with_bias ? bias : NULL},
+        .weight_zeros = c->weight_zeros ? weight_zeros : NULL, .num_clusters = c->clusters, .scales = cluster_scales,
+        .zero_points = zero_points, .fours = fours,
+    };
+    float *want = clusters_linear(&definition.gemm_clusters, c, m, a, &spec, codes, residual, ldy);
+    float *got = clusters_linear(&rung.gemm_clusters, c, m, a, &spec, codes, residual, ldy);
+    for (int64_t i = 0; i < m * ldy; i++) {
+        double x = want[i];
+        if (c->activation <= QRT_ACT_RELU || i % ldy >= n) check_same(got[i], want[i], "gemm_clusters", i / ldy, i % ldy);
+        else check_close(got[i], x, 8 * EPS * (fabs(x) + 3), "gemm_clusters activation", i / ldy, i % ldy);
+    }
+    if (m > 1) {
+        float *alone = clusters_linear(&rung.gemm_clusters, c, 1, a + (m - 1) * k, &spec, codes, residual + (m - 1) * n, ldy);
+        for (int64_t j = 0; j < n; j++) check_same(alone[j], got[(m - 1) * ldy + j], "gemm_clusters, a row alone", m - 1, j);
+    }
+    release();
+}
+
+static void check_gemm_clusters(void) {
+    static const int64_t ms[] = {0, 1, 2, 3, 4, 5, 7, 8, 9, 17}, ns[] = {1, 15, 16, 17, 31, 33, 48, 65, 97}, counts[] = {1, 2, 5, 33};
+    static const int bits[] = {2, 3, 4, 8};
+    for (int b = 0; b < COUNT(bits); b++)
+        for (int i = 0; i < COUNT(ms); i++)
+            for (int j = 0; j < COUNT(ns); j++)
+                for (int l = 0; l < COUNT(counts); l++) {
+                    uint32_t flags = random_bits() >> 8;
+                    clusters_case c = {
+                        .m = ms[i], .n = ns[j], .clusters = counts[l], .most_fours = 1 + (int64_t)(random_bits() % 9), .bits = bits[b],
+                        .weight_zeros = flags & 1, .with_bias = flags & 2, .residual = flags & 4, .half_scales = flags & 8,
+                        .activation = (qrt_activation)(flags >> 4 & 1), .activations = (code_fill)(flags >> 5 & 3),
+                        .weights = (code_fill)(flags >> 7 & 3),
+                    };
+                    check_clusters(&c);
+                }
+    // Sums as large as they come.
+    for (int b = 0; b < COUNT(bits); b++)
+        for (int fill = 0; fill < 16; fill++) {
+            clusters_case c = {.m = 3, .n = 5, .clusters = 2, .most_fours = 3000, .bits = bits[b], .weight_zeros = fill & 1,
+                               .activations = (code_fill)(fill % 4), .weights = (code_fill)(fill / 4)};
+            check_clusters(&c);
+        }
+    for (int activation = QRT_ACT_GELU; activation <= QRT_ACT_TANH; activation++)
+        for (int64_t n = 1; n < 70; n += 17) {
+            clusters_case c = {.m = 5, .n = n, .clusters = 4, .most_fours = 3, .bits = 4, .with_bias = true, .residual = n & 1,
+                               .activation = (qrt_activation)activation};
+            check_clusters(&c);
+        }
+}
+
 static void check_codes_q8(void) {
     for (int64_t k = 0; k < 140; k++) {
         float *a = floats(k);
@@ -2056,6 +2167,7 @@ int main(void) {
         check_qlinear();
         check_codes_q8();
         check_gemm_nbits_q8();
+        check_gemm_clusters();
         check_gemm_f32();
         check_gemm_nbits();
         check_gemm_f64();

@@ -25,6 +25,14 @@ def test_gather(data: st.DataObject, x: np.ndarray, dims: list[int], dtype: type
     check("Gather", [x, draw_indices(data, tuple(dims), x.shape[axis], dtype)], axis=axis)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gather_bytes_of_several_rows(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    for rows, size, count in ((1, 9, 5), (3, 9, 12), (4, 1, 7), (9, 70, 1), (23, 576, 640), (700, 600, 500)):
+        x = rng.integers(0, 256, (rows, size)).astype(np.uint8)
+        check("Gather", [x, rng.integers(-size, size, count).astype(np.int32)], axis=-1, num_threads=threads)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_gather_large(threads: int) -> None:
     table = filled((1000, 384))

@@ -130,8 +130,13 @@ def test_a_range_for_each_cluster(bits: int, count: int, opset: int, tmp_path: P
         np.testing.assert_allclose(y, exact, atol=1e-5 * np.abs(exact).max())
     check_file(quantized, x, tmp_path / "q.onnx")
     kinds = [(node.op_type, node.kernel) for node in quantized.profile({"x": x}, repeat=1).nodes]
-    product = [("MergedDynamicQuantizedLinear", "linear_nbits_q8")] if count == 1 else [("Linear", "linear_nbits")] * 2
-    assert kinds == [("RoundToCodes", "round_to_codes"), *product]
+    if count == K:  # too few channels in each
+        assert kinds == [("RoundToCodes", "round_to_codes"), *[("Linear", "linear_nbits")] * 2]
+    elif count > 1:
+        codes = [("QuantizeLinear", "quantize_linear"), ("Gather", "gather")]
+        assert kinds == [*codes, *[("ClusteredLinear", "clustered_linear")] * 2]
+    else:
+        assert kinds == [("RoundToCodes", "round_to_codes"), ("MergedDynamicQuantizedLinear", "linear_nbits_q8")]
 
 
 def test_one_cluster_is_the_tensor():

@@ -367,6 +367,34 @@ def test_a_walk_holds_more_for_a_stop_where_it_is_told_to() -> None:
     assert_same_bits(walk.held[0][more], fed_values(graph, FEEDS[0])[more])
 
 
+def test_what_is_known_as_codes_too_is_made_of_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that kernels that multiply codes have them; while a walk stands before a node, it has the numbers."""
+    k, scale, zero = 64, np.float32([0.1, 0.3])[np.arange(64) % 2], np.uint8([3, 100])[np.arange(64) % 2]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["codes"], axis=-1),
+        helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["r"], axis=-1),
+        *(helper.make_node("MatMul", [x, w], [y]) for x, w, y in (("r", "w", "a"), ("r", "v", "b"), ("a", "u", "c"))),
+        helper.make_node("Add", ["c", "b"], ["y"]),
+    ]
+    weights = {"s": scale, "z": zero, "w": random(k, k), "v": random(k, k, seed=1), "u": random(k, k, seed=2)}
+    made = qruntime.load(model_bytes(nodes, [("x", FLOAT, ["m", k])], [("y", FLOAT, ["m", k])], weights, opset=21)).quantize(scheme="W4A16")
+    graph, feed = made.graph, {"x": random(5, k)}
+    first, _, last = (node for node in graph.nodes if node.op_type == "MatMul")
+    rounded, codes = first.inputs[0], value_named(graph, "codes")
+    lowered, seen = pipeline.lowered, []
+    monkeypatch.setattr(pipeline, "lowered", lambda part: seen.append([node.op_type for node in lowered(part).nodes]) or part)
+    walk = Frontier(graph, [fed_values(graph, feed)], stops=[first, last], holds={first: [codes]}, num_threads=1, lower=True)
+    ((reached, _),) = walk.reach(first)
+    assert set(walk.held[0]) == {rounded, codes}
+    before = walk.held
+    walk.reach(last)
+    assert seen == [["QuantizeLinear", "DequantizeLinear"], ["Gather", "ClusteredLinear"]]
+    assert set(walk.held[0]) == {last.inputs[0]}  # b is needed by nothing that the walk is for
+    assert_same_bits(before[0][rounded], reached)
+    part = lowered(clone_part(graph, graph.inputs, [last.inputs[0]]))
+    assert_same_bits(walk.held[0][last.inputs[0]], whole(part, feed)[0])
+
+
 def test_what_others_computed_is_not_run_again() -> None:
     graph = canonical(encoder_bytes())
     first, *_, last = layers_of(graph)

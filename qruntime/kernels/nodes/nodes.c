@@ -24,6 +24,7 @@ static const qrt_node_entry *const families[] = {
     qrt_generate_nodes,
     qrt_pooling_nodes,
     qrt_linear_nodes,
+    qrt_clustered_linear_nodes,
     qrt_elementwise_nodes,
     qrt_cast_nodes,
     qrt_rows_nodes,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qruntime import _kernels
 from qruntime.errors import CalibrationError, QuantizationError
 from qruntime.ir import Graph, Node, Value, clone
 from qruntime.ir.formats import FLOAT16
@@ -58,9 +57,6 @@ if TYPE_CHECKING:
 
 UNREACHED = "no feed reaches it"
 """A layer of a branch that no run takes."""
-
-_GROUPS_BETWEEN_TRIMS = 4
-"""Groups with codes after which free memory goes back to the system: it lies in pieces that the next group does not fit into."""
 
 
 def quantize_with(
@@ -162,6 +158,7 @@ class _Run:
         self.solving: tuple[Solve, ...] = tuple(recipe.solving) or (RTN(),)
         self.late: list[Step] = [*self.solving, *recipe.branches]
         self.storing = Storing(graph)
+        self.pool = ThreadPoolExecutor(max(1, threads))
         self.original = graph
         """Of a recipe with gradients the graph in floats, as it was before ranges and codes."""
         self.is_observed = False
@@ -223,13 +220,11 @@ class _Run:
             rows |= self._store_blocks(assignments, self.calibration)
         rest = [one for one in assignments if one not in rows]
         if self.calibration is not None and (self.has_quantized_stream or not self.is_observed):
-            for number, (group, members) in enumerate(self._groups(rest, "quantize", self.calibration), 1):
+            for group, members in self._groups(rest, "quantize", self.calibration):
                 if self.decides_late:
                     self._decide(group, members)
                 self._observe(group, members, self.late)
                 rows |= self._stored(members)
-                if number % _GROUPS_BETWEEN_TRIMS == 0:
-                    _kernels.trim_memory()
         rest = [one for one in rest if one not in rows]
         if self.decides_late:
             for one in rest:
@@ -299,9 +294,8 @@ class _Run:
             one.grids |= {place: found for place, found in enumerate(chain(*every)) if found is not None}
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            for one, errors in zip(assignments, pool.map(rtn_errors_of, assignments), strict=True):
-                one.rtn_errors = errors
+        for one, errors in zip(assignments, self.pool.map(rtn_errors_of, assignments), strict=True):
+            one.rtn_errors = errors
         transforming.make()
         for one in assignments:
             first = len(one.statistics) // len(one.layer.weights)  # of a recurrent layer W reads the tensor, R does not
@@ -393,8 +387,7 @@ class _Run:
 
     def _stored(self, members: Sequence[Assignment]) -> dict[Assignment, QuantizedLayer | Reason]:
         """Codes of layers side by side, then each layer stored."""
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            list(pool.map(self._solve, members))
+        list(self.pool.map(self._solve, members))
         if self.made_of is not None:
             values = [value for one in members for value in one.layer.weights]
             self.made_of.update((value.name, value.data) for value in values if value is not None and value.data is not None)

@@ -120,6 +120,8 @@ class Frontier:
         self._stops = tuple(stops)
         self._holds = holds or {}
         self._finishing = tuple(finishing)
+        self._pool = ThreadPoolExecutor(max(1, num_threads))
+        """The same threads all the way: what is let go of lies where they, and they alone, find memory again."""
         self._batches = [{value: _read_only(given) for value, given in batch.items()} for batch in batches]
         first = set(self._batches[0]) if self._batches else set()
         for index, batch in enumerate(self._batches):
@@ -217,13 +219,12 @@ class Frontier:
         else:
             segment.num_threads = 1
             waiting: deque[Future[dict[Value, Any]]] = deque()
-            with ThreadPoolExecutor(self.num_threads) as pool:
-                for index in range(len(self._batches)):
-                    waiting.append(pool.submit(self._run_batch, segment, index))
-                    if len(waiting) > self.num_threads:
-                        yield waiting.popleft().result()
-                while waiting:
+            for index in range(len(self._batches)):
+                waiting.append(self._pool.submit(self._run_batch, segment, index))
+                if len(waiting) > self.num_threads:
                     yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     def _run_batch(self, segment: Segment, index: int) -> dict[Value, Any]:
         return segment.run(self._batches[index])

@@ -177,9 +177,10 @@ cdef extern from "conv_weights.h" nogil:
         QRT_CONV_BLOCKS
         QRT_CONV_COLUMNS
         QRT_CONV_DEPTHWISE
+        QRT_CONV_GROUPED
         QRT_CONV_WINOGRAD
-    size_t qrt_conv_packed_bytes(const qrt_conv_f32 *, qrt_conv_kind, int32_t, const int64_t *)
-    qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *, qrt_conv_kind, int32_t, const int64_t *, const float *, const float *, qrt_arena *, int)
+    size_t qrt_conv_packed_bytes(const qrt_conv_f32 *, qrt_conv_kind, int64_t, int32_t, const int64_t *)
+    qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *, qrt_conv_kind, int64_t, int32_t, const int64_t *, const float *, const float *, qrt_arena *, int)
 
 cdef extern from "gemm_nbits_q8.h" nogil:
     ctypedef struct qrt_gemm_nbits_q8:

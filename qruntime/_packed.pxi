@@ -223,19 +223,24 @@ cdef class PackedF32(PackedWeights):
         return weight, _copied(w.bias, np.float32, n)
 
 
-_CONV_KINDS = {"blocks": QRT_CONV_BLOCKS, "columns": QRT_CONV_COLUMNS, "depthwise": QRT_CONV_DEPTHWISE, "winograd": QRT_CONV_WINOGRAD}
+_CONV_KINDS = {
+    "blocks": QRT_CONV_BLOCKS, "columns": QRT_CONV_COLUMNS, "depthwise": QRT_CONV_DEPTHWISE, "grouped": QRT_CONV_GROUPED,
+    "winograd": QRT_CONV_WINOGRAD,
+}
 
 
 cdef class PackedConv(PackedWeights):
     """float32 weights [M, C / group, *window] of a convolution of channels in blocks, with an optional bias [M].
 
-    `kind` is `blocks` for all channels of an image in blocks, `columns` for an image that is not in blocks, `depthwise` for
-    weights [M, 1, *window] of which each is for a channel of an image in blocks, `winograd` for windows of 3 × 3 by Winograd's products.
+    `kind` is `blocks` for all channels of an image in blocks, or of each of `group` parts of it, `columns` for an image that is not in blocks, `depthwise` for
+    weights [M, 1, *window] of which each is for a channel of an image in blocks, `grouped` for groups of 2, 4 or 8 channels of one,
+    `winograd` for windows of 3 × 3 by Winograd's products.
     """
 
     cdef qrt_conv_kind conv_kind
+    cdef int64_t parts
 
-    def __cinit__(self, weight, bias=None, str kind="blocks"):
+    def __cinit__(self, weight, bias=None, str kind="blocks", int64_t group=1):
         cdef cnp.ndarray w = np.require(weight, requirements="CA")
         if _native_code(w) != 1 or not 3 <= w.ndim <= 5 or w.size == 0:
             raise ValueError(f"weight must be float32 [M, C, *window] with one to three spatial dims, none of them 0, got {shape_text(w)}")
@@ -243,17 +248,22 @@ cdef class PackedConv(PackedWeights):
             raise ValueError(f"kind must be one of {', '.join(_CONV_KINDS)}, got {kind!r}")
         if kind == "depthwise" and w.shape[1] != 1:
             raise ValueError(f"depthwise weights must have one input channel each, got {shape_text(w)}")
+        if kind == "grouped" and (w.shape[1] not in (2, 4, 8) or w.shape[0] % w.shape[1] != 0):
+            raise ValueError(f"grouped weights must have 2, 4 or 8 input channels, and whole groups of as many outputs, got {shape_text(w)}")
+        if group != 1 and (kind != "blocks" or group < 1 or w.shape[0] % (16 * group) != 0 or w.shape[1] % 16 != 0):
+            raise ValueError(f"{group} groups must be of blocks, each of multiples of 16 channels and outputs, got {kind!r} and {shape_text(w)}")
         if kind == "winograd" and (w.ndim != 4 or w.shape[2] != 3 or w.shape[3] != 3):
             raise ValueError(f"Winograd's weights must have windows of 3 × 3, got {shape_text(w)}")
         self.conv_kind = _CONV_KINDS[kind]
+        self.parts = group
         self.weight, self.bias = w, _bias(bias, w.shape[0])
 
     cdef tuple _vectors(self):
-        return np.int64(self.conv_kind), self.bias
+        return np.array([self.conv_kind, self.parts]), self.bias
 
     cdef size_t _bytes_to_pack(self):
         cdef cnp.ndarray w = self.weight
-        return qrt_conv_packed_bytes(&qrt_kernels.conv_f32, self.conv_kind, w.ndim, <const int64_t *>w.shape)
+        return qrt_conv_packed_bytes(&qrt_kernels.conv_f32, self.conv_kind, self.parts, w.ndim, <const int64_t *>w.shape)
 
     cdef qrt_weights *_pack(self, qrt_arena *arena, int num_threads) except? NULL:
         cdef cnp.ndarray w = self.weight, b = self.bias
@@ -262,8 +272,9 @@ cdef class PackedConv(PackedWeights):
         cdef const int64_t *dims = <const int64_t *>w.shape
         cdef int32_t rank = w.ndim
         cdef qrt_conv_kind kind = self.conv_kind
+        cdef int64_t parts = self.parts
         with nogil:
-            return <qrt_weights *>qrt_conv_pack(&qrt_kernels.conv_f32, kind, rank, dims, wp, bp, arena, num_threads)
+            return <qrt_weights *>qrt_conv_pack(&qrt_kernels.conv_f32, kind, parts, rank, dims, wp, bp, arena, num_threads)
 
     @property
     def shape(self):

@@ -64,13 +64,15 @@ typedef struct {
 typedef struct {
     const float *x;                ///< the first pixel of the first window; it may be outside
     int64_t x_row;                 ///< floats between rows of a window
-    const float *w;                ///< [rows, window, 16]
-    int64_t rows, window, step;    ///< the latter two such that QRT_CONV_WINDOWS lists them
+    const float *w;                ///< [rows, group, window, 16]
+    int64_t group;                 ///< channels that an output sums, those of its own group: 1, 2, 4 or 8
+    int64_t rows, window, step;    ///< the latter two such that QRT_CONV_WINDOWS lists them, or, of groups, QRT_CONV_GROUP_WINDOWS
     int64_t begin, end;            ///< pixels of a row from x on that are inside; others are zeros. Every window has one.
 } qrt_conv_row;
 
 /// Window and step of qrt_conv_row.
 #define QRT_CONV_WINDOWS(X) X(3, 1) X(3, 2) X(5, 1) X(5, 2) X(7, 1)
+#define QRT_CONV_GROUP_WINDOWS(X) X(3, 1) X(3, 2)
 enum { QRT_CONV_MAX_WINDOW = 7 };
 
 /// Distances of positions in a row, next to each other or every other, in an image that is not in blocks and in one that is.
@@ -94,8 +96,8 @@ typedef struct qrt_conv_f32 {
     void (*depthwise)(int64_t n, int64_t step, int64_t num_taps, const int64_t *places, const int64_t *taps, const float *w,
                       const float *x, float *y, const qrt_conv_epilogue *epilogue);
 
-    /// One block of a depthwise convolution at n positions of a row: y[p][16] = epilogue(Σ_h Σ_k w[h][k][16] · x[h · x_row + (p · step + k) · 16]),
-    /// over ascending h, then k.
+    /// One block of a depthwise convolution, or of one in small groups, at n positions of a row: y[p][c] =
+    /// epilogue(Σ_h Σ_j Σ_k w[h][j][k][c] · x[h · x_row + (p · step + k) · 16 + ⌊c / group⌋ · group + j]), over ascending h, then j, then k.
     void (*depthwise_row)(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue);
 
     /// Of the elements of `depthwise`, without weights: the greatest (NaN if there is one, −∞ of none), and the sum divided by `divisor`.

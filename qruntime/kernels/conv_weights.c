@@ -9,8 +9,16 @@ enum { BLOCK = QRT_CHANNEL_BLOCK };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
+/// Groups of at most `most` blocks each; those of several parts are all as large, so that none is of two parts.
+static int64_t count_groups(int64_t blocks, int64_t most, int64_t parts) {
+    int64_t groups = ceil_div(blocks, most);
+    while (parts > 1 && blocks % groups) groups++;
+    return groups * parts;
+}
+
 /// Everything but the memory; false when the dims do not suit.
-static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, qrt_conv_weights *w, size_t *floats) {
+static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int64_t parts, int32_t rank, const int64_t *dims, qrt_conv_weights *w,
+                    size_t *floats) {
     if (kind < 0 || kind >= QRT_NUM_CONV_KINDS || rank < 3 || rank > 5) return false;
     int64_t size, taps = 1;
     for (int i = 0; i < rank; i++)
@@ -18,25 +26,28 @@ static bool lay_out(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank
     // Blocks are filled up with zeros, 16 times as much at most in each of two dims; 9 taps may become 16.
     if (!qrt_num_elements(rank, dims, &size) || size > INT64_MAX / (2 * BLOCK * BLOCK * (int64_t)sizeof(float))) return false;
     for (int i = 2; i < rank; i++) taps *= dims[i];
-    bool is_depthwise = kind == QRT_CONV_DEPTHWISE;
-    if (is_depthwise && dims[1] != 1) return false;
+    const bool is_grouped = kind == QRT_CONV_GROUPED, is_by_itself = kind == QRT_CONV_DEPTHWISE || is_grouped;
+    if (kind == QRT_CONV_DEPTHWISE && dims[1] != 1) return false;
+    if (is_grouped && ((dims[1] != 2 && dims[1] != 4 && dims[1] != 8) || dims[0] % dims[1])) return false;
+    if (parts < 1 || (parts > 1 && (kind != QRT_CONV_BLOCKS || dims[1] % BLOCK || dims[0] % parts || dims[0] / parts % BLOCK))) return false;
+    if (parts > INT64_MAX / dims[1]) return false;
     if (kind == QRT_CONV_WINOGRAD && (rank != 4 || dims[2] != 3 || dims[3] != 3)) return false;
-    *w = (qrt_conv_weights){.base = {&qrt_conv_ops, dims[1] * taps, dims[0], NULL}, .kernel = *kernel, .kind = kind, .rank = rank};
+    *w = (qrt_conv_weights){.base = {&qrt_conv_ops, dims[1] * taps, dims[0], NULL}, .kernel = *kernel, .kind = kind, .rank = rank, .parts = parts};
     memcpy(w->dims, dims, (size_t)rank * sizeof *dims);
-    w->channels = is_depthwise ? dims[0] : dims[1];
+    w->channels = is_by_itself ? dims[0] : dims[1] * parts;
     w->blocks = ceil_div(dims[0], BLOCK);
-    w->groups = is_depthwise ? w->blocks : ceil_div(w->blocks, kernel->blocks);
-    w->planes = kind == QRT_CONV_COLUMNS ? dims[1] : is_depthwise ? 1 : ceil_div(dims[1], BLOCK);
-    w->floats = kind == QRT_CONV_COLUMNS ? dims[rank - 1] : is_depthwise ? 1 : BLOCK;
+    w->groups = is_by_itself ? w->blocks : count_groups(w->blocks / parts, kernel->blocks, parts);
+    w->planes = kind == QRT_CONV_COLUMNS ? dims[1] : is_by_itself ? 1 : ceil_div(dims[1], BLOCK);
+    w->floats = kind == QRT_CONV_COLUMNS ? dims[rank - 1] : is_by_itself ? dims[1] : BLOCK;
     w->taps = kind == QRT_CONV_COLUMNS ? taps / dims[rank - 1] : kind == QRT_CONV_WINOGRAD ? 16 : taps;
     *floats = (size_t)(w->planes * w->taps * w->floats) * (size_t)(w->blocks * BLOCK);
     return true;
 }
 
-size_t qrt_conv_packed_bytes(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims) {
+size_t qrt_conv_packed_bytes(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int64_t parts, int32_t rank, const int64_t *dims) {
     qrt_conv_weights w;
     size_t floats;
-    if (!lay_out(kernel, kind, rank, dims, &w, &floats)) return 0;
+    if (!lay_out(kernel, kind, parts, rank, dims, &w, &floats)) return 0;
     return (floats + (size_t)w.blocks * BLOCK) * sizeof(float);
 }
 
@@ -61,6 +72,21 @@ static void pack_group(void *context, int64_t group) {
                     to[j] = map < w->base.n && channel < w->dims[1] ? p->from[map * depth + channel * taps + at] : 0.0f;
                 }
             }
+}
+
+/// Small groups: lines of a window, one for each channel of the group, whole.
+static void pack_block_of_groups(void *context, int64_t block) {
+    const packing *p = context;
+    const qrt_conv_weights *w = p->w;
+    const int64_t depth = w->base.k, columns = w->dims[w->rank - 1], rows = w->taps / columns;
+    float *to = w->values + block * depth * BLOCK;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t channel = 0; channel < w->floats; channel++)
+            for (int64_t column = 0; column < columns; column++, to += BLOCK)
+                for (int64_t j = 0; j < BLOCK; j++) {
+                    const int64_t map = block * BLOCK + j;
+                    to[j] = map < w->base.n ? p->from[map * depth + channel * w->taps + row * columns + column] : 0.0f;
+                }
 }
 
 /// G of three.
@@ -93,21 +119,22 @@ static void pack_group_of_winograd(void *context, int64_t group) {
             spread_window(p->from + (first * BLOCK + j) * w->base.k + channel * 9, to + channel * columns + j, stride);
 }
 
-qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int32_t rank, const int64_t *dims, const float *weights,
-                                const float *bias, qrt_arena *arena, int num_threads) {
-    size_t bytes = qrt_conv_packed_bytes(kernel, kind, rank, dims), floats = 0;
+qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int64_t parts, int32_t rank, const int64_t *dims,
+                                const float *weights, const float *bias, qrt_arena *arena, int num_threads) {
+    size_t bytes = qrt_conv_packed_bytes(kernel, kind, parts, rank, dims), floats = 0;
     qrt_conv_weights *w = bytes ? malloc(sizeof *w) : NULL;
     qrt_buffer *buffer = w ? qrt_arena_take(arena, bytes) : NULL;
     if (!buffer) {
         free(w);
         return NULL;
     }
-    lay_out(kernel, kind, rank, dims, w, &floats);
+    lay_out(kernel, kind, parts, rank, dims, w, &floats);
     w->base.buffer = buffer;
     w->values = buffer->data;
     w->bias = w->values + floats;
     packing p = {w, weights};
-    qrt_parallel_for(num_threads, w->groups, kind == QRT_CONV_WINOGRAD ? pack_group_of_winograd : pack_group, &p);
+    const qrt_task_fn pack = kind == QRT_CONV_WINOGRAD ? pack_group_of_winograd : kind == QRT_CONV_GROUPED ? pack_block_of_groups : pack_group;
+    qrt_parallel_for(num_threads, w->groups, pack, &p);
     for (int64_t i = 0; i < w->blocks * BLOCK; i++) w->bias[i] = (bias && i < w->base.n ? bias[i] : 0.0f) + 0.0f;
     return w;
 }

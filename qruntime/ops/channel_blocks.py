@@ -125,10 +125,11 @@ def _blocked_conv(node: Node) -> NativeCall | None:
         return None
     kind = node.attr("kind", "blocks")
     ints[2], floats = activation_of(node)
-    kernel = {"depthwise": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(kind, "blocked_conv")
-    return NativeCall(
-        kernel, ints=ints, floats=floats, packed=[_kernels.PackedConv(weight, bias, kind)], inputs=[0, *range(3, max(5, len(node.inputs)))]
+    kernel = {"depthwise": "blocked_depthwise_conv", "grouped": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(
+        kind, "blocked_conv"
     )
+    packed = _kernels.PackedConv(weight, bias, kind, node.attr("group", 1) if kind == "blocks" else 1)
+    return NativeCall(kernel, ints=ints, floats=floats, packed=[packed], inputs=[0, *range(3, max(5, len(node.inputs)))])
 
 
 def _pooled(definition: Callable[..., np.ndarray], kernel: str) -> None:

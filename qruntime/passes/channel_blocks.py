@@ -187,6 +187,16 @@ def _quantized_convolution(islands: _Islands, node: Node) -> Skip | _Remade:
     return _in_island(islands, node, "BlockedQuantizedConv", attributes)
 
 
+def _is_of_small_groups(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether it is in groups of 2, 4 or 8 with windows that the kernel slides along rows, each with a pixel of every row."""
+    width, step, dilation = shape[-1], (node.attr("strides") or (1,))[-1], (node.attr("dilations") or (1,))[-1]
+    pads = node.attr("pads", ()) or (0,)
+    borders = pads[len(shape) - 3 :: len(shape) - 2]
+    return (
+        shape[1] in (2, 4, 8) and len(shape) < 5 and (width, step, dilation) in ((3, 1, 1), (3, 2, 1)) and max(borders, default=0) < width
+    )
+
+
 def _in_island(islands: _Islands, node: Node, op_type: str, attributes: Mapping[str, Attribute]) -> Skip | _Remade:
     """A convolution in blocks in place of `node`, whose weight has been looked at."""
     x, weight = node.input(0), node.input(1)
@@ -197,9 +207,12 @@ def _in_island(islands: _Islands, node: Node, op_type: str, attributes: Mapping[
     image = islands.image(x)
     kind = "blocks"
     if group != 1:
-        if shape[0] != group or shape[1] != 1:
-            return Skip(f"{group} groups that are no single channels")
-        kind = "depthwise"
+        if shape[0] == group and shape[1] == 1:
+            kind = "depthwise"
+        elif op_type == "BlockedConv" and shape[0] == group * shape[1] and _is_of_small_groups(node, shape):
+            kind = "grouped"
+        elif op_type != "BlockedConv" or shape[1] % BLOCK or shape[0] % (group * BLOCK):
+            return Skip(f"{group} groups that are neither single channels nor whole blocks, nor small enough")
     elif shape[0] < _LEAST_MAPS and (image is None or math.prod(shape[2:]) > 1):
         return Skip(f"{shape[0]} outputs fill too little of a block")
     elif image is None and shape[1] <= _FEW_CHANNELS and (node.attr("dilations", ()) or (1,))[-1] == 1:

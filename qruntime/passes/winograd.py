@@ -30,6 +30,8 @@ def _obstacle(node: Node) -> Skip | None:
         return Skip("its windows are not of 3 × 3")
     if set(node.attr("strides") or (1,)) != {1} or set(node.attr("dilations") or (1,)) != {1}:
         return Skip("its windows have strides or dilations")
+    if node.attr("group", 1) != 1:
+        return Skip("its channels are in groups")
     if min(shape[:2]) < _LEAST_CHANNELS:
         return Skip(f"{min(shape[:2])} channels are too few")
     return None

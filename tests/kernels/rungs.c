@@ -1882,33 +1882,33 @@ static void check_conv_window(int64_t n, int64_t step, int64_t num_taps, bool sp
 
 /// n windows of a row of one block, `before` pixels of which are outside in front of the image and `behind` at its end; windows one by one
 /// give the same bits.
-static void check_conv_row(int64_t n, int64_t window, int64_t step, int64_t rows, int64_t before, int64_t behind, bool special) {
+static void check_conv_row(int64_t n, int64_t group, int64_t window, int64_t step, int64_t rows, int64_t before, int64_t behind, bool special) {
     const int64_t pixels = (n - 1) * step + window - before - behind, x_row = (pixels + 2) * QRT_CHANNEL_BLOCK;
     const int64_t length = rows > 0 ? (rows - 1) * x_row + pixels * QRT_CHANNEL_BLOCK : 0;
-    float *x = floats(length), *w = floats(rows * window * QRT_CHANNEL_BLOCK), *bias = floats(QRT_CHANNEL_BLOCK), *addend = floats(n * QRT_CHANNEL_BLOCK);
+    float *x = floats(length), *w = floats(rows * group * window * QRT_CHANNEL_BLOCK), *bias = floats(QRT_CHANNEL_BLOCK), *addend = floats(n * QRT_CHANNEL_BLOCK);
     float *y = untouched(n * QRT_CHANNEL_BLOCK), *alone = floats(QRT_CHANNEL_BLOCK);
     fill_uniform(x, length, 1);
-    fill_uniform(w, rows * window * QRT_CHANNEL_BLOCK, 1);
+    fill_uniform(w, rows * group * window * QRT_CHANNEL_BLOCK, 1);
     fill_uniform(bias, QRT_CHANNEL_BLOCK, 1);
     fill_uniform(addend, n * QRT_CHANNEL_BLOCK, 1);
     for (int64_t i = 0; special && i < length; i += 37) x[i] = EDGES[i / 37 % COUNT(EDGES)];
-    const qrt_conv_row row = {x - before * QRT_CHANNEL_BLOCK, x_row, w, rows, window, step, before, before + pixels};
+    const qrt_conv_row row = {x - before * QRT_CHANNEL_BLOCK, x_row, w, group, rows, window, step, before, before + pixels};
     const qrt_conv_epilogue e = {bias, addend, n * QRT_CHANNEL_BLOCK, -0.5f, 2.0f};
     rung.conv_f32.depthwise_row(n, &row, y, &e);
     for (int64_t p = 0; p < n; p++) {
         for (int v = 0; v < QRT_CHANNEL_BLOCK; v++) {
             const int64_t at = p * QRT_CHANNEL_BLOCK + v;
             double exact = 0, total = 0, added = fabs(bias[v]) + fabs(addend[at]);
-            for (int64_t h = 0; h < rows; h++)
+            for (int64_t line = 0; line < rows * group; line++)
                 for (int64_t k = 0; k < window; k++) {
-                    const int64_t i = p * step + k - before;
+                    const int64_t i = p * step + k - before, h = line / group, c = v / group * group + line % group;
                     if (i < 0 || i >= pixels) continue;
-                    double product = (double)x[h * x_row + i * QRT_CHANNEL_BLOCK + v] * w[(h * window + k) * QRT_CHANNEL_BLOCK + v];
+                    double product = (double)x[h * x_row + i * QRT_CHANNEL_BLOCK + c] * w[(line * window + k) * QRT_CHANNEL_BLOCK + v];
                     exact += product;
                     total += fabs(product);
                 }
             exact = exact + bias[v] + addend[at];
-            double bound = ((double)(rows * window) + 1) * EPS * total + 2 * EPS * added;
+            double bound = ((double)(rows * group * window) + 1) * EPS * total + 2 * EPS * added;
             check_close(y[at], isnan(exact) ? exact : clipped(exact, -0.5, 2), bound, "conv_f32 depthwise_row", at, n);
         }
         qrt_conv_row its_row = row;
@@ -1922,12 +1922,12 @@ static void check_conv_row(int64_t n, int64_t window, int64_t step, int64_t rows
 }
 
 /// Every window that is listed, at every border that leaves a pixel of each.
-static void check_conv_rows(int64_t window, int64_t step) {
+static void check_conv_rows(int64_t group, int64_t window, int64_t step) {
     for (int64_t n = 1; n <= 19; n++)
         for (int64_t before = 0; before < window; before++)
             for (int64_t behind = 0; behind < window; behind++) {
                 const uint32_t bits = random_bits() >> 8;
-                if ((n - 1) * step + window > before + behind) check_conv_row(n, window, step, bits % 5, before, behind, bits & 64);
+                if ((n - 1) * step + window > before + behind) check_conv_row(n, group, window, step, bits % 5, before, behind, bits & 64);
             }
 }
 
@@ -2148,9 +2148,13 @@ static void check_conv_f32(void) {
         for (int64_t taps = 0; taps <= MOST_TAPS; taps++)
             for (int s = 0; s < COUNT(window_steps); s++)
                 for (int special = 0; special < 2; special++) check_conv_window(n, window_steps[s], taps, special);
-#define CHECK_ROWS(WINDOW, STEP) check_conv_rows(WINDOW, STEP);
+#define CHECK_ROWS(WINDOW, STEP) check_conv_rows(1, WINDOW, STEP);
+#define CHECK_GROUPS(WINDOW, STEP) \
+    for (int64_t group = 2; group <= 8; group *= 2) check_conv_rows(group, WINDOW, STEP);
     QRT_CONV_WINDOWS(CHECK_ROWS)
+    QRT_CONV_GROUP_WINDOWS(CHECK_GROUPS)
 #undef CHECK_ROWS
+#undef CHECK_GROUPS
 }
 
 int main(void) {

@@ -53,12 +53,13 @@ def blocked_conv(
     r = w.ndim - 2
     strides, dilations, pads = strides or [1] * r, dilations or [1] * r, pads or [0] * (2 * r)
     ints = [r, group, activation_code(activation), AUTO[auto_pad], *strides, *pads, *dilations]
+    has_parts = kind == "blocks" and group > 1 and not (w.shape[0] % (BLOCK * group) or w.shape[1] % BLOCK)
     result = _kernels.call_node(
-        {"depthwise": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(kind, "blocked_conv"),
+        {"depthwise": "blocked_depthwise_conv", "grouped": "blocked_depthwise_conv", "winograd": "winograd_conv"}.get(kind, "blocked_conv"),
         [x, residual, addend, *more],
         ints,
         [*parameters, 0.0, 0.0][:2],
-        [_kernels.PackedConv(w, b, kind)],
+        [_kernels.PackedConv(w, b, kind, group if has_parts else 1)],
         num_threads=threads,
     )
     return None if result is None else result[0]
@@ -255,6 +256,38 @@ def test_random_geometry(kind: str, seed: int) -> None:
     check(x, w, b, residual, addend, kind=kind, activation=activation, threads=int(rng.integers(1, 4)), **geometry)
 
 
+@pytest.mark.parametrize("group_channels", [2, 4, 8])
+@pytest.mark.parametrize("width", [1, 2, 7, 8, 9, 15, 16, 17, 50])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_groups(group_channels: int, width: int, stride: int) -> None:
+    rng = np.random.default_rng([group_channels, width])
+    for groups, window, pads in ((1, 3, [1, 1, 1, 1]), (3, 3, [0, 2, 5, 2]), (24 // group_channels, 1, [0, 1, 2, 2])):
+        channels = groups * group_channels
+        x, w = random(rng, 2, channels, 6, width), random(rng, channels, group_channels, window, 3)
+        b, addend = random(rng, channels), random(rng, *expected(x, w, strides=[1, stride], pads=pads, group=groups).shape)
+        check(x, w, b, None, addend, kind="grouped", group=groups, strides=[1, stride], pads=pads, activation="relu")
+        if window == 1:
+            line = {"group": groups, "strides": [stride], "pads": [1, 2]}
+            check(x[:, :, 0].copy(), w[:, :, 0].copy(), b, kind="grouped", threads=3, **line)
+
+
+@pytest.mark.parametrize(("groups", "channels", "maps"), [(2, 16, 16), (3, 32, 16), (2, 16, 80), (5, 16, 112), (32, 32, 32), (2, 48, 64)])
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_groups_of_whole_blocks(groups: int, channels: int, maps: int, window: int, stride: int) -> None:
+    """Five and seven blocks of a part are no whole number of the largest tiles."""
+    rng = np.random.default_rng([groups, channels])
+    x, w, b = random(rng, 2, groups * channels, 5, 13), random(rng, groups * maps, channels, window, window), random(rng, groups * maps)
+    geometry = {"group": groups, "strides": [stride] * 2, "pads": [window // 2] * 4}
+    residual = random(rng, *expected(x, w, **geometry).shape)
+    check(x, w, b, residual, threads=2, **geometry)
+    if groups < 4:  # images of several inputs
+        whole = in_blocks(x)
+        at = whole.shape[1] // 2
+        parts = [np.ascontiguousarray(part) for part in (whole[:, :at], whole[:, at:])]
+        same_bits(blocked_conv(parts[0], w, b, more=parts[1:], **geometry), blocked_conv(whole, w, b, **geometry))
+
+
 @pytest.mark.parametrize("kind", ["blocks", "columns", "depthwise"])
 @pytest.mark.parametrize("activation", list(SLOPES))
 def test_epilogues(kind: str, activation: str) -> None:
@@ -314,6 +347,9 @@ CASES = {
     "depthwise of 7 x 7": ("depthwise", (40, 40, 5, 5), (7, 7), {"pads": [2, 2, 2, 2]}),
     "strided depthwise": ("depthwise", (40, 40, 3, 3), (29, 38), {"pads": [1, 0, 1, 1], "strides": [2, 2]}),
     "depthwise of 7 columns": ("depthwise", (20, 20, 3, 7), (11, 50), {"pads": [2, 6, 2, 3], "dilations": [2, 1]}),
+    "small groups": ("grouped", (36, 36, 3, 3), (10, 38), {"pads": [1, 1, 1, 1], "group": 9}),
+    "strided groups": ("grouped", (40, 40, 3, 3), (11, 21), {"pads": [1, 1, 1, 1], "strides": [2, 2], "group": 5}),
+    "groups of blocks": ("blocks", (96, 160, 3, 3), (12, 33), {"pads": [1, 1, 1, 1], "group": 2}),
     "dilated depthwise": ("depthwise", (20, 20, 3, 3), (19, 30), {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
     "wide depthwise": ("depthwise", (90, 90, 5, 3), (31, 71), {"pads": [2, 1, 2, 1], "strides": [1, 2]}),
 }
@@ -322,7 +358,10 @@ CASES = {
 def _case(name: str, images: int = 3) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     kind, (channels, maps, *window), size, geometry = CASES[name]
     rng = np.random.default_rng(4)
-    x, w = random(rng, images, channels, *size), random(rng, maps, 1 if kind == "depthwise" else channels, *window)
+    x, w = (
+        random(rng, images, channels, *size),
+        random(rng, maps, 1 if kind == "depthwise" else channels // geometry.get("group", 1), *window),
+    )
     return kind, x, w, random(rng, maps), geometry
 
 
@@ -373,11 +412,11 @@ def test_what_is_not_finite_spreads_over_its_windows_only(name: str, special: fl
     row, column = x.shape[2] // 2, x.shape[3] // 2
     hit = x[:, :1] * 0
     hit[1, 0, row, column] = 1
-    reached = expected(hit, np.ones((1, 1, *w.shape[2:]), F32), **geometry)[:, 0] > 0
+    reached = expected(hit, np.ones((1, 1, *w.shape[2:]), F32), **{**geometry, "group": 1})[:, 0] > 0
     assert reached.any()
     x[1, 0, row, column] = special
     after = convolved(x, w, b, kind=kind, **geometry)
-    maps = slice(0, 1) if kind == "depthwise" else slice(None)
+    maps = slice(0, 1) if kind == "depthwise" else slice(0, len(w) // geometry.get("group", 1))
     where = np.zeros(after.shape, bool)
     where[:, maps] = reached[:, None]
     np.testing.assert_array_equal(np.isfinite(after), ~where)
@@ -491,6 +530,23 @@ def test_convolutions_decline_what_does_not_fit() -> None:
     for group in (1, 20, 48):
         assert blocked_conv(blocks, one, kind="depthwise", group=group) is None
     assert blocked_conv(in_blocks(np.zeros((1, 50, 5, 5), F32)), one, kind="depthwise", group=40) is None
+    small = np.zeros((40, 4, 3, 3), F32)
+    pads = [1, 1, 1, 1]
+    assert blocked_conv(blocks, small, kind="grouped", group=10, pads=pads) is not None
+    for options in (
+        {"group": 40},
+        {"group": 1},
+        {"group": 10, "dilations": [1, 2]},
+        {"group": 10, "strides": [1, 3]},
+        {"group": 10, "pads": [1, 3, 1, 0]},
+    ):
+        assert blocked_conv(blocks, small, kind="grouped", **{"pads": pads, **options}) is None
+    assert blocked_conv(blocks, small[..., :2].copy(), kind="grouped", group=10) is None
+    halves = _kernels.PackedConv(np.zeros((64, 32, 1, 1), F32), None, "blocks", 2)
+    image = in_blocks(np.zeros((1, 64, 5, 5), F32))
+    for group, answers in ((2, True), (1, False), (4, False)):
+        result = _kernels.call_node("blocked_conv", [image, None, None], [2, group, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1], [0.0, 0.0], [halves])
+        assert (result is not None) == answers
 
 
 def test_weights_that_are_none() -> None:
@@ -502,6 +558,12 @@ def test_weights_that_are_none() -> None:
         _kernels.PackedConv(w, None, "rows")
     with pytest.raises(ValueError, match="one input channel each"):
         _kernels.PackedConv(w, None, "depthwise")
+    for wrong in (np.zeros((9, 3, 3, 3), F32), np.zeros((16, 16, 3, 3), F32), np.zeros((6, 4, 3, 3), F32)):
+        with pytest.raises(ValueError, match="2, 4 or 8 input channels"):
+            _kernels.PackedConv(wrong, None, "grouped")
+    for kind, group in (("blocks", 2), ("blocks", -1), ("blocks", 0), ("depthwise", 2), ("grouped", 2)):
+        with pytest.raises(ValueError, match="multiples of 16 channels" if kind == "blocks" else "must"):
+            _kernels.PackedConv(np.zeros((40, 16 if kind == "blocks" else 1 if kind == "depthwise" else 4, 1, 1), F32), None, kind, group)
     with pytest.raises(ValueError, match="bias"):
         _kernels.PackedConv(w, np.zeros(5, F32))
 

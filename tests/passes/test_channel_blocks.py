@@ -68,7 +68,9 @@ def conv(x: str, w: str, y: str, **attributes: Any) -> tuple[str, list[str], lis
 
 C = {f"w{i}": numbers(32, 32, 3, 3, seed=i) for i in range(4)} | {
     "one": numbers(32, 32, 1, 1), "few": numbers(4, 32, 3, 3), "first": numbers(32, 3, 3, 3), "depthwise": numbers(32, 1, 3, 3),
-    "down": numbers(8, 32, 1, 1), "up": numbers(32, 8, 1, 1), "seventeen": numbers(17, 32, 3, 3), "grouped": numbers(32, 16, 3, 3),
+    "down": numbers(8, 32, 1, 1), "up": numbers(32, 8, 1, 1), "seventeen": numbers(17, 32, 3, 3), "grouped": numbers(40, 16, 3, 3),
+    "halves": numbers(64, 16, 3, 3),
+    "small": numbers(32, 4, 3, 3), "of eight": numbers(32, 8, 3, 3), "wide": numbers(32, 4, 5, 5),
     "k": image(32, 1, 1), "slopes": image(32, 1, 1), "number": np.float32(0.5), "plane": image(1, 1, 9, 8), "whole": image(2, 32, 9, 8),
     "scales": np.asarray([1, 1, 2, 2], F32),
 }  # fmt: skip
@@ -154,10 +156,34 @@ def test_few_outputs_of_one_product_for_each_number_stay_in_blocks(maps: int) ->
 
 
 @pytest.mark.parametrize(
+    "between",
+    [
+        [conv("h", "halves", "g", group=2), conv("g", "back", "i")],
+        [conv("h", "small", "i", group=8)],
+        [conv("h", "small", "i", group=8, strides=[2, 2], pads=[9, 2, 9, 2])],
+        [conv("h", "small", "i", group=8, auto_pad="SAME_UPPER", pads=())],
+        [conv("h", "of eight", "g", group=4), relu("g", "i")],
+    ],
+)
+def test_groups_stay_in_blocks(between) -> None:
+    between = [(op, ins, outs, {k: v for k, v in attributes.items() if v != ()}) for op, ins, outs, attributes in between]
+    ops = compared([conv("x", "w0", "h"), *between, conv("i", "w1", "y")], X, {**C, "back": numbers(32, 64, 3, 3)})
+    assert (ops["BlockChannels"], ops["UnblockChannels"], ops["Conv"]) == (1, 1, 0)
+
+
+_GROUPS = "{} groups that are neither single channels nor whole blocks, nor small enough"
+
+
+@pytest.mark.parametrize(
     ("last", "reason"),
     [
         (("Conv", ["h", "few"], ["y"], PADS), "4 outputs fill too little of a block"),
-        (("Conv", ["h", "grouped"], ["y"], {**PADS, "group": 2}), "2 groups that are no single channels"),
+        (("Conv", ["h", "grouped"], ["y"], {**PADS, "group": 2}), _GROUPS.format(2)),
+        (("Conv", ["h", "small"], ["y"], {**PADS, "group": 8, "dilations": [1, 2]}), _GROUPS.format(8)),
+        (("Conv", ["h", "small"], ["y"], {**PADS, "group": 8, "strides": [3, 3]}), _GROUPS.format(8)),
+        (("Conv", ["h", "small"], ["y"], {"pads": [0, 3, 0, 0], "group": 8}), _GROUPS.format(8)),
+        (("Conv", ["h", "small"], ["y"], {"pads": [0, 0, 0, 3], "group": 8}), _GROUPS.format(8)),
+        (("Conv", ["h", "wide"], ["y"], {**PADS, "group": 8}), _GROUPS.format(8)),
         (("Conv", ["h", "infinite"], ["y"], PADS), "a weight is not finite"),
         (("MaxPool", ["h"], ["y", "z"], {"kernel_shape": [2, 2]}), "its input is not in blocks, or it does more than pool its pixels"),
         (("ReduceMean", ["h"], ["y"], {"axes": [2]}), "it is no mean of all pixels"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from qruntime.runtime.segments import Frontier, Segment
 from tests.small_models import FLOAT, assert_same_bits, model_bytes, random
 
 
-def two_convolutions(channels: int = 40, window: tuple[int, int] = (3, 3), **attributes: object) -> bytes:
+def two_convolutions(channels: int = 40, window: tuple[int, int] = (3, 3), **attributes: Any) -> bytes:
     """Each as the other; the first one reads what is not in blocks yet."""
-    weights = {name: random(channels, channels, *window, seed=seed) for seed, name in enumerate(("v", "w"))}
+    weights = {
+        name: random(channels, channels // int(attributes.get("group", 1)), *window, seed=seed) for seed, name in enumerate(("v", "w"))
+    }
     nodes = [
         helper.make_node("Conv", ["x", "v"], ["h"], **attributes),
         helper.make_node("Relu", ["h"], ["r"]),
@@ -46,6 +49,7 @@ def test_windows_of_3_by_3_are_made_with_fewer_products():
         ({"strides": [2, 2]}, "its windows have strides or dilations"),
         ({"dilations": [1, 2]}, "its windows have strides or dilations"),
         ({"window": (1, 3)}, "its windows are not of 3 × 3"),
+        ({"channels": 64, "group": 2}, "its channels are in groups"),
         ({"channels": 24}, "24 channels are too few"),
     ],
 )

@@ -130,9 +130,10 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t plane,
     int64_t *places = lists, *taps = lists + w->taps * QRT_CONV_MAX_POSITIONS;
     const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
     const bool is_last = plane + planes == w->planes;
+    const int64_t part = group / (w->groups / w->parts);
     qrt_conv_sums sums = {
-        .planes = j->planes + image * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
-        .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->channels - (w->planes - 1) * BLOCK : w->floats,
+        .planes = j->planes + (image * w->parts + part) * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
+        .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->dims[1] - (w->planes - 1) * BLOCK : w->floats,
         .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
     };
     for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
@@ -267,7 +268,7 @@ static qrt_status convolve(job *j, const qrt_node *node, qrt_run *run, const qrt
     int64_t floats = 0, lists, planes, pointers;
     size_t bytes;
     if ((copies && !qrt_num_elements(5, (const int64_t[]){g->images, g->channels, g->padded[0], g->padded[1], g->padded[2]}, &floats)) ||
-        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_mul_overflow(g->images, w->planes, &planes) ||
+        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_mul_overflow(g->images, w->planes * w->parts, &planes) ||
         __builtin_add_overflow(lists, planes, &pointers) || __builtin_mul_overflow(pointers, (int64_t)(sizeof(int64_t) / sizeof(float)), &pointers) ||
         __builtin_add_overflow(floats, pointers, &floats) || __builtin_mul_overflow((size_t)floats, sizeof(float), &bytes))
         return QRT_NO_MEMORY;
@@ -292,7 +293,7 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     qrt_convolution g;
     if ((!in_columns && w->kind != QRT_CONV_BLOCKS) || !qrt_measure_image(node, in, w, &image)) return QRT_DECLINE;
     if (!qrt_measure_convolution(node->ints, node->num_ints, &image, w->rank, w->dims, &g)) return QRT_DECLINE;
-    if (g.groups != 1 || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
+    if (g.groups != w->parts || (in_columns && g.dilation[2] != 1)) return QRT_DECLINE;
 
     qrt_blocked_epilogue epilogue;
     const qrt_status status = qrt_begin_blocked(node, run, in, w->rank, w->blocks, w->bias, &g, &out[0], &epilogue);

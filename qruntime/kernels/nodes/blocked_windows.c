@@ -1,4 +1,5 @@
-/// What slides over each channel by itself, of images whose channels lie in blocks: depthwise convolutions and poolings.
+/// What slides over each channel by itself, or a few of a block, of images whose channels lie in blocks: depthwise convolutions, those in
+/// small groups, and poolings.
 ///
 /// Along an output row the window is inside of the image at most columns, where all of its taps count; at each of the others,
 /// and in rows at the border, those that are inside do. Of a narrow image that would be a large part: a convolution copies it
@@ -91,12 +92,13 @@ static void slide(const job *j, int64_t image, int64_t block, int64_t row, int64
     kernel->means(count, step, num_taps, lists, counted ? (float)counted : 1, x, y);
 }
 
-/// Whether depthwise_row takes the rows of a convolution: of windows that it knows, each with a pixel of every row.
+/// Whether depthwise_row takes the rows of a convolution: of windows that it knows, each with a pixel of every row. Others can only be of single channels.
 static bool is_in_rows(const job *j) {
     const qrt_convolution *g = j->g;
     if (j->what != CONVOLUTION || g->window[0] > 1 || g->dilation[2] > 1 || g->begin[2] >= g->window[2]) return false;
     if ((g->out[2] - 1) * g->stride[2] - g->begin[2] >= g->in[2]) return false;
 #define IS_WINDOW(SIZE, STEP) (g->window[2] == SIZE && g->stride[2] == STEP) ||
+    if (j->w->kind == QRT_CONV_GROUPED) return QRT_CONV_GROUP_WINDOWS(IS_WINDOW) false;
     return QRT_CONV_WINDOWS(IS_WINDOW) false;
 }
 
@@ -108,7 +110,8 @@ static void convolve_row(const job *j, const float *from, int64_t image, int64_t
     find_inside(g, 1, line, &first, &last);
     const qrt_conv_row sums = {
         .x = from + ((slice * g->in[1] + line + first * g->dilation[1]) * g->in[2] - g->begin[2]) * BLOCK,
-        .x_row = g->dilation[1] * g->in[2] * BLOCK, .w = j->w->values + (block * g->taps + first * g->window[2]) * BLOCK,
+        .x_row = g->dilation[1] * g->in[2] * BLOCK, .w = j->w->values + (block * g->taps + first * g->window[2]) * j->w->floats * BLOCK,
+        .group = j->w->floats,
         .rows = is_outside ? 0 : last - first, .window = g->window[2], .step = g->stride[2], .begin = g->begin[2], .end = g->begin[2] + g->in[2],
     };
     const int64_t at = row * g->out[2];
@@ -225,24 +228,26 @@ static qrt_status run_all(job *j, qrt_run *run) {
     return QRT_OK;
 }
 
-/// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights, depthwise, with the bias.
+/// ints: as those of conv. floats: of the activation. packed: qrt_conv_weights, depthwise or of small groups, with the bias.
 /// Inputs: float32 x [N, ⌈C / 16⌉, …, 16]; optional residual and addend of the shape of the output.
 static qrt_status blocked_depthwise_conv(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = in[0];
     const qrt_conv_weights *w = node->packed[0];
     const int32_t rank = w->rank;
-    if (!x || x->dtype != QRT_F32 || x->rank != rank + 1 || w->kind != QRT_CONV_DEPTHWISE) return QRT_DECLINE;
+    if (!x || x->dtype != QRT_F32 || x->rank != rank + 1 || (w->kind != QRT_CONV_DEPTHWISE && w->kind != QRT_CONV_GROUPED)) return QRT_DECLINE;
     if (x->dims[1] != w->blocks || x->dims[rank] != BLOCK) return QRT_DECLINE;
     qrt_tensor plain = {.rank = rank};
     memcpy(plain.dims, x->dims, (size_t)rank * sizeof *x->dims);
     plain.dims[1] = w->channels;
     qrt_convolution g;
-    if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g) || g.groups != w->channels) return QRT_DECLINE;
+    if (!qrt_measure_convolution(node->ints, node->num_ints, &plain, rank, w->dims, &g) || g.groups * w->floats != w->channels) return QRT_DECLINE;
+    job j = {.g = &g, .what = CONVOLUTION, .x = x->data, .blocks = w->blocks, .w = w};
+    if (w->kind == QRT_CONV_GROUPED && !is_in_rows(&j)) return QRT_DECLINE;
 
     qrt_blocked_epilogue epilogue;
     const qrt_status status = qrt_begin_blocked(node, run, in, rank, w->blocks, w->bias, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
-    job j = {.g = &g, .what = CONVOLUTION, .x = x->data, .blocks = w->blocks, .w = w, .epilogue = &epilogue};
+    j.epilogue = &epilogue;
     return run_all(&j, run);
 }
 

@@ -58,12 +58,12 @@ static void depthwise(int64_t n, int64_t step, int64_t num_taps, const int64_t *
 static void depthwise_row(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue) {
     for (int64_t p = 0; p < n; p++) {
         float sums[BLOCK] = {0};
-        for (int64_t h = 0; h < row->rows; h++)
+        for (int64_t line = 0; line < row->rows * row->group; line++)
             for (int64_t k = 0; k < row->window; k++) {
-                const int64_t i = p * row->step + k;
+                const int64_t i = p * row->step + k, h = line / row->group, j = line % row->group;
                 const float *x = i >= row->begin && i < row->end ? row->x + h * row->x_row + i * BLOCK : zeros;
-                const float *w = row->w + (h * row->window + k) * BLOCK;
-                for (int v = 0; v < BLOCK; v++) sums[v] += x[v] * w[v];
+                const float *w = row->w + (line * row->window + k) * BLOCK;
+                for (int v = 0; v < BLOCK; v++) sums[v] += x[v / row->group * row->group + j] * w[v];
             }
         finish(y + p * BLOCK, sums, epilogue->bias, epilogue->addend ? epilogue->addend + p * BLOCK : NULL, epilogue);
     }

@@ -2,31 +2,39 @@
 /// ROW(count) from 1 to that.
 ///
 /// Windows next to each other share pixels: each is loaded once for a row of a tile, whose weights and sums stay in registers.
+/// Where outputs sum several channels, each lane gets the first channel of its group, then the second, and so on.
 
-/// `positions`, `window`, `step` and `is_whole` (no pixel is outside) are constants at every call.
-ALWAYS_INLINE void row_tile(const int positions, const int window, const int step, const bool is_whole, int64_t begin, int64_t end, const qrt_conv_row *row,
-                            const float *x, float *y, const float *addend, const qrt_conv_epilogue *e) {
+static const int32_t lane_numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/// `positions`, `window`, `step`, `is_whole` (no pixel is outside) and `is_grouped` (more than one channel) are constants at every call.
+ALWAYS_INLINE void row_tile(const int positions, const int window, const int step, const bool is_whole, const bool is_grouped, int64_t begin, int64_t end,
+                            const qrt_conv_row *row, const float *x, float *y, const float *addend, const qrt_conv_epilogue *e) {
     const int last = (positions - 1) * step;
+    const int64_t group = is_grouped ? row->group : 1;
+    const vi firsts = is_grouped ? vi_and(vi_load(lane_numbers), vi_set(-(int32_t)group)) : vi_set(0);
     const vf low = vf_set(e->low), high = vf_set(e->high);
-    for (int v = 0; v < QRT_CHANNEL_BLOCK; v += VL) {
+    for (int64_t v = 0; v < QRT_CHANNEL_BLOCK; v += VL) {
         vf sums[ROW_POSITIONS];
 #pragma GCC unroll 16
         for (int p = 0; p < positions; p++) sums[p] = vf_zero();
-        const float *line = x + v, *w = row->w + v;
-        for (int64_t h = 0; h < row->rows; h++, line += row->x_row, w += window * QRT_CHANNEL_BLOCK) {
-            vf weights[QRT_CONV_MAX_WINDOW];
+        const float *line = x + (is_grouped ? v & -group : v), *w = row->w + v;
+        for (int64_t h = 0; h < row->rows; h++, line += row->x_row)
+            for (int64_t j = 0; j < group; j++, w += window * QRT_CHANNEL_BLOCK) {
+                const vi lanes = is_grouped ? vi_add(firsts, vi_set((int32_t)(j % VL))) : firsts;
+                const float *from = line + j / VL * VL;
+                vf weights[QRT_CONV_MAX_WINDOW];
 #pragma GCC unroll 8
-            for (int k = 0; k < window; k++) weights[k] = vf_load(w + k * QRT_CHANNEL_BLOCK);
+                for (int k = 0; k < window; k++) weights[k] = vf_load(w + k * QRT_CHANNEL_BLOCK);
 #pragma GCC unroll 32
-            for (int i = 0; i < last + window; i++) {
-                const float *at = line + i * QRT_CHANNEL_BLOCK;
-                if (!is_whole && (i < window - 1 || i > last)) at = i >= begin && i < end ? at : zeros + v;
-                const vf pixel = vf_load(at);
+                for (int i = 0; i < last + window; i++) {
+                    const float *at = from + i * QRT_CHANNEL_BLOCK;
+                    if (!is_whole && (i < window - 1 || i > last)) at = i >= begin && i < end ? at : zeros;
+                    const vf pixel = is_grouped ? vf_pick(at, lanes) : vf_load(at);
 #pragma GCC unroll 8
-                for (int k = 0; k < window; k++)
-                    if (i >= k && (i - k) % step == 0 && i - k <= last) sums[(i - k) / step] = vf_fma(pixel, weights[k], sums[(i - k) / step]);
+                    for (int k = 0; k < window; k++)
+                        if (i >= k && (i - k) % step == 0 && i - k <= last) sums[(i - k) / step] = vf_fma(pixel, weights[k], sums[(i - k) / step]);
+                }
             }
-        }
 #pragma GCC unroll 16
         for (int p = 0; p < positions; p++) {
             const int64_t place = p * QRT_CHANNEL_BLOCK + v;
@@ -36,10 +44,10 @@ ALWAYS_INLINE void row_tile(const int positions, const int window, const int ste
 }
 
 #define ROW(COUNT) \
-    case 2 * COUNT: row_tile(COUNT, window, step, false, begin, end, row, x, y, addend, &e); break; \
-    case 2 * COUNT + 1: row_tile(COUNT, window, step, true, begin, end, row, x, y, addend, &e); break;
+    case 2 * COUNT: row_tile(COUNT, window, step, false, is_grouped, begin, end, row, x, y, addend, &e); break; \
+    case 2 * COUNT + 1: row_tile(COUNT, window, step, true, is_grouped, begin, end, row, x, y, addend, &e); break;
 
-ALWAYS_INLINE void row_of(const int window, const int step, int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue e) {
+ALWAYS_INLINE void row_of(const int window, const int step, const bool is_grouped, int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue e) {
     const float *x = row->x, *addend = e.addend;
     int64_t begin = row->begin, end = row->end;
     for (int64_t left = (n + ROW_POSITIONS - 1) / ROW_POSITIONS, count; n > 0; n -= count, left--) {
@@ -57,12 +65,18 @@ ALWAYS_INLINE void row_of(const int window, const int step, int64_t n, const qrt
     }
 }
 
-static void depthwise_row(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue) {
-#define WINDOW(SIZE, STEP) \
+#define WINDOW_OF(GROUPED, SIZE, STEP) \
     if (row->window == SIZE && row->step == STEP) { \
-        row_of(SIZE, STEP, n, row, y, *epilogue); \
+        row_of(SIZE, STEP, GROUPED, n, row, y, *epilogue); \
         return; \
     }
-    QRT_CONV_WINDOWS(WINDOW)
-#undef WINDOW
+#define WINDOW(SIZE, STEP) WINDOW_OF(false, SIZE, STEP)
+#define GROUP_WINDOW(SIZE, STEP) WINDOW_OF(true, SIZE, STEP)
+
+static void depthwise_row(int64_t n, const qrt_conv_row *row, float *y, const qrt_conv_epilogue *epilogue) {
+    if (row->group == 1) {
+        QRT_CONV_WINDOWS(WINDOW)
+    } else {
+        QRT_CONV_GROUP_WINDOWS(GROUP_WINDOW)
+    }
 }

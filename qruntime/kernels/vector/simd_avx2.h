@@ -232,6 +232,9 @@ static inline vi vi_hold(vi v) {
     return v;
 }
 
+/// source[lane] for each of VL lanes from 0 to VL − 1.
+static inline vf vf_pick(const float *source, vi lanes) { return _mm256_permutevar8x32_ps(vf_load(source), lanes); }
+
 /// A table of 16 bytes, and its entries for indices of 0 … 15 in every byte.
 static inline vi vi_table16(const uint8_t *table) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));

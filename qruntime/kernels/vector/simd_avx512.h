@@ -181,6 +181,7 @@ static inline vi vi_lookup16(vi table, vi indices) { return _mm512_shuffle_epi8(
 #define VF_LOOKUP_SIZE 16
 static inline vf vf_lookup(const float *table, vi index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); }
 
+static inline vf vf_pick(const float *source, vi lanes) { return vf_lookup(source, lanes); }
 static inline vi vi_load_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline vi vi_load_bytes_n(const uint8_t *p, int64_t n) {
     return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(vm_first(n), p));

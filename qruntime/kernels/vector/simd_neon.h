@@ -122,6 +122,10 @@ static inline vi vi_hold(vi v) {
     __asm__("" : "+w"(v));
     return v;
 }
+static inline vf vf_pick(const float *source, vi lanes) {
+    const uint8x16_t bytes = vreinterpretq_u8_s32(vaddq_s32(vmulq_s32(lanes, vdupq_n_s32(0x04040404)), vdupq_n_s32(0x03020100)));
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(vf_load(source)), bytes));
+}
 static inline vi vi_table16(const uint8_t *table) { return vreinterpretq_s32_u8(vld1q_u8(table)); }
 static inline vi vi_lookup16(vi table, vi indices) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(table), vreinterpretq_u8_s32(indices)));

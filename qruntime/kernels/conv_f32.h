@@ -57,6 +57,7 @@ typedef struct {
     const float *w;                       ///< of plane i and tap t: [num_floats, blocks · 16] at i · w_plane + taps[t]
     int64_t w_plane;
     const int64_t *taps;
+    int64_t y_step;                       ///< floats between outputs of positions, 16 where they are adjacent
     const float *ahead;                   ///< weights that will be needed soon, for the cache; need not be valid
 } qrt_conv_sums;
 
@@ -85,9 +86,9 @@ typedef struct qrt_conv_f32 {
     int positions[QRT_CONV_MAX_BLOCKS];   ///< of the largest tile of 1, 2, … blocks, at most QRT_CONV_MAX_POSITIONS
     int in_steps[QRT_CONV_MAX_BLOCKS];    ///< of a tile with a step
 
-    /// y[block][p][16] = (accumulate ? y : 0) + sums, then the epilogue where it is not NULL, for 1 ≤ num_blocks ≤ blocks and
-    /// 1 ≤ num_positions ≤ positions[num_blocks − 1], or, with a step, in_steps[num_blocks − 1]. y_plane floats lie between blocks, 16
-    /// between positions.
+    /// y[block][p · y_step …][16] = (accumulate ? y : 0) + sums, then the epilogue where it is not NULL, for 1 ≤ num_blocks ≤ blocks and
+    /// 1 ≤ num_positions ≤ positions[num_blocks − 1], or, with a step, in_steps[num_blocks − 1]. y_plane floats lie between
+    /// blocks; an addend lies as y does.
     void (*tile)(const qrt_conv_sums *sums, int num_positions, int num_blocks, float *y, int64_t y_plane, bool accumulate,
                  const qrt_conv_epilogue *epilogue);
 

@@ -45,6 +45,7 @@ extern const qrt_node_entry qrt_attention_nodes[];
 extern const qrt_node_entry qrt_group_query_attention_nodes[];
 extern const qrt_node_entry qrt_cache_codes_nodes[];
 extern const qrt_node_entry qrt_blocked_conv_nodes[];
+extern const qrt_node_entry qrt_blocked_conv_transpose_nodes[];
 extern const qrt_node_entry qrt_winograd_conv_nodes[];
 extern const qrt_node_entry qrt_blocked_conv_q8_nodes[];
 extern const qrt_node_entry qrt_blocked_windows_nodes[];

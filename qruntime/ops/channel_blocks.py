@@ -5,6 +5,7 @@ An image [N, C, *spatial] in blocks is [N, ⌈C / 16⌉, *spatial, 16]. Behind t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -130,6 +131,72 @@ def _blocked_conv(node: Node) -> NativeCall | None:
     )
     packed = _kernels.PackedConv(weight, bias, kind, node.attr("group", 1) if kind == "blocks" else 1)
     return NativeCall(kernel, ints=ints, floats=floats, packed=[packed], inputs=[0, *range(3, max(5, len(node.inputs)))])
+
+
+def outputs_first(w: np.ndarray, group: int) -> np.ndarray:
+    """Weights of a ConvTranspose [C, M / group, *window] as those of a Conv, [M, C / group, *window]. It is its own inverse."""
+    grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
+
+
+def phase_order(window: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None) -> np.ndarray:
+    """The taps of a window, flat, such that those which an output position meets lie together: in the order of their places modulo the
+    strides, along the first axis, the second and so on, then in their own."""
+    rank = len(window)
+    taps = np.indices(window).reshape(rank, -1)
+    steps, apart = (np.asarray(given or (1,) * rank)[:, None] for given in (strides, dilations))
+    return np.lexsort((*taps[::-1], *(taps * apart % steps)[::-1]))
+
+
+def weights_by_phase(w: np.ndarray, group: int, strides: Sequence[int] | None, dilations: Sequence[int] | None) -> np.ndarray:
+    """Weights of a ConvTranspose [C, M / group, *window] for BlockedConvTranspose: [M, C / group, *window], taps in `phase_order`."""
+    turned = outputs_first(w, group)
+    order = phase_order(w.shape[2:], strides, dilations)
+    return np.ascontiguousarray(turned.reshape(*turned.shape[:2], -1)[:, :, order].reshape(turned.shape))
+
+
+@operator("BlockedConvTranspose", domain="qruntime")
+def blocked_conv_transpose(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    addend: np.ndarray | None = None,
+    *,
+    activation: str = "none",
+    parameters: Sequence[float] = (),
+    auto_pad: str = "NOTSET",
+    dilations: Sequence[int] | None = None,
+    group: int = 1,
+    kernel_shape: Sequence[int] | None = None,
+    output_padding: Sequence[int] | None = None,
+    output_shape: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> np.ndarray:
+    """activation(ConvTranspose(x, w, b) + addend) + residual, in blocks but for b and for w, which `weights_by_phase` made."""
+    image = out_of_blocks(x, w.shape[1] * group)
+    taps = np.empty((*w.shape[:2], math.prod(w.shape[2:])), w.dtype)
+    taps[:, :, phase_order(w.shape[2:], strides, dilations)] = w.reshape(taps.shape)
+    y = convolution.conv_transpose.definition(
+        image, outputs_first(taps.reshape(w.shape), group), b, auto_pad=auto_pad, dilations=dilations, group=group,
+        kernel_shape=kernel_shape, output_padding=output_padding, output_shape=output_shape, pads=pads, strides=strides,
+    )  # fmt: skip
+    return finished_in_blocks(y, residual, addend, activation, parameters)
+
+
+@blocked_conv_transpose.native
+def _blocked_conv_transpose(node: Node) -> NativeCall | None:
+    w, b = node.input(1), node.input(2)
+    weight, bias = None if w is None else w.data, None if b is None else b.data
+    if weight is None or (b is not None and bias is None):
+        return None
+    ints = convolution.transposed_geometry(node, weight.shape, weight.shape[0])
+    if ints is None:
+        return None
+    ints[2], floats = activation_of(node)
+    packed = _kernels.PackedConv(weight, bias, "blocks", node.attr("group", 1))
+    return NativeCall("blocked_conv_transpose", ints=ints, floats=floats, packed=[packed], inputs=[0, 3, 4])
 
 
 def _pooled(definition: Callable[..., np.ndarray], kernel: str) -> None:

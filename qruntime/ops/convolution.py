@@ -111,6 +111,21 @@ def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
     return [rank, node.attr("group", 1), 0, _kernels.AUTO_PAD[auto_pad], *strides, *pads, *dilations]
 
 
+def transposed_geometry(node: Node, shape: Sequence[int], maps: int) -> list[int] | None:
+    """The same of a ConvTranspose with a weight of `shape` and as many outputs as `maps`."""
+    geometry = convolution_geometry(node, shape)
+    if geometry is None:
+        return None
+    rank = geometry[0]
+    extra, wanted = node.attr("output_padding", ()) or (0,) * rank, node.attr("output_shape", ())
+    if len(extra) != rank or (wanted and len(wanted) < rank):
+        return None
+    wanted = tuple(wanted)[-rank:] if wanted else (0,) * rank
+    if any(size == 0 for size in wanted) and node.attr("output_shape", ()):
+        return None
+    return [*geometry[:4], maps, *geometry[4:], *shape[2:], *extra, *wanted]
+
+
 @conv.native
 def _conv(node: Node) -> NativeCall | None:
     w = node.input(1)

@@ -20,7 +20,8 @@ FAMILIES = {
     "cached_attention": {"qruntime": "CachedAttention"},
     "casting": {"": "BitCast Cast CastLike"},
     "channel_blocks": {
-        "qruntime": "BlockChannels BlockedAveragePool BlockedConv BlockedGlobalAveragePool BlockedMaxPool BlockedShape UnblockChannels",
+        "qruntime": "BlockChannels BlockedAveragePool BlockedConv BlockedConvTranspose BlockedGlobalAveragePool BlockedMaxPool "
+        "BlockedShape UnblockChannels",
     },
     "clustered_linear": {"qruntime": "ClusteredLinear"},
     "control_flow": {"": "If Loop Scan"},

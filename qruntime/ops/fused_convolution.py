@@ -93,17 +93,8 @@ def _conv_transpose(node: Node) -> NativeCall | None:
     weight = None if w is None else w.data
     if weight is None or node.input(3) is None:
         return None
-    geometry = convolution.convolution_geometry(node, weight.shape)
+    geometry = convolution.transposed_geometry(node, weight.shape, node.attr("group", 1) * weight.shape[1])
     if geometry is None:
         return None
-    rank, group = geometry[:2]
-    extra, shape = node.attr("output_padding", ()) or (0,) * rank, node.attr("output_shape", ())
-    if len(extra) != rank or (shape and len(shape) < rank):
-        return None
-    shape = tuple(shape)[-rank:] if shape else (0,) * rank
-    if any(size == 0 for size in shape) and node.attr("output_shape", ()):
-        return None
     geometry[2], floats = activation_of(node)
-    maps = group * weight.shape[1]
-    ints = [*geometry[:4], maps, *geometry[4:], *weight.shape[2:], *extra, *shape]
-    return NativeCall("conv_transpose", ints=ints, floats=floats, inputs=[0, 3, 2])
+    return NativeCall("conv_transpose", ints=geometry, floats=floats, inputs=[0, 3, 2])

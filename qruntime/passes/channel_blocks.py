@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qruntime.ir import Attribute, Graph, Node, Value, constant
-from qruntime.ops.channel_blocks import BLOCK, in_blocks
-from qruntime.ops.convolution import convolution_geometry
+from qruntime.ops.channel_blocks import BLOCK, in_blocks, weights_by_phase
+from qruntime.ops.convolution import convolution_geometry, transposed_geometry
 from qruntime.passes.cleanup import remove_dead_nodes
 from qruntime.passes.element_types import narrow_results
 from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, trace
@@ -35,7 +35,7 @@ for each of its numbers, that costs less than taking it out of them."""
 
 def keep_channel_blocks(graph: Graph) -> None:
     """Convolutions and what can work on blocks between them  →  islands of the same on blocks."""
-    if not any(node.is_op("Conv", "DynamicQuantizedConv", domain=QRUNTIME) for node in graph.walk_nodes()):
+    if not any(node.is_op("Conv", "ConvTranspose", "DynamicQuantizedConv", domain=QRUNTIME) for node in graph.walk_nodes()):
         return
     is_narrow = narrow_results(graph)
     for nested in graph.walk_graphs():
@@ -73,6 +73,7 @@ class _Islands:
         self.is_narrow = is_narrow
         self.images: dict[Value, _Image] = {}
         self.remade: dict[Node, _Remade] = {}
+        self.by_phase: dict[tuple[Value, int, tuple[int, ...], tuple[int, ...]], Value] = {}
 
     def settle(self) -> None:
         for node in self.graph.nodes:
@@ -143,6 +144,15 @@ class _Islands:
         found = None if value is None else self.images.get(value)
         return found if found is not None and found.rank else None
 
+    def weights_by_phase(self, node: Node, weight: Value, w: np.ndarray) -> Value:
+        """The weight of a transposed convolution as its kernel takes it, one for all that can share it."""
+        group, ones = node.attr("group", 1), (1,) * (w.ndim - 2)
+        strides, dilations = (tuple(node.attr(name, ()) or ones) for name in ("strides", "dilations"))
+        key = weight, group, strides, dilations
+        if key not in self.by_phase:
+            self.by_phase[key] = constant(f"{weight.name}/by_phase", weights_by_phase(w, group, strides, dilations))
+        return self.by_phase[key]
+
     def made(self, node: Node, builder: Builder, outputs: list[_Image], images: list[Value | None]) -> _Remade:
         neighbours = [v.producer for v in images if v is not None and v.producer is not None and self.image(v) is not None]
         return _Remade(node, builder, outputs, neighbours)
@@ -166,6 +176,34 @@ def _convolution(islands: _Islands, node: Node) -> Skip | _Remade:
     if not np.isfinite(w).all():
         return Skip("a weight is not finite")  # the definition multiplies it with padding
     return _in_island(islands, node, "BlockedConv", node.attributes)
+
+
+def _transposed_convolution(islands: _Islands, node: Node) -> Skip | _Remade:
+    x, weight, bias = node.input(0), node.input(1), node.input(2)
+    w = None if weight is None else weight.data
+    if x is None or w is None or w.dtype != np.float32:
+        return Skip("the weight is no constant of float32")
+    group = node.attr("group", 1)
+    channels, maps = w.shape[0], w.shape[1] * group
+    if bias is not None and (bias.data is None or bias.data.dtype != np.float32 or bias.data.shape != (maps,)):
+        return Skip("the bias is no constant with one number for each output")
+    if transposed_geometry(node, w.shape, maps) is None:
+        return Skip("an attribute does not fit the weight")
+    if maps < _LEAST_MAPS:
+        return Skip(f"{maps} outputs fill too little of a block")
+    if group != 1 and (channels % (group * BLOCK) or w.shape[1] % BLOCK):
+        return Skip(f"{group} groups that are no whole blocks")
+    image = islands.image(x)
+    if image is not None and (image.channels != channels or image.rank != w.ndim):
+        return Skip("the image has not the channels of the weight")
+    op = Builder(node)
+    by_phase = islands.weights_by_phase(node, weight, w)  # type: ignore[arg-type]
+    made = op.BlockedConvTranspose(x if image is None else image.value, by_phase, bias, **node.attributes)
+    remade = islands.made(node, op, [_Image(made, maps, w.ndim)], [x])
+    remade.is_convolution = True
+    if image is None:
+        remade.plain.append((x, channels))
+    return remade
 
 
 def _quantized_convolution(islands: _Islands, node: Node) -> Skip | _Remade:
@@ -399,6 +437,7 @@ _UNARY = (
 )  # fmt: skip
 _OPERATORS: dict[tuple[str, str], _Handler] = {
     (QRUNTIME, "Conv"): _convolution,
+    (QRUNTIME, "ConvTranspose"): _transposed_convolution,
     (QRUNTIME, "DynamicQuantizedConv"): _quantized_convolution,
     **{("", name): _unary for name in _UNARY},
     **{(QRUNTIME, name): _unary for name in ("Gelu", "HardSwish", "Silu")},

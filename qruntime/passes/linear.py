@@ -18,7 +18,7 @@ from qruntime.passes.rewriting import QRUNTIME, Builder, Skip, as_attribute, onl
 
 _LINEAR = ("Linear", "DynamicQuantizedLinear", "ClusteredLinear")
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "DynamicQuantizedConv")
-_BLOCKED = ("BlockedConv", "BlockedQuantizedConv")
+_BLOCKED = ("BlockedConv", "BlockedConvTranspose", "BlockedQuantizedConv")
 _ADDING = (*_LINEAR, *_BLOCKED)
 """Layers whose epilogue adds a residual."""
 

@@ -41,7 +41,7 @@ def itemwise_nodes(nodes: Sequence[Node]) -> set[Node]:
 def _rank_of_batch(node: Node, ranks: dict[Value, int]) -> int | None:
     """Rank of the outputs, whose first axis is the batch; None where that cannot be told or is not so."""
     weight = node.input(1)
-    if node.is_op("BlockedConv", "BlockedQuantizedConv", domain=QRUNTIME):
+    if node.is_op("BlockedConv", "BlockedConvTranspose", "BlockedQuantizedConv", domain=QRUNTIME):
         images = [node.input(0), *(v for v in node.inputs[3:] if v is not None)]
         is_itemwise = weight is not None and weight.shape is not None and all(v is not None and not v.is_constant for v in images)
         return len(weight.shape) + 1 if is_itemwise else None  # type: ignore[union-attr, arg-type]

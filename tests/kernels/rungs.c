@@ -1739,13 +1739,14 @@ typedef struct {
     int positions, blocks;
     int64_t planes, num_floats, num_last_floats, taps, step;
     bool outside, accumulate, with_bias, with_addend, clips;
+    int64_t spread;  // of outputs, in positions
 } conv_case;
 
 /// One tile of a rung against double precision; also its positions one by one, and its planes in two halves: the same bits.
 static void check_conv_tile(const conv_case *c) {
     const int64_t distance = c->step ? c->step : 7, plane = (c->positions - 1) * distance + MOST_TAPS * 3 + c->num_floats;
     const int64_t columns = c->blocks * QRT_CHANNEL_BLOCK, tap_floats = c->num_floats * columns, w_plane = c->taps * tap_floats;
-    const int64_t y_plane = c->positions * QRT_CHANNEL_BLOCK, size = c->blocks * y_plane;
+    const int64_t y_step = c->spread * QRT_CHANNEL_BLOCK, y_plane = c->positions * y_step, size = c->blocks * y_plane;
     float *x = floats(c->planes * plane - c->num_floats + c->num_last_floats), *w = floats(c->planes * w_plane), *bias = floats(columns);
     float *addend = floats(size), *before = floats(size), *y = floats(size), *again = floats(size);
     int64_t *places = array(c->taps * (c->step ? 1 : c->positions), sizeof *places), *taps = array(c->taps, sizeof *taps);
@@ -1772,12 +1773,16 @@ static void check_conv_tile(const conv_case *c) {
     };
     qrt_conv_sums sums = {
         .planes = planes, .num_planes = c->planes, .num_floats = c->num_floats, .num_last_floats = c->num_last_floats,
-        .step = c->step, .num_taps = c->taps, .places = places, .w = w, .w_plane = w_plane, .taps = taps, .ahead = w,
+        .step = c->step, .num_taps = c->taps, .places = places, .w = w, .w_plane = w_plane, .taps = taps, .y_step = y_step, .ahead = w,
     };
     memcpy(y, before, sizeof *y * (size_t)size);
     rung.conv_f32.tile(&sums, c->positions, c->blocks, y, y_plane, c->accumulate, &e);
     for (int64_t i = 0; i < size; i++) {
-        const int64_t block = i / y_plane, p = i % y_plane / QRT_CHANNEL_BLOCK, column = block * QRT_CHANNEL_BLOCK + i % QRT_CHANNEL_BLOCK;
+        const int64_t block = i / y_plane, p = i % y_plane / y_step, column = block * QRT_CHANNEL_BLOCK + i % QRT_CHANNEL_BLOCK;
+        if (i % y_step >= QRT_CHANNEL_BLOCK) {
+            check_same(y[i], before[i], "conv_f32 tile, between outputs", i, c->spread);
+            continue;
+        }
         double exact = c->accumulate ? before[i] : 0, total = fabs(exact), added = 0, k = c->accumulate;
         for (int64_t q = 0; q < c->planes; q++)
             for (int64_t t = 0; t < c->taps; t++)
@@ -1795,7 +1800,7 @@ static void check_conv_tile(const conv_case *c) {
     // Each position by itself, in pointers to it, one block at a time: another tile, the same bits.
     for (int b = 0; b < c->blocks; b++)
         for (int p = 0; p < c->positions; p++) {
-            int64_t *one = array(c->taps, sizeof *one), *its_taps = array(c->taps, sizeof *its_taps), at_y = b * y_plane + p * QRT_CHANNEL_BLOCK;
+            int64_t *one = array(c->taps, sizeof *one), *its_taps = array(c->taps, sizeof *its_taps), at_y = b * y_plane + p * y_step;
             float *part = floats(c->planes * c->taps * c->num_floats * QRT_CHANNEL_BLOCK);
             for (int64_t t = 0; t < c->taps; t++) {
                 one[t] = at[t][p];
@@ -2140,7 +2145,7 @@ static void check_conv_f32(void) {
                     const int64_t num_floats = sizes[bits >> 5 & 3];
                     conv_case c = {
                         positions, blocks, 1 + i % 4, num_floats, 1 + (int64_t)(bits >> 7) % num_floats, i % (MOST_TAPS + 1), s < 0 ? 0 : steps[s],
-                        bits >> 11 & 1, bits & 1, bits & 2, bits & 4, bits & 8,
+                        bits >> 11 & 1, bits & 1, bits & 2, bits & 4, bits & 8, 1 + (bits >> 12) % 3,
                     };
                     check_conv_tile(&c);
                 }

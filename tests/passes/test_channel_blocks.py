@@ -171,6 +171,49 @@ def test_groups_stay_in_blocks(between) -> None:
     assert (ops["BlockChannels"], ops["UnblockChannels"], ops["Conv"]) == (1, 1, 0)
 
 
+def transposed(x: str, w: str, y: str, **attributes: Any) -> tuple[str, list[str], list[str], dict[str, Any]]:
+    return ("ConvTranspose", [x, w], [y], {"strides": [2, 2], **attributes})
+
+
+T = {
+    "t2": numbers(32, 32, 2, 2), "t4": numbers(32, 48, 4, 4), "t3": numbers(48, 32, 3, 3), "few outputs": numbers(32, 3, 2, 2),
+    "t of groups": numbers(32, 16, 2, 2), "t of odd groups": numbers(32, 10, 2, 2),
+}  # fmt: skip
+
+
+def test_transposed_convolutions_stay_in_blocks() -> None:
+    nodes = [
+        conv("x", "w0", "a"), relu("a", "b"), transposed("b", "t4", "c", pads=[1, 1, 1, 1]), relu("c", "d"),
+        transposed("d", "t3", "e", pads=[1, 1, 1, 1], output_padding=[1, 1]), ("Tanh", ["e"], ["f"], {}), conv("f", "w1", "y"),
+    ]  # fmt: skip
+    ops = compared(nodes, X, {**C, **T})
+    assert ops == {"BlockChannels": 1, "BlockedConv": 2, "BlockedConvTranspose": 2, "UnblockChannels": 1}
+
+
+def test_transposed_convolutions_of_one_weight_share_it() -> None:
+    nodes = [transposed("x", "t2", "a"), transposed("x", "t2", "b", dilations=[1, 1]), relu("b", "c"), ("Add", ["a", "c"], ["y"], {})]
+    model = loaded(nodes, X, T)
+    graph = pipeline.lowered(clone(model.graph))
+    made = [node for node in graph.nodes if node.op_type == "BlockedConvTranspose"]
+    assert len(made) == 2
+    assert made[0].input(1) is made[1].input(1)
+    assert compared(nodes, X, T) == {"BlockChannels": 1, "BlockedConvTranspose": 2, "UnblockChannels": 1}
+
+
+def test_a_decoder_joins_what_the_encoder_made() -> None:
+    """Its image goes through item by item as well: one alone gives the bits that it gives in the batch."""
+    nodes = [
+        conv("x", "w0", "a"), relu("a", "b"), ("MaxPool", ["b"], ["c"], {"kernel_shape": [2, 2], "strides": [2, 2]}), conv("c", "w1", "d"),
+        transposed("d", "t of groups", "e", group=2), ("Concat", ["b", "e"], ["f"], {"axis": 1}), conv("f", "both", "y"),
+    ]  # fmt: skip
+    constants = {**C, **T, "both": numbers(32, 64, 3, 3)}
+    x = image(3, 32, 12, 8)
+    ops = compared(nodes, x, constants)
+    assert ops == {"BlockChannels": 1, "BlockedConv": 3, "BlockedMaxPool": 1, "BlockedConvTranspose": 1, "UnblockChannels": 1}
+    model = loaded(nodes, x, constants)
+    np.testing.assert_array_equal(model(x)[1:2], model(x[1:2]))
+
+
 _GROUPS = "{} groups that are neither single channels nor whole blocks, nor small enough"
 
 
@@ -185,6 +228,8 @@ _GROUPS = "{} groups that are neither single channels nor whole blocks, nor smal
         (("Conv", ["h", "small"], ["y"], {"pads": [0, 0, 0, 3], "group": 8}), _GROUPS.format(8)),
         (("Conv", ["h", "wide"], ["y"], {**PADS, "group": 8}), _GROUPS.format(8)),
         (("Conv", ["h", "infinite"], ["y"], PADS), "a weight is not finite"),
+        (transposed("h", "few outputs", "y"), "3 outputs fill too little of a block"),
+        (transposed("h", "t of odd groups", "y", group=2), "2 groups that are no whole blocks"),
         (("MaxPool", ["h"], ["y", "z"], {"kernel_shape": [2, 2]}), "its input is not in blocks, or it does more than pool its pixels"),
         (("ReduceMean", ["h"], ["y"], {"axes": [2]}), "it is no mean of all pixels"),
         (("ReduceMean", ["h"], ["y"], {"axes": [2, 3], "keepdims": 0}), "it is no mean of all pixels"),
@@ -206,6 +251,7 @@ def test_reasons_to_decline(last, reason, capsys, monkeypatch) -> None:
         "e": np.asarray([32]), "a": np.asarray([1]), "twice": np.asarray([1, 2, 2, 2], F32), "sizes": np.asarray([2, 32, 5, 5]),
     }  # fmt: skip
     monkeypatch.setenv("QRUNTIME_TRACE", "passes")
+    more.update(T)
     model = loaded([conv("x", "w0", "h"), last], X, {**C, **more})
     capsys.readouterr()
     graph = pipeline.lowered(clone(model.graph))

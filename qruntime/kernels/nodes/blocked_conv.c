@@ -134,7 +134,7 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t plane,
     qrt_conv_sums sums = {
         .planes = j->planes + (image * w->parts + part) * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
         .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->dims[1] - (w->planes - 1) * BLOCK : w->floats,
-        .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats,
+        .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats, .y_step = BLOCK,
     };
     for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
         const bool goes_on = sums.step && column > 0;

@@ -9,18 +9,12 @@
 #include "../threads.h"
 #include "arguments.h"
 #include "convolution.h"
-#include "enumerations.h"
 #include "epilogue.h"
+#include "transposed.h"
 
-enum { QRT_AUTO_PADS(QRT_ENUMERATOR) };
-
-/// All shapes brought to three spatial dims. Output position p of a dim reads taps k of inputs i with
-/// p + begin = i · stride + k · dilation.
+/// Shapes, and where one image is.
 typedef struct {
-    int64_t images, channels, maps, groups;
-    int64_t in[3], out[3], window[3], stride[3], dilation[3], begin[3];
-    int64_t period[3];  ///< taps of one remainder are this far apart,
-    int64_t spread[3];  ///< and the inputs that they meet this far
+    qrt_transposed g;
     bool is_padded;     ///< there is a copy of one image:
     int64_t front[3], padded[3];  ///< zeros before it, and its size;
     int64_t offset[3];  ///< convolutions begin at most this far within it
@@ -33,19 +27,17 @@ typedef struct {
     int64_t remainder, taps, begin, count;
 } phase;
 
-static int64_t gcd(int64_t a, int64_t b) { return b ? gcd(b, a % b) : a; }
-
 /// The lowest tap of a remainder, −1 when it has none.
 static int64_t first_tap(const transposed *t, int i, int64_t remainder) {
-    if (t->dilation[i] == 1) return remainder < t->window[i] ? remainder : -1;
-    for (int64_t k = 0; k < qrt_min(t->window[i], t->period[i]); k++)
-        if (k * t->dilation[i] % t->stride[i] == remainder) return k;
+    if (t->g.dilation[i] == 1) return remainder < t->g.window[i] ? remainder : -1;
+    for (int64_t k = 0; k < qrt_min(t->g.window[i], t->g.period[i]); k++)
+        if (k * t->g.dilation[i] % t->g.stride[i] == remainder) return k;
     return -1;
 }
 
 static int64_t count_taps(const transposed *t, int i, int64_t remainder) {
     int64_t first = first_tap(t, i, remainder);
-    return first < 0 ? 0 : (t->window[i] - 1 - first) / t->period[i] + 1;
+    return first < 0 ? 0 : (t->g.window[i] - 1 - first) / t->g.period[i] + 1;
 }
 
 static int64_t count_taps_below(const transposed *t, int i, int64_t remainder) {
@@ -55,12 +47,12 @@ static int64_t count_taps_below(const transposed *t, int i, int64_t remainder) {
 }
 
 static phase phase_at(const transposed *t, int i, int64_t p) {
-    int64_t from = p + t->begin[i];
-    phase found = {from % t->stride[i], 0, 0, qrt_ceil_div(t->out[i] - p, t->stride[i])};
+    int64_t from = p + t->g.begin[i];
+    phase found = {from % t->g.stride[i], 0, 0, qrt_ceil_div(t->g.out[i] - p, t->g.stride[i])};
     found.taps = count_taps(t, i, found.remainder);
     if (found.taps) {
-        int64_t newest = (from - first_tap(t, i, found.remainder) * t->dilation[i]) / t->stride[i];
-        found.begin = (found.taps - 1) * t->spread[i] - newest;
+        int64_t newest = (from - first_tap(t, i, found.remainder) * t->g.dilation[i]) / t->g.stride[i];
+        found.begin = (found.taps - 1) * t->g.spread[i] - newest;
     }
     return found;
 }
@@ -72,32 +64,32 @@ static int64_t weights_at(const transposed *t, const phase *phases) {
     for (int i = 0; i < 3; i++) {
         int64_t rest = 1;
         for (int d = 0; d < i; d++) rest *= phases[d].taps;
-        for (int d = i + 1; d < 3; d++) rest *= t->window[d];
+        for (int d = i + 1; d < 3; d++) rest *= t->g.window[d];
         at += count_taps_below(t, i, phases[i].remainder) * rest;
     }
-    return at * t->maps * (t->channels / t->groups);
+    return at * t->g.maps * (t->g.channels / t->g.groups);
 }
 
 /// Where all convolutions find what they read: the padded copy that fits every one of them, or the image.
 static void measure_padding(transposed *t) {
     for (int i = 0; i < 3; i++) {
-        int64_t most = qrt_min(t->stride[i], t->out[i]), front = 0;
+        int64_t most = qrt_min(t->g.stride[i], t->g.out[i]), front = 0;
         for (int64_t p = 0; p < most; p++) front = qrt_max(front, phase_at(t, i, p).begin);
         t->front[i] = front;
-        t->padded[i] = front + t->in[i];
+        t->padded[i] = front + t->g.in[i];
         for (int64_t p = 0; p < most; p++) {
             phase one = phase_at(t, i, p);
             int64_t offset = front - one.begin;
             t->offset[i] = qrt_max(t->offset[i], offset);
-            if (one.taps) t->padded[i] = qrt_max(t->padded[i], offset + one.count + (one.taps - 1) * t->spread[i]);
+            if (one.taps) t->padded[i] = qrt_max(t->padded[i], offset + one.count + (one.taps - 1) * t->g.spread[i]);
         }
-        t->is_padded |= t->offset[i] > 0 || t->padded[i] > t->in[i];
+        t->is_padded |= t->offset[i] > 0 || t->padded[i] > t->g.in[i];
     }
 }
 
 static void pad_channel(void *context, int64_t channel) {
     const transposed *t = context;
-    const int64_t *in = t->in, *padded = t->padded, row_floats = padded[2];
+    const int64_t *in = t->g.in, *padded = t->padded, row_floats = padded[2];
     const float *from = t->x + channel * in[0] * in[1] * in[2];
     float *to = t->copy + channel * padded[0] * padded[1] * row_floats;
     for (int64_t d = 0; d < padded[0]; d++)
@@ -116,7 +108,7 @@ static void pad_channel(void *context, int64_t channel) {
 /// y [merged · maps, counts of the phases] of one convolution: of `merged` remainders, the first given by `phases`.
 static qrt_status convolve_phase(const transposed *t, qrt_run *run, const phase *phases, int64_t merged,
                                  const qrt_f32_epilogue *epilogue, float *y) {
-    qrt_convolution g = {.images = 1, .channels = t->channels, .groups = t->groups, .maps = t->maps * merged};
+    qrt_convolution g = {.images = 1, .channels = t->g.channels, .groups = t->g.groups, .maps = t->g.maps * merged};
     g.group_channels = g.channels / g.groups;
     g.group_maps = g.maps / g.groups;
     g.has_room = t->is_padded;
@@ -125,7 +117,7 @@ static qrt_status convolve_phase(const transposed *t, qrt_run *run, const phase 
         g.in[i] = g.padded[i] = t->padded[i];
         g.window[i] = phases[i].taps;
         g.stride[i] = 1;
-        g.dilation[i] = t->spread[i];
+        g.dilation[i] = t->g.spread[i];
         g.out[i] = phases[i].count;
         at = at * t->padded[i] + t->front[i] - phases[i].begin;
     }
@@ -164,23 +156,23 @@ static void interleave_row(const float *from, int64_t step, int64_t count, int64
 static void interleave(void *context, int64_t map) {
     const portion *p = context;
     const transposed *t = p->t;
-    const int64_t *count = p->count, *stride = t->stride, *out = t->out;
+    const int64_t *count = p->count, *stride = t->g.stride, *out = t->g.out;
     int64_t rows = p->phases[1].count, width = p->phases[2].count, plane = p->phases[0].count * rows * width;
     for (int64_t m = 0; m < count[0] * count[1]; m++) {
-        const float *from = p->from + (m * count[2] * t->maps + map) * plane;
+        const float *from = p->from + (m * count[2] * t->g.maps + map) * plane;
         int64_t first_slice = p->at[0] + m / count[1], first_row = p->at[1] + m % count[1];
         for (int64_t d = 0; first_slice + d * stride[0] < out[0]; d++)
             for (int64_t h = 0; first_row + h * stride[1] < out[1]; h++) {
                 int64_t slice = first_slice + d * stride[0], row = first_row + h * stride[1];
                 float *to = t->y + ((map * out[0] + slice) * out[1] + row) * out[2];
-                interleave_row(from + (d * rows + h) * width, t->maps * plane, count[2], stride[2], p->at[2], out[2], to);
+                interleave_row(from + (d * rows + h) * width, t->g.maps * plane, count[2], stride[2], p->at[2], out[2], to);
             }
     }
 }
 
 /// Remainders of dim i from that of `first` at position p on that meet as many taps at the same places.
 static int64_t count_alike(const transposed *t, int i, int64_t p, const phase *first) {
-    int64_t count = 1, most = qrt_min(t->stride[i], t->out[i]) - p;
+    int64_t count = 1, most = qrt_min(t->g.stride[i], t->g.out[i]) - p;
     for (; count < most; count++) {
         phase next = phase_at(t, i, p + count);
         if (next.taps != first->taps || next.begin != first->begin || next.remainder != first->remainder + count) break;
@@ -192,9 +184,9 @@ static int64_t count_alike(const transposed *t, int i, int64_t p, const phase *f
 /// come together when those of all later dims do.
 static portion portion_at(const transposed *t, int64_t d, int64_t h, int64_t v) {
     portion p = {t, {d, h, v}, {1, 1, 1}, {phase_at(t, 0, d), phase_at(t, 1, h), phase_at(t, 2, v)}, NULL};
-    for (int i = 2; i >= 0 && t->groups == 1; i--) {
+    for (int i = 2; i >= 0 && t->g.groups == 1; i--) {
         p.count[i] = count_alike(t, i, p.at[i], &p.phases[i]);
-        if (p.count[i] < t->stride[i]) break;
+        if (p.count[i] < t->g.stride[i]) break;
     }
     return p;
 }
@@ -203,7 +195,7 @@ static portion portion_at(const transposed *t, int64_t d, int64_t h, int64_t v) 
 static qrt_status run_portions(const transposed *t, qrt_run *run, const qrt_f32_epilogue *epilogue, const float *biases,
                                float *products) {
     int64_t most[3];
-    for (int i = 0; i < 3; i++) most[i] = qrt_min(t->stride[i], t->out[i]);
+    for (int i = 0; i < 3; i++) most[i] = qrt_min(t->g.stride[i], t->g.out[i]);
     portion p;
     for (int64_t d = 0; d < most[0]; d += p.count[0])
         for (int64_t h = 0; h < most[1]; h += p.count[1])
@@ -215,48 +207,9 @@ static qrt_status run_portions(const transposed *t, qrt_run *run, const qrt_f32_
                 qrt_status status = convolve_phase(t, run, p.phases, merged, &of_portion, products ? products : t->y);
                 if (status != QRT_OK) return status;
                 p.from = products;
-                if (products) qrt_parallel_for(run->num_threads, t->maps, interleave, &p);
+                if (products) qrt_parallel_for(run->num_threads, t->g.maps, interleave, &p);
             }
     return QRT_OK;
-}
-
-/// Fill in the shapes; false when they do not fit together.
-static bool measure(const qrt_node *node, const qrt_tensor *x, const qrt_tensor *w, transposed *t) {
-    if (node->num_ints < 5) return false;
-    const int64_t *ints = node->ints, limit = (int64_t)1 << 30;
-    int64_t rank = ints[0], auto_pad = ints[3];
-    if (rank < 1 || rank > 3 || node->num_ints != 5 + 7 * rank || x->rank != rank + 2) return false;
-    const int64_t *strides = ints + 5, *begins = strides + rank, *ends = begins + rank, *dilations = ends + rank;
-    const int64_t *windows = dilations + rank, *extras = windows + rank, *shape = extras + rank;
-    *t = (transposed){.images = x->dims[0], .channels = x->dims[1], .groups = ints[1], .maps = ints[4], .w = w->data};
-    if (t->groups < 1 || t->maps < 1 || t->channels % t->groups || t->maps % t->groups) return false;
-    int64_t weights;
-    if (__builtin_mul_overflow(t->maps, t->channels / t->groups, &weights)) return false;
-    for (int i = 0; i < 3; i++)
-        t->in[i] = t->out[i] = t->window[i] = t->stride[i] = t->dilation[i] = t->period[i] = t->spread[i] = 1;
-    for (int d = 0; d < rank; d++) {
-        int i = 3 - (int)rank + d;
-        int64_t size = t->in[i] = x->dims[d + 2], stride = t->stride[i] = strides[d], end = ends[d], extra = extras[d];
-        int64_t window = t->window[i] = windows[d], dilation = t->dilation[i] = dilations[d], begin = begins[d];
-        if (size < 1 || window < 1 || stride < 1 || dilation < 1 || begin < 0 || end < 0 || extra < 0 || shape[d] < 0) return false;
-        if (size > limit || window > limit || stride > limit || dilation > limit || begin > limit || end > limit ||
-            extra > limit || shape[d] > limit)
-            return false;
-        int64_t whole = (size - 1) * stride + (window - 1) * dilation + 1 + extra, out = whole - begin - end;
-        if (auto_pad == SAME_UPPER || auto_pad == SAME_LOWER || shape[d]) {
-            out = shape[d] ? shape[d] : size * stride;
-            int64_t total = qrt_max(0, whole - out);
-            begin = auto_pad == SAME_UPPER ? total / 2 : total - total / 2;
-        }
-        if (out < 0) return false;
-        t->out[i] = out;
-        t->begin[i] = begin;
-        int64_t shared = gcd(stride, dilation);
-        t->period[i] = stride / shared;
-        t->spread[i] = dilation / shared;
-        if (__builtin_mul_overflow(weights, window, &weights)) return false;
-    }
-    return w->size == weights;
 }
 
 /// Floats of the padded copy, remainders, floats of the most that one convolution makes (0 where that is the output), and
@@ -269,20 +222,20 @@ static bool count_scratch(transposed *t, int64_t *copied, int64_t *merged, int64
         if (!qrt_num_elements(3, padded, &plane)) return false;
         if (qrt_f32_rows_conflict(plane)) t->padded[2]++;
         int64_t first = (offset[0] * padded[1] + offset[1]) * padded[2] + offset[2];
-        if (!qrt_num_elements(4, (const int64_t[]){t->channels, padded[0], padded[1], padded[2]}, copied) ||
+        if (!qrt_num_elements(4, (const int64_t[]){t->g.channels, padded[0], padded[1], padded[2]}, copied) ||
             __builtin_add_overflow(*copied, first + QRT_CONVOLUTION_ROOM, copied))
             return false;
     }
     *merged = 1;
-    for (int i = 0; i < 3; i++) *merged *= qrt_min(t->stride[i], t->out[i]);
-    if (t->stride[0] > 1 || t->stride[1] > 1 || t->stride[2] > 1) {
-        int64_t counts[5] = {*merged, t->maps};
-        for (int i = 0; i < 3; i++) counts[2 + i] = qrt_ceil_div(t->out[i], t->stride[i]);
+    for (int i = 0; i < 3; i++) *merged *= qrt_min(t->g.stride[i], t->g.out[i]);
+    if (t->g.stride[0] > 1 || t->g.stride[1] > 1 || t->g.stride[2] > 1) {
+        int64_t counts[5] = {*merged, t->g.maps};
+        for (int i = 0; i < 3; i++) counts[2 + i] = qrt_ceil_div(t->g.out[i], t->g.stride[i]);
         if (!qrt_num_elements(5, counts, products)) return false;
     }
     size_t floats;
     return !__builtin_add_overflow((size_t)*copied, (size_t)*products, &floats) &&
-           !__builtin_add_overflow(floats, (size_t)(t->maps * *merged), &floats) &&
+           !__builtin_add_overflow(floats, (size_t)(t->g.maps * *merged), &floats) &&
            !__builtin_mul_overflow(floats, sizeof(float), bytes);
 }
 
@@ -292,13 +245,13 @@ static bool count_scratch(transposed *t, int64_t *copied, int64_t *merged, int64
 /// Inputs: float32 x [N, C, …], weights in the order of weights_at, finite because some meet padding; optional bias [M].
 static qrt_status conv_transpose(const qrt_node *node, qrt_run *run, const qrt_tensor *const *in, qrt_tensor *out) {
     const qrt_tensor *x = qrt_input(node, in, 0), *w = qrt_input(node, in, 1), *bias = qrt_input(node, in, 2);
-    transposed t;
-    if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32 || !measure(node, x, w, &t)) return QRT_DECLINE;
-    if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != t.maps)) return QRT_DECLINE;
+    transposed t = {.w = w ? w->data : NULL};
+    if (!x || !w || x->dtype != QRT_F32 || w->dtype != QRT_F32 || !qrt_measure_transposed(node, x, w->size, &t.g)) return QRT_DECLINE;
+    if (bias && (bias->dtype != QRT_F32 || bias->rank != 1 || bias->size != t.g.maps)) return QRT_DECLINE;
     qrt_f32_epilogue epilogue = {.alpha = 1.0f, .row_bias = bias ? bias->data : NULL};
     if (!qrt_read_activation(node, node->ints[2], 0, &epilogue.activation, &epilogue.map)) return QRT_DECLINE;
-    int64_t rank = node->ints[0], dims[QRT_MAX_RANK] = {t.images, t.maps};
-    for (int i = 0; i < rank; i++) dims[2 + i] = t.out[3 - rank + i];
+    int64_t rank = node->ints[0], dims[QRT_MAX_RANK] = {t.g.images, t.g.maps};
+    for (int i = 0; i < rank; i++) dims[2 + i] = t.g.out[3 - rank + i];
     if (!qrt_is_buildable((int)rank + 2, dims)) return QRT_DECLINE;
     qrt_status status = qrt_alloc(run, &out[0], QRT_F32, (int32_t)rank + 2, dims);
     if (status != QRT_OK || out[0].size == 0) return status;
@@ -309,13 +262,13 @@ static qrt_status conv_transpose(const qrt_node *node, qrt_run *run, const qrt_t
     qrt_buffer *scratch = qrt_scratch(run, bytes);
     if (!scratch) return QRT_NO_MEMORY;
     t.copy = scratch->data;
-    float *biases = t.copy + copied, *made = biases + t.maps * merged;
-    for (int64_t m = 0; bias && m < merged; m++) memcpy(biases + m * t.maps, bias->data, (size_t)t.maps * sizeof *biases);
-    int64_t image = t.channels * t.in[0] * t.in[1] * t.in[2], result = t.maps * t.out[0] * t.out[1] * t.out[2];
-    for (int64_t n = 0; n < t.images && status == QRT_OK; n++) {
+    float *biases = t.copy + copied, *made = biases + t.g.maps * merged;
+    for (int64_t m = 0; bias && m < merged; m++) memcpy(biases + m * t.g.maps, bias->data, (size_t)t.g.maps * sizeof *biases);
+    int64_t image = t.g.channels * t.g.in[0] * t.g.in[1] * t.g.in[2], result = t.g.maps * t.g.out[0] * t.g.out[1] * t.g.out[2];
+    for (int64_t n = 0; n < t.g.images && status == QRT_OK; n++) {
         t.x = (const float *)x->data + n * image;
         t.y = (float *)out[0].data + n * result;
-        if (t.is_padded) qrt_parallel_for(run->num_threads, t.channels, pad_channel, &t);
+        if (t.is_padded) qrt_parallel_for(run->num_threads, t.g.channels, pad_channel, &t);
         status = run_portions(&t, run, &epilogue, biases, products ? made : NULL);
     }
     qrt_scratch_free(run, scratch);

@@ -8,6 +8,7 @@ static const qrt_node_entry *const families[] = {
     qrt_group_query_attention_nodes,
     qrt_cache_codes_nodes,
     qrt_blocked_conv_nodes,
+    qrt_blocked_conv_transpose_nodes,
     qrt_winograd_conv_nodes,
     qrt_blocked_conv_q8_nodes,
     qrt_blocked_windows_nodes,

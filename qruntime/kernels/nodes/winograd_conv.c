@@ -76,7 +76,7 @@ static void multiply(const job *j, int i, const float *w, int blocks, int64_t co
     qrt_conv_sums sums = {
         .planes = at->planes, .num_planes = weights->planes, .num_floats = BLOCK,
         .num_last_floats = weights->channels - (weights->planes - 1) * BLOCK, .num_taps = 1, .places = places, .taps = &tap,
-        .w = w + i * matrix, .w_plane = BLOCK * blocks * BLOCK,
+        .w = w + i * matrix, .w_plane = BLOCK * blocks * BLOCK, .y_step = BLOCK,
     };
     const int wide = weights->kernel.in_steps[blocks - 1], most = weights->kernel.positions[blocks - 1];
     for (int64_t q = 0, tile = 0; q < count; tile++) {

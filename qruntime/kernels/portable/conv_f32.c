@@ -26,7 +26,7 @@ static void tile(const qrt_conv_sums *s, int num_positions, int num_blocks, floa
     const int64_t columns = num_blocks * BLOCK;
     for (int p = 0; p < num_positions; p++)
         for (int b = 0; b < num_blocks; b++) {
-            float *to = y + b * y_plane + p * BLOCK, sums[BLOCK] = {0};
+            float *to = y + b * y_plane + p * s->y_step, sums[BLOCK] = {0};
             for (int v = 0; accumulate && v < BLOCK; v++) sums[v] = to[v];
             for (int64_t i = 0; i < s->num_planes; i++)
                 for (int64_t t = 0; t < s->num_taps; t++) {
@@ -39,7 +39,7 @@ static void tile(const qrt_conv_sums *s, int num_positions, int num_blocks, floa
                 }
             if (epilogue)
                 finish(to, sums, epilogue->bias ? epilogue->bias + b * BLOCK : NULL,
-                       epilogue->addend ? epilogue->addend + b * epilogue->addend_plane + p * BLOCK : NULL, epilogue);
+                       epilogue->addend ? epilogue->addend + b * epilogue->addend_plane + p * s->y_step : NULL, epilogue);
             else
                 for (int v = 0; v < BLOCK; v++) to[v] = sums[v];
         }

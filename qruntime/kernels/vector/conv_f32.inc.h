@@ -15,16 +15,16 @@ ALWAYS_INLINE vf finished(vf sum, const float *bias, const float *addend, vf low
     return vf_min(high, vf_max(low, sum));  // in this order of operands NaN stays
 }
 
-ALWAYS_INLINE void store_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane) {
+ALWAYS_INLINE void store_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane, int64_t y_step) {
 #pragma GCC unroll 16
     for (int p = 0; p < positions; p++)
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
-            vf_store(y + v / BLOCK_VECTORS * y_plane + p * QRT_CHANNEL_BLOCK + v % BLOCK_VECTORS * VL, sums[p][v]);
+            vf_store(y + v / BLOCK_VECTORS * y_plane + p * y_step + v % BLOCK_VECTORS * VL, sums[p][v]);
 }
 
 /// The epilogue comes by value: every store could change one in memory.
-ALWAYS_INLINE void finish_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane,
+ALWAYS_INLINE void finish_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane, int64_t y_step,
                                const qrt_conv_epilogue e, const bool with_addend) {
     const vf low = vf_set(e.low), high = vf_set(e.high);
 #pragma GCC unroll 16
@@ -33,8 +33,7 @@ ALWAYS_INLINE void finish_tile(const int positions, const int vectors, vf sums[M
         const float *bias = e.bias ? e.bias + v * VL : NULL, *addend = with_addend ? e.addend + block * e.addend_plane + lane : NULL;
 #pragma GCC unroll 16
         for (int p = 0; p < positions; p++)
-            vf_store(y + block * y_plane + lane + p * QRT_CHANNEL_BLOCK,
-                     finished(sums[p][v], bias, with_addend ? addend + p * QRT_CHANNEL_BLOCK : NULL, low, high));
+            vf_store(y + block * y_plane + lane + p * y_step, finished(sums[p][v], bias, with_addend ? addend + p * y_step : NULL, low, high));
     }
 }
 
@@ -42,16 +41,17 @@ ALWAYS_INLINE void finish_tile(const int positions, const int vectors, vf sums[M
 ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks, const qrt_conv_sums *s, float *y, int64_t y_plane, bool accumulate,
                            const qrt_conv_epilogue *epilogue) {
     const int vectors = blocks * BLOCK_VECTORS;
+    const int64_t y_step = s->y_step;
     vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS];
 #pragma GCC unroll 16
     for (int p = 0; p < positions; p++)
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
-            sums[p][v] = accumulate ? vf_load(y + v / BLOCK_VECTORS * y_plane + p * QRT_CHANNEL_BLOCK + v % BLOCK_VECTORS * VL) : vf_zero();
+            sums[p][v] = accumulate ? vf_load(y + v / BLOCK_VECTORS * y_plane + p * y_step + v % BLOCK_VECTORS * VL) : vf_zero();
     if (epilogue && epilogue->addend)
         for (int b = 0; b < blocks; b++)
             for (int p = 0; p < positions; p++)
-                __builtin_prefetch(epilogue->addend + b * epilogue->addend_plane + p * QRT_CHANNEL_BLOCK, 0, 3);
+                __builtin_prefetch(epilogue->addend + b * epilogue->addend_plane + p * y_step, 0, 3);
     const float *w_plane = s->w, *ahead = s->ahead;
     for (int64_t i = 0; i < s->num_planes; i++, w_plane += s->w_plane) {
         const float *x = s->planes[i];
@@ -79,9 +79,9 @@ ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks
             }
         }
     }
-    if (!epilogue) store_tile(positions, vectors, sums, y, y_plane);
-    else if (epilogue->addend) finish_tile(positions, vectors, sums, y, y_plane, *epilogue, true);
-    else finish_tile(positions, vectors, sums, y, y_plane, *epilogue, false);
+    if (!epilogue) store_tile(positions, vectors, sums, y, y_plane, y_step);
+    else if (epilogue->addend) finish_tile(positions, vectors, sums, y, y_plane, y_step, *epilogue, true);
+    else finish_tile(positions, vectors, sums, y, y_plane, y_step, *epilogue, false);
 }
 
 #define CASE(BLOCKS, POSITIONS) case BLOCKS * (MAX_POSITIONS + 1) + POSITIONS:

@@ -79,10 +79,13 @@ static inline bool qrt_indices_fit(const qrt_tensor *t, int64_t size) {
         }
     } else {
         const int32_t *v = t->data;
+        int32_t least = 0, most = -1;
         for (int64_t i = 0; i < t->size; i++) {
-            low = v[i] < low ? v[i] : low;
-            high = v[i] > high ? v[i] : high;
+            least = v[i] < least ? v[i] : least;
+            most = v[i] > most ? v[i] : most;
         }
+        low = least;
+        high = most;
     }
     return t->size == 0 || (low >= -size && high < size);
 }

@@ -17,12 +17,13 @@ typedef struct {
     int64_t num_rows, rows_per_task;
 } picking;
 
-/// The same elements of BESIDE tables of bytes, one behind the other.
+/// The same elements of `tables` tables of bytes, one behind the other.
 enum { BESIDE = 4 };
-static void pick_bytes_beside(const uint8_t *restrict table, int64_t size, const int32_t *restrict indices, int64_t count, uint8_t *restrict to) {
+static inline __attribute__((always_inline)) void pick_bytes(const int tables, const uint8_t *restrict table, int64_t size,
+                                                             const int32_t *restrict indices, int64_t count, uint8_t *restrict to) {
     for (int64_t i = 0; i < count; i++) {
         const uint8_t *from = table + (indices[i] < 0 ? indices[i] + size : indices[i]);
-        for (int b = 0; b < BESIDE; b++) to[b * count + i] = from[b * size];
+        for (int t = 0; t < tables; t++) to[t * count + i] = from[t * size];
     }
 }
 
@@ -35,10 +36,12 @@ static void pick_rows(void *context, int64_t task) {
     while (row < end) {
         // All rows of one stretch come from the same part of the table.
         const char *table = p->table + row / count * size * bytes;
-        if (bytes == 1 && p->indices->dtype == QRT_I32 && row % count == 0 && end - row >= BESIDE * count) {
-            pick_bytes_beside((const uint8_t *)table, size, p->indices->data, count, (uint8_t *)to);
-            row += BESIDE * count;
-            to += BESIDE * count;
+        if (bytes == 1 && p->indices->dtype == QRT_I32 && row % count == 0 && end - row >= count) {
+            const int tables = end - row >= BESIDE * count ? BESIDE : 1;
+            if (tables == BESIDE) pick_bytes(BESIDE, (const uint8_t *)table, size, p->indices->data, count, (uint8_t *)to);
+            else pick_bytes(1, (const uint8_t *)table, size, p->indices->data, count, (uint8_t *)to);
+            row += tables * count;
+            to += tables * count;
             continue;
         }
         int64_t at = row % count, stop = at + (end - row) < count ? at + (end - row) : count;

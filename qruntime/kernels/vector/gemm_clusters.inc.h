@@ -5,14 +5,18 @@
 ///     CODE_OFFSET                       what add_products takes off codes of activations
 ///     vi less(vi u, vi zero_points)     bytes u − zero point, modulo 256
 ///     vi add_weights(vi sums, vi w)     the four w of a lane added to its sum
-///     void add_products(bool wide, int rows, int vectors, int64_t fours, const uint8_t *a, int64_t a_stride, const int8_t *b,
-///                       vi sums[TILE_ROWS][VECTORS])
-///                                       products of so many fours; b: `vectors` of w for each of them; `wide`: w may be all of int8
+///     void add_products(bool wide, bool alone, int rows, int vectors, int64_t fours, const uint8_t *a, int64_t a_stride,
+///                       const int8_t *b, vi sums[TILE_ROWS][VECTORS])
+///                                       products of so many fours; b: `vectors` of w for each of them; `wide`: w may be all of int8;
+///                                       `alone`: the w themselves too, to sums[rows]
 ///
 /// For each few panels weights become bytes w = u − zero point in scratch, from where all rows of a block are multiplied by them.
-/// With a' = a − CODE_OFFSET sums begin with what a' leaves out:
+/// With a' = a − CODE_OFFSET sums begin with what a' leaves out, of which a row or two add up Σ w themselves:
 ///
 ///     Σ (a − zero_point) · w  =  Σ a' · w  +  (CODE_OFFSET − zero_point) · Σ w
+
+/// Of codes, as in gemm_nbits_q8.inc.h.
+enum { PREFETCH_BYTES = 4096, LONE_ROWS = 2 };
 
 /// A strip of weights: [k / 4][columns][4], and where sums begin: [clusters][columns], `columns` being those of its panels.
 typedef struct {
@@ -38,6 +42,7 @@ ALWAYS_INLINE void unpack_panels(const int kind, const qrt_cluster_weights *w, i
             const uint8_t *from = qrt_nbits_codes(&w->w, panel + p, 0);
             int8_t *to = weights + 4 * (p * NR + v * VL);
             for (int64_t s = 0; s < steps; s++, from += STEP_BYTES(kind), to += quads * four_bytes) {
+                __builtin_prefetch(from + PREFETCH_BYTES, 0, 3);
                 const step_codes codes = load_step(kind, from, v * VL);
 #pragma GCC unroll 4
                 for (int q = 0; q < quads; q++)
@@ -46,7 +51,8 @@ ALWAYS_INLINE void unpack_panels(const int kind, const qrt_cluster_weights *w, i
         }
 }
 
-static __attribute__((noinline)) void fill_strip(const qrt_cluster_weights *w, int64_t panel, int panels, const strip *to) {
+/// `starts` are left out where rows add up weights themselves.
+static __attribute__((noinline)) void fill_strip(const qrt_cluster_weights *w, int64_t panel, int panels, bool has_starts, const strip *to) {
     switch (w->kind) {
     case QRT_NBITS_2: unpack_panels(QRT_NBITS_2, w, panel, panels, to->weights); break;
     case QRT_NBITS_3: unpack_panels(QRT_NBITS_3, w, panel, panels, to->weights); break;
@@ -56,7 +62,7 @@ static __attribute__((noinline)) void fill_strip(const qrt_cluster_weights *w, i
     const int64_t columns = (int64_t)NR * panels;
     const int8_t *b = to->weights;
     int32_t *start = to->starts;
-    for (int64_t c = 0; c < w->num_clusters; c++, start += columns) {
+    for (int64_t c = 0; has_starts && c < w->num_clusters; c++, start += columns) {
         const vi offset = vi_set(CODE_OFFSET - w->zero_points[c]);
         for (int64_t j = 0; j < columns; j += VL) {
             vi sums = vi_set(0);
@@ -69,8 +75,9 @@ static __attribute__((noinline)) void fill_strip(const qrt_cluster_weights *w, i
 
 // -------------------------------------------------------------------------------------------- tiles
 
-/// Totals of `rows` rows and all columns of the strip; all but w, from, a and its stride are constants where it is inlined.
-ALWAYS_INLINE void tile(const bool wide, const int rows, const int panels, const qrt_cluster_weights *w, const strip *from,
+/// Totals of `rows` rows and all columns of the strip; all but w, from, a and its stride are constants where it is inlined. Rows that
+/// are `alone` add up weights themselves.
+ALWAYS_INLINE void tile(const bool wide, const bool alone, const int rows, const int panels, const qrt_cluster_weights *w, const strip *from,
                         const uint8_t *a, int64_t a_stride, float *totals) {
     const int vectors = panels * PANEL_VECTORS;
     const int8_t *b = from->weights;
@@ -86,11 +93,21 @@ ALWAYS_INLINE void tile(const bool wide, const int rows, const int panels, const
         vi sums[TILE_ROWS][VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
-            sums[0][v] = vi_load(start + v * VL);
+            sums[0][v] = alone ? vi_set(0) : vi_load(start + v * VL);
 #pragma GCC unroll 8
             for (int r = 1; r < rows; r++) sums[r][v] = sums[0][v];
         }
-        add_products(wide, rows, vectors, fours, a, a_stride, b, sums);
+        if (alone)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sums[rows][v] = vi_set(0);
+        add_products(wide, alone, rows, vectors, fours, a, a_stride, b, sums);
+        if (alone)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) {
+                const vi offset = vi_mul(sums[rows][v], vi_set(CODE_OFFSET - w->zero_points[c]));
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++) sums[r][v] = vi_add(sums[r][v], offset);
+            }
         a += 4 * fours;
         b += 4 * fours * NR * panels;
 #pragma GCC unroll 8
@@ -106,29 +123,33 @@ ALWAYS_INLINE void tile(const bool wide, const int rows, const int panels, const
 
 typedef void (*tile_fn)(const qrt_cluster_weights *w, const strip *from, const uint8_t *a, int64_t a_stride, float *totals);
 
-#define TILE(width, is_wide, rows, panels)                                                                             \
-    static __attribute__((noinline)) void tile_##width##_##rows##_##panels(const qrt_cluster_weights *w, const strip *from, \
-                                                                           const uint8_t *a, int64_t a_stride, float *totals) { \
-        tile(is_wide, rows, panels, w, from, a, a_stride, totals);                                                     \
+#define TILE(name, is_wide, is_alone, rows, panels)                                                                    \
+    static __attribute__((noinline)) void tile_##name##_##rows##_##panels(const qrt_cluster_weights *w, const strip *from, \
+                                                                          const uint8_t *a, int64_t a_stride, float *totals) { \
+        tile(is_wide, is_alone, rows, panels, w, from, a, a_stride, totals);                                           \
     }
-#define TILES_OF(width, is_wide, panels)                                                                               \
-    TILE(width, is_wide, 1, panels) TILE(width, is_wide, 2, panels) TILE(width, is_wide, 3, panels) TILE(width, is_wide, 4, panels)
-#define NAMES_OF(width, panels) {tile_##width##_1_##panels, tile_##width##_2_##panels, tile_##width##_3_##panels, tile_##width##_4_##panels}
+#define TILES_OF(name, is_wide, panels)                                                                                \
+    TILE(name, is_wide, false, 1, panels) TILE(name, is_wide, false, 2, panels) TILE(name, is_wide, false, 3, panels)  \
+    TILE(name, is_wide, false, 4, panels) TILE(name##_alone, is_wide, true, 1, panels) TILE(name##_alone, is_wide, true, 2, panels)
+#define NAMES_OF(name, panels)                                                                                         \
+    {{tile_##name##_1_##panels, tile_##name##_2_##panels, tile_##name##_3_##panels, tile_##name##_4_##panels},         \
+     {tile_##name##_alone_1_##panels, tile_##name##_alone_2_##panels}}
 
 #if PANELS == 3
-#define TILES(width, is_wide) TILES_OF(width, is_wide, 1) TILES_OF(width, is_wide, 2) TILES_OF(width, is_wide, 3)
-#define NAMES(width) {NAMES_OF(width, 1), NAMES_OF(width, 2), NAMES_OF(width, 3)}
+#define TILES(name, is_wide) TILES_OF(name, is_wide, 1) TILES_OF(name, is_wide, 2) TILES_OF(name, is_wide, 3)
+#define NAMES(name) {NAMES_OF(name, 1), NAMES_OF(name, 2), NAMES_OF(name, 3)}
 #else
-#define TILES(width, is_wide) TILES_OF(width, is_wide, 1)
-#define NAMES(width) {NAMES_OF(width, 1)}
+#define TILES(name, is_wide) TILES_OF(name, is_wide, 1)
+#define NAMES(name) {NAMES_OF(name, 1)}
 #endif
 
+/// By whether they are wide, how many panels there are, whether they are alone, and how many rows.
 #if HAS_NARROW
 TILES(narrow, false) TILES(wide, true)
-static const tile_fn tiles[2][PANELS][TILE_ROWS] = {NAMES(narrow), NAMES(wide)};
+static const tile_fn tiles[2][PANELS][2][TILE_ROWS] = {NAMES(narrow), NAMES(wide)};
 #else
 TILES(any, true)
-static const tile_fn tiles[1][PANELS][TILE_ROWS] = {NAMES(any)};
+static const tile_fn tiles[1][PANELS][2][TILE_ROWS] = {NAMES(any)};
 #endif
 
 // ----------------------------------------------------------------------------------------- epilogue
@@ -167,10 +188,11 @@ static __attribute__((noinline)) void finish_tile(const qrt_cluster_weights *w, 
 
 static void multiply(const qrt_cluster_weights *w, const qrt_q8_block *block, int64_t first, int64_t last, void *scratch) {
     const strip to = {.weights = scratch, .starts = (int32_t *)(void *)((int8_t *)scratch + PANELS * NR * strip_k(w))};
+    const bool alone = block->num_rows <= LONE_ROWS;
     for (int64_t panel = first; panel < last; panel += PANELS) {
         const int panels = last - panel < PANELS ? (int)(last - panel) : PANELS;
-        const tile_fn *of_rows = tiles[HAS_NARROW && w->kind == QRT_NBITS_8][panels - 1];
-        fill_strip(w, panel, panels, &to);
+        const tile_fn *of_rows = tiles[HAS_NARROW && w->kind == QRT_NBITS_8][panels - 1][alone];
+        fill_strip(w, panel, panels, !alone, &to);
         for (int r = 0, rows; r < block->num_rows; r += rows) {
             rows = block->num_rows - r < TILE_ROWS ? block->num_rows - r : TILE_ROWS;
             float totals[TILE_ROWS * PANELS * NR];

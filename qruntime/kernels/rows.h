@@ -57,7 +57,11 @@ typedef struct qrt_rows {
     void (*rms_norm)(int64_t rows, const float *x, const float *residual, float *sum, float *y, int64_t n,
                      const qrt_norm_params *params);
 
-    /// The same of doubles; sums of n terms are made in 16 lanes.
+    /// y = each x to the nearest number of E4M3, ties to even, times a scale that makes the largest |x| 448; 1 where all are 0. With
+    /// NaN or infinity in x all of y is NaN. x and y do not overlap. The same bits on every rung.
+    void (*round_to_float8)(const float *x, float *y, int64_t n);
+
+    /// Softmax and norms of doubles; sums of n terms are made in 16 lanes.
     void (*softmax_f64)(const double *x, double *y, int64_t n);
     void (*log_softmax_f64)(const double *x, double *y, int64_t n);
     void (*layer_norm_f64)(int64_t rows, const double *x, const double *residual, double *sum, double *y, int64_t n,

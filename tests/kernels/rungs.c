@@ -1388,11 +1388,24 @@ static void check_reductions_f64(int64_t rows, int64_t n) {
     }
 }
 
+static void check_float8(int64_t n) {
+    float *x = floats(n), *y = untouched(n + 1), *want = untouched(n + 1);
+    for (int64_t j = 0; j < n; j++) x[j] = ldexpf(uniform(-1, 1), (int)(random_bits() % 24) - 12);
+    for (int special = 0; special < 4; special++) {
+        if (special) x[random_bits() % n] = special == 1 ? 0.0f : special == 2 ? INFINITY : NAN;
+        rung.rows.round_to_float8(x, y, n);
+        definition.rows.round_to_float8(x, want, n);
+        for (int64_t j = 0; j <= n; j++) check_same(y[j], want[j], "float8", j, special);
+    }
+    release();
+}
+
 static void check_rows(void) {
     static const int64_t widths[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 700, 2047, 2049, 5000};
     for (int w = 0; w < COUNT(widths); w++) {
         int64_t n = widths[w];
         check_rows_f64(n);
+        check_float8(n);
         enum { ROWS = 6 };
         float *x = floats(ROWS * n), *residual = floats(ROWS * n), *scale = floats(n), *bias = floats(n);
         for (int spread = 1; spread <= 60; spread += 59) {

@@ -110,6 +110,7 @@ REDUCE(prod, 1, acc * x)
 REDUCE(l1, 0, acc + fabs(x))
 REDUCE(sum_square, 0, acc + x * x)
 
+#include "../vector/float8.inc.h"
 #include "../vector/rows_f64.inc.h"
 
 void qrt_portable_rows(qrt_kernel_table *t) {
@@ -120,6 +121,7 @@ void qrt_portable_rows(qrt_kernel_table *t) {
     table->log_softmax_columns = log_softmax_columns;
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
+    table->round_to_float8 = round_to_float8;
     set_f64_rows(table);
 #define SET(enumerator, name)                                                   \
     table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;                     \

@@ -285,6 +285,7 @@ COLUMNS(prod, vf_mul, value_itself, 1)
 COLUMNS(l1, vf_add, value_abs, 0)
 COLUMNS(sum_square, vf_add, value_square, 0)
 
+#include "float8.inc.h"
 #include "rows_f64.inc.h"
 
 void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
@@ -295,6 +296,7 @@ void JOIN(qrt_, JOIN(RUNG, _rows))(qrt_kernel_table *t) {
     table->log_softmax_columns = log_softmax_columns;
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
+    table->round_to_float8 = round_to_float8;
     set_f64_rows(table);
 #define SET(enumerator, name)                                                   \
     table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;                     \

@@ -70,8 +70,8 @@ static int64_t block_depth(const qrt_nbits_weights *w) {
 /// Most groups of a strip.
 static int64_t strip_groups(const qrt_nbits_weights *w) { return max64(KC / w->group, 1); }
 
-/// Rows of a strip that decode may write.
-static int64_t strip_depth(const job *j) { return round_up(min64(KC, j->depth), QRT_NBITS_MAX_STEP); }
+/// Rows of a strip that decode may write: the last group of a block is rounded up to whole steps, wherever it begins.
+static int64_t strip_depth(const job *j) { return min64(KC, j->depth) + QRT_NBITS_MAX_STEP; }
 
 static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64_t m, const qrt_epilogue *epilogue, float *y,
                   int64_t ldy) {

@@ -112,7 +112,7 @@ def test_every_width(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["4", "fp8", "2"])
 @pytest.mark.parametrize(
-    ("k", "group"), [(511, None), (513, None), (1537, None), (1537, 512), (1500, 700), (2048, 128), (1024, None), (5, 3)]
+    ("k", "group"), [(511, None), (513, None), (1537, None), (1537, 512), (1500, 700), (2048, 128), (1024, None), (5, 3), (1536, 33)]
 )
 def test_depths_around_the_blocks(name: str, k: int, group: int | None) -> None:
     layer = Layer(name, k, 50, group, zeros=True)

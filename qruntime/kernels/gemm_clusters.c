@@ -94,8 +94,7 @@ typedef struct {
 
 /// The block with all of its epilogue.
 static void multiply(const qrt_cluster_weights *w, const qrt_q8_block *block, int64_t first, int64_t last, void *scratch) {
-    const qrt_elementwise map = block->epilogue.map;
-    if (!map.fn) {
+    if (!block->epilogue.map.fn) {
         w->kernel->multiply(w, block, first, last, scratch);
         return;
     }
@@ -103,13 +102,7 @@ static void multiply(const qrt_cluster_weights *w, const qrt_q8_block *block, in
     sums.epilogue = (qrt_epilogue){.activation = QRT_ACT_NONE};
     w->kernel->multiply(w, &sums, first, last, scratch);
     const int64_t column = first * QRT_NBITS_NR, columns = min64(last * QRT_NBITS_NR, w->w.base.n) - column;
-    for (int r = 0; r < block->num_rows; r++) {
-        float *y = block->y + r * block->ldy_elems + column;
-        const float *residual = block->epilogue.residual;
-        map.fn(y, y, columns, map.p, map.q);
-        if (residual) residual += r * block->epilogue.residual_stride_elems + column;
-        for (int64_t i = 0; residual && i < columns; i++) y[i] += residual[i];
-    }
+    qrt_q8_map(block, column, columns);
 }
 
 /// Each worker takes tasks until none is left; it owns one part of the scratch.

@@ -90,17 +90,8 @@ static room part_of(const job *j, int64_t first, int64_t task) {
     };
 }
 
-/// The block against some panels, with all of its epilogue.
-static void multiply_block(const job *j, const qrt_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+void qrt_q8_map(const qrt_q8_block *block, int64_t column, int64_t columns) {
     const qrt_elementwise map = block->epilogue.map;
-    if (!map.fn) {
-        j->kind->multiply(w, block, first, last);
-        return;
-    }
-    qrt_q8_block sums = *block;
-    sums.epilogue = (qrt_epilogue){.activation = QRT_ACT_NONE};
-    j->kind->multiply(w, &sums, first, last);
-    const int64_t nr = j->kind->shape(w).nr, column = first * nr, columns = min_i64(last * nr, w->n) - column;
     for (int r = 0; r < block->num_rows; r++) {
         float *y = block->y + r * block->ldy_elems + column;
         const float *residual = block->epilogue.residual;
@@ -108,6 +99,19 @@ static void multiply_block(const job *j, const qrt_weights *w, const qrt_q8_bloc
         if (residual) residual += r * block->epilogue.residual_stride_elems + column;
         for (int64_t i = 0; residual && i < columns; i++) y[i] += residual[i];
     }
+}
+
+/// The block against some panels, with all of its epilogue.
+static void multiply_block(const job *j, const qrt_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
+    if (!block->epilogue.map.fn) {
+        j->kind->multiply(w, block, first, last);
+        return;
+    }
+    qrt_q8_block sums = *block;
+    sums.epilogue = (qrt_epilogue){.activation = QRT_ACT_NONE};
+    j->kind->multiply(w, &sums, first, last);
+    const int64_t nr = j->kind->shape(w).nr, column = first * nr, columns = min_i64(last * nr, w->n) - column;
+    qrt_q8_map(block, column, columns);
 }
 
 /// Quantized rows, the first of them row `first_row`, against panels first … last-1, counted through all layers.

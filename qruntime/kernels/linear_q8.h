@@ -54,6 +54,9 @@ typedef struct qrt_q8_kind {
 /// Bytes from one packed row of `bytes` to the next. Rows a multiple of 4 KB apart would fall into the same cache set.
 int64_t qrt_q8_row_stride(int64_t bytes);
 
+/// What `multiply` leaves of the epilogue, on so many columns of the biased sums: `map`, and then the residual.
+void qrt_q8_map(const qrt_q8_block *block, int64_t column, int64_t columns);
+
 /// What qrt_weights_ops asks for, of weights that are all of one qrt_q8_kind. A row is quantized once for neighbours that are
 /// packed alike.
 qrt_status qrt_q8_linear(const qrt_layer *layers, int num_layers, qrt_run *run, const float *a, int64_t lda_elems, int64_t m,

@@ -133,12 +133,6 @@ def _blocked_conv(node: Node) -> NativeCall | None:
     return NativeCall(kernel, ints=ints, floats=floats, packed=[packed], inputs=[0, *range(3, max(5, len(node.inputs)))])
 
 
-def outputs_first(w: np.ndarray, group: int) -> np.ndarray:
-    """Weights of a ConvTranspose [C, M / group, *window] as those of a Conv, [M, C / group, *window]. It is its own inverse."""
-    grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:]).swapaxes(1, 2)
-    return np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
-
-
 def phase_order(window: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None) -> np.ndarray:
     """The taps of a window, flat, such that those which an output position meets lie together: in the order of their places modulo the
     strides, along the first axis, the second and so on, then in their own."""
@@ -150,7 +144,7 @@ def phase_order(window: Sequence[int], strides: Sequence[int] | None, dilations:
 
 def weights_by_phase(w: np.ndarray, group: int, strides: Sequence[int] | None, dilations: Sequence[int] | None) -> np.ndarray:
     """Weights of a ConvTranspose [C, M / group, *window] for BlockedConvTranspose: [M, C / group, *window], taps in `phase_order`."""
-    turned = outputs_first(w, group)
+    turned = convolution.outputs_first(w, group)
     order = phase_order(w.shape[2:], strides, dilations)
     return np.ascontiguousarray(turned.reshape(*turned.shape[:2], -1)[:, :, order].reshape(turned.shape))
 
@@ -179,7 +173,7 @@ def blocked_conv_transpose(
     taps = np.empty((*w.shape[:2], math.prod(w.shape[2:])), w.dtype)
     taps[:, :, phase_order(w.shape[2:], strides, dilations)] = w.reshape(taps.shape)
     y = convolution.conv_transpose.definition(
-        image, outputs_first(taps.reshape(w.shape), group), b, auto_pad=auto_pad, dilations=dilations, group=group,
+        image, convolution.outputs_first(taps.reshape(w.shape), group), b, auto_pad=auto_pad, dilations=dilations, group=group,
         kernel_shape=kernel_shape, output_padding=output_padding, output_shape=output_shape, pads=pads, strides=strides,
     )  # fmt: skip
     return finished_in_blocks(y, residual, addend, activation, parameters)

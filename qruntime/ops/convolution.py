@@ -111,6 +111,12 @@ def convolution_geometry(node: Node, shape: Sequence[int]) -> list[int] | None:
     return [rank, node.attr("group", 1), 0, _kernels.AUTO_PAD[auto_pad], *strides, *pads, *dilations]
 
 
+def outputs_first(w: np.ndarray, group: int) -> np.ndarray:
+    """Weights of a ConvTranspose [C, M / group, *window] as those of a Conv, [M, C / group, *window]. It is its own inverse."""
+    grouped = w.reshape(group, w.shape[0] // group, *w.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(grouped.reshape(-1, *grouped.shape[2:]))
+
+
 def transposed_geometry(node: Node, shape: Sequence[int], maps: int) -> list[int] | None:
     """The same of a ConvTranspose with a weight of `shape` and as many outputs as `maps`."""
     geometry = convolution_geometry(node, shape)

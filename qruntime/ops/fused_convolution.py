@@ -73,9 +73,7 @@ def conv_transpose(
 def taps_by_remainder(w: np.ndarray, group: int, strides: Sequence[int], dilations: Sequence[int]) -> np.ndarray:
     """W (C, M / group, *kernel) of a ConvTranspose, flat: for each remainder modulo the stride, the last dim's fastest, the
     weights (M, C / group, *taps) of the convolution that makes the outputs with that remainder."""
-    channels, per_group, *kernel = w.shape
-    grouped = w.reshape(group, channels // group, per_group, *kernel).swapaxes(1, 2)
-    flat = grouped.reshape(group * per_group, channels // group, *kernel)
+    kernel, flat = w.shape[2:], convolution.outputs_first(w, group)
     taps = [[np.flatnonzero(np.arange(k) * d % s == r)[::-1] for r in range(s)] for k, s, d in zip(kernel, strides, dilations, strict=True)]
     parts = []
     for remainders in np.ndindex(*strides):

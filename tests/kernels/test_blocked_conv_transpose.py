@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from qruntime import _kernels
 from qruntime.ir import Node, Value
 from qruntime.ops import registry
-from qruntime.ops.channel_blocks import in_blocks, out_of_blocks, outputs_first, phase_order, weights_by_phase
+from qruntime.ops.channel_blocks import in_blocks, out_of_blocks, phase_order, weights_by_phase
 from qruntime.ops.convolution import conv_transpose as definition
+from qruntime.ops.convolution import outputs_first
 from qruntime.ops.epilogue import activate
 from qruntime.passes.rewriting import as_attribute
 from tests.kernels.native_call import run_definition, same_bits

@@ -63,7 +63,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., np.ndarray], tuple[float, ...], float, 
     "silu": (lambda x: x * sigmoid(x), (), 3.2, TINY),
     "softplus": (softplus, (), 2.2, TINY),
     "elu": (elu, (1.0,), 1.1, 0),
-    "selu": (lambda x, a, g: g * elu(x, a), (1.75, 1.125), 3.3, 0),
+    "selu": (lambda x, a, g: g * elu(x, a), (1.75, 1.125), 2.4, 0),
     "hard_sigmoid": (lambda x, a, b: np.clip(a * x + b, 0, 1), (0.25, 0.5), 0.51, 0),
     "hard_swish": (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), (), 2, 1e-6),
     # 1.1 of expm1, twice as many where the product has half as large an ulp, 1 of the quotient, 0.5 of the product.

@@ -3,7 +3,7 @@
 /// Largest errors against float64, over dense samples (tests/kernels/test_pointwise.py holds them):
 ///
 ///     exp, log, expm1                              1.1 ulp
-///     erf 1.3, sin and cos 1.6 (to |x| = 1e5), softplus 2.2, sigmoid 2.5 (over all floats), tanh 2.7, silu 3.2 ulp
+///     erf 1.3, sin and cos 1.6 (to |x| = 1e5), softplus 2.2, sigmoid 2.5 (of all floats), tanh 2.7, silu 3.2 ulp
 ///     gelu, gelu_tanh                              3.5 ulp + 3e-8: both are small where the result is small
 ///
 /// Results below 2e-36 (sigmoid, silu, softplus, gelu far out on the left) may come out as 0. NaN gives NaN.

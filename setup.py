@@ -35,7 +35,7 @@ if os.environ.get("QRUNTIME_WERROR") == "1":
     FLAGS.append("-Werror")
 
 RUNGS = {
-    "x86_64": ("avx2", "avx_vnni", "avx512", "avx512vnni", "amx"),
+    "x86_64": ("avx2", "avx_vnni", "avx512", "avx512vnni", "avx512bf16", "amx"),
     "aarch64": ("neon", "neon_dotprod"),
 }
 ARCHITECTURE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())

@@ -89,7 +89,8 @@ def share(peaks: dict[str, float], shape: tuple[int, int, int], isa: str, row: d
         limit = next((speed for size, speed in reads if size >= kilobytes), reads[-1][1] if reads else None)
         return row["gb_per_s"] / limit if limit else None
     # A rung without products of its own uses those of the one below.
-    below = {"avx512vnni": "avx512", "amx": "avx512", "avx_vnni": "avx2"} if use_float else {"avx512": "avx_vnni"}
+    of_floats = {"avx512vnni": "avx512", "avx512bf16": "avx512", "amx": "avx512", "avx_vnni": "avx2"}
+    below = of_floats if use_float else {"avx512": "avx_vnni", "avx512bf16": "avx512vnni"}
     limit = peaks.get(f"{'float' if use_float else 'int8'} {below.get(isa, isa)}")
     return row["gops"] / limit if limit else None
 

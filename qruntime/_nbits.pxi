@@ -15,6 +15,7 @@ cdef extern from "nbits_weights.h" nogil:
         const uint16_t *half_scales
         const float *zero_points
         const float *bias
+        bint reads_float8
         const int64_t *outlier_starts
         const uint16_t *outlier_inputs
         const float *outlier_values
@@ -73,6 +74,8 @@ cdef class PackedNBits(PackedWeights):
     is told. Then zero points have to be codes, and a table of 16 entries, without zero points: whole numbers from −128 to 127 times
     a power of two from 1 to 1 / 128.
 
+    With `activations` "float8" it reads numbers of E4M3 times one scale a row, as RoundToFloat8 makes them; then there are no outliers.
+
     With `activations` "clusters" it reads codes whose channels, and K with them, stand in the order of clusters (kernels/gemm_clusters.h).
     `clusters` are float32 scales, uint8 zero points, and int32 numbers: how many times four channels each has. Then weights are uniform,
     have scales of rows, and zero points from which codes differ by −128 … 127.
@@ -123,12 +126,12 @@ cdef class PackedNBits(PackedWeights):
         if self.zero_point is not None and (self.zero_point == (0 if table is not None else 1 << (bits - 1))).all():
             self.zero_point = None
         self.bias, self.weight, self.origin = _bias(bias, self.n), q, origin
-        if activations not in ("float", "per_token", "per_tensor", "static", "clusters"):
-            raise ValueError(f"activations must be float, per_token, per_tensor, static or clusters, got {activations}")
+        if activations not in ("float", "float8", "per_token", "per_tensor", "static", "clusters"):
+            raise ValueError(f"activations must be float, float8, per_token, per_tensor, static or clusters, got {activations}")
         self.activations = activations
         if outliers is not None:
             self._with_outliers(*outliers)
-        if activations != "float":
+        if not self._multiplies_floats():
             self._for_codes()
         if (clusters is not None) != (activations == "clusters"):
             raise ValueError("clusters are for activations of that name, which need them")
@@ -137,6 +140,9 @@ cdef class PackedNBits(PackedWeights):
         self.scale = _half_where_exact(self.scale)
         if self._bytes_to_pack() == 0:
             raise ValueError(f"weights [{self.k}, {self.n}] in groups of {self.group} are too large")
+
+    cdef bint _multiplies_floats(self):
+        return self.activations in ("float", "float8")
 
     def _with_outliers(self, starts, inputs, values):
         starts, inputs = np.ascontiguousarray(starts, dtype=np.int64), np.ascontiguousarray(inputs)
@@ -219,6 +225,7 @@ cdef class PackedNBits(PackedWeights):
             spec.table = <const float *>cnp.PyArray_DATA(self.table)
         if self.bias is not None:
             spec.bias = <const float *>cnp.PyArray_DATA(self.bias)
+        spec.reads_float8 = self.activations == "float8"
         if self.outlier_starts is not None:
             spec.outlier_starts = <const int64_t *>cnp.PyArray_DATA(self.outlier_starts)
             spec.outlier_inputs = <const uint16_t *>cnp.PyArray_DATA(self.outlier_inputs)
@@ -226,8 +233,8 @@ cdef class PackedNBits(PackedWeights):
         return spec
 
     cdef tuple _vectors(self):
-        quantized = self.activations != "float"
-        kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first, quantized])
+        kind = np.array([self.k, self.group, self.bits, self.source_bits, self.offset, self.high_half_first, not self._multiplies_floats(),
+                         self.activations == "float8"])
         parts = [self.scale, self.zero_point, self.table, self.bias, kind, self.outlier_starts, self.outlier_inputs, self.outlier_values,
                  self.cluster_scale, self.cluster_zero_point, self.cluster_fours]
         digests = [b"" if part is None else blake2b(np.ascontiguousarray(part).view(np.uint8).reshape(-1)).digest() for part in parts]
@@ -237,7 +244,7 @@ cdef class PackedNBits(PackedWeights):
         cdef qrt_nbits_spec spec
         cdef qrt_nbits_q8_spec codes_spec
         cdef qrt_cluster_spec cluster_spec
-        if self.activations == "float":
+        if self._multiplies_floats():
             spec = self._spec()
             return qrt_nbits_packed_bytes(&spec)
         if self.activations == "clusters":
@@ -250,7 +257,7 @@ cdef class PackedNBits(PackedWeights):
         cdef qrt_nbits_spec spec
         cdef qrt_nbits_q8_spec codes_spec
         cdef qrt_cluster_spec cluster_spec
-        if self.activations == "float":
+        if self._multiplies_floats():
             spec = self._spec()
             with nogil:
                 return qrt_nbits_new(&spec, &qrt_kernels.gemm_nbits, &qrt_kernels.gemm_f32, arena)
@@ -266,7 +273,7 @@ cdef class PackedNBits(PackedWeights):
         cdef qrt_nbits_weights *made = self._new(arena)
         cdef cnp.ndarray q = self.weight
         cdef qrt_nbits_source source
-        cdef bint fits, quantized = self.activations not in ("float", "clusters")
+        cdef bint fits, quantized = not self._multiplies_floats() and self.activations != "clusters"
         if made == NULL:
             return NULL
         source.rows, source.row_stride_bytes = <const uint8_t *>cnp.PyArray_DATA(q), q.strides[0]

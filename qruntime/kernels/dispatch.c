@@ -30,6 +30,7 @@ static bool has_avx512(void) {
 #if defined(QRT_EMULATE_VNNI) && defined(QRT_EMULATE_AMX)
 static bool has_avx_vnni(void) { return has_avx2(); }
 static bool has_avx512vnni(void) { return has_avx512(); }
+static bool has_avx512bf16(void) { return has_avx512(); }
 static bool has_amx(void) { return has_avx512(); }
 #else
 /// gcc 12 does not know the name avxvnni here: leaf 7, subleaf 1, EAX bit 4.
@@ -38,6 +39,12 @@ static bool has_avx_vnni(void) {
     return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
 static bool has_avx512vnni(void) { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+/// Leaf 7, subleaf 1, EAX bit 5.
+static bool has_avx512bf16(void) {
+    unsigned eax, ebx, ecx, edx;
+    return has_avx512vnni() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+}
 
 /// Leaf 7, EDX bits 24 (tiles) and 25 (int8). Linux hands tile registers, XSAVE component 18, only to processes that
 /// ask (arch_prctl 0x1023, ARCH_REQ_XCOMP_PERM); a kernel that grants them has switched them on.
@@ -142,6 +149,7 @@ static void overlay_avx512vnni(qrt_kernel_table *t) {
     qrt_avx512vnni_qlinear(t);
     qrt_avx512vnni_gram(t);
 }
+static void overlay_avx512bf16(qrt_kernel_table *t) { qrt_avx512bf16_gemm_nbits(t); }
 static void overlay_amx(qrt_kernel_table *t) { qrt_amx_gemm_q8(t); }
 #elif defined(__aarch64__)
 static void overlay_neon(qrt_kernel_table *t) {
@@ -174,6 +182,7 @@ const qrt_rung qrt_ladder[] = {
     {"avx_vnni", has_avx_vnni, overlay_avx_vnni},
     {"avx512", has_avx512, overlay_avx512},
     {"avx512vnni", has_avx512vnni, overlay_avx512vnni},
+    {"avx512bf16", has_avx512bf16, overlay_avx512bf16},
     {"amx", has_amx, overlay_amx},
 #elif defined(__aarch64__)
     {"neon", always, overlay_neon},

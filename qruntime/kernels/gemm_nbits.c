@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "kernels.h"
 #include "threads.h"
 
 /// A decoded strip of so many k stays in the first-level cache; rows of a, so many of them, in the second.
@@ -41,6 +42,14 @@ void qrt_nbits_group_sums(const qrt_nbits_weights *w, const float *a, float *sum
     }
 }
 
+/// Two floats that bfloat16 holds, the first in the upper half.
+static inline int32_t pair_of(float first, float second) {
+    uint32_t upper, lower;
+    memcpy(&upper, &first, sizeof upper);
+    memcpy(&lower, &second, sizeof lower);
+    return (int32_t)(upper | lower >> 16);
+}
+
 // ------------------------------------------------------------------------------------------- blocks
 
 /// One product.
@@ -48,10 +57,13 @@ typedef struct {
     const qrt_nbits_weights *w;
     qrt_f32_epilogue epilogue;
     bool has_epilogue;
-    const float *a;
+    const float *given;         ///< rows as they come
+    const float *a;             ///< rows as they are multiplied
     float *y;
-    int64_t lda, ldy, m;
+    int64_t given_stride, lda, ldy, m;
     float *sums;                ///< [m, groups] of the rows; NULL when the weights have no zeros
+    float *row_scales;          ///< [m] of rows of FP8; NULL of others
+    bool in_pairs;              ///< rows and strips hold pairs of bfloat16
     int64_t width;              ///< columns of a strip: a panel, or several where the float GEMM is wider
     int64_t depth;              ///< most k of a block
     int64_t copy_stride;        ///< of a block of a that is copied; 0: it is read where it lies
@@ -73,18 +85,24 @@ static int64_t strip_groups(const qrt_nbits_weights *w) { return max64(KC / w->g
 /// Rows of a strip that decode may write: the last group of a block is rounded up to whole steps, wherever it begins.
 static int64_t strip_depth(const job *j) { return min64(KC, j->depth) + QRT_NBITS_MAX_STEP; }
 
+/// Whether pairs of FP8 activations and of what codes stand for are multiplied: groups begin with a pair.
+static bool multiplies_pairs(const qrt_nbits_weights *w) {
+    return w->kernel->pair_strip && w->fits_bfloat16 && w->base.k % 2 == 0 && (w->num_groups == 1 || w->group % 2 == 0);
+}
+
 static job job_of(const qrt_weights *weights, const float *a, int64_t lda, int64_t m, const qrt_epilogue *epilogue, float *y,
                   int64_t ldy) {
     const qrt_nbits_weights *w = (const qrt_nbits_weights *)weights;
     job j = {
-        .w = w, .a = a, .y = y, .lda = lda, .ldy = ldy, .m = m,
+        .w = w, .given = a, .a = a, .y = y, .given_stride = lda, .lda = lda, .ldy = ldy, .m = m,
         .width = max64(w->float_kernel->nr, QRT_NBITS_NR), .depth = block_depth(w),
         .rows = min64(m, BLOCK_ROWS), .panels = w->num_panels, .panel_blocks = 1,
     };
+    if (w->reads_float8) j.lda = qrt_f32_row_stride(w->base.k), j.in_pairs = m > FEW_ROWS && multiplies_pairs(w);
     if (epilogue) j.epilogue = qrt_f32_layer_epilogue(w->bias, epilogue);
     j.has_epilogue = epilogue && qrt_f32_has_effect(&j.epilogue);
     if (m > FEW_ROWS) {
-        if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
+        if (w->base.n >= MIN_COPY_COLUMNS && qrt_f32_rows_conflict(j.lda)) j.copy_stride = qrt_f32_row_stride(j.depth);
         int64_t floats = (strip_depth(&j) + 2 * j.rows + 2 * strip_groups(w)) * j.width + j.rows * j.copy_stride;
         if (w->outlier_starts) floats += w->base.k * QRT_NBITS_OUTLIER_LANES;
         j.worker_floats = (size_t)round_up(floats, QRT_ALIGNMENT / (int64_t)sizeof(float));
@@ -97,6 +115,8 @@ static void finish(const job *j, int64_t row, int64_t num_rows, int64_t column, 
     const qrt_nbits_weights *w = j->w;
     float *y = j->y + row * j->ldy + column;
     if (w->outlier_starts) qrt_nbits_add_outliers(w, num_rows, j->a + row * j->lda, j->lda, column, columns, y, j->ldy, lanes);
+    for (int64_t i = 0; j->row_scales && i < num_rows; i++)
+        for (int64_t c = 0; c < columns; c++) y[i * j->ldy + c] *= j->row_scales[row + i];
     if (!j->has_epilogue) return;
     qrt_f32_epilogue at = qrt_f32_epilogue_at(&j->epilogue, row, column);
     qrt_f32_finish(w->float_kernel, num_rows, columns, y, j->ldy, &at);
@@ -140,6 +160,16 @@ static void decode_strip(const job *j, int64_t panel, int64_t from, int64_t to, 
         }
 }
 
+/// Floats that bfloat16 holds, rows k and k + 1 of a strip as pairs in its row k / 2.
+static void pair_strip_rows(float *strip, int64_t k, int64_t width) {
+    int32_t *pairs = (int32_t *)strip;
+    for (int64_t i = 0; i < k / 2; i++)
+        for (int64_t c = 0; c < width; c++) pairs[i * width + c] = pair_of(strip[2 * i * width + c], strip[(2 * i + 1) * width + c]);
+}
+
+/// How far element k of a row lies from its begin.
+static int64_t place_of(const job *j, int64_t k) { return j->in_pairs ? k / 2 : k; }
+
 /// Rows of a, k0 … k1 - 1 of them, times the panels of one strip, added to the tile.
 static void multiply_block(const job *j, const workspace *s, const float *a, int64_t lda, const float *sums, int64_t rows,
                            int64_t panel, int64_t k0, int64_t k1) {
@@ -152,22 +182,31 @@ static void multiply_block(const job *j, const workspace *s, const float *a, int
         int64_t g = from / w->group, start = g * w->group, end = w->group < KC ? k1 : start + qrt_nbits_depth(w, g);
         to = min64(from + KC, min64(end, k1));
         decode_strip(j, panel, from, to, s->strip);
-        const float *x = a + (from - k0);
+        if (j->in_pairs) pair_strip_rows(s->strip, to - from, width);
+        const float *x = a + place_of(j, from - k0);
         int64_t count = ceil_div(to - start, w->group);
         if (to == end) gather(w, NULL, panel, width, g, count, s->scales);
         if (to == end && w->zeros) gather(w, w->zeros, panel, width, g, count, s->zeros);
         for (int64_t c = 0; c < width; c += floats->nr) {
             const float *strip = s->strip + c;
             if (to < end) {
-                floats->strip(rows, floats->nr, to - from, x, lda, strip, width, strip, chain + c, width, from > start);
+                if (j->in_pairs)
+                    w->kernel->pair_strip(rows, (to - from) / 2, (const int32_t *)x, lda, (const int32_t *)strip, width, chain + c, width,
+                                          from > start);
+                else
+                    floats->strip(rows, floats->nr, to - from, x, lda, strip, width, strip, chain + c, width, from > start);
                 continue;
             }
             qrt_f32_groups groups = {
-                .size = w->group, .scales = s->scales + c, .zeros = w->zeros ? s->zeros + c : NULL, .stride = width,
+                .size = place_of(j, w->group), .scales = s->scales + c, .zeros = w->zeros ? s->zeros + c : NULL, .stride = width,
                 .sums = sums ? sums + g : NULL, .sums_stride = w->num_groups,
                 .begun = from > start ? chain + c : NULL, .begun_stride = width,
             };
-            floats->grouped_strip(rows, to - from, x, lda, strip, width, &groups, s->tile + c, width, g > 0);
+            if (j->in_pairs)
+                w->kernel->grouped_pair_strip(rows, (to - from) / 2, (const int32_t *)x, lda, (const int32_t *)strip, width, &groups,
+                                              s->tile + c, width, g > 0);
+            else
+                floats->grouped_strip(rows, to - from, x, lda, strip, width, &groups, s->tile + c, width, g > 0);
         }
     }
 }
@@ -192,7 +231,7 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
     const qrt_nbits_weights *w = j->w;
     const float *sums = j->sums ? j->sums + row * w->num_groups : NULL, *a = j->a + row * j->lda;
     float *y = j->y + row * j->ldy;
-    if (rows <= FEW_ROWS) {
+    if (rows <= FEW_ROWS && !j->in_pairs) {
         stream(j, row, rows, first, last);
         return;
     }
@@ -205,10 +244,10 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
     s.lanes = s.copy + j->rows * j->copy_stride;
     for (int64_t k0 = 0, k1; k0 < w->base.k || k0 == 0; k0 = max64(k1, 1)) {
         k1 = min64(k0 + j->depth, w->base.k);
-        const float *block = a + k0;
+        const float *block = a + place_of(j, k0);
         int64_t stride = j->lda;
         if (j->copy_stride) {
-            copy_block(block, stride, s.copy, j->copy_stride, rows, k1 - k0);
+            copy_block(block, stride, s.copy, j->copy_stride, rows, place_of(j, k1 - k0));
             block = s.copy;
             stride = j->copy_stride;
         }
@@ -230,10 +269,21 @@ static void multiply(const job *j, int64_t row, int64_t rows, int64_t first, int
 
 // ------------------------------------------------------------------------------------------ threads
 
-static void sum_row(void *context, int64_t task) {
-    job *j = context;
-    int64_t last = min64(j->m, (task + 1) * j->rows);
-    for (int64_t i = task * j->rows; i < last; i++) qrt_nbits_group_sums(j->w, j->a + i * j->lda, j->sums + i * j->w->num_groups);
+static void pair_row(float *row, int64_t k) {
+    int32_t *pairs = (int32_t *)row;
+    for (int64_t i = 0; i < k / 2; i++) pairs[i] = pair_of(row[2 * i], row[2 * i + 1]);
+}
+
+/// Rows become what is multiplied, and are summed group by group.
+static void prepare_rows(void *context, int64_t task) {
+    const job *j = context;
+    int64_t last = min64(j->m, (task + 1) * j->rows), k = j->w->base.k;
+    for (int64_t i = task * j->rows; i < last; i++) {
+        float *row = (float *)j->a + i * j->lda;
+        if (j->row_scales) j->row_scales[i] = qrt_kernels.rows.float8_codes(j->given + i * j->given_stride, row, k);
+        if (j->sums) qrt_nbits_group_sums(j->w, row, j->sums + i * j->w->num_groups);
+        if (j->in_pairs) pair_row(row, k);
+    }
 }
 
 /// Each worker takes tasks until none is left; it owns one part of the scratch.
@@ -248,32 +298,45 @@ static void take_tasks(void *context, int64_t worker) {
     }
 }
 
-/// Floats for the sums of all rows, and for `workers`; false when they are too many.
-static bool count_floats(const job *j, int64_t workers, size_t *sums, size_t *bytes) {
+/// Floats of all rows together: the sums of their groups, their scales, and they themselves.
+typedef struct {
+    size_t sums, scales, rows;
+} shared_floats;
+
+/// rows · each, rounded up to a cache line, added to *total. False when that is too many.
+static bool count_part(size_t rows, size_t each, size_t *part, size_t *total) {
+    if (__builtin_mul_overflow(rows, each, part) || __builtin_add_overflow(*part, (size_t)15, part)) return false;
+    *part &= ~(size_t)15;
+    return !__builtin_add_overflow(*total, *part, total);
+}
+
+/// Floats that all share, and bytes with those of `workers`; false when they are too many.
+static bool count_floats(const job *j, int64_t workers, shared_floats *shared, size_t *bytes) {
+    const bool copies = j->w->reads_float8;
+    const size_t m = (size_t)j->m;
     size_t floats;
-    *sums = 0;
-    if (j->w->zeros && __builtin_mul_overflow((size_t)j->m, (size_t)j->w->num_groups, sums)) return false;
-    if (__builtin_add_overflow(*sums, (size_t)15, sums)) return false;
-    *sums &= ~(size_t)15;
-    return !__builtin_mul_overflow((size_t)workers, j->worker_floats, &floats) && !__builtin_add_overflow(floats, *sums, &floats) &&
+    if (__builtin_mul_overflow((size_t)workers, j->worker_floats, &floats)) return false;
+    return count_part(m, j->w->zeros ? (size_t)j->w->num_groups : 0, &shared->sums, &floats) &&
+           count_part(m, copies, &shared->scales, &floats) && count_part(m, copies ? (size_t)j->lda : 0, &shared->rows, &floats) &&
            !__builtin_mul_overflow(floats, sizeof(float), bytes);
 }
 
-static void run_job(job *j, int workers, void *scratch, size_t sums) {
+static void run_job(job *j, int workers, void *scratch, const shared_floats *shared) {
+    float *scales = (float *)scratch + shared->sums, *rows = scales + shared->scales;
     j->num_tasks = ceil_div(j->m, j->rows) * j->panel_blocks;
-    j->scratch = (float *)scratch + sums;
-    if (j->w->zeros) {
-        j->sums = scratch;
-        qrt_parallel_for(workers, ceil_div(j->m, j->rows), sum_row, j);
-    }
+    j->scratch = rows + shared->rows;
+    if (j->w->zeros) j->sums = scratch;
+    if (j->w->reads_float8) j->row_scales = scales, j->a = rows;
+    if (j->sums || j->row_scales) qrt_parallel_for(workers, ceil_div(j->m, j->rows), prepare_rows, j);
     qrt_parallel_for(workers, workers, take_tasks, j);
 }
 
 static size_t scratch_bytes(const qrt_weights *w, int64_t m) {
     // As if rows conflicted: callers may choose the stride later.
     job j = job_of(w, NULL, 0, m, NULL, NULL, 0);
-    size_t sums, bytes;
-    return count_floats(&j, 1, &sums, &bytes) ? bytes : SIZE_MAX;
+    shared_floats shared = {0};
+    size_t bytes;
+    return count_floats(&j, 1, &shared, &bytes) ? bytes : SIZE_MAX;
 }
 
 static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elems, int64_t m, qrt_q8_grid grid,
@@ -281,9 +344,10 @@ static void linear_serial(const qrt_weights *w, const float *a, int64_t lda_elem
     (void)grid;
     if (m <= 0 || w->n == 0) return;
     job j = job_of(w, a, lda_elems, m, epilogue, y, ldy_elems);
-    size_t sums, bytes;
-    count_floats(&j, 1, &sums, &bytes);
-    run_job(&j, 1, scratch, sums);
+    shared_floats shared = {0};
+    size_t bytes;
+    count_floats(&j, 1, &shared, &bytes);
+    run_job(&j, 1, scratch, &shared);
 }
 
 static qrt_status linear_layer(const qrt_layer *layer, qrt_run *run, const float *a, int64_t lda_elems, int64_t m) {
@@ -300,10 +364,11 @@ static qrt_status linear_layer(const qrt_layer *layer, qrt_run *run, const float
         j.panels = round_up(ceil_div(j.w->num_panels, wanted), PANELS_AT_ONCE);
         j.panel_blocks = ceil_div(j.w->num_panels, j.panels);
     }
-    size_t sums, bytes;
+    shared_floats shared = {0};
+    size_t bytes;
     qrt_buffer *scratch = NULL;
-    if (!count_floats(&j, threads, &sums, &bytes) || !(scratch = qrt_scratch(run, bytes))) return QRT_NO_MEMORY;
-    run_job(&j, (int)threads, scratch->data, sums);
+    if (!count_floats(&j, threads, &shared, &bytes) || !(scratch = qrt_scratch(run, bytes))) return QRT_NO_MEMORY;
+    run_job(&j, (int)threads, scratch->data, &shared);
     qrt_scratch_free(run, scratch);
     if (alone) qrt_unshared_work_ended();
     return QRT_OK;

@@ -10,6 +10,10 @@
 /// decoded into the first-level cache and multiply it by the tiles of the float GEMM: the same chains, so that a row never
 /// depends on how many rows come with it. What outliers change is added to the total (nbits_outliers.h).
 ///
+/// Where rows of a are numbers of E4M3 times one scale each (`reads_float8`), the sums are of those numbers, and total is multiplied by
+/// the scale of the row before the bias is added. Products of two such numbers at a time, for CPUs that multiply bfloat16, have
+/// the same two roundings, and so the same bits.
+///
 /// Error bound of every rung, before the activation: |y − exact| ≤ ε · (K + 2·groups) · Σ_k |a| · |scale| · (|value| + |zero|) + ε · |bias|.
 #ifndef QRT_GEMM_NBITS_H
 #define QRT_GEMM_NBITS_H
@@ -31,6 +35,14 @@ typedef struct qrt_gemm_nbits {
 
     /// values[k, QRT_NBITS_NR] of k codes from a step on, rows `stride` floats apart. k may be rounded up to whole steps.
     void (*decode)(const qrt_nbits_weights *w, const uint8_t *codes, int64_t k, float *values, int64_t stride);
+
+    /// `strip` and `grouped_strip` of the float GEMM (gemm_f32.h) for whole strips, where a and b hold pairs of bfloat16: that of an even
+    /// k in the upper half of an int32, that of the k behind it in the lower. k, lda, ldb and the size of groups count pairs.
+    /// NULL where the CPU has no products of bfloat16.
+    void (*pair_strip)(int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb, float *c, int64_t ldc,
+                       bool accumulate);
+    void (*grouped_pair_strip)(int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb,
+                               const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate);
 } qrt_gemm_nbits;
 
 /// sums[g] = Σ a[k] over the k of each group: sixteen sums, of every sixteenth, folded in halves.

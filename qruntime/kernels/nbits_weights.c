@@ -113,6 +113,14 @@ static void spread_halves(const qrt_nbits_weights *w, const uint16_t *rows, uint
             panels[qrt_nbits_group_at(w, n / QRT_NBITS_NR, g) + n % QRT_NBITS_NR] = rows[n * w->num_groups + g];
 }
 
+/// 0, NaN, and what is neither so small nor so large that products and sums leave the normal numbers: bfloat16's are flushed to 0 there.
+static bool is_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const float size = fabsf(x);
+    return !(bits & 0xFFFF) && !(size > 0 && size < 0x1p-64f) && !(size > 0x1p64f);
+}
+
 qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_gemm_nbits *kernel,
                                  const struct qrt_gemm_f32 *float_kernel, qrt_arena *arena) {
     layout l = layout_of(spec);
@@ -138,6 +146,8 @@ qrt_nbits_weights *qrt_nbits_new(const qrt_nbits_spec *spec, const struct qrt_ge
     };
     const float centre = spec->table ? 0.0f : (float)(1 << (spec->bits - 1));
     for (int code = 0; code < 1 << spec->bits; code++) w->values[code] = spec->table ? spec->table[code] : (float)code - centre;
+    w->reads_float8 = spec->reads_float8, w->fits_bfloat16 = true;
+    for (int code = 0; code < 1 << spec->bits; code++) w->fits_bfloat16 &= is_bfloat16(w->values[code]);
     if (spec->table) w->coding = spec->bits < 8 ? QRT_NBITS_TABLE16 : is_e4m3(spec->table) ? QRT_NBITS_E4M3 : QRT_NBITS_TABLE256;
     // Columns that are not there, and what may be read behind the last.
     int64_t whole = spec->n / QRT_NBITS_NR * l.panel_bytes;

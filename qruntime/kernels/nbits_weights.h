@@ -57,6 +57,8 @@ typedef struct qrt_nbits_weights {
     float *zeros;               ///< the same, in values; NULL when all are 0
     float *bias;                ///< [panels][QRT_NBITS_NR], or NULL
     float *values;              ///< [2^bits] of the codes
+    bool reads_float8;          ///< rows of activations are numbers of E4M3 times one scale each
+    bool fits_bfloat16;         ///< bfloat16 multiplies the values of all codes to the bits of float32
     int64_t *outlier_starts;    ///< [n + 1]: where the outliers of a column begin; NULL when there are none (nbits_outliers.h)
     uint16_t *outlier_inputs;   ///< k of each, ascending in a column
     float *changes;             ///< what each adds to what its code decodes to
@@ -72,6 +74,7 @@ typedef struct {
     const uint16_t *half_scales; ///< the same in float16
     const float *zero_points;   ///< [n, groups] in codes (uniform: need not be whole) or values (table); NULL: the value 0
     const float *bias;          ///< [n] or NULL
+    bool reads_float8;          ///< not together with outliers
     const int64_t *outlier_starts;   ///< [n + 1], or NULL: numbers in place of what codes say, column after column
     const uint16_t *outlier_inputs;  ///< k of each, ascending in a column
     const float *outlier_values;

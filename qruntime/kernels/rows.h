@@ -60,6 +60,8 @@ typedef struct qrt_rows {
     /// y = each x to the nearest number of E4M3, ties to even, times a scale that makes the largest |x| 448; 1 where all are 0. With
     /// NaN or infinity in x all of y is NaN. x and y do not overlap. The same bits on every rung.
     void (*round_to_float8)(const float *x, float *y, int64_t n);
+    /// The numbers of E4M3 alone; what they are to be multiplied by is returned.
+    float (*float8_codes)(const float *x, float *codes, int64_t n);
 
     /// Softmax and norms of doubles; sums of n terms are made in 16 lanes.
     void (*softmax_f64)(const double *x, double *y, int64_t n);

@@ -72,6 +72,7 @@ void qrt_portable_rnn(qrt_kernel_table *t);
 void qrt_avx2_rnn(qrt_kernel_table *t);
 void qrt_avx512_rnn(qrt_kernel_table *t);
 void qrt_avx512_gemm_nbits(qrt_kernel_table *t);
+void qrt_avx512bf16_gemm_nbits(qrt_kernel_table *t);
 void qrt_avx512_attention(qrt_kernel_table *t);
 void qrt_avx_vnni_attention(qrt_kernel_table *t);
 void qrt_avx512vnni_attention(qrt_kernel_table *t);

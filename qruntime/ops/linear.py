@@ -74,10 +74,19 @@ def _linear(node: Node) -> NativeCall | None:
     code, floats = activation_of(node)
     held = None if weight is None else weight.stored
     packed: _kernels.Packed | None
-    packed = _kernels.PackedF32(_data(weight), _data(node.input(2))) if held is None else pack_nbits(held, _data(node.input(2)))
+    if held is None:
+        packed = _kernels.PackedF32(_data(weight), _data(node.input(2)))
+    else:
+        reads_float8 = held.outliers is None and _is_float8(node.input(0))
+        packed = pack_nbits(held, _data(node.input(2)), "float8" if reads_float8 else "float")
     ints = [code, _kernels.RANGE["per_token"]]  # which weights for float activations do not look at
     unpack = {} if held is None else {1: _codes_in(held, 0)}
     return None if packed is None else NativeCall("linear", ints=ints, floats=floats, packed=[packed], inputs=[0, 3, 4], unpack=unpack)
+
+
+def _is_float8(x: Value | None) -> bool:
+    """Whether the rows of `x` are numbers of E4M3 times one scale each."""
+    return x is not None and x.producer is not None and x.producer.is_op("RoundToFloat8", domain="qruntime")
 
 
 def quantize_rows(x: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

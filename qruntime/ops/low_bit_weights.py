@@ -41,12 +41,12 @@ def fits_quantized_activations(stored: StoredTensor) -> bool:
 def pack_nbits(
     stored: StoredTensor, bias: np.ndarray | None, activations: str = "float", origin: tuple[Any, ...] = ()
 ) -> _kernels.PackedNBits | None:
-    """A weight [K, N] for activations that stay float, or are quantized "per_token", "per_tensor" or "static"; None where no
-    kernel has its form.
+    """A weight [K, N] for activations that stay float, are of "float8", or are quantized "per_token", "per_tensor" or "static"; None
+    where no kernel has its form.
 
     `origin` names codes that were cut out of others.
     """
-    if not (fits_kernels if activations == "float" else fits_quantized_activations)(stored):
+    if not (fits_kernels if activations in ("float", "float8") else fits_quantized_activations)(stored):
         return None
     rows = stored.transposed()
     assert rows.scale is not None

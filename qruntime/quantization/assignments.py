@@ -23,7 +23,7 @@ from qruntime.quantization.scheme import GROUP, QArgs, Scheme
 from qruntime.quantization.selection import layer_kind
 from qruntime.quantization.solving import OnGrid, Rounding
 from qruntime.quantization.static_ranges import LEAST_OPSET_OF_CLUSTERS
-from qruntime.quantization.statistics import Statistics, output_error
+from qruntime.quantization.statistics import Statistics, output_errors
 from qruntime.quantization.steps import Facts, LowRankFactors
 
 
@@ -123,18 +123,28 @@ def _is_plain_int8(args: QArgs) -> bool:
     return args.format is INT8 and args.granularity.kind != GROUP
 
 
-def output_errors(weights: Sequence[np.ndarray], restored: Sequence[np.ndarray], statistics: Sequence[Statistics | None]) -> list[float]:
-    triples = zip(weights, restored, statistics or [None] * len(weights), strict=True)
-    return [output_error(weight, other, seen) for weight, other, seen in triples if seen is not None]
+def errors_of(
+    weights: Sequence[np.ndarray], ways: Sequence[Sequence[np.ndarray]], statistics: Sequence[Statistics | None]
+) -> list[list[float]]:
+    """For each of the ways in which all weights were rounded, their output errors where rows are known."""
+    known = [(at, seen) for at, seen in enumerate(statistics) if seen is not None]
+    each = [output_errors(weights[at], [way[at] for way in ways], seen) for at, seen in known]
+    return [[errors[number] for errors in each] for number in range(len(ways))]
+
+
+def nearest_of(one: Assignment, weights: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Its weights rounded to nearest; None where they are not to be rounded to codes."""
+    args = one.scheme.weights
+    return None if args is None or args.format is FLOAT16 else [nearest_values(weight, args) for weight in weights]
 
 
 def rtn_errors_of(one: Assignment) -> list[float]:
     """Of its weights as they are now, rounded to nearest."""
-    args = one.scheme.weights
-    if args is None or args.format is FLOAT16 or not any(seen is not None for seen in one.statistics):
+    if not any(seen is not None for seen in one.statistics):
         return []
     flat = [weight for matrices in one.weights() for weight in matrices]
-    return output_errors(flat, [nearest_values(weight, args) for weight in flat], one.statistics)
+    nearest = nearest_of(one, flat)
+    return [] if nearest is None else errors_of(flat, [nearest], one.statistics)[0]
 
 
 def worst(errors: Sequence[float]) -> float | None:

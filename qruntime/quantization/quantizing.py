@@ -23,7 +23,7 @@ from qruntime.ir import Graph, Node, Value, clone
 from qruntime.ir.formats import FLOAT16
 from qruntime.onnx_io.mapped_file import drop_pages
 from qruntime.passes.cleanup import remove_dead_nodes
-from qruntime.quantization.assignments import Assignment, decide, forget_ranges, misfit, output_errors, rtn_errors_of, worst
+from qruntime.quantization.assignments import Assignment, decide, errors_of, forget_ranges, misfit, nearest_of, rtn_errors_of, worst
 from qruntime.quantization.cache import Clusters, describe_caches, quantize_caches
 from qruntime.quantization.cache_clusters import float_caches, measured_clusters
 from qruntime.quantization.calibration import Calibration, Group, Progress
@@ -411,9 +411,10 @@ class _Run:
         flat = [weight for matrices in weights for weight in matrices]
         restored = [rounded.stored.decoded() for rounded in made]
         self._branch(one, flat, restored)
-        one.errors = output_errors(flat, restored, one.statistics)
-        if not one.rtn_errors:
-            one.rtn_errors = rtn_errors_of(one)
+        nearest = None if one.rtn_errors else nearest_of(one, flat)
+        one.errors, *others = errors_of(flat, [restored] if nearest is None else [restored, nearest], one.statistics)
+        if others:
+            one.rtn_errors = others[0]
         drop_pages(array for value in one.layer.weights if value is not None for array in value.arrays())
 
     def _branch(self, one: Assignment, weights: Sequence[np.ndarray], restored: list[np.ndarray]) -> None:

@@ -7,7 +7,7 @@ each channel is rounded to a step of its own, a power of two, so coarse that no 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,15 +137,32 @@ _NEAR_ONE = 16
 
 def output_error(weight: np.ndarray, restored: np.ndarray, statistics: Statistics) -> float:
     """e = ‖X Wᵀ − X Qᵀ‖² / ‖X Wᵀ‖² of weights [N, K], on the sample of rows, else from Σ; NaN when neither is known."""
-    difference, weight = _scaled(weight - restored, weight), _scaled(weight, weight)
+    return output_errors(weight, [restored], statistics)[0]
+
+
+def output_errors(weight: np.ndarray, several: Sequence[np.ndarray], statistics: Statistics) -> list[float]:
+    """The same of several Q."""
+    power = _power_of_outputs(weight, statistics)
+    if power is None:
+        return [math.nan] * len(several)
+    whole = power(weight)
+    return [max(0.0, power(weight - restored)) / whole if whole > 0 else 0.0 for restored in several]
+
+
+def _power_of_outputs(weight: np.ndarray, statistics: Statistics) -> Callable[[np.ndarray], float] | None:
+    """‖X Dᵀ‖² of D, in units that `weight` and the rows are near 1 in."""
     if statistics.sample is not None:
         sample = _scaled(statistics.sample, statistics.sample)[: max(16, _MOST_OUTPUTS // max(1, len(weight)))]
-        lost, whole = _power(matmul(sample, difference.T)), _power(matmul(sample, weight.T))
-    elif statistics.sigma is not None:
-        lost, whole = (float(np.sum((one @ statistics.sigma) * one)) for one in (difference.astype(np.float64), weight.astype(np.float64)))
-    else:
-        return math.nan
-    return max(0.0, lost) / whole if whole > 0 else 0.0
+        return lambda difference: _power(matmul(sample, _scaled(difference, weight).T))
+    sigma = statistics.sigma
+    if sigma is None:
+        return None
+
+    def by_sigma(difference: np.ndarray) -> float:
+        wide = _scaled(difference, weight).astype(np.float64)
+        return float(np.sum((wide @ sigma) * wide))
+
+    return by_sigma
 
 
 def _scaled(values: np.ndarray, by: np.ndarray) -> np.ndarray:

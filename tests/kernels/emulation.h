@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define QRT_EMULATE_VNNI
+#define QRT_EMULATE_BF16
 #define QRT_EMULATE_AMX
 
 // --------------------------------------------------------------------------- vpdpbusd and vpdpwssd

@@ -559,19 +559,31 @@ static void check_gemm_f32(void) {
 
 // --------------------------------------------------------------------------------------- few bits
 
-/// Rows of codes at all widths against the decoded weights, and the rows one by one and together: the same bits.
-static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, int64_t group, bool zeros) {
+static int32_t pair_of_bfloat16(float first, float second) {
+    uint32_t upper, lower;
+    memcpy(&upper, &first, sizeof upper), memcpy(&lower, &second, sizeof lower);
+    return (int32_t)(upper | lower >> 16);
+}
+
+/// Rows of codes at all widths against the decoded weights, and the rows one by one and together: the same bits. Rows may be of FP8,
+/// and then as pairs if they are many.
+static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, int64_t group, bool zeros, bool float8) {
     int64_t m = 11, groups = (k + group - 1) / group, ldy = n + 2;
     float *scales = floats(n * groups), *zero_points = floats(n * groups), *bias = floats(n), *a = floats(m * k);
     fill_uniform(scales, n * groups, 1);
     for (int64_t i = 0; i < n * groups; i++) zero_points[i] = table ? uniform(-1, 1) : (float)(random_bits() % (1u << bits));
     fill_uniform(bias, n, 1);
     fill_uniform(a, m * k, 1);
+    if (float8) {
+        float *rows = floats(m * k);
+        for (int64_t i = 0; i < m; i++) definition.rows.round_to_float8(a + i * k, rows + i * k, k);
+        a = rows;
+    }
     uint8_t *codes = array(n * k, 1), *again = array(n * k, 1);
     for (int64_t i = 0; i < n * k; i++) codes[i] = (uint8_t)(random_bits() % (1u << bits));
     const qrt_nbits_spec spec = {
         .k = k, .n = n, .group = group, .bits = bits, .table = table, .scales = scales, .zero_points = zeros ? zero_points : NULL,
-        .bias = bias,
+        .bias = bias, .reads_float8 = float8,
     };
     const qrt_nbits_source source = {.rows = codes, .row_stride_bytes = k, .bits = 8};
     qrt_nbits_weights *w = qrt_nbits_new(&spec, &rung.gemm_nbits, &rung.gemm_f32, NULL);
@@ -595,7 +607,7 @@ static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, i
                 exact += a[i * k + p] * scales[at] * (value - zero);
                 size += fabs(a[i * k + p] * scales[at]) * (fabs(value) + fabs(zero) + (table ? 0 : centre));
             }
-            check_close(together[i * ldy + j], exact, EPS * ((double)(k + 2 * groups) * size + fabs(bias[j])), "nbits", i, j);
+            check_close(together[i * ldy + j], exact, EPS * ((double)(k + 2 * groups + 3 * float8) * size + fabs(bias[j])), "nbits", i, j);
         }
         for (int64_t j = n; j < ldy; j++) check_same(together[i * ldy + j], UNTOUCHED, "nbits, beyond", i, j);
     }
@@ -605,7 +617,64 @@ static void check_nbits_at(int bits, const float *table, int64_t k, int64_t n, i
     release();
 }
 
+static void check_nbits_float8(void) {
+    static const int64_t ks[] = {2, 16, 62, 130, 601, 1200}, groups[] = {5, 16, 64, 300, 2000};
+    static const float of_bfloat16[16] = {-6, -4, -3, -2, -1.5f, -1, -0.5f, 0, 0.5f, 1, 1.5f, 2, 3, 4, 6, 0.0078125f};
+    float wider[16];
+    fill_uniform(wider, COUNT(wider), 1);
+    for (int i = 0; i < COUNT(ks); i++)
+        for (int g = 0; g < COUNT(groups); g++) {
+            for (int bits = 2; bits <= 8; bits = bits == 4 ? 8 : bits + 1)
+                check_nbits_at(bits, NULL, ks[i], 33 - bits, groups[g], (i + g + bits) % 2, true);
+            check_nbits_at(4, of_bfloat16, ks[i], 70, groups[g], (i + g) % 2, true);
+            check_nbits_at(4, wider, ks[i], 31, groups[g], (i + g) % 2, true);
+        }
+}
+
+/// Pairs of bfloat16 have the bits of the float kernels, whatever begins and ends in a strip.
+static void check_pairs_at(int64_t m, int64_t k, int64_t size, bool zeros, bool begun) {
+    const int64_t nr = rung.gemm_f32.nr, groups = (k + size - 1) / size, lda = k + 2, ldc = nr + 3;
+    float *a = floats(m * lda), *b = floats(k * nr), *scales = floats(groups * nr), *offsets = floats(groups * nr);
+    float *sums = floats(m * groups), *before = floats(m * nr), *c = floats(m * ldc), *want = floats(m * ldc);
+    int32_t *a_pairs = array(m * lda / 2, sizeof *a_pairs), *b_pairs = array(k * nr / 2, sizeof *b_pairs);
+    for (int64_t i = 0; i < m * lda; i++) a[i] = (float)((int)(random_bits() % 255) - 127) / 16;
+    for (int64_t i = 0; i < k * nr; i++) b[i] = (float)((int)(random_bits() % 255) - 127) / 1024;
+    fill_uniform(scales, groups * nr, 1), fill_uniform(offsets, groups * nr, 1), fill_uniform(sums, m * groups, 9);
+    fill_uniform(before, m * nr, 1), fill_uniform(c, m * ldc, 1);
+    memcpy(want, c, (size_t)(m * ldc) * sizeof *c);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t p = 0; p < k; p += 2) a_pairs[i * lda / 2 + p / 2] = pair_of_bfloat16(a[i * lda + p], a[i * lda + p + 1]);
+    for (int64_t p = 0; p < k; p += 2)
+        for (int64_t j = 0; j < nr; j++) b_pairs[p / 2 * nr + j] = pair_of_bfloat16(b[p * nr + j], b[(p + 1) * nr + j]);
+    qrt_f32_groups of_floats = {
+        .size = size, .scales = scales, .zeros = zeros ? offsets : NULL, .stride = nr, .sums = sums, .sums_stride = groups,
+        .begun = begun ? before : NULL, .begun_stride = nr,
+    };
+    qrt_f32_groups of_pairs = of_floats;
+    of_pairs.size = size / 2;
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        rung.gemm_f32.grouped_strip(m, k, a, lda, b, nr, &of_floats, want, ldc, accumulate);
+        rung.gemm_nbits.grouped_pair_strip(m, k / 2, a_pairs, lda / 2, b_pairs, nr, &of_pairs, c, ldc, accumulate);
+        for (int64_t i = 0; i < m * ldc; i++) check_same(c[i], want[i], "pairs in groups", i / ldc, i % ldc);
+        rung.gemm_f32.strip(m, nr, k, a, lda, b, nr, b, want, ldc, accumulate);
+        rung.gemm_nbits.pair_strip(m, k / 2, a_pairs, lda / 2, b_pairs, nr, c, ldc, accumulate);
+        for (int64_t i = 0; i < m * ldc; i++) check_same(c[i], want[i], "pairs", i / ldc, i % ldc);
+    }
+    release();
+}
+
+static void check_pairs(void) {
+    check(!rung.gemm_nbits.pair_strip == !rung.gemm_nbits.grouped_pair_strip, "pairs of both kinds", 0, 0, 0, 0);
+    if (!rung.gemm_nbits.pair_strip) return;
+    for (int64_t m = 1; m <= 30; m++)
+        for (int64_t k = 2; k <= 50; k += 16) {
+            check_pairs_at(m, k, 16, m % 2, false);
+            check_pairs_at(m, k, 64, m % 2, m % 3);
+        }
+}
+
 static void check_gemm_nbits(void) {
+    check_pairs();
     static const int64_t ks[] = {1, 7, 16, 61, 129, 600}, ns[] = {1, 15, 16, 33, 100}, groups[] = {5, 16, 64, 1000};
     float table[256];
     fill_uniform(table, COUNT(table), 1);
@@ -613,9 +682,10 @@ static void check_gemm_nbits(void) {
         for (int i = 0; i < COUNT(ks); i++)
             for (int j = 0; j < COUNT(ns); j++)
                 for (int g = 0; g < COUNT(groups); g++) {
-                    check_nbits_at(bits, NULL, ks[i], ns[j], groups[g], (i + j + g) % 2);
-                    if ((i + j + g) % 3 == 0) check_nbits_at(bits, table, ks[i], ns[j], groups[g], (i + j) % 2);
+                    check_nbits_at(bits, NULL, ks[i], ns[j], groups[g], (i + j + g) % 2, false);
+                    if ((i + j + g) % 3 == 0) check_nbits_at(bits, table, ks[i], ns[j], groups[g], (i + j) % 2, false);
                 }
+    check_nbits_float8();
     // Of FP8 each code, the one with all bits set aside: it is no number.
     for (unsigned code = 0; code < 256; code++) {
         double exponent = code >> 3 & 15, mantissa = code & 7;

@@ -31,13 +31,16 @@ CODEBOOK = np.random.default_rng(0).standard_normal(256).astype(np.float32)
 FORMATS: dict[str, tuple[int, np.ndarray | None]] = {
     "2": (2, None), "3": (3, None), "4": (4, None), "8": (8, None), "nf4": (4, NF4), "fp4": (4, FP4), "fp8": (8, FP8),
     "2 of a table": (2, NF4[::5]), "3 of a table": (3, NF4[::2]), "8 of a table": (8, CODEBOOK),
+    "subnormal": (4, np.ldexp(np.float32(1), np.arange(-133, -125)).repeat(2) * np.float32([1, -1] * 8)),
 }  # fmt: skip
 
 
 class Layer:
     """Random weights: as they are packed, and decoded in float64."""
 
-    def __init__(self, name: str, k: int, n: int, group: int | None = None, *, zeros: bool = False, bias: bool = True) -> None:
+    def __init__(
+        self, name: str, k: int, n: int, group: int | None = None, *, zeros: bool = False, bias: bool = True, activations: str = "float"
+    ) -> None:
         rng = np.random.default_rng([k, n])
         self.bits, self.table = FORMATS[name]
         self.group = group or max(k, 1)
@@ -56,7 +59,7 @@ class Layer:
         self.of_group = np.arange(k) // self.group
         self.decoded = self.scale.astype(np.float64)[:, self.of_group] * (self.value - self.offset[:, self.of_group])
         self.packed = _kernels.PackedNBits(
-            self.codes, self.scale, self.zero, self.bias, bits=self.bits, table=self.table, group=group
+            self.codes, self.scale, self.zero, self.bias, bits=self.bits, table=self.table, group=group, activations=activations
         )  # fmt: skip
 
     def exact(self, x: np.ndarray) -> np.ndarray:
@@ -120,6 +123,42 @@ def test_depths_around_the_blocks(name: str, k: int, group: int | None) -> None:
     got = assert_close(layer, x)
     np.testing.assert_array_equal(layer(x[:1]), got[:1])
     np.testing.assert_array_equal(layer(x[125:129]), got[125:129])
+
+
+@pytest.mark.parametrize("name", ["2", "4", "8", "nf4", "fp4", "fp8", "subnormal"])
+@pytest.mark.parametrize(
+    ("k", "group"), [(1, None), (2, None), (33, None), (96, 16), (99, 33), (576, 256), (1200, None), (1536, 33), (1030, 64), (0, None)]
+)
+def test_rows_of_float8(name: str, k: int, group: int | None) -> None:
+    """The sums are of the numbers of E4M3 alone, the same for few rows and for many, on one rung with multiply-adds and on another."""
+    scales = np.exp2(np.random.default_rng(k).uniform(-20, 20, (131, 1))).astype(np.float32)
+    (x,) = _kernels.call_node("round_to_float8", [random(131, k) * scales])
+    x[7] = 0
+    shift = name != "subnormal"  # which would be lost beside it
+    layer = Layer(name, k, 50, group, zeros=shift, bias=shift, activations="float8")
+    got = layer(x)
+    rounding = 3 * EPS * (np.abs(x).astype(np.float64) @ np.abs(layer.decoded).T)
+    assert (np.abs(got - layer.exact(x)) <= layer.bound(x) + rounding).all()
+    for rows in (slice(0, 1), slice(125, 129), slice(3, 12), slice(40, 131)):
+        np.testing.assert_array_equal(layer(x[rows]), got[rows])
+    np.testing.assert_array_equal(layer(x, threads=2), got)
+    before = _kernels.isa()
+    for isa in ("avx2", "avx512", "avx512vnni"):
+        if isa in _kernels.available_isas() and before != "portable":
+            _kernels.set_isa(isa)
+            again = Layer(name, k, 50, group, zeros=shift, bias=shift, activations="float8")(x)
+            _kernels.set_isa(before)
+            np.testing.assert_array_equal(again, got)
+
+
+def test_a_row_of_float8_that_is_not_finite() -> None:
+    layer = Layer("fp4", 64, 20, 16, activations="float8")
+    x = random(20, 64)
+    x[3, 5], x[11, 0] = np.nan, np.inf
+    (rounded,) = _kernels.call_node("round_to_float8", [x])
+    y = layer(rounded)
+    assert np.flatnonzero(np.isnan(y).all(axis=1)).tolist() == [3, 11]
+    assert np.flatnonzero(~np.isfinite(y).all(axis=1)).tolist() == [3, 11]
 
 
 @pytest.mark.parametrize("threads", [2, 3])

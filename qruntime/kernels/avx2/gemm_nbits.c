@@ -19,6 +19,6 @@ static inline vf vf_table16(const float *table, vi index) {
 
 #include "../vector/gemm_nbits.inc.h"
 
-void qrt_avx2_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"avx2", stream, decode}; }
+void qrt_avx2_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"avx2", stream, decode, NULL, NULL}; }
 
 #include "../vector/simd_end.h"

@@ -14,6 +14,6 @@ static inline vi vi_load_u16(const uint16_t *p) { return _mm512_cvtepu16_epi32(_
 
 #include "../vector/gemm_nbits.inc.h"
 
-void qrt_avx512_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"avx512", stream, decode}; }
+void qrt_avx512_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"avx512", stream, decode, NULL, NULL}; }
 
 #include "../vector/simd_end.h"

@@ -21,4 +21,4 @@ static inline vf vf_table16(const float *table, vi index) {
 
 #include "../vector/gemm_nbits.inc.h"
 
-void qrt_neon_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"neon", stream, decode}; }
+void qrt_neon_gemm_nbits(qrt_kernel_table *t) { t->gemm_nbits = (qrt_gemm_nbits){"neon", stream, decode, NULL, NULL}; }

@@ -43,5 +43,5 @@ static void stream(const qrt_nbits_weights *w, int64_t m, const float *a, int64_
 }
 
 void qrt_portable_gemm_nbits(qrt_kernel_table *t) {
-    t->gemm_nbits = (qrt_gemm_nbits){"portable", stream, decode};
+    t->gemm_nbits = (qrt_gemm_nbits){"portable", stream, decode, NULL, NULL};
 }

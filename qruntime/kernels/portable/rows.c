@@ -122,6 +122,7 @@ void qrt_portable_rows(qrt_kernel_table *t) {
     table->layer_norm = layer_norm;
     table->rms_norm = rms_norm;
     table->round_to_float8 = round_to_float8;
+    table->float8_codes = float8_codes;
     set_f64_rows(table);
 #define SET(enumerator, name)                                                   \
     table->reduce[QRT_REDUCE_##enumerator] = reduce_##name;                     \

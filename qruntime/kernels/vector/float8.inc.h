@@ -36,12 +36,18 @@ static float float8_scale(const float *x, int64_t n) {
     return scale < FLT_MIN ? FLT_MIN : scale;
 }
 
+static inline float float8_code(float share) {
+    share = share > FLOAT8_MOST ? FLOAT8_MOST : share;
+    return rounded_to_float8(share < -FLOAT8_MOST ? -FLOAT8_MOST : share);
+}
+
+static float float8_codes(const float *restrict x, float *restrict codes, int64_t n) {
+    const float scale = float8_scale(x, n), inverse = 1.0f / scale;
+    for (int64_t i = 0; i < n; i++) codes[i] = float8_code(x[i] * inverse);
+    return scale;
+}
+
 static void round_to_float8(const float *restrict x, float *restrict y, int64_t n) {
     const float scale = float8_scale(x, n), inverse = 1.0f / scale;
-    for (int64_t i = 0; i < n; i++) {
-        float share = x[i] * inverse;
-        share = share > FLOAT8_MOST ? FLOAT8_MOST : share;
-        share = share < -FLOAT8_MOST ? -FLOAT8_MOST : share;
-        y[i] = rounded_to_float8(share) * scale;
-    }
+    for (int64_t i = 0; i < n; i++) y[i] = float8_code(x[i] * inverse) * scale;
 }

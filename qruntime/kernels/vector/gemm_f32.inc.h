@@ -74,35 +74,19 @@ ALWAYS_INLINE void tile(const int rows, const int vectors, const bool full, int6
         }
 }
 
-/// The sums of a group are scaled and added to c, which is in the cache, when they are done. Row 0 is row `first` of the strip.
+#include "f32_groups.inc.h"
+
+/// Row 0 is row `first` of the strip.
 ALWAYS_INLINE void grouped_tile(const int rows, int64_t first, int64_t k, const float *a, int64_t lda, const float *b, int64_t ldb,
                                 const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
-    const float *begun = groups->begun ? groups->begun + first * groups->begun_stride : NULL;
-    const float *factors = groups->zeros ? groups->sums + first * groups->sums_stride : NULL;
-    const float *scales = groups->scales, *zeros = groups->zeros;
-    for (; k > 0; k -= groups->size, a += groups->size, b += groups->size * ldb, scales += groups->stride, accumulate = true) {
+    qrt_f32_groups group = *groups;
+    if (group.begun) group.begun += first * group.begun_stride;
+    if (group.zeros) group.sums += first * group.sums_stride;
+    for (; k > 0; k -= group.size, a += group.size, b += group.size * ldb, accumulate = true) {
         vf sums[MR][NV];
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) sums[i][v] = begun ? vf_load(begun + i * groups->begun_stride + v * VL) : vf_zero();
-        add_products(rows, NV, true, NR, k < groups->size ? k : groups->size, a, lda, b, ldb, NULL, NULL, sums);
-        if (zeros) {
-#pragma GCC unroll 16
-            for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-                for (int v = 0; v < NV; v++)
-                    sums[i][v] = vf_fnma(vf_load(zeros + v * VL), vf_set(factors[i * groups->sums_stride]), sums[i][v]);
-            zeros += groups->stride;
-            factors++;
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) {
-                float *at = c + i * ldc + v * VL;
-                vf_store(at, vf_fma(vf_load(scales + v * VL), sums[i][v], accumulate ? vf_load(at) : vf_zero()));
-            }
+        begin_group(rows, &group, sums);
+        add_products(rows, NV, true, NR, k < group.size ? k : group.size, a, lda, b, ldb, NULL, NULL, sums);
+        end_group(rows, &group, sums, c, ldc, accumulate);
     }
 }
 

@@ -39,6 +39,39 @@ def test_operations_are_products_with_weights(profile):
     assert {node.op_type for node in profile.nodes if node.operations is None} & {"Gather", "Slice", "Squeeze"}
 
 
+@pytest.mark.parametrize(("group", "window"), [(1, (3, 3)), (24, (3, 3)), (2, (1, 1)), (1, (5,))])
+def test_operations_of_convolutions(group, window):
+    channels, maps, size = 24, 48 if group < 24 else 24, 12
+    weights = {"w": np.ones((maps, channels // group, *window), np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], group=group), helper.make_node("Relu", ["y"], ["z"])]
+    infos = [("x", TensorProto.FLOAT, ["n", channels, *[size] * len(window)])], [("z", TensorProto.FLOAT, None)]
+    model = qruntime.load(model_bytes(nodes, *infos, weights))
+    positions = np.prod([size - taps + 1 for taps in window])
+    wanted = 2 * 3 * positions * weights["w"].size
+    feed = {"x": np.ones((3, channels, *[size] * len(window)), np.float32)}
+    for run in (model, model.quantize_dynamic({"Conv"})):
+        counted = [node.operations for node in run.profile(feed, repeat=1).nodes if "Conv" in node.op_type]
+        assert counted == [wanted]
+
+
+def test_operations_of_layers_on_codes():
+    def one(value, dtype):
+        return np.full((), value, dtype)
+
+    scales = {"s": one(0.1, np.float32), "z": one(3, np.uint8), "zw": one(0, np.int8)}
+    codes = {"w": np.ones((8, 4, 3, 3), np.int8), "v": np.ones((8 * 49, 20), np.int8)}
+    nodes = [
+        helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "zw", "s", "z"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("QLinearMatMul", ["f", "s", "z", "v", "s", "zw", "s", "z"], ["y"]),
+    ]
+    infos = [("x", TensorProto.UINT8, ["n", 4, 9, 9])], [("y", TensorProto.UINT8, None)]
+    model = qruntime.load(model_bytes(nodes, *infos, {**scales, **codes}))
+    counted = {node.op_type: node.operations for node in model.profile({"x": np.ones((2, 4, 9, 9), np.uint8)}, repeat=1).nodes}
+    assert counted["QLinearConv"] == 2 * 2 * 49 * codes["w"].size
+    assert counted["QLinearMatMul"] == 2 * 2 * codes["v"].size
+
+
 def test_written_forms_agree(profile):
     table = str(profile).splitlines()
     assert len(table) == len(profile.by_operator()) + 2

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from qruntime.ir import Node
+from qruntime.ops.channel_blocks import BLOCK
 from qruntime.ops.registry import NativeCall
 from qruntime.runtime.plan import PlannedNode
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn"})
-_WEIGHT_KERNELS = _RECURRENT | {"linear", "clustered_linear"}
+_LINEAR = frozenset({"linear", "clustered_linear"})
+_WEIGHTS_OF_CONVOLUTIONS = {
+    "BlockedConv": 1, "BlockedQuantizedConv": 1, "Conv": 1, "DynamicQuantizedConv": 1, "FusedConv": 1, "QLinearConv": 3,
+}  # fmt: skip
+"""Which input is the weight [M, C / group, *kernel]."""
 
 
 class NodeTime(NamedTuple):
@@ -20,7 +27,8 @@ class NodeTime(NamedTuple):
 
     A node with subgraphs has `source` "subgraphs": its time is mostly theirs, and their nodes run as they are planned.
 
-    `operations` counts products with packed weights, two for each multiply-add; None for nodes without such weights.
+    `operations` counts products with constant weights, two for each multiply-add, as they are defined: kernels may get by with
+    fewer (Winograd). None for other nodes, and for transposed convolutions.
     """
 
     name: str
@@ -111,17 +119,39 @@ def make_profile(ran: Sequence[PlannedNode], runs: Sequence[Sequence[tuple[float
     for index, call in enumerate(ran):
         times = sorted(run[index][0] for run in runs)
         name = call.node.name or (call.node.outputs[0].name if call.node.outputs else call.node.op_type)
-        operations = _operations(call.native, runs[0][index][1])
+        operations = _operations(call, runs[0][index][1])
         source = "subgraphs" if call.subplans else call.source
         nodes.append(NodeTime(name, call.node.op_type, call.kernel, times[len(times) // 2], operations, source))
     return Profile(tuple(nodes))
 
 
-def _operations(native: NativeCall | None, elements: int) -> int | None:
-    """Every row of the output of these kernels has met all packed weights once."""
-    if native is None or native.kernel not in _WEIGHT_KERNELS or elements < 0:
+def _operations(call: PlannedNode, elements: int) -> int | None:
+    if elements < 0:
         return None
-    shapes = [packed.shape for packed in native.packed]
+    if call.node.op_type in _WEIGHTS_OF_CONVOLUTIONS:
+        return _operations_of_convolution(call.node, elements)
+    return None if call.native is None else _operations_of_rows(call.native, elements)
+
+
+def _operations_of_convolution(node: Node, elements: int) -> int | None:
+    """Every element of the output has met the weights of one map."""
+    weight = node.input(_WEIGHTS_OF_CONVOLUTIONS[node.op_type])
+    if weight is None or weight.shape is None or len(weight.shape) < 3:
+        return None
+    maps, *window = weight.shape
+    if node.op_type.startswith("Blocked") and maps:  # channels are filled up to whole blocks
+        elements = elements // (-(-maps // BLOCK) * BLOCK) * maps
+    return 2 * elements * math.prod(window)
+
+
+def _operations_of_rows(native: NativeCall, elements: int) -> int | None:
+    """Every row of the output has met all packed weights once."""
+    if native.kernel == "qlinear_matmul":
+        shapes = [native.packed[0].shape]
+    elif native.kernel in _RECURRENT | _LINEAR:
+        shapes = [packed.shape for packed in native.packed]
+    else:
+        return None
     if native.kernel in _RECURRENT:
         hidden, direction = native.ints[:2]
         row = hidden * (2 if direction == 2 else 1)

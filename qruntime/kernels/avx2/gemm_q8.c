@@ -118,56 +118,11 @@ tile(const int rows, const int16_t *a, int64_t stride, const int8_t *b, int64_t 
     }
 }
 
-#define TILE(rows)                                                                                                     \
-    static __attribute__((noinline)) void tile##rows(const int16_t *a, int64_t stride, const int8_t *b,                \
-                                                     int64_t k_count, int32_t *acc) {                                  \
-        tile(rows, a, stride, b, k_count, acc);                                                                        \
-    }
-TILE(1)
-TILE(2)
-TILE(3)
-TILE(4)
-TILE(5)
-TILE(6)
-
-typedef void (*tile_fn)(const int16_t *a, int64_t stride, const int8_t *b, int64_t k_count, int32_t *acc);
-static const tile_fn tiles[MR + 1] = {NULL, tile1, tile2, tile3, tile4, tile5, tile6};
-
-static void dot(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t panel, int64_t k_first, int64_t k_count,
-                int32_t *acc) {
-    const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes + k_first * NR;
-    int64_t stride = block->a_stride_bytes / (int64_t)sizeof(int16_t);
-    const int16_t *a = (const int16_t *)block->a + k_first;
-    for (int r = 0; r < block->num_rows; r += MR) {
-        int rows = block->num_rows - r < MR ? block->num_rows - r : MR;
-        tiles[rows](a + r * stride, stride, b, k_count, acc + r * NR);
-    }
-}
-
-static void multiply(const qrt_q8_weights *w, const qrt_q8_block *block, int64_t first, int64_t last) {
-    int64_t stride = block->a_stride_bytes / (int64_t)sizeof(int16_t);
-    for (int64_t panel = first; panel < last; panel++) {
-        const int8_t *b = (const int8_t *)w->panels + panel * w->panel_bytes;
-        for (int r = 0; r < block->num_rows;) {
-            int left = block->num_rows - r;
-            // Two tiles of much the same height rather than a full one and a sliver.
-            int rows = left <= MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
-            int32_t acc[MR * NR];
-            tiles[rows]((const int16_t *)block->a + r * stride, stride, b, w->k_padded, acc);
-            finish_tile(w, block, panel, r, rows, acc);
-            r += rows;
-        }
-    }
-}
+#define QRT_TILES TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#include "../vector/gemm_q8_widening.inc.h"
 
 #include "../vector/simd_end.h"
 
-const qrt_gemm_q8 qrt_avx2_gemm_q8_widening = {
-    .name = "avx2 widening", .mr = MR, .nr = NR, .kr = KR, .item_bytes = sizeof(int16_t),
-    .block_rows = QRT_Q8_BLOCK_ROWS, .block_bytes = QRT_Q8_BLOCK_BYTES,
-    .codes = {range, quantize, pack_codes, NULL}, .panel_bytes = panel_bytes, .pack_panel = pack_panel,
-    .unpack_panel = unpack_panel,
-    .multiply = multiply, .dot = dot, .finish = finish,
-};
+const qrt_gemm_q8 qrt_avx2_gemm_q8_widening = {.name = "avx2 widening", WIDENING_GEMM_Q8};
 
 #endif

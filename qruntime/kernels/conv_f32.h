@@ -52,7 +52,7 @@ typedef struct {
     int64_t num_floats, num_last_floats;  ///< at a place, and those of the last plane
     int64_t step;                         ///< 0, or positions are so many floats apart: one that QRT_CONV_STEPS lists
     int64_t num_taps;
-    const int64_t *places;                ///< [num_taps, positions]: offsets within a plane, or QRT_OUTSIDE; with a step [num_taps],
+    const int64_t *places;                ///< [num_taps, positions]: offsets within a plane, or QRT_OUTSIDE, the only negative one; with a step [num_taps],
                                           ///< of the first position, and none is outside
     const float *w;                       ///< of plane i and tap t: [num_floats, blocks · 16] at i · w_plane + taps[t]
     int64_t w_plane;
@@ -67,11 +67,11 @@ typedef struct {
     int64_t x_row;                 ///< floats between rows of a window
     const float *w;                ///< [rows, group, window, 16]
     int64_t group;                 ///< channels that an output sums, those of its own group: 1, 2, 4 or 8
-    int64_t rows, window, step;    ///< the latter two such that QRT_CONV_WINDOWS lists them, or, of groups, QRT_CONV_GROUP_WINDOWS
+    int64_t rows, window, step;    ///< a step of 1 or 2; of groups the latter two such that QRT_CONV_GROUP_WINDOWS lists them
     int64_t begin, end;            ///< pixels of a row from x on that are inside; others are zeros. Every window has one.
 } qrt_conv_row;
 
-/// Window and step of qrt_conv_row.
+/// Window and step of qrt_conv_row: those that kernels have code of their own for, and all of groups.
 #define QRT_CONV_WINDOWS(X) X(3, 1) X(3, 2) X(5, 1) X(5, 2) X(7, 1)
 #define QRT_CONV_GROUP_WINDOWS(X) X(3, 1) X(3, 2)
 enum { QRT_CONV_MAX_WINDOW = 7 };

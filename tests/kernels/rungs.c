@@ -2013,11 +2013,11 @@ static void check_conv_row(int64_t n, int64_t group, int64_t window, int64_t ste
     release();
 }
 
-/// Every window that is listed, at every border that leaves a pixel of each.
-static void check_conv_rows(int64_t group, int64_t window, int64_t step) {
+/// A window at every border that leaves a pixel of each, or at every few of them.
+static void check_conv_rows(int64_t group, int64_t window, int64_t step, int64_t apart) {
     for (int64_t n = 1; n <= 19; n++)
-        for (int64_t before = 0; before < window; before++)
-            for (int64_t behind = 0; behind < window; behind++) {
+        for (int64_t before = 0; before < window; before += apart)
+            for (int64_t behind = 0; behind < window; behind += apart) {
                 const uint32_t bits = random_bits() >> 8;
                 if ((n - 1) * step + window > before + behind) check_conv_row(n, group, window, step, bits % 5, before, behind, bits & 64);
             }
@@ -2240,11 +2240,14 @@ static void check_conv_f32(void) {
         for (int64_t taps = 0; taps <= MOST_TAPS; taps++)
             for (int s = 0; s < COUNT(window_steps); s++)
                 for (int special = 0; special < 2; special++) check_conv_window(n, window_steps[s], taps, special);
-#define CHECK_ROWS(WINDOW, STEP) check_conv_rows(1, WINDOW, STEP);
+#define CHECK_ROWS(WINDOW, STEP) check_conv_rows(1, WINDOW, STEP, 1);
 #define CHECK_GROUPS(WINDOW, STEP) \
-    for (int64_t group = 2; group <= 8; group *= 2) check_conv_rows(group, WINDOW, STEP);
+    for (int64_t group = 2; group <= 8; group *= 2) check_conv_rows(group, WINDOW, STEP, 1);
     QRT_CONV_WINDOWS(CHECK_ROWS)
     QRT_CONV_GROUP_WINDOWS(CHECK_GROUPS)
+    static const int64_t other_windows[] = {1, 2, 4, 7, 8, 9, 15, 22};
+    for (int i = 0; i < COUNT(other_windows); i++)
+        for (int64_t step = 1; step <= 2; step++) check_conv_rows(1, other_windows[i], step, 1 + other_windows[i] / 5);
 #undef CHECK_ROWS
 #undef CHECK_GROUPS
 }

@@ -351,6 +351,11 @@ CASES = {
     "strided groups": ("grouped", (40, 40, 3, 3), (11, 21), {"pads": [1, 1, 1, 1], "strides": [2, 2], "group": 5}),
     "groups of blocks": ("blocks", (96, 160, 3, 3), (12, 33), {"pads": [1, 1, 1, 1], "group": 2}),
     "dilated depthwise": ("depthwise", (20, 20, 3, 3), (19, 30), {"pads": [2, 2, 2, 2], "dilations": [2, 2]}),
+    "from row to row": ("blocks", (200, 130, 3, 3), (14, 14), {"pads": [1, 1, 1, 1]}),
+    "seven columns": ("blocks", (90, 70, 1, 1), (13, 13), {"strides": [2, 2]}),
+    "groups of a block": ("blocks", (64, 64, 3, 3), (9, 14), {"pads": [1, 1, 1, 1], "group": 4}),
+    "filters": ("depthwise", (40, 40, 1, 31), (2, 75), {"pads": [0, 15, 0, 15]}),
+    "strided filters": ("depthwise", (20, 20, 2, 9), (5, 41), {"pads": [1, 0, 1, 8], "strides": [1, 2]}),
     "wide depthwise": ("depthwise", (90, 90, 5, 3), (31, 71), {"pads": [2, 1, 2, 1], "strides": [1, 2]}),
 }
 

@@ -26,6 +26,8 @@ struct job {
     int64_t step, row, steps_begin, steps_end;  ///< outputs of a row are `row`; those between begin and end lie in steps, none outside
     int64_t unit_groups, unit_images, unit_positions;  ///< all groups of one image, or one of some
     int64_t chunk, kept_planes;
+    int64_t tile_groups;                 ///< that a tile serves one after the other: one, or all of a unit
+    bool pays_steps[QRT_CONV_MAX_BLOCKS];  ///< for tiles of 1, 2, … blocks
     int64_t *lists;                      ///< for each slot: places and taps
     int64_t list_length, slots;
 };
@@ -108,7 +110,7 @@ static int next_tile(const job *j, int64_t column, int64_t left, int64_t blocks,
     const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
     int64_t gap = left;
     *in_steps = false;
-    if (j->steps_end - j->steps_begin >= wide) {
+    if (j->pays_steps[blocks - 1]) {
         const int64_t behind = column + wide, next_row = j->row + j->steps_begin;
         *in_steps = column >= j->steps_begin && behind <= j->steps_end && wide <= left;
         const bool is_last = behind + wide > j->steps_end;
@@ -120,21 +122,37 @@ static int next_tile(const job *j, int64_t column, int64_t left, int64_t blocks,
     return (int)qrt_ceil_div(gap, qrt_ceil_div(gap, most));
 }
 
-/// Adds what `kept_planes` planes from `plane` on give to a chunk, which is finished with the last of them.
-static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t plane, int64_t first, int64_t end, int64_t *lists) {
+/// The tile of the first group, `sums`, for those that follow it, in a function of its own: most convolutions do without, and lack registers.
+static __attribute__((noinline)) void sum_further_groups(const job *j, qrt_conv_sums sums, int64_t image, int64_t groups, int64_t blocks, int64_t at, int count) {
+    const qrt_conv_weights *w = j->w;
+    const float *const *planes = sums.planes;
+    const int64_t group_floats = w->planes * sums.w_plane, y_plane = j->epilogue->plane;
+    float *y = j->epilogue->y + image * j->epilogue->image + at * BLOCK;
+    for (int64_t i = 1; i < groups; i++) {
+        sums.planes = planes + i / (w->groups / w->parts) * w->planes;
+        sums.w += group_floats;
+        sums.ahead += group_floats;
+        const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, i * blocks, at);
+        w->kernel.tile(&sums, count, (int)blocks, y + i * blocks * y_plane, y_plane, false, &e);
+    }
+}
+
+/// Adds what `kept_planes` planes from `plane` on give to a chunk of `groups` groups, as many blocks each, which is finished with the last of them.
+static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t groups, int64_t plane, int64_t first, int64_t end, int64_t *lists) {
     const qrt_conv_weights *w = j->w;
     const int64_t block = qrt_conv_first_block(w, group), blocks = qrt_conv_first_block(w, group + 1) - block;
     const int64_t tap_floats = w->floats * blocks * BLOCK, plane_floats = w->taps * tap_floats;
-    const float *values = w->values + block * BLOCK * w->planes * w->taps * w->floats;
+    const float *values = w->values + block * BLOCK * w->planes * w->taps * w->floats + plane * plane_floats;
     float *y = j->epilogue->y + image * j->epilogue->image + block * j->epilogue->plane;
     int64_t *places = lists, *taps = lists + w->taps * QRT_CONV_MAX_POSITIONS;
-    const int64_t planes = qrt_min(j->kept_planes, w->planes - plane);
+    const int64_t y_plane = j->epilogue->plane, planes = qrt_min(j->kept_planes, w->planes - plane);
+    // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
+    const int64_t kept_floats = planes * plane_floats, share = kept_floats / blocks;
     const bool is_last = plane + planes == w->planes;
-    const int64_t part = group / (w->groups / w->parts);
     qrt_conv_sums sums = {
-        .planes = j->planes + (image * w->parts + part) * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
+        .planes = j->planes + (image * w->parts + group / (w->groups / w->parts)) * w->planes + plane, .num_planes = planes, .num_floats = w->floats,
         .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->dims[1] - (w->planes - 1) * BLOCK : w->floats,
-        .places = places, .taps = taps, .w = values + plane * plane_floats, .w_plane = plane_floats, .y_step = BLOCK,
+        .places = places, .taps = taps, .w = values, .w_plane = plane_floats, .y_step = BLOCK,
     };
     for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
         const bool goes_on = sums.step && column > 0;
@@ -145,15 +163,15 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t plane,
         else
             sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
         sums.step = in_steps ? j->step : 0;
-        // The first tiles fetch a share each of the weights that come next: of memory, they take as long as the products.
-        sums.ahead = values + (plane + planes) * plane_floats + qrt_min(tile, blocks - 1) * planes * plane_floats / blocks;
+        sums.ahead = values + kept_floats + qrt_min(tile, blocks - 1) * share;
         const qrt_conv_epilogue e = qrt_blocked_epilogue_at(j->epilogue, image, block, at);
-        w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, j->epilogue->plane, plane > 0, is_last ? &e : NULL);
+        w->kernel.tile(&sums, count, (int)blocks, y + at * BLOCK, y_plane, plane > 0, is_last ? &e : NULL);
+        if (groups > 1) sum_further_groups(j, sums, image, groups, blocks, at, count);
         at += count;
         for (column += count; column >= j->row;) column -= j->row;
     }
     if (!is_last) return;
-    for (int64_t b = block; b < block + blocks; b++) qrt_finish_block(j->epilogue, image, b, first, end - first);
+    for (int64_t b = block; b < block + groups * blocks; b++) qrt_finish_block(j->epilogue, image, b, first, end - first);
 }
 
 /// How many units there are. They follow one another along an image, then from images to images, then from groups to groups.
@@ -166,16 +184,16 @@ static void run_unit(const job *j, int64_t unit, int64_t *lists) {
     const int64_t group = unit / ranges / parts * j->unit_groups, image = unit / ranges % parts * j->unit_images;
     const int64_t first = unit % ranges * j->unit_positions, end = qrt_min(first + j->unit_positions, j->g->positions);
     if (j->unit_images == 1) {
-        for (int64_t g = group; g < group + j->unit_groups; g++)
+        for (int64_t g = group; g < group + j->unit_groups; g += j->tile_groups)
             for (int64_t at = first; at < end; at += j->chunk)
                 for (int64_t plane = 0; plane < j->w->planes; plane += j->kept_planes)
-                    sum_chunk(j, image, g, plane, at, qrt_min(at + j->chunk, end), lists);
+                    sum_chunk(j, image, g, j->tile_groups, plane, at, qrt_min(at + j->chunk, end), lists);
         return;
     }
     // Weights of many planes serve all images before those of the next are read, while sums stay in the cache as well.
     for (int64_t plane = 0; plane < j->w->planes; plane += j->kept_planes)
         for (int64_t i = image; i < qrt_min(image + j->unit_images, j->g->images); i++)
-            for (int64_t at = first; at < end; at += j->chunk) sum_chunk(j, i, group, plane, at, qrt_min(at + j->chunk, end), lists);
+            for (int64_t at = first; at < end; at += j->chunk) sum_chunk(j, i, group, 1, plane, at, qrt_min(at + j->chunk, end), lists);
 }
 
 static void run_slot(void *context, int64_t slot) {
@@ -215,6 +233,25 @@ static void set_steps(job *j) {
     qrt_find_whole_columns(g, &j->steps_begin, &j->steps_end);
 }
 
+/// What tiles of some positions each cost that have a place for each, in the time of the products of a full one. A tile of fewer reads as
+/// many weights; places are found for every tap, as long as ten products take, and looked at for every tap of every plane.
+static double narrow_tiles(const job *j, int64_t blocks, double tiles, double positions) {
+    const qrt_conv_weights *w = j->w;
+    const double finding = 10.0 / (double)(w->planes * w->floats * blocks), looking = (w->taps == 1 ? 0.3 : 0.05) / (double)blocks;
+    const double share = positions / w->kernel.positions[blocks - 1];
+    return tiles * (1 + finding + looking) * (share < 0.8 ? 0.8 : share);
+}
+
+/// Whether a row of outputs costs less in tiles with steps, and in others where there are none, than in others that go on from row to row.
+static bool steps_pay(const job *j, int64_t blocks) {
+    const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
+    int64_t tiles = (j->steps_end - j->steps_begin) / wide, rest = j->row - tiles * wide;
+    if (tiles > 1 && rest > 0 && rest <= FEW_POSITIONS) tiles--, rest += wide;
+    const double others = (double)qrt_ceil_div(rest, most), in_steps = (double)(tiles * wide) / most;
+    const double between = rest ? narrow_tiles(j, blocks, others, (double)rest / others) : 0;
+    return tiles > 0 && in_steps + between <= narrow_tiles(j, blocks, (double)j->row / most, most);
+}
+
 /// About so many positions: chunks end where rows do, or tiles where an image is one row.
 static int64_t whole_rows(const job *j, int64_t positions) {
     const int64_t wide = j->w->kernel.in_steps[qrt_ceil_div(j->w->blocks, j->w->groups) - 1];
@@ -227,6 +264,7 @@ static int64_t whole_rows(const job *j, int64_t positions) {
 /// larger, the weights of all groups or an image, is read once, by one thread.
 static void divide(job *j, int threads) {
     const qrt_conv_weights *w = j->w;
+    for (int blocks = 1; blocks <= w->kernel.blocks; blocks++) j->pays_steps[blocks - 1] = steps_pay(j, blocks);
     const int64_t images = j->g->images, positions = j->g->positions, wanted = threads > 1 ? 8 * (int64_t)threads : 1;
     const int64_t group_blocks = qrt_ceil_div(w->blocks, w->groups), group_floats = w->planes * w->taps * w->floats * group_blocks * BLOCK;
     int64_t ranges = qrt_min(qrt_ceil_div(wanted, images), qrt_ceil_div(positions, LEAST_POSITIONS));
@@ -242,6 +280,8 @@ static void divide(job *j, int threads) {
     j->unit_positions = whole_rows(j, qrt_ceil_div(positions, ranges));
     j->chunk = whole_rows(j, qrt_ceil_div(j->unit_positions, qrt_ceil_div(j->unit_positions, CHUNK)));
     j->slots = qrt_min(wanted, count_units(j));
+    // Where the cache keeps all weights, places of windows are found once for all groups.
+    j->tile_groups = w->taps > 1 && w->blocks % w->groups == 0 && group_floats <= KEPT_FLOATS / j->unit_groups ? j->unit_groups : 1;
     j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(group_floats, KEPT_FLOATS), w->planes));
 }
 

@@ -92,14 +92,14 @@ static void slide(const job *j, int64_t image, int64_t block, int64_t row, int64
     kernel->means(count, step, num_taps, lists, counted ? (float)counted : 1, x, y);
 }
 
-/// Whether depthwise_row takes the rows of a convolution: of windows that it knows, each with a pixel of every row. Others can only be of single channels.
+/// Whether depthwise_row takes the rows of a convolution, whose windows each have a pixel of every row. Others can only be of single channels.
 static bool is_in_rows(const job *j) {
     const qrt_convolution *g = j->g;
     if (j->what != CONVOLUTION || g->window[0] > 1 || g->dilation[2] > 1 || g->begin[2] >= g->window[2]) return false;
     if ((g->out[2] - 1) * g->stride[2] - g->begin[2] >= g->in[2]) return false;
 #define IS_WINDOW(SIZE, STEP) (g->window[2] == SIZE && g->stride[2] == STEP) ||
     if (j->w->kind == QRT_CONV_GROUPED) return QRT_CONV_GROUP_WINDOWS(IS_WINDOW) false;
-    return QRT_CONV_WINDOWS(IS_WINDOW) false;
+    return g->stride[2] <= 2;
 }
 
 /// One output row in one piece.

@@ -59,11 +59,11 @@ ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks
         for (int64_t t = 0; t < s->num_taps; t++, place += step ? 1 : positions) {
             const float *w = w_plane + s->taps[t], *first = step ? x + place[0] : x, *at[MAX_POSITIONS];
 #pragma GCC unroll 16
-            for (int p = 0; p < positions && !step; p++) at[p] = place[p] == QRT_OUTSIDE ? zeros : x + place[p];
+            for (int p = 0; p < positions && !step; p++) at[p] = place[p] < 0 ? zeros : x + place[p];
             if (s->num_taps == 1 && step != 1 && step != 2)  // the next tile begins where this one ends; of several taps most was read
 #pragma GCC unroll 16
                 for (int p = 0; p < positions; p++)
-                    __builtin_prefetch((step ? first + p * step : at[p]) + positions * QRT_CHANNEL_BLOCK, 0, 3);
+                    __builtin_prefetch(step ? first + (positions + p) * step : at[p] + positions * QRT_CHANNEL_BLOCK, 0, 3);
             for (int64_t c = 0; c < count; c++, w += vectors * VL, first++, ahead += 16) {
                 __asm__("" : "+r"(first));  // else compilers keep a pointer to every position, most of them in memory
                 vf weights[MAX_BLOCKS * BLOCK_VECTORS];

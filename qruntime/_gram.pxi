@@ -1,7 +1,7 @@
-# Extremes and exact sums of the rows that calibration saw.
+# Extremes, hashes and exact sums of the rows that calibration saw.
 
 cdef extern from "observed_rows.h" nogil:
-    bint qrt_observe_rows(int64_t, int64_t, const float **, float *, float *, float *, int)
+    bint qrt_observe_rows(int64_t, int64_t, const float **, float *, float *, float *, int, const uint64_t *, uint64_t *, int)
 
 cdef extern from "gram.h" nogil:
     enum: QRT_GRAM_CODE
@@ -34,21 +34,29 @@ cdef const float **_rows_of(list batches, int64_t k, int64_t *rows) except NULL:
     return each
 
 
-def observe_rows(list batches, float[::1] low, float[::1] high, float[::1] peaks):
+def observe_rows(
+    list batches, float[::1] low, float[::1] high, float[::1] peaks, const uint64_t[::1] factors, uint64_t[::1] hashes
+):
     """The least and greatest of each column of the rows of all `batches`, each [T_i, K] and not all empty, into `low` and `high` [K];
-    into `peaks` [Σ T_i] the greatest magnitude of each row, NaN where that holds one: extremes of its columns mean nothing then."""
+    into `peaks` [Σ T_i] the greatest magnitude of each row, NaN where that holds one: extremes of its columns mean nothing then; into
+    `hashes` [Σ T_i] a number that the bits of each row make, of as many columns as there are `factors`, at least one."""
     cdef int64_t k = low.shape[0], rows
     cdef int num_threads = qrt_definition_threads or qrt_default_threads()
     cdef bint is_done = True
     cdef const float **each = _rows_of(batches, k, &rows)
     try:
-        if rows == 0 or high.shape[0] != k or peaks.shape[0] != rows:
-            raise ValueError(f"{rows} rows of {k} channels need a row at least, two extremes for each channel and a peak for each row")
+        if rows == 0 or high.shape[0] != k or peaks.shape[0] != rows or hashes.shape[0] != rows or factors.shape[0] == 0:
+            raise ValueError(
+                f"{rows} rows of {k} channels need a row at least, two extremes for each channel, a peak and a hash for each row, and factors"
+            )
         if k == 0:
             peaks[:] = 0
+            hashes[:] = 0
         else:
             with nogil:
-                is_done = qrt_observe_rows(rows, k, each, &low[0], &high[0], &peaks[0], num_threads)
+                is_done = qrt_observe_rows(
+                    rows, k, each, &low[0], &high[0], &peaks[0], <int>factors.shape[0], &factors[0], &hashes[0], num_threads
+                )
     finally:
         free(each)
     if not is_done:

@@ -13,6 +13,9 @@ typedef struct {
     const float *const *x;
     float *ends;  ///< [tasks][2][k]
     float *peaks;
+    int64_t num_factors, apart;  ///< columns that are hashed, and how far apart they are
+    const uint64_t *factors;
+    uint64_t *hashes;
 } observation;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -52,6 +55,17 @@ static void widen_by_four(int64_t n, const float *const *rows, int64_t first, fl
     peaks[0] = peak0, peaks[1] = peak1, peaks[2] = peak2, peaks[3] = peak3;
 }
 
+static uint64_t hash_of(const observation *o, const float *x) {
+    uint64_t mixed = 0;
+    for (int64_t i = 0; i < o->num_factors; i++) {
+        const float number = x[i * o->apart] + 0.0f;
+        uint32_t bits;
+        memcpy(&bits, &number, sizeof bits);
+        mixed += bits * o->factors[i];
+    }
+    return (mixed ^ mixed >> 31) * o->factors[0];
+}
+
 static void take_rows(void *context, int64_t task) {
     const observation *o = context;
     const int64_t first = task * o->rows_of_task, last = min64(o->rows, first + o->rows_of_task);
@@ -69,12 +83,17 @@ static void take_rows(void *context, int64_t task) {
             for (; r < rows; r++) widen(n, x[r] + j, low + j, high + j, peaks + r);
         }
         memcpy(o->peaks + block, peaks, (size_t)rows * sizeof *peaks);
+        for (int64_t r = block; r < block + rows; r++) o->hashes[r] = hash_of(o, o->x[r]);
     }
 }
 
-bool qrt_observe_rows(int64_t rows, int64_t k, const float *const *x, float *low, float *high, float *peaks, int num_threads) {
+bool qrt_observe_rows(int64_t rows, int64_t k, const float *const *x, float *low, float *high, float *peaks, int num_factors,
+                      const uint64_t *factors, uint64_t *hashes, int num_threads) {
     int64_t tasks = min64(MAX_TASKS, (rows + ROWS - 1) / ROWS);
-    observation call = {.rows = rows, .k = k, .rows_of_task = (rows + tasks - 1) / tasks, .x = x, .peaks = peaks};
+    observation call = {
+        .rows = rows, .k = k, .rows_of_task = (rows + tasks - 1) / tasks, .x = x, .peaks = peaks, .num_factors = min64(num_factors, k),
+        .apart = k > num_factors ? k / num_factors : 1, .factors = factors, .hashes = hashes,
+    };
     tasks = (rows + call.rows_of_task - 1) / call.rows_of_task;
     call.ends = malloc((size_t)(tasks * 2 * k) * sizeof *call.ends);
     if (!call.ends) return false;

@@ -25,12 +25,12 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     rows = [batch for batch in batches if len(batch)]
     if not rows:
         raise CalibrationError(f"data: {name!r} has no row in any feed; give feeds that are not empty")
-    low, high, peaks = _extremes(rows)
+    low, high, peaks, hashes = _observed(rows)
     if not np.isfinite(peaks).all():
         at = next(i for i, batch in enumerate(batches) if not np.isfinite(batch).all())
         at = at if places is None else places[at]
         raise CalibrationError(f"data[{at}] makes NaN or infinity of {name!r}; leave that feed out, or exclude the layers that read it")
-    sample, greatest = _chosen(rows, peaks) if SAMPLE in kinds else (None, None)
+    sample, greatest = _chosen(rows, peaks, hashes) if SAMPLE in kinds else (None, None)
     return Statistics(
         sum(map(len, rows)),
         low,
@@ -42,18 +42,18 @@ def statistics_of(batches: Sequence[np.ndarray], kinds: Collection[str], name: s
     )
 
 
-def _extremes(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The least and greatest of each channel [K], and the greatest magnitude of each row [T]."""
+def _observed(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The least and greatest of each channel [K], the greatest magnitude of each row [T], and a number that its bits make [T]."""
     low, high = np.empty((2, batches[0].shape[1]), np.float32)
     peaks = np.empty(sum(map(len, batches)), np.float32)
-    observe_rows(list(batches), low, high, peaks)
-    return low, high, peaks
+    hashes = np.empty(len(peaks), np.uint64)
+    observe_rows(list(batches), low, high, peaks, _ODD, hashes)
+    return low, high, peaks, hashes
 
 
-def _chosen(batches: Sequence[np.ndarray], peaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(batches: Sequence[np.ndarray], peaks: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`SAMPLE_ROWS` rows that their own bits choose and `GREATEST_ROWS` of the greatest numbers, in orders that depend on
     nothing else."""
-    hashes = np.concatenate([_hashes(batch) for batch in batches])
     first = _least(hashes, SAMPLE_ROWS)
     sample = first[np.argsort(hashes[first], kind="stable")[:SAMPLE_ROWS]]
     first = _least(-peaks, GREATEST_ROWS)
@@ -74,10 +74,3 @@ def _rows(batches: Sequence[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     which = np.searchsorted(starts, chosen, side="right") - 1
     return np.stack([batches[i][row - starts[i]] for i, row in zip(which.tolist(), chosen.tolist(), strict=True)])
 
-
-def _hashes(rows: np.ndarray) -> np.ndarray:
-    apart = max(1, rows.shape[1] // _HASHED)
-    bits = np.ascontiguousarray(rows[:, ::apart][:, :_HASHED] + np.float32(0)).view(np.uint32).astype(np.uint64)
-    mixed = (bits * _ODD[: bits.shape[1]]).sum(axis=1, dtype=np.uint64)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed * _ODD[0]

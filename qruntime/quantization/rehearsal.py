@@ -19,6 +19,8 @@ from qruntime.quantization.steps import InputRange, SiteView
 
 ROWS = 512
 """Scales are tried on the runs that hold so many rows."""
+CLEARLY = 1.05
+"""A loss that is greater by this factor is so for more than roundings."""
 
 
 class RehearsedLayer:
@@ -94,7 +96,13 @@ def rounded_rows(rows: np.ndarray, inputs: Inputs | None, low: np.ndarray | floa
     steps = np.float32((1 << inputs.format.bits) - 1)
     scale = _above_zero((high - low) / steps)
     zero = np.clip(np.rint(-low / scale), 0, steps)
-    return (np.clip(np.rint(rows / scale) + zero, 0, steps) - zero) * scale
+    rounded = rows / scale
+    np.rint(rounded, out=rounded)
+    rounded += zero
+    np.clip(rounded, 0, steps, out=rounded)
+    rounded -= zero
+    rounded *= scale
+    return rounded
 
 
 def rounded_weight(weight: np.ndarray, scheme: Scheme | None) -> np.ndarray:
@@ -108,18 +116,25 @@ def _above_zero(scale: np.ndarray) -> np.ndarray:
     return np.where(scale > 0, scale, np.float32(1)).astype(np.float32)
 
 
-def losses_of_scales(site: SiteView, middle: np.ndarray, low: np.ndarray, high: np.ndarray, scales: Sequence[np.ndarray]) -> list[float]:
+def losses_of_scales(
+    site: SiteView, middle: np.ndarray, low: np.ndarray, high: np.ndarray, scales: Sequence[np.ndarray], alike: int = 0
+) -> list[float]:
     """For each scale [K] of the channels of a tensor less `middle` [K], which lies between `low` and `high` then: the squared error of
     what the readers compute, of quantized activations and weights, on the runs that hold `ROWS` rows. All readers see one tensor: it
-    is rounded as the first that is quantized asks."""
+    is rounded as the first that is quantized asks.
+
+    The last `alike` of the scales are multiples of one another. What has the scale of its range becomes the same codes with all of
+    them, so that their losses differ by roundings alone: where the first loses clearly more than another scale, it stands for the rest.
+    """
     inputs = next(scheme.inputs for scheme in site.schemes if scheme is not None and scheme.inputs is not None)
     runs = site.first_runs(ROWS)
+    moved = [rows - middle for rows in runs] if middle.any() else runs
     floats = [np.ascontiguousarray(weight, np.float32) for weight in site.weights]
     wanted = site.outputs(runs, floats)
     biases = [weight @ middle if middle.any() else None for weight in floats]
 
     def made(scale: np.ndarray) -> list[np.ndarray]:
-        changed = [(rows - middle) / scale for rows in runs]
+        changed = [rows / scale for rows in moved]
         ends = (low / scale).min(), (high / scale).max()
         if site.outputs_of is None:
             rounded = [rounded_rows(rows, inputs, *ends) * scale + middle for rows in changed]
@@ -133,4 +148,15 @@ def losses_of_scales(site: SiteView, middle: np.ndarray, low: np.ndarray, high: 
     def loss(scale: np.ndarray) -> float:
         return sum(power(one - other) for one, other in zip(made(scale), wanted, strict=True))
 
-    return site.side_by_side(loss, scales)
+    if alike < 2 or not all(scheme is None or _follows_range(scheme) for scheme in site.schemes):
+        return site.side_by_side(loss, scales)
+    different = len(scales) - alike + 1
+    losses = site.side_by_side(loss, scales[:different])
+    if losses[-1] > CLEARLY * min(losses):
+        return losses + losses[-1:] * (alike - 1)
+    return losses + site.side_by_side(loss, scales[different:])
+
+
+def _follows_range(scheme: Scheme) -> bool:
+    """Whether numbers and their ranges times a factor become the codes of before, but for what is rounded."""
+    return scheme.weights is None or scheme.weights.format.is_float or scheme.weights.scales.kind == FLOAT32

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from qruntime.quantization.rehearsal import RehearsedLayer, rounded_rows, rounded_weight
+from qruntime.quantization.rehearsal import RehearsedLayer, losses_of_scales, rounded_rows, rounded_weight
 from qruntime.quantization.scheme import parse
+from tests.quantization.methods.sites import K, rows, site
 from tests.small_models import random
 
 WHOLE = ["W8A8", "W8A8-asym", "W6A6", "W4A4-sym", "W8A8-static", "W6A6-static", "W3A2-static"]
@@ -40,3 +44,32 @@ def test_a_layer_that_stays_float() -> None:
     made = RehearsedLayer(WEIGHT, FACTOR, None, parse("W8A8").inputs).product(ROWS)
     wanted = rounded_rows(ROWS, parse("W8A8").inputs, 0, 0).astype(np.float64) @ (WEIGHT * FACTOR).astype(np.float64).T
     np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-4)
+
+
+def losses(scheme: str, scales: list[np.ndarray], alike: int) -> tuple[list[float], int]:
+    """And how many were tried."""
+    tried: list[np.ndarray] = []
+
+    def side_by_side(function: Callable[[np.ndarray], float], several: Sequence[np.ndarray]) -> list[float]:
+        tried.extend(several)
+        return [function(one) for one in several]
+
+    view = replace(site(rows(), scheme), side_by_side=side_by_side)
+    nothing, seen = np.zeros(K, np.float32), view.statistics
+    return losses_of_scales(view, nothing, seen.low, seen.high, scales, alike), len(tried)
+
+
+@pytest.mark.parametrize("scheme", ["W6A6", "W6A6-static"])
+def test_multiples_of_a_scale_that_loses_more_are_not_tried(scheme: str) -> None:
+    even, odd = np.ones(K, np.float32), np.exp2(random(K, seed=5) * 4).astype(np.float32)
+    bad, every = losses(scheme, [even, odd, odd * 2, odd * 8], 0)
+    assert every == 4
+    assert bad[1] > 1.1 * bad[0]
+    assert losses(scheme, [even, odd, odd * 2, odd * 8], 3) == (bad, 2)
+    assert losses(scheme, [odd, even, even * 2, even * 8], 3)[1] == 4
+    assert losses(scheme, [even, odd, odd * 2, odd * 8], 1)[1] == 4
+
+
+def test_multiples_matter_where_scales_are_no_floats() -> None:
+    even, odd = np.ones(K, np.float32), np.exp2(random(K, seed=5) * 4).astype(np.float32)
+    assert losses("W4A8-g16-pow2", [even, odd, odd * 3, odd * 5], 3)[1] == 4

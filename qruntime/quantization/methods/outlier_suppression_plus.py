@@ -54,11 +54,10 @@ class OutlierSuppressionPlus:
         middle = self.middle(site)
         low, high = site.statistics.low - middle, site.statistics.high - middle
         magnitudes = np.maximum(-low, high)
-        scales = [
-            tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32)
-            for threshold in thresholds(float(magnitudes.max()), self.grid)
-        ]
-        losses = losses_of_scales(site, middle, low, high, scales)
+        tried = thresholds(float(magnitudes.max()), self.grid)
+        scales = [tied(np.maximum(1, magnitudes / threshold), site.ties).astype(np.float32) for threshold in tried]
+        reached_by_all = int(np.sum(tried <= magnitudes.min()))
+        losses = losses_of_scales(site, middle, low, high, scales, alike=reached_by_all)
         least = min(losses)
         best = next((scale for scale, loss in zip(scales[::-1], losses[::-1], strict=True) if loss == least), np.ones_like(low))
         facts = {"threshold": float((magnitudes / best).max()), "loss": least, "loss without": losses[0]}

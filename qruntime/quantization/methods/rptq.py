@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qruntime._kernels import nearest_centers
+from qruntime._kernels import nearest_centers, settle_centers
 from qruntime.errors import QuantizationError
 from qruntime.ops.cache_codes import MOST_CLUSTERS
 from qruntime.quantization.outlier_pairs import powers
@@ -130,33 +130,34 @@ def clusters_of(points: np.ndarray, count: int, seed: int) -> np.ndarray:
     distinct = np.unique(points, axis=0)
     if len(distinct) <= count:
         return _numbered(_nearest(points, distinct)[0])
-    rng = np.random.default_rng(seed)
-    best, least = np.zeros(len(points), np.int64), np.inf
-    for _ in range(STARTS):
-        centers = _first_centers(points, count, rng)
-        labels, _ = _nearest(points, centers)
-        for _ in range(ROUNDS):
-            sizes = np.bincount(labels, minlength=len(centers))
-            sums = np.stack([np.bincount(labels, own, minlength=len(centers)) for own in points.T], axis=1)
-            centers = sums[sizes > 0] / sizes[sizes > 0, None]
-            moved, far = _nearest(points, centers)
-            if np.array_equal(moved, labels):
-                break
-            labels = moved
-        spread = float(far.sum())
-        if spread < least:
-            best, least = labels, spread
-    return _numbered(best)
+    points = np.ascontiguousarray(points)
+    centers = _first_centers(points, count, np.random.default_rng(seed))
+    labels, squares = np.empty((STARTS, len(points)), np.int64), np.empty((STARTS, len(points)))
+    settle_centers(points, centers, labels, squares, ROUNDS)
+    return _numbered(labels[np.argmin(squares.sum(axis=1))])
 
 
 def _first_centers(points: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Each drawn with a chance that grows with the square of its distance from those before it."""
-    centers = points[[rng.integers(len(points))]]
-    far = _nearest(points, centers)[1]
-    while len(centers) < count and far.any():
-        centers = np.vstack([centers, points[rng.choice(len(points), p=far / far.sum())]])
-        far = np.minimum(far, _nearest(points, centers[-1:])[1])
+    """[STARTS, count, d]: each drawn with a chance that grows with the square of its distance from those before it."""
+    drawn = [(rng.integers(len(points)), rng.random(count - 1)) for _ in range(STARTS)]
+    centers = np.empty((STARTS, count, points.shape[1]))
+    centers[:, 0] = points[[first for first, _ in drawn]]
+    far = _squares(points, centers[:, 0])
+    for number, chances in enumerate(np.stack([rest for _, rest in drawn], axis=1), 1):
+        share = np.cumsum(far / far.sum(axis=1, keepdims=True), axis=1)
+        share /= share[:, -1:]
+        centers[:, number] = points[np.sum(share <= chances[:, None], axis=1)]
+        np.minimum(far, _squares(points, centers[:, number]), out=far)
     return centers
+
+
+def _squares(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """[m, n] of the distances of all points [n, d] from each of `centers` [m, d], summed in the order of dimensions."""
+    found = np.zeros((len(centers), len(points)))
+    for own, of_centers in zip(points.T, centers.T, strict=True):
+        apart = own - of_centers[:, None]
+        found += apart * apart
+    return found
 
 
 def _nearest(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from qruntime.errors import QuantizationError
 from qruntime.quantization.methods.outlier_suppression_plus import OutlierSuppressionPlus, thresholds
 from qruntime.quantization.methods.smoothquant import SmoothQuant
 from qruntime.quantization.reasons import Reason
-from qruntime.quantization.rehearsal import rounded_rows, rounded_weight
+from qruntime.quantization.rehearsal import losses_of_scales, rounded_rows, rounded_weight
 from qruntime.quantization.steps import Equivalence, SiteView
 from tests.quantization.methods.sites import linear, rows, site
 
@@ -62,6 +64,28 @@ def test_the_choice_is_no_worse_than_none():
     assert facts["loss"] <= facts["loss without"]
     even = site(rows(outliers=1), SCHEME)
     assert chosen(even).facts["loss"] <= chosen(even).facts["loss without"]
+
+
+def test_thresholds_below_all_channels_are_tried_once():
+    """They scale all alike: the choice is that of all thresholds."""
+    lying_apart, tried = site(rows(outliers=3, shift=200), SCHEME), []
+
+    def side_by_side(function, several):
+        losses = [function(one) for one in several]
+        tried.extend(zip(several, losses, strict=True))
+        return losses
+
+    view = replace(lying_apart, side_by_side=side_by_side)
+    made, middle = chosen(view), OutlierSuppressionPlus().middle(view)
+    low, high = view.statistics.low - middle, view.statistics.high - middle
+    reach = np.maximum(-low, high)
+    every = [np.maximum(1, reach / one).astype(np.float32) for one in thresholds(float(reach.max()), 25)]
+    below = sum((one > 1).all() for one in every)
+    assert below > 2
+    assert len(tried) == 25 - below + 1
+    losses = losses_of_scales(lying_apart, middle, low, high, every)
+    assert np.array_equal(made.scale, every[int(np.argmin(losses))])
+    assert made.facts["loss"] == min(losses)
 
 
 def test_a_symmetric_tensor_is_not_shifted():

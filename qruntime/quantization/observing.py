@@ -73,4 +73,3 @@ def _rows(batches: Sequence[np.ndarray], chosen: np.ndarray) -> np.ndarray:
     starts = np.cumsum([0, *map(len, batches)])
     which = np.searchsorted(starts, chosen, side="right") - 1
     return np.stack([batches[i][row - starts[i]] for i, row in zip(which.tolist(), chosen.tolist(), strict=True)])
-

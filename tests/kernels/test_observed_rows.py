@@ -8,7 +8,6 @@ import pytest
 from qruntime._kernels import observe_rows
 from tests.small_models import assert_same_bits, random
 
-
 FACTORS = np.random.default_rng(1).integers(1 << 63, size=16, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 

@@ -17,37 +17,39 @@ ALWAYS_INLINE vf finished(vf sum, const float *bias, const float *addend, vf low
 
 ALWAYS_INLINE void store_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane, int64_t y_step) {
 #pragma GCC unroll 16
-    for (int p = 0; p < positions; p++)
+    for (int p = 0; p < positions; p++, y += y_step)
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
-            vf_store(y + v / BLOCK_VECTORS * y_plane + p * y_step + v % BLOCK_VECTORS * VL, sums[p][v]);
+            vf_store(y + v / BLOCK_VECTORS * y_plane + v % BLOCK_VECTORS * VL, sums[p][v]);
 }
 
 /// The epilogue comes by value: every store could change one in memory.
 ALWAYS_INLINE void finish_tile(const int positions, const int vectors, vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS], float *y, int64_t y_plane, int64_t y_step,
                                const qrt_conv_epilogue e, const bool with_addend) {
     const vf low = vf_set(e.low), high = vf_set(e.high);
+    const float *addend = e.addend;
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; v++) {
-        const int64_t block = v / BLOCK_VECTORS, lane = v % BLOCK_VECTORS * VL;
-        const float *bias = e.bias ? e.bias + v * VL : NULL, *addend = with_addend ? e.addend + block * e.addend_plane + lane : NULL;
+    for (int p = 0; p < positions; p++, y += y_step, addend = with_addend ? addend + y_step : NULL)
 #pragma GCC unroll 16
-        for (int p = 0; p < positions; p++)
-            vf_store(y + block * y_plane + lane + p * y_step, finished(sums[p][v], bias, with_addend ? addend + p * y_step : NULL, low, high));
-    }
+        for (int v = 0; v < vectors; v++) {
+            const int64_t block = v / BLOCK_VECTORS, lane = v % BLOCK_VECTORS * VL;
+            const float *bias = e.bias ? e.bias + v * VL : NULL, *added = with_addend ? addend + block * e.addend_plane + lane : NULL;
+            vf_store(y + block * y_plane + lane, finished(sums[p][v], bias, added, low, high));
+        }
 }
 
 /// `step`, `positions` and `blocks` are constants at every call: all loops over the tile unroll into registers.
 ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks, const qrt_conv_sums *s, float *y, int64_t y_plane, bool accumulate,
                            const qrt_conv_epilogue *epilogue) {
     const int vectors = blocks * BLOCK_VECTORS;
-    const int64_t y_step = s->y_step;
+    int64_t y_step = s->y_step;
     vf sums[MAX_POSITIONS][MAX_BLOCKS * BLOCK_VECTORS];
 #pragma GCC unroll 16
     for (int p = 0; p < positions; p++)
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; v++)
             sums[p][v] = accumulate ? vf_load(y + v / BLOCK_VECTORS * y_plane + p * y_step + v % BLOCK_VECTORS * VL) : vf_zero();
+    __asm__("" : "+r"(y), "+r"(y_plane), "+r"(y_step));  // else compilers keep the address of every output across the sums
     if (epilogue && epilogue->addend)
         for (int b = 0; b < blocks; b++)
             for (int p = 0; p < positions; p++)
@@ -57,6 +59,7 @@ ALWAYS_INLINE void tile_of(const int step, const int positions, const int blocks
         const float *x = s->planes[i];
         const int64_t *place = s->places, count = i + 1 < s->num_planes ? s->num_floats : s->num_last_floats;
         for (int64_t t = 0; t < s->num_taps; t++, place += step ? 1 : positions) {
+            __asm__("" : "+r"(s));  // what it says is read again, else compilers keep it in vectors
             const float *w = w_plane + s->taps[t], *first = step ? x + place[0] : x, *at[MAX_POSITIONS];
 #pragma GCC unroll 16
             for (int p = 0; p < positions && !step; p++) at[p] = place[p] < 0 ? zeros : x + place[p];

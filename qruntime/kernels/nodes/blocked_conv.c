@@ -67,12 +67,15 @@ static int64_t find_places(const job *j, int64_t at, int count, int64_t *places,
                 all_outside = all_outside && !inside;
             }
             for (int64_t v = 0; v < g->window[2] && !all_outside; v++) {
+                bool any_inside = false;
                 for (int p = 0; p < count; p++) {
                     const int64_t column = begin[2][p] + v * g->dilation[2];
                     const bool inside = rows[p] != QRT_OUTSIDE && column >= 0 && column < g->in[2];
                     places[found * count + p] = inside ? (rows[p] + column) * BLOCK : QRT_OUTSIDE;
+                    any_inside = any_inside || inside;
                 }
-                taps[found++] = (tap + v) * tap_floats;
+                taps[found] = (tap + v) * tap_floats;
+                found += any_inside;
             }
         }
     return found;

@@ -343,6 +343,8 @@ CASES = {
     "pointwise": ("blocks", (40, 90, 1, 1), (21, 23), {}),
     "deep": ("blocks", (700, 33, 1, 1), (13, 17), {}),
     "columns": ("columns", (3, 70, 7, 7), (60, 61), {"pads": [3, 3, 3, 3], "strides": [2, 2]}),
+    "columns of one block": ("columns", (3, 16, 3, 3), (9, 75), {"pads": [1, 2, 1, 1]}),
+    "columns apart": ("columns", (2, 40, 5, 9), (40, 61), {"pads": [6, 4, 3, 8], "strides": [3, 16], "dilations": [2, 1]}),
     "narrow depthwise": ("depthwise", (90, 90, 3, 3), (40, 17), {"pads": [1, 1, 1, 1]}),
     "depthwise of 7 x 7": ("depthwise", (40, 40, 5, 5), (7, 7), {"pads": [2, 2, 2, 2]}),
     "strided depthwise": ("depthwise", (40, 40, 3, 3), (29, 38), {"pads": [1, 0, 1, 1], "strides": [2, 2]}),

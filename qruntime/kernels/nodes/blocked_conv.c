@@ -20,15 +20,14 @@ struct job {
     const qrt_blocked_epilogue *epilogue;
     int64_t (*find)(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats);
     const float **planes;                ///< [images, planes]
-    int64_t x_image, x_row;              ///< floats; rows are those of the padded copy where there is one
-    const float *source;                 ///< an image that is not in blocks,
-    float *copy;                         ///< and a copy of it with its padding, or NULL
+    int64_t x_image;                     ///< floats
+    bool patches;                        ///< the image is not in blocks, and has padding: tiles that meet it read a copy of what they cover
     int64_t step, row, steps_begin, steps_end;  ///< outputs of a row are `row`; those between begin and end lie in steps, none outside
     int64_t unit_groups, unit_images, unit_positions;  ///< all groups of one image, or one of some
     int64_t chunk, kept_planes;
     int64_t tile_groups;                 ///< that a tile serves one after the other: one, or all of a unit
     bool pays_steps[QRT_CONV_MAX_BLOCKS];  ///< for tiles of 1, 2, … blocks
-    int64_t *lists;                      ///< for each slot: places and taps
+    int64_t *lists;                      ///< for each slot: places, taps, planes of a patch, and the patch
     int64_t list_length, slots;
 };
 
@@ -89,20 +88,77 @@ static int64_t find_pixels(const job *j, int64_t at, int count, int64_t *places,
     return 1;
 }
 
-/// The same in an image that is not in blocks, padded where it needs to be: a tap is a row of the window.
+/// The same in an image that is not in blocks, of positions none of which meets padding: a tap is a row of the window.
 static int64_t find_rows(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats) {
     const qrt_convolution *g = j->g;
     position first = position_of(g, at);
     int64_t found = 0;
-    for (int p = 0; p < count; p++, advance(g, &first))
-        places[p] = (first.at[0] * g->stride[0] * g->padded[1] + first.at[1] * g->stride[1]) * j->x_row + first.at[2] * g->stride[2];
+    for (int p = 0; p < count; p++, advance(g, &first)) {
+        const int64_t slice = first.at[0] * g->stride[0] - g->begin[0], row = first.at[1] * g->stride[1] - g->begin[1];
+        places[p] = (slice * g->in[1] + row) * g->in[2] + first.at[2] * g->stride[2] - g->begin[2];
+    }
     for (int64_t d = 0; d < g->window[0]; d++)
         for (int64_t h = 0; h < g->window[1]; h++, found++) {
-            const int64_t offset = (d * g->dilation[0] * g->padded[1] + h * g->dilation[1]) * j->x_row;
+            const int64_t offset = (d * g->dilation[0] * g->in[1] + h * g->dilation[1]) * g->in[2];
             for (int p = 0; p < count && found > 0; p++) places[found * count + p] = places[p] + offset;
             taps[found] = found * tap_floats;
         }
     return found;
+}
+
+/// Whether `size` pixels of axis i from output position `at` on, as its first tap has them, and all other taps are inside.
+static bool is_inside(const qrt_convolution *g, int i, int64_t at, int64_t size) {
+    const int64_t first = at * g->stride[i] - g->begin[i];
+    return first >= 0 && first + (g->window[i] - 1) * g->dilation[i] + size <= g->in[i];
+}
+
+/// Whether a tile reads padding.
+static bool meets_padding(const job *j, int64_t at, int count, bool in_steps) {
+    const qrt_convolution *g = j->g;
+    position p = position_of(g, at);
+    for (int i = 0; i < (in_steps ? 1 : count); i++, advance(g, &p))
+        if (!is_inside(g, 0, p.at[0], 1) || !is_inside(g, 1, p.at[1], 1) || !is_inside(g, 2, p.at[2], in_steps ? (count - 1) * g->stride[2] + 1 : 1))
+            return true;
+    return false;
+}
+
+/// What `find` gives for a tile that meets padding: in a copy of all it reads, whose planes are put behind the taps. Outputs of one row share
+/// the pixels of theirs.
+static int64_t find_in_patch(const job *j, const float *const *planes, int64_t num_planes, int64_t at, int count, bool in_steps, int64_t *places, int64_t *taps,
+                             int64_t tap_floats) {
+    const qrt_convolution *g = j->g;
+    const qrt_conv_weights *w = j->w;
+    const int listed = in_steps ? 1 : count;
+    const float **copies = (const float **)(taps + w->taps);
+    float *to = (float *)(copies + num_planes);
+    position first = position_of(g, at);
+    int64_t pitch = 0, begins[QRT_CONV_MAX_POSITIONS + 1];
+    for (int p = 0, n; p < count; p += n) {  // begins: of rows of outputs in a line of the patch
+        n = (int)qrt_min(count - p, g->out[2] - (p ? 0 : first.at[2]));
+        for (int i = 0; i < n && p + i < listed; i++) begins[p + i] = pitch + i * g->stride[2];
+        pitch += (n - 1) * g->stride[2] + w->floats;
+    }
+    memset(to, 0, (size_t)(num_planes * w->taps * pitch) * sizeof *to);
+    for (int64_t i = 0; i < num_planes; i++) copies[i] = to + i * w->taps * pitch;
+    for (int64_t t = 0; t < w->taps; t++) {
+        taps[t] = t * tap_floats;
+        for (int p = 0; p < listed; p++) places[t * listed + p] = t * pitch + begins[p];
+    }
+    for (int p = 0, n; p < count; p += n, first.at[2] += n - 1, advance(g, &first)) {
+        n = (int)qrt_min(count - p, g->out[2] - first.at[2]);
+        const int64_t column = first.at[2] * g->stride[2] - g->begin[2], width = (n - 1) * g->stride[2] + w->floats;
+        const int64_t begin = qrt_max(0, -column), end = qrt_min(width, g->in[2] - column);
+        for (int64_t t = 0; t < w->taps && end > begin; t++) {
+            const int64_t slice = first.at[0] * g->stride[0] - g->begin[0] + t / g->window[1] * g->dilation[0];
+            const int64_t row = first.at[1] * g->stride[1] - g->begin[1] + t % g->window[1] * g->dilation[1];
+            if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) continue;
+            const int64_t line = (slice * g->in[1] + row) * g->in[2] + column;
+            float *at_tap = to + t * pitch + begins[p];
+            for (int64_t i = 0; i < num_planes; i++)
+                memcpy(at_tap + i * w->taps * pitch + begin, planes[i] + line + begin, (size_t)(end - begin) * sizeof *to);
+        }
+    }
+    return w->taps;
 }
 
 /// So few positions do not repay reading weights: what a row leaves of them goes with the tile before, halved.
@@ -157,11 +213,16 @@ static void sum_chunk(const job *j, int64_t image, int64_t group, int64_t groups
         .num_last_floats = is_last && w->kind == QRT_CONV_BLOCKS ? w->dims[1] - (w->planes - 1) * BLOCK : w->floats,
         .places = places, .taps = taps, .w = values, .w_plane = plane_floats, .y_step = BLOCK,
     };
+    const float *const *image_planes = sums.planes;
     for (int64_t at = first, column = first % j->row, tile = 0; at < end; tile++) {
-        const bool goes_on = sums.step && column > 0;
+        const bool goes_on = sums.step && column > 0 && sums.planes == image_planes;
         bool in_steps;
         const int count = next_tile(j, column, end - at, blocks, &in_steps);
-        if (in_steps && goes_on)  // in the same row, behind the tile before
+        sums.planes = image_planes;
+        if (j->patches && (in_steps && goes_on ? !is_inside(j->g, 2, column, (count - 1) * j->step + 1) : meets_padding(j, at, count, in_steps))) {
+            sums.num_taps = find_in_patch(j, image_planes, planes, at, count, in_steps, places, taps, tap_floats);
+            sums.planes = (const float *const *)(taps + w->taps);
+        } else if (in_steps && goes_on)  // in the same row, behind the tile before
             for (int64_t t = 0; t < sums.num_taps; t++) places[t] += count * j->step;
         else
             sums.num_taps = j->find(j, at, in_steps ? 1 : count, places, taps, tap_floats);
@@ -204,22 +265,6 @@ static void run_slot(void *context, int64_t slot) {
     const int64_t units = count_units(j);
     for (int64_t unit = units * slot / j->slots; unit < units * (slot + 1) / j->slots; unit++)
         run_unit(j, unit, j->lists + slot * j->list_length);
-}
-
-/// One row of the padded copy.
-static void copy_row(void *context, int64_t task) {
-    const job *j = context;
-    const qrt_convolution *g = j->g;
-    float *to = j->copy + task * j->x_row;
-    const int64_t row = task % g->padded[1] - g->begin[1], slice = task / g->padded[1] % g->padded[0] - g->begin[0];
-    const int64_t plane = task / g->padded[1] / g->padded[0], begin = g->begin[2], width = g->in[2];
-    if (slice < 0 || slice >= g->in[0] || row < 0 || row >= g->in[1]) {
-        memset(to, 0, (size_t)j->x_row * sizeof *to);
-        return;
-    }
-    memset(to, 0, (size_t)begin * sizeof *to);
-    memcpy(to + begin, j->source + ((plane * g->in[0] + slice) * g->in[1] + row) * width, (size_t)width * sizeof *to);
-    memset(to + begin + width, 0, (size_t)(j->x_row - begin - width) * sizeof *to);
 }
 
 /// Where outputs of a row lie in steps and no tap of theirs is outside of the width.
@@ -288,15 +333,20 @@ static void divide(job *j, int threads) {
     j->kept_planes = qrt_ceil_div(w->planes, qrt_min(qrt_ceil_div(group_floats, KEPT_FLOATS), w->planes));
 }
 
-/// The same of a copy with padding, which is made.
-static void pad_planes(job *j, int threads, const float *source, float *copy) {
-    const qrt_convolution *g = j->g;
-    const int64_t count = g->images * g->channels, rows = g->padded[0] * g->padded[1];
-    j->source = source;
-    j->copy = copy;
-    j->x_row = g->padded[2];
-    for (int64_t p = 0; p < count; p++) j->planes[p] = copy + p * rows * j->x_row;
-    qrt_parallel_for(threads, count * rows, copy_row, j);
+/// Numbers of 8 bytes that the lists of a slot have; false when there are too many.
+static bool count_lists(const job *j, int64_t *numbers) {
+    const qrt_conv_weights *w = j->w;
+    int64_t wide = 0, floats = 0, taps;
+    for (int i = 0; i < w->kernel.blocks; i++) wide = qrt_max(wide, w->kernel.in_steps[i]);
+    if (j->patches) {
+        int64_t width;
+        if (__builtin_mul_overflow(w->floats, QRT_CONV_MAX_POSITIONS, &width) ||
+            __builtin_add_overflow(width, qrt_max(wide, QRT_CONV_MAX_POSITIONS) * qrt_min(j->g->stride[2], j->g->padded[2]), &width) ||
+            !qrt_num_elements(3, (const int64_t[]){w->planes, w->taps, width}, &floats))
+            return false;
+        floats = floats / 2 + w->planes + 1;
+    }
+    return !__builtin_mul_overflow(w->taps, QRT_CONV_MAX_POSITIONS + 1, &taps) && !__builtin_add_overflow(taps, floats, numbers);
 }
 
 static qrt_status convolve(job *j, const qrt_node *node, qrt_run *run, const qrt_tensor *const *in) {
@@ -306,21 +356,17 @@ static qrt_status convolve(job *j, const qrt_node *node, qrt_run *run, const qrt
     const bool is_small = work < MIN_PARALLEL_WORK && w->base.k * w->base.n < MIN_PARALLEL_WEIGHTS;
     const int threads = is_small ? 1 : run->num_threads;
     divide(j, threads);
-    j->list_length = w->taps * (QRT_CONV_MAX_POSITIONS + 1);
-    const bool copies = w->kind == QRT_CONV_COLUMNS && memcmp(g->padded, g->in, sizeof g->in);
-    int64_t floats = 0, lists, planes, pointers;
+    int64_t lists, planes, numbers;
     size_t bytes;
-    if ((copies && !qrt_num_elements(5, (const int64_t[]){g->images, g->channels, g->padded[0], g->padded[1], g->padded[2]}, &floats)) ||
-        __builtin_mul_overflow(j->slots, j->list_length, &lists) || __builtin_mul_overflow(g->images, w->planes * w->parts, &planes) ||
-        __builtin_add_overflow(lists, planes, &pointers) || __builtin_mul_overflow(pointers, (int64_t)(sizeof(int64_t) / sizeof(float)), &pointers) ||
-        __builtin_add_overflow(floats, pointers, &floats) || __builtin_mul_overflow((size_t)floats, sizeof(float), &bytes))
+    if (!count_lists(j, &j->list_length) || __builtin_mul_overflow(j->slots, j->list_length, &lists) ||
+        __builtin_mul_overflow(g->images, w->planes * w->parts, &planes) || __builtin_add_overflow(lists, planes, &numbers) ||
+        __builtin_mul_overflow((size_t)numbers, sizeof(int64_t), &bytes))
         return QRT_NO_MEMORY;
     qrt_buffer *scratch = qrt_scratch(run, bytes);
     if (!scratch) return QRT_NO_MEMORY;
     j->lists = scratch->data;
     j->planes = (const float **)(j->lists + lists);
-    if (copies) pad_planes(j, threads, in[0]->data, (float *)(j->planes + planes));
-    else qrt_list_planes(node, in, g->images, g->in[0] * g->in[1] * g->in[2] * (w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK), j->planes);
+    qrt_list_planes(node, in, g->images, g->in[0] * g->in[1] * g->in[2] * (w->kind == QRT_CONV_COLUMNS ? 1 : BLOCK), j->planes);
     qrt_parallel_for(threads, j->slots, run_slot, j);
     qrt_scratch_free(run, scratch);
     return QRT_OK;
@@ -341,7 +387,8 @@ static qrt_status blocked_conv(const qrt_node *node, qrt_run *run, const qrt_ten
     qrt_blocked_epilogue epilogue;
     const qrt_status status = qrt_begin_blocked(node, run, in, w->rank, w->blocks, w->bias, &g, &out[0], &epilogue);
     if (status != QRT_OK || out[0].size == 0) return status;
-    job j = {.g = &g, .w = w, .epilogue = &epilogue, .x_image = g.channels * g.in[0] * g.in[1] * g.in[2], .x_row = g.in[2]};
+    job j = {.g = &g, .w = w, .epilogue = &epilogue, .x_image = g.channels * g.in[0] * g.in[1] * g.in[2]};
+    j.patches = in_columns && memcmp(g.padded, g.in, sizeof g.in);
     set_steps(&j);
     bool is_pointwise = w->taps == 1 && g.positions == g.in[0] * g.in[1] * g.in[2] && !memcmp(g.padded, g.in, sizeof g.in);
     if (is_pointwise) {  // of an axis with a stride there is one pixel only

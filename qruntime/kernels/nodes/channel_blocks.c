@@ -4,10 +4,11 @@
 #include "../conv_f32.h"
 #include "../threads.h"
 #include "arguments.h"
+#include "four.h"
 
 enum { BLOCK = QRT_CHANNEL_BLOCK };
 
-/// Pixels of a task, and of it those moved at a time: lines of 16 channels stay in the first-level cache.
+/// Pixels of a task; so few floats do not repay waking a thread.
 enum { TASK_PIXELS = 1024, MIN_PARALLEL_FLOATS = 1 << 15 };
 
 typedef struct {
@@ -17,28 +18,54 @@ typedef struct {
     bool blocks_them;                          ///< else it takes them apart
 } regrouping;
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/// Four channels of `count` ≤ 16 pixels, of which the last `missing`, a constant, are not there: rows of pixels `plane` apart into lines of
+/// a block.
+ALWAYS_INLINE void block_four(const int missing, const float *from, int64_t plane, int64_t count, float *to) {
+    int64_t p = 0;
+    for (; p + 4 <= count; p += 4) {
+        u32x4 v[4] = {{0}, {0}, {0}, {0}};
+        for (int i = 0; i < 4 - missing; i++) memcpy(&v[i], from + i * plane + p, sizeof v[i]);
+        transpose_four(v);
+        for (int i = 0; i < 4; i++) memcpy(to + (p + i) * BLOCK, &v[i], sizeof v[i]);
+    }
+    for (; p < count; p++)
+        for (int i = 0; i < 4; i++) to[p * BLOCK + i] = i < 4 - missing ? from[i * plane + p] : 0.0f;
+}
+
+/// The reverse: those that are missing are not written.
+ALWAYS_INLINE void unblock_four(const int missing, const float *from, int64_t plane, int64_t count, float *to) {
+    int64_t p = 0;
+    for (; missing < 4 && p + 4 <= count; p += 4) {
+        u32x4 v[4];
+        for (int i = 0; i < 4; i++) memcpy(&v[i], from + (p + i) * BLOCK, sizeof v[i]);
+        transpose_four(v);
+        for (int i = 0; i < 4 - missing; i++) memcpy(to + i * plane + p, &v[i], sizeof v[i]);
+    }
+    for (; missing < 4 && p < count; p++)
+        for (int i = 0; i < 4 - missing; i++) to[i * plane + p] = from[p * BLOCK + i];
+}
+
+/// Lines of the cache are read and written as wholes, 16 pixels at a time.
 static void regroup_piece(void *context, int64_t task) {
     const regrouping *r = context;
     const int64_t piece = task % r->pieces, block = task / r->pieces % r->blocks, image = task / r->pieces / r->blocks;
     const int64_t first = piece * TASK_PIXELS, end = first + TASK_PIXELS < r->pixels ? first + TASK_PIXELS : r->pixels;
-    const int64_t left = r->channels - block * BLOCK, count = left < BLOCK ? left : BLOCK;
+    const int64_t channels = r->channels - block * BLOCK;
     const int64_t plain = (image * r->channels + block * BLOCK) * r->pixels, blocked = (image * r->blocks + block) * r->pixels * BLOCK;
-    if (r->blocks_them) {
-        float *to = r->to + blocked;
-        const float *from = r->from + plain;
-        if (count == BLOCK) {
-            for (int64_t p = first; p < end; p++)
-                for (int c = 0; c < BLOCK; c++) to[p * BLOCK + c] = from[c * r->pixels + p];
-            return;
+    for (int64_t p = first; p < end; p += BLOCK)
+        for (int64_t c = 0; c < BLOCK; c += 4) {
+            const int64_t count = end - p < BLOCK ? end - p : BLOCK, left = channels - c, in_lines = blocked + p * BLOCK + c;
+            const int64_t in_rows = plain + (left > 0 ? c * r->pixels : 0) + p;
+            const int missing = left >= 4 ? 0 : left > 0 ? (int)(4 - left) : 4;
+#define CASE(MISSING) \
+    case MISSING: \
+        if (r->blocks_them) block_four(MISSING, r->from + in_rows, r->pixels, count, r->to + in_lines); \
+        else unblock_four(MISSING, r->from + in_lines, r->pixels, count, r->to + in_rows); \
+        break;
+            switch (missing) { CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) }
         }
-        for (int64_t p = first; p < end; p++)
-            for (int64_t c = 0; c < BLOCK; c++) to[p * BLOCK + c] = c < count ? from[c * r->pixels + p] : 0.0f;
-        return;
-    }
-    const float *from = r->from + blocked;
-    float *to = r->to + plain;
-    for (int64_t c = 0; c < count; c++)
-        for (int64_t p = first; p < end; p++) to[c * r->pixels + p] = from[p * BLOCK + c];
 }
 
 static void regroup(qrt_run *run, const qrt_tensor *x, qrt_tensor *y, int64_t images, int64_t channels, int64_t pixels, bool blocks_them) {

@@ -47,6 +47,7 @@ class Transforming:
         unserved: Facts = {type(step).__name__: "its weight can follow no change of what it reads" for step in steps}
         self.facts: dict[Node, Facts] = {layer.node: {} if layer.node in served else dict(unserved) for layer in layers}
         self._order = _order(calibration.batches)
+        self._pool = ThreadPoolExecutor(max(1, calibration.num_threads))
         self.unchanged: dict[int, Sequence[Any]] = dict.fromkeys(self._order[:CHECKED], ())
         """Of feeds that are checked, by their numbers, the outputs of the graph as it is."""
 
@@ -56,7 +57,7 @@ class Transforming:
             if site.graph is not self.graph or site.value is not group.tensor:
                 continue
             own = [schemes.get(reader.node) for reader in site.readers]
-            view = _View(site, group, statistics, own, self._order, self.calibration.num_threads)
+            view = _View(site, group, statistics, own, self._order, self._pool)
             for step in self.steps:
                 found = step.choose(view.of_now())
                 if isinstance(found, Equivalence) and not _is_sound(found):
@@ -129,12 +130,12 @@ class _View:
     """A site as it is after the changes that were chosen for it so far."""
 
     def __init__(
-        self, site: Site, group: Group, statistics: Statistics, schemes: Sequence[Scheme | None], order: Sequence[int], num_threads: int
+        self, site: Site, group: Group, statistics: Statistics, schemes: Sequence[Scheme | None], order: Sequence[int], pool: ThreadPoolExecutor
     ):
         self.site, self.statistics, self.schemes = site, statistics, tuple(schemes)
         self.held = _first([group.held[i] for i in order], site.value)
         self.shapes = [np.shape(held[site.value]) for held in self.held]
-        self.num_threads = num_threads
+        self._pool = pool
         self.runs = [np.asarray(held[site.value], np.float32).reshape(-1, site.channels) for held in self.held]
         self.weights = tuple(reader.matrix for reader in site.readers)
         self._made: list[Equivalence] = []
@@ -169,8 +170,7 @@ class _View:
         self.weights = tuple(changed_weight(weight, equivalence) for weight in self.weights)
 
     def _side_by_side(self, function: Callable[[Any], Any], several: Sequence[Any]) -> list[Any]:
-        with ThreadPoolExecutor(max(1, self.num_threads)) as pool:
-            return list(pool.map(function, several))
+        return list(self._pool.map(function, several))
 
     def _outputs(self, inputs: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs the part of the graph as it stands, on what the changes would have been made of."""

@@ -294,7 +294,9 @@ class _Run:
             one.grids |= {place: found for place, found in enumerate(chain(*every)) if found is not None}
 
     def _transform(self, assignments: Sequence[Assignment], transforming: Transforming) -> None:
-        for one, errors in zip(assignments, self.pool.map(rtn_errors_of, assignments), strict=True):
+        coming = self.pool.map(rtn_errors_of, assignments)
+        transforming.check()
+        for one, errors in zip(assignments, coming, strict=True):
             one.rtn_errors = errors
         transforming.make()
         for one in assignments:

@@ -67,9 +67,12 @@ class Transforming:
                     view.change(found)
                 self._note(site, step, found)
 
-    def make(self) -> None:
-        """Change the graph."""
+    def check(self) -> None:
+        """Drop what cannot be made or moves the outputs; tried on a copy, the graph stays as it is."""
         self._drop_faults(list(self._chosen))
+
+    def make(self) -> None:
+        """Change the graph by what is left."""
         for number, equivalences in self._chosen.items():
             _apply(self._sites[number], equivalences)
 
@@ -130,7 +133,13 @@ class _View:
     """A site as it is after the changes that were chosen for it so far."""
 
     def __init__(
-        self, site: Site, group: Group, statistics: Statistics, schemes: Sequence[Scheme | None], order: Sequence[int], pool: ThreadPoolExecutor
+        self,
+        site: Site,
+        group: Group,
+        statistics: Statistics,
+        schemes: Sequence[Scheme | None],
+        order: Sequence[int],
+        pool: ThreadPoolExecutor,
     ):
         self.site, self.statistics, self.schemes = site, statistics, tuple(schemes)
         self.held = _first([group.held[i] for i in order], site.value)

@@ -104,10 +104,17 @@ static int64_t find_places(const job *j, const phase *p, int64_t lines, int64_t 
     return found;
 }
 
+/// Whether a row of a phase takes no more time in tiles with steps, and in others where there are none, than in others of nearly equal width.
+static bool steps_pay(const job *j, const phase *p, int64_t blocks) {
+    const int64_t wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
+    const int64_t tiles = (p->end - p->begin) / wide, behind = p->count[2] - p->begin - tiles * wide;
+    return p->end - p->begin >= wide &&
+           (qrt_ceil_div(p->begin, most) + qrt_ceil_div(behind, most)) * most + tiles * wide <= qrt_ceil_div(p->count[2], most) * most;
+}
+
 /// How many positions the next tile of a row takes, and whether they are in steps.
-static int next_tile(const job *j, const phase *p, int64_t column, int64_t blocks, bool *in_steps) {
+static int next_tile(const job *j, const phase *p, int64_t column, int64_t blocks, bool has_steps, bool *in_steps) {
     const int wide = j->w->kernel.in_steps[blocks - 1], most = j->w->kernel.positions[blocks - 1];
-    const bool has_steps = p->end - p->begin >= wide;
     *in_steps = has_steps && column >= p->begin && column + wide <= p->end;
     if (*in_steps) return wide;
     const int64_t gap = (has_steps && column < p->begin ? p->begin : p->count[2]) - column;
@@ -132,10 +139,11 @@ static void sum_row(const job *j, const phase *p, addition *a, int64_t row, cons
     const int64_t row_at = (out_slice * g->out[1] + out_row) * g->out[2] + p->first[2];
     float *y = j->epilogue->y + a->image * j->epilogue->image + a->block * j->epilogue->plane;
     qrt_conv_sums *sums = &a->sums;
+    const bool has_steps = steps_pay(j, p, a->blocks);
     bool went_in_steps = false;
     for (int64_t column = 0, count; column < p->count[2]; column += count) {
         bool in_steps;
-        count = next_tile(j, p, column, a->blocks, &in_steps);
+        count = next_tile(j, p, column, a->blocks, has_steps, &in_steps);
         if (in_steps && went_in_steps)
             for (int64_t t = 0; t < sums->num_taps; t++) m->places[t] += count * BLOCK;
         else

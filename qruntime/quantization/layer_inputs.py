@@ -1,7 +1,7 @@
 """The rows that the weights of a layer multiply: one row for each product with a weight [N, K].
 
 MatMul, Gemm …       the rows of the left-hand side
-LSTM, GRU, RNN       x_t for W, h_{t−1} for R, of each direction; of a GRU that resets h before R, h as it was
+LSTM, GRU, RNN       x_t for W, h_{t−1} for R, of each direction and all steps of a sequence; of a GRU that resets h before R, h as it was
 Conv                 the windows that the kernel covers, at most 4096 of an image
 
 `why_no_rows` says of which layers the rows are not known.
@@ -84,15 +84,27 @@ def _recurrent(graph: Graph, layer: Layer, x: Value, batches: Sequence[Mapping[V
     segment = Segment(graph, reads, [states], num_threads=num_threads, lower=True)
     inputs, recurrent = [], [[] for _ in range(directions)]  # type: ignore[var-annotated]
     for batch in batches:
-        inputs.append(_flat(np.asarray(batch[x])))
         y = np.asarray(segment.run(batch)[states])
         y = y if not node.attr("layout", 0) else np.moveaxis(y, 0, 2)  # [steps, directions, batch, hidden]
-        initial = _initial(layer, batch, y)
+        initial, steps = _initial(layer, batch, y), np.arange(len(y))[:, None]
+        lengths = _lengths(layer, batch, y)
+        runs = steps < lengths
+        inputs.append(_flat(np.asarray(batch[x])[runs.T if node.attr("layout", 0) else runs]))
         for direction in range(directions):
             backwards = node.attr("direction", "forward") == "reverse" or direction == 1
-            seen = [y[1:, direction], initial[None, direction]] if backwards else [initial[None, direction], y[:-1, direction]]
-            recurrent[direction].append(_flat(np.concatenate(seen)))
+            first = lengths - 1 if backwards else 0
+            before = np.roll(y[:, direction], -1 if backwards else 1, axis=0)
+            seen = np.where((steps == first)[..., None], initial[direction], before)
+            recurrent[direction].append(_flat(seen[runs]))
     return [inputs] * directions + recurrent
+
+
+def _lengths(layer: Layer, batch: Mapping[Value, Any], y: np.ndarray) -> np.ndarray:
+    """How many steps each sequence has: [batch]."""
+    given = layer.node.input(4)
+    if given is None:
+        return np.full(y.shape[2], len(y))
+    return np.asarray(given.data if given.is_constant else batch[given])
 
 
 def _initial(layer: Layer, batch: Mapping[Value, Any], y: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 import qruntime
 from qruntime.errors import QuantizationError
@@ -192,6 +192,39 @@ def test_recurrent_layers_see_inputs_and_states(direction: str):
         assert_same_bits(seen[d].high, x.reshape(-1, 5).max(axis=0))
         np.testing.assert_allclose(seen[count + d].high, rows.max(axis=0), rtol=1e-4, atol=1e-5)
         assert (seen[d].rows, seen[count + d].rows) == (12, 12)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("is_constant", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_steps_behind_the_end_of_a_sequence_are_not_seen(direction: str, is_constant: bool, layout: int):
+    """What the layers see of sequences together is what they see of each by itself, without padding."""
+    count, lengths = 2 if direction == "bidirectional" else 1, np.int32([3, 6, 0, 1])
+    weights = {"w": random(count, 16, 5), "r": random(count, 16, 4, seed=1)}
+    state, x = random(4, count, 4, seed=2), random(4, 6, 5, seed=3)  # sequences first
+    x[0, 3:] = x[3, 1:] = 1000
+
+    def run(names: list[str], feed: dict[str, np.ndarray], constants: dict[str, np.ndarray]):
+        node = helper.make_node("LSTM", names, ["y"], name="rnn", hidden_size=4, direction=direction, layout=layout)
+        kinds = {"x": FLOAT, "h": FLOAT, "n": TensorProto.INT32}
+        infos = [(name, kinds[name], [None] * array.ndim) for name, array in feed.items()]
+        return observed(qruntime.load(model_bytes([node], infos, [("y", FLOAT, None)], {**weights, **constants})), feed)["rnn"]
+
+    def laid(array: np.ndarray) -> np.ndarray:
+        return array if layout else np.ascontiguousarray(np.moveaxis(array, 0, 1))
+
+    feed = {"x": laid(x), "h": laid(state)}
+    names, told = ["x", "w", "r", "", "n", "h"], {"n": lengths}
+    together = run(names, feed, told) if is_constant else run(names, feed | told, {})
+    alone = [
+        run(["x", "w", "r", "", "", "h"], {"x": laid(x[i : i + 1, :n]), "h": laid(state[i : i + 1])}, {})
+        for i, n in enumerate(lengths)
+        if n
+    ]
+    for one, *others in zip(together, *alone, strict=True):
+        assert one.rows == lengths.sum()
+        np.testing.assert_allclose(one.sigma, sum(other.sigma for other in others), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.high, np.max([other.high for other in others], axis=0), rtol=1e-5, atol=1e-6)
 
 
 def test_convolutions_see_windows():

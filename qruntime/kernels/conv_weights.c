@@ -119,6 +119,17 @@ static void pack_group_of_winograd(void *context, int64_t group) {
             spread_window(p->from + (first * BLOCK + j) * w->base.k + channel * 9, to + channel * columns + j, stride);
 }
 
+static bool are_finite(const float *x, int64_t n) {
+    const uint32_t exponent = 0x7f800000;
+    uint32_t found = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        found |= (bits & exponent) == exponent;
+    }
+    return !found;
+}
+
 qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, int64_t parts, int32_t rank, const int64_t *dims,
                                 const float *weights, const float *bias, qrt_arena *arena, int num_threads) {
     size_t bytes = qrt_conv_packed_bytes(kernel, kind, parts, rank, dims), floats = 0;
@@ -135,6 +146,7 @@ qrt_conv_weights *qrt_conv_pack(const qrt_conv_f32 *kernel, qrt_conv_kind kind, 
     packing p = {w, weights};
     const qrt_task_fn pack = kind == QRT_CONV_WINOGRAD ? pack_group_of_winograd : kind == QRT_CONV_GROUPED ? pack_block_of_groups : pack_group;
     qrt_parallel_for(num_threads, w->groups, pack, &p);
+    w->is_finite = are_finite(weights, w->base.n * w->base.k);
     for (int64_t i = 0; i < w->blocks * BLOCK; i++) w->bias[i] = (bias && i < w->base.n ? bias[i] : 0.0f) + 0.0f;
     return w;
 }

@@ -33,6 +33,7 @@ typedef struct {
     int64_t blocks, groups;        ///< of the output
     int64_t planes, taps, floats;
     float *values;
+    bool is_finite;        ///< no product with a zero is anything but 0: taps that are outside may be left out
     float *bias;           ///< [blocks · 16], 0 where there is none, and for −0: so that no sum of zeros shows how many they were
 } qrt_conv_weights;
 

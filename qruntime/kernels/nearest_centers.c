@@ -9,8 +9,6 @@
 /// Centres whose distances are found side by side.
 enum { LANES = 16 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static int64_t num_panels(int64_t m) { return (m + LANES - 1) / LANES; }
 
 /// Centres as panels [⌈m / LANES⌉, d, LANES], filled up with some that nothing is near to.

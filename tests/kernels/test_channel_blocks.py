@@ -389,6 +389,19 @@ def test_does_not_depend_on_batch_nor_threads(name: str, activation: str) -> Non
         same_bits(convolved(x[one], w, b, residual[one], together[one], **geometry), both[one])
 
 
+@pytest.mark.parametrize("name", ["blocks", "strided", "dilated", "from row to row", "groups of blocks", "columns", "columns apart"])
+def test_weights_that_are_not_finite_make_nan_of_padding(name: str) -> None:
+    """As the definition has it, whatever is computed beside."""
+    kind, x, w, b, geometry = _case(name)
+    w[0, 0, 0, 0], w[-1, -1, -1, -1], w[3, 0, 0, -1] = np.inf, np.nan, -np.inf
+    with np.errstate(invalid="ignore"):
+        wanted = np.isnan(expected(x, w, b, **geometry))
+    got = convolved(x, w, b, kind=kind, **geometry)
+    np.testing.assert_array_equal(np.isnan(got), wanted)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(convolved(x, w, b, kind=kind, threads=threads, **geometry), got)
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_outputs_do_not_depend_on_the_size_of_the_image(name: str) -> None:
     """Tiles that are cut elsewhere compute the same bits."""

@@ -48,8 +48,8 @@ static void advance(const qrt_convolution *g, position *p) {
     p->at[0]++;
 }
 
-/// Places and taps of `count` positions from `first` on in an image in blocks, but for taps that are outside at all of them.
-/// Returns how many taps there are.
+/// Places and taps of `count` positions from `first` on in an image in blocks, but for taps that are outside at all of them, unless their
+/// products with zeros would show. Returns how many taps there are.
 static int64_t find_places(const job *j, int64_t at, int count, int64_t *places, int64_t *taps, int64_t tap_floats) {
     const qrt_convolution *g = j->g;
     position first = position_of(g, at);
@@ -58,23 +58,23 @@ static int64_t find_places(const job *j, int64_t at, int count, int64_t *places,
         for (int i = 0; i < 3; i++) begin[i][p] = first.at[i] * g->stride[i] - g->begin[i];
     for (int64_t d = 0; d < g->window[0]; d++)
         for (int64_t h = 0; h < g->window[1]; h++, tap += g->window[2]) {
-            bool all_outside = true;
+            bool any_row = !j->w->is_finite;
             for (int p = 0; p < count; p++) {
                 const int64_t slice = begin[0][p] + d * g->dilation[0], row = begin[1][p] + h * g->dilation[1];
                 const bool inside = slice >= 0 && slice < g->in[0] && row >= 0 && row < g->in[1];
                 rows[p] = inside ? (slice * g->in[1] + row) * g->in[2] : QRT_OUTSIDE;
-                all_outside = all_outside && !inside;
+                any_row = any_row || inside;
             }
-            for (int64_t v = 0; v < g->window[2] && !all_outside; v++) {
-                bool any_inside = false;
+            for (int64_t v = 0; v < g->window[2] && any_row; v++) {
+                bool is_read = !j->w->is_finite;
                 for (int p = 0; p < count; p++) {
                     const int64_t column = begin[2][p] + v * g->dilation[2];
                     const bool inside = rows[p] != QRT_OUTSIDE && column >= 0 && column < g->in[2];
                     places[found * count + p] = inside ? (rows[p] + column) * BLOCK : QRT_OUTSIDE;
-                    any_inside = any_inside || inside;
+                    is_read = is_read || inside;
                 }
                 taps[found] = (tap + v) * tap_floats;
-                found += any_inside;
+                found += is_read;
             }
         }
     return found;
@@ -312,7 +312,7 @@ static int64_t whole_rows(const job *j, int64_t positions) {
 /// larger, the weights of all groups or an image, is read once, by one thread.
 static void divide(job *j, int threads) {
     const qrt_conv_weights *w = j->w;
-    for (int blocks = 1; blocks <= w->kernel.blocks; blocks++) j->pays_steps[blocks - 1] = steps_pay(j, blocks);
+    for (int blocks = 1; blocks <= w->kernel.blocks; blocks++) j->pays_steps[blocks - 1] = w->is_finite && steps_pay(j, blocks);
     const int64_t images = j->g->images, positions = j->g->positions, wanted = threads > 1 ? 8 * (int64_t)threads : 1;
     const int64_t group_blocks = qrt_ceil_div(w->blocks, w->groups), group_floats = w->planes * w->taps * w->floats * group_blocks * BLOCK;
     int64_t ranges = qrt_min(qrt_ceil_div(wanted, images), qrt_ceil_div(positions, LEAST_POSITIONS));

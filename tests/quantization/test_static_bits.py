@@ -191,12 +191,13 @@ def test_readers_with_ranges_of_different_bits(tmp_path: Path):
 
 @pytest.mark.parametrize("scheme", ["Wfp4Afp8-g32", "W4Afp8", "W8Afp8", "W8Afp8-g32", "Wnf4Afp8-g16", "Wfp8Afp8", "W16Afp8"])
 def test_rows_of_eight_bit_floats(scheme: str, tmp_path: Path):
-    """Rounded once for both readers, then multiplied as float activations are."""
+    """Rounded once for both readers, then multiplied as float activations are, but for the scale of a row, which weights of few bits have
+    at the end."""
     x = rows(9)
     quantized, plain = (two_readers(opset=21).quantize(scheme=name) for name in (scheme, scheme.replace("Afp8", "A16")))
     outputs = quantized(x)
     for y, z in zip(outputs, plain(round_to_float8(x)), strict=True):
-        assert_same_bits(y, z)
+        np.testing.assert_allclose(y, z, rtol=0, atol=5e-7 * np.abs(z).max())
     kinds = [node.op_type for node in quantized.profile({"x": x}, repeat=1).nodes]
     assert kinds == ["RoundToFloat8", "Linear", "Linear"]
     quantized.save(tmp_path / "q.onnx")

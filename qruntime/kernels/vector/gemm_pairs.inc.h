@@ -53,35 +53,31 @@ ALWAYS_INLINE void grouped_pair_tile(const int rows, int64_t first, int64_t k, c
     }
 }
 
-#define TILE(ROWS) case ROWS: pair_tile(ROWS, k, a, lda, b, ldb, c, ldc, accumulate); break;
+#define TILE(ROWS) \
+    case ROWS: \
+        if (in_groups) grouped_pair_tile(ROWS, first, k, a, lda, b, ldb, groups, c, ldc, accumulate); \
+        else pair_tile(ROWS, k, a, lda, b, ldb, c, ldc, accumulate); \
+        break;
 
-static void pair_strip(int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb, float *c, int64_t ldc,
-                       bool accumulate) {
-    for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
-        int64_t rows = (m + left - 1) / left;
+/// Tiles of nearly equal height; `in_groups` is a constant at every call.
+ALWAYS_INLINE void pair_tiles(const bool in_groups, int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb,
+                              const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
+    for (int64_t first = 0, left = (m + MR - 1) / MR, rows; first < m; first += rows, left--) {
+        rows = (m - first + left - 1) / left;
         switch (rows) {
             QRT_TILES
         }
         a += rows * lda;
         c += rows * ldc;
-        m -= rows;
     }
 }
 
-#undef TILE
-#define TILE(ROWS) case ROWS: grouped_pair_tile(ROWS, first, k, a, lda, b, ldb, groups, c, ldc, accumulate); break;
+static void pair_strip(int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb, float *c, int64_t ldc,
+                       bool accumulate) {
+    pair_tiles(false, m, k, a, lda, b, ldb, NULL, c, ldc, accumulate);
+}
 
 static void grouped_pair_strip(int64_t m, int64_t k, const int32_t *a, int64_t lda, const int32_t *b, int64_t ldb,
                                const qrt_f32_groups *groups, float *c, int64_t ldc, bool accumulate) {
-    int64_t first = 0;
-    for (int64_t left = (m + MR - 1) / MR; m > 0; left--) {
-        int64_t rows = (m + left - 1) / left;
-        switch (rows) {
-            QRT_TILES
-        }
-        a += rows * lda;
-        c += rows * ldc;
-        m -= rows;
-        first += rows;
-    }
+    pair_tiles(true, m, k, a, lda, b, ldb, groups, c, ldc, accumulate);
 }
